@@ -1,0 +1,491 @@
+"""Named and own data -> tensors in memory, splits, binarization, masks.
+
+    data = load_data("mnist", binarize="dynamic")
+    for x, y, mask in data.train.batches(128, shuffle=True):
+        ...
+
+Data stay on their device in the smallest type that holds them and are converted batch by batch. What makes the
+validation and test splits what they are (which datapoints, which noise) is drawn by a *data* seed of its own, on the
+CPU, so they are the same for every training seed and every device.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.distributions import constraints
+from torch.utils.data import Dataset
+
+from pyrolatent.declaration import Component, choices
+from pyrolatent.errors import InputError
+from pyrolatent.sources import NAMED, Array, Part, Source, as_array, clean, read_dataset, read_named, read_path
+
+Binarize = Literal["dynamic", "static", "threshold", "relaxed", "none"]
+Dequantize = Literal["uniform", "none"]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+CHUNK = 4096  # datapoints that are converted or drawn at a time, so that no float copy of a whole data set is made
+
+
+class Batch(NamedTuple):
+    """Datapoints as a model sees them.
+
+    Attributes:
+        x: (batch, *event_shape), float32.
+        y: class labels (batch,), int64, or vectors (batch, label_dim), float32; None without labels.
+        mask: (batch, *event_shape), bool, True where x is observed; None where everything is.
+            Unobserved values carry no meaning.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    """One of train, validation and test.
+
+    A batch is `x * factor`, or, where noise is drawn anew for each batch,
+
+        binarize:    1 if u < x * factor else 0       u ~ Uniform[0, 1)
+        dequantize:  (x + u) / levels
+
+    Attributes:
+        x: (datapoints, *event_shape), in the smallest type that holds it.
+        y: labels (datapoints,), int64, or (datapoints, label_dim), float32.
+        mask: (datapoints, *event_shape), bool, True where observed; x is 0 elsewhere.
+        factor: what converts x to the values that are modelled.
+        noise: the noise that is drawn anew for each batch, if any.
+        levels: number of levels of integer x, where it is known.
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+    mask: Tensor | None = None
+    factor: float = 1.0
+    noise: Literal["binarize", "dequantize"] | None = None
+    levels: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, index: Tensor | slice) -> Batch:
+        """Selects and converts datapoints; noise comes from torch's global generator of the device.
+
+        Args:
+            index: (batch,), int64, or a slice.
+        """
+        return Batch(self._convert(_select(self.x, index)), _select(self.y, index), _select(self.mask, index))
+
+    def batches(self, size: int, *, shuffle: bool = False) -> Iterator[Batch]:
+        """All datapoints once, in batches; the last one is smaller if the size does not divide their number.
+
+        Args:
+            size: datapoints a batch.
+            shuffle: in an order drawn from torch's global generator (of the CPU, the same on every device).
+
+        Raises:
+            InputError: the size is not positive.
+        """
+        if size < 1:
+            raise InputError(f"a batch of {size} datapoints was asked for; at least 1 is needed")
+        if shuffle:
+            order = torch.randperm(len(self)).to(self.x.device)
+            return (self.batch(index) for index in order.split(size))
+        return (self.batch(slice(start, start + size)) for start in range(0, len(self), size))
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same split on another device."""
+        return dataclasses.replace(
+            self,
+            x=self.x.to(device),
+            y=None if self.y is None else self.y.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+        )
+
+    def _convert(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if self.noise is None:
+            return x.to(torch.float32) if self.factor == 1 else x.to(torch.float32) * self.factor
+        u = torch.rand(x.shape, generator=generator, dtype=torch.float32, device=x.device)
+        if self.noise == "binarize":
+            return (u < x * self.factor).to(torch.float32)
+        # Rounding can carry the largest value to 1, where a logit is infinite.
+        return ((x + u) / (self.levels or 1)).clamp(max=1 - 2**-24)
+
+    def _fixed(self, generator: torch.Generator) -> "Split":
+        """The same split with its noise drawn once and for all."""
+        if self.noise is None:
+            return self
+        stored = torch.uint8 if self.noise == "binarize" else torch.float32
+        x = torch.cat([self._convert(rows, generator).to(stored) for rows in self.x.split(CHUNK)])
+        return dataclasses.replace(self, x=x, factor=1.0, noise=None)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Data:
+    """Three splits of the same kind of datapoint, with everything that was chosen in making them.
+
+    Attributes:
+        name: what the data are called.
+        train: the split to fit.
+        validation: the split to choose by; fixed by the data seed.
+        test: the split to report; fixed by the data seed.
+        event_shape: shape of one datapoint.
+        label_dim: number of classes, or width of label vectors; 0 without labels.
+        binarize: "dynamic", "static", "threshold", "relaxed" (grey values, trained as a cross-entropy) or None.
+        dequantize: "uniform" or None.
+        declaration: what re-creates the data through `load_data`; None for arrays in memory.
+        record: every choice in types that JSON knows, and `evaluation_sha256`, a hash of validation and test as stored.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    event_shape: tuple[int, ...]
+    label_dim: int
+    binarize: str | None
+    dequantize: str | None
+    declaration: str | dict[str, Any] | None
+    record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{size:,} {split}" for split, size in self.record["sizes"].items())
+        return f"Data({self.name}: {sizes}; event_shape={self.event_shape}, label_dim={self.label_dim})"
+
+    def to(self, device: torch.device | str) -> "Data":
+        """The same data on another device."""
+        train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
+        return dataclasses.replace(self, train=train, validation=validation, test=test)
+
+    def check_support(self, constraint: constraints.Constraint, likelihood: str) -> None:
+        """Holds the values against the support of a likelihood, so that training does not begin with an error in it.
+
+        A support that depends on parameters cannot be checked, and passes.
+
+        Args:
+            constraint: the support of the likelihood's elementwise distribution.
+            likelihood: its name, for the message.
+
+        Raises:
+            InputError: an observed value lies outside, or the data are declared `relaxed` and the likelihood is not
+                a Bernoulli.
+        """
+        while isinstance(constraint, constraints.independent):
+            constraint = constraint.base_constraint
+        boolean = isinstance(constraint, type(constraints.boolean))
+        if self.binarize == "relaxed":
+            if not boolean:
+                raise InputError(
+                    f"{self.name} is declared binarize: relaxed, which goes with the bernoulli likelihood alone, but "
+                    f"the likelihood is {likelihood}; declare binarize: none to model grey values by a density"
+                )
+            return
+        if constraints.is_dependent(constraint):
+            return
+        device = self.train.x.device
+        # The check draws batches as training does, and must not move its random numbers.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for x, mask in self._values():
+                if mask is not None and constraint.event_dim > 0:
+                    continue  # what is not observed leaves the whole event undecided
+                if not (constraint.check(x) | (False if mask is None else ~mask)).all():
+                    raise InputError(self._outside(constraint, boolean, likelihood))
+
+    def _outside(self, constraint: constraints.Constraint, boolean: bool, likelihood: str) -> str:
+        observed = [x if mask is None else x[mask] for x, mask in self._values()]
+        low, high = min(x.min().item() for x in observed if len(x)), max(x.max().item() for x in observed if len(x))
+        values = f"{self.name} holds values in [{low:.4g}, {high:.4g}]"
+        defined = f"the {likelihood} likelihood is defined on {_SETS.get(str(constraint), str(constraint))}"
+        if boolean and low >= 0 and high <= 1:
+            return (
+                f"{values} that are not all 0 or 1, but {defined}: declare binarize: dynamic, static or threshold, "
+                "or relaxed to train on grey values as a cross-entropy"
+            )
+        return f"{values} of which some lie outside, but {defined}: choose another likelihood, or transform x"
+
+    def _values(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The values as they are modelled; one batch stands for a split where noise decides what they are."""
+        for split in (self.train, self.validation, self.test):
+            for x, _, mask in split.batches(CHUNK):
+                yield x, mask
+                if split.noise is not None:
+                    break
+
+
+def load_data(
+    source: str | Path | Mapping[str, Mapping[str, Any] | None] | Array | Tensor | Dataset[Any],
+    *,
+    binarize: Binarize | None = None,
+    dequantize: Dequantize | None = None,
+    validation: Fraction | None = None,
+    test: Fraction | None = None,
+    labels: Any = None,
+    mask: Any = None,
+    seed: Annotated[int, Field(ge=0)] = 0,
+    data_dir: str | Path | None = None,
+) -> Data:
+    """Loads a named data set, a file, a folder of images, an array or a `Dataset`, and splits it.
+
+    Arrays of shape (N, D) have the event shape (D,). Of whole numbers, uint8 arrays with three or more axes are images,
+    converted from 0..255 to [0, 1], channels first; others are counts. Images of 0 and 1 alone are binary.
+
+    Args:
+        source: one of
+
+            - a name: digits, mnist, fashion-mnist, kmnist, emnist, omniglot, cifar10, svhn, binarized-mnist;
+            - a file: .npy, .npz (x, y, mask, or x_train, y_train, x_test, ...), .csv, .parquet (a row of column names);
+            - a folder of images of one size, whose sub-folders, if any, are the classes;
+            - an array or tensor, or a map-style `Dataset` of x or (x, y);
+            - a mapping of one of the first three to its options, as a declaration has it.
+        binarize: what becomes of grey values p in [0, 1]. "dynamic": 1 with probability p, anew for each training
+            batch, once for validation and test; "static": once for all; "threshold": 1 where p > 1/2; "relaxed": kept,
+            to be trained as a cross-entropy; "none": kept. None is "dynamic" for the named images of ink unless they
+            are dequantized, else "none".
+        dequantize: "uniform" turns an integer k of L levels into (k + u) / L with u ~ Uniform[0, 1), anew for each
+            training batch. L is 256 for uint8, 17 for digits, and for other counts one more than the largest.
+        validation: the part of what is not test that is held out for validation; None is 0.1.
+        test: the part that is held out for test; None is 0.1. A source with its own split takes neither.
+        labels: an array, (N,) integers or (N, label_dim); or the name of a file's label column or array.
+        mask: bool array of x's shape, True where observed; or "nan": NaN is what is not observed.
+        seed: the data seed: of the splits, and of all noise that is fixed.
+        data_dir: where named data sets are; None is the environment variable PYROLATENT_DATA, else the user's cache.
+
+    Raises:
+        InputError: an unknown name or option, an unreadable file, or data that cannot be modelled as they are.
+    """
+    options: dict[str, Any] = {
+        "binarize": binarize, "dequantize": dequantize, "validation": validation, "test": test, "labels": labels,
+        "mask": mask, "seed": seed or None, "data_dir": data_dir,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(source, Mapping):
+        source, declared = _only(source)
+        if twice := sorted(given.keys() & declared.keys()):
+            raise InputError(f"{twice[0]} is declared for {source} and given beside it; give it once")
+        given |= {name: value for name, value in declared.items() if value is not None}
+    given = Component(load_data, ("source",)).check(given, f"data.{source}" if isinstance(source, str) else "data")
+    return _assemble(*_read(source, given), given)
+
+
+def _only(declaration: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    if len(declaration) != 1:
+        listed = ", ".join(map(str, declaration)) or "none"
+        raise InputError(f"data takes one source with its options, but was given {len(declaration)}: {listed}")
+    ((source, options),) = declaration.items()
+    if options is not None and not isinstance(options, Mapping):
+        raise InputError(f"data.{source} takes its options as a mapping, but was given {options!r}")
+    return source, options or {}
+
+
+def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
+    """The source's arrays, and the name or path that declares it, if it has one."""
+    if isinstance(source, str) and source in NAMED:
+        for option in ("labels", "mask"):
+            if option in given:
+                raise InputError(f"{source} has labels and a mask of its own or none; {option} goes with your own data")
+        return read_named(source, given.get("data_dir")), source
+    labels, mask = given.get("labels"), given.get("mask")
+    key = None
+    if isinstance(source, str | Path):
+        path = Path(source).expanduser()
+        if not path.exists() and isinstance(source, str) and not path.suffix and len(path.parts) == 1:
+            raise InputError(
+                f"there is no data set {source!r}; {choices(source, NAMED)}; or the path of a .npy, .npz, .csv "
+                "or .parquet file or of a folder of images"
+            )
+        read = read_path(path, labels if isinstance(labels, str) else None)
+        key = str(path.resolve())
+    elif isinstance(source, Dataset):
+        read = read_dataset(source)
+    elif isinstance(source, np.ndarray | Tensor):
+        read = Source("array", Part(as_array(source, "x")))
+    else:
+        raise InputError(f"data cannot be a {type(source).__name__}; give a name, a path, an array or a Dataset")
+    if isinstance(labels, str) and key is None:
+        raise InputError(f"labels={labels!r} names a column, but the data are in memory; give the labels themselves")
+    beside = {
+        field: as_array(value, option)
+        for field, option, value in (("y", "labels", labels), ("mask", "mask", mask))
+        if value is not None and not isinstance(value, str)
+    }
+    if beside and read.test is not None:
+        raise InputError(f"{read.name} has a test part of its own; put labels and masks for each part into the file")
+    return read._replace(train=read.train._replace(**beside)), None if beside else key
+
+
+def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
+    own = {"train": source.train, "validation": source.validation, "test": source.test}
+    parts = {name: clean(part, _called(source.name, name), given.get("mask")) for name, part in own.items() if part}
+    levels, factor = _scale(source, parts)
+    binarize, dequantize = _noise(source, parts, given, factor, levels)
+    seed = given.get("seed", 0)
+    # On the CPU whatever the device, so that the same seed means the same data everywhere.
+    generator = torch.Generator().manual_seed(seed)
+    whole = {
+        name: Split(torch.from_numpy(part.x), _tensor(part.y), _tensor(part.mask), factor, levels=levels)
+        for name, part in parts.items()
+    }
+    for held in ("test", "validation"):
+        if held in whole and held in given:
+            raise InputError(f"{source.name} has a {held} part of its own; leave {held}={given[held]} out")
+        if held not in whole:
+            whole["train"], whole[held] = _hold_out(whole["train"], given.get(held, 0.1), held, source.name, generator)
+    # Training comes last, so that the evaluation splits are the same whether it draws here or in each batch.
+    fixed = {name: _prepare(whole[name], binarize, dequantize)._fixed(generator) for name in ("validation", "test")}
+    train = _prepare(whole["train"], binarize, dequantize)
+    splits = {"train": train._fixed(generator) if binarize == "static" else train, **fixed}
+
+    event_shape = tuple(train.x.shape[1:])
+    options = {name: value for name, value in given.items() if key and value != _default(name, source, dequantize)}
+    if "data_dir" in options:
+        options["data_dir"] = str(Path(options["data_dir"]).expanduser().resolve())
+    record = {
+        "source": key or source.name,
+        "binarize": binarize,
+        "dequantize": dequantize,
+        "seed": seed,
+        "sizes": {name: len(split) for name, split in splits.items()},
+        "factor": factor,
+        "levels": levels,
+        "event_shape": list(event_shape),
+        "classes": list(source.classes) if source.classes else None,
+        "evaluation_sha256": _digest(splits["validation"], splits["test"]),
+    }
+    return Data(
+        name=source.name,
+        event_shape=event_shape,
+        label_dim=_label_dim(split.y for split in splits.values()),
+        binarize=binarize,
+        dequantize=dequantize,
+        declaration={key: options} if key and options else key,
+        record=record,
+        **splits,
+    )
+
+
+def _default(option: str, source: Source, dequantize: str | None) -> Any:
+    defaults = {"binarize": "none" if dequantize else source.binarize, "dequantize": "none", "seed": 0}
+    return defaults.get(option, 0.1 if option in ("validation", "test") else None)
+
+
+def _called(name: str, part: str) -> str:
+    return name if part == "train" else f"{name} ({part})"
+
+
+def _scale(source: Source, parts: Mapping[str, Part]) -> tuple[int | None, float]:
+    """Number of levels of integer x, None if it has none, and the factor that converts x; refuses parts that differ."""
+    first = parts["train"].x
+    for name, part in parts.items():
+        if part.x.shape[1:] != first.shape[1:] or (part.x.dtype.kind == "f") != (first.dtype.kind == "f"):
+            raise InputError(
+                f"{_called(source.name, name)}: datapoints are {part.x.dtype} of shape {part.x.shape[1:]}, but "
+                f"those of the training part are {first.dtype} of shape {first.shape[1:]}"
+            )
+        if (part.y is None) != (parts["train"].y is None):
+            raise InputError(f"{_called(source.name, name)}: either all parts have labels or none")
+    original = source.train.x.dtype
+    if original.kind in "bf":
+        return None, 1.0
+    if source.levels:
+        return source.levels, 1 / (source.levels - 1)
+    low, high = _range(parts)
+    if original == np.uint8:
+        # Images that hold 0 and 1 alone are binary, not black.
+        return 256, 1 / 255 if first.ndim > 2 and high > 1 else 1.0
+    return (int(high) + 1 if low >= 0 else None), 1.0
+
+
+def _noise(
+    source: Source, parts: Mapping[str, Part], given: Mapping[str, Any], factor: float, levels: int | None
+) -> tuple[str | None, str | None]:
+    """What is declared of binarization and dequantization, or the source's default; refuses what cannot be."""
+    dequantize = None if given.get("dequantize", "none") == "none" else given["dequantize"]
+    declared = given.get("binarize", _default("binarize", source, dequantize))
+    binarize = None if declared == "none" else declared
+    if dequantize and binarize:
+        raise InputError(
+            f"{source.name}: binarize: {binarize} and dequantize: {dequantize} exclude each other; keep one"
+        )
+    if dequantize and levels is None:
+        kind = source.train.x.dtype
+        raise InputError(f"{source.name}: dequantize needs integers that are not negative, but x is {kind}")
+    low, high = (factor * value for value in _range(parts))
+    if binarize and not 0 <= low <= high <= 1:
+        raise InputError(
+            f"{source.name}: binarize: {binarize} takes values in [0, 1], but x is in [{low:.4g}, {high:.4g}]; scale it"
+        )
+    return binarize, dequantize
+
+
+def _range(parts: Mapping[str, Part]) -> tuple[float, float]:
+    return min(float(p.x.min()) for p in parts.values()), max(float(p.x.max()) for p in parts.values())
+
+
+def _hold_out(split: Split, fraction: float, held: str, name: str, generator: torch.Generator) -> tuple[Split, Split]:
+    size = len(split)
+    count = round(fraction * size)
+    if not 0 < count < size:
+        raise InputError(
+            f"{name}: {fraction:g} of {size} datapoints for {held} leaves {count} there and {size - count} for the "
+            f"rest, but each needs at least 1; give more data or another {held} fraction"
+        )
+    order = torch.randperm(size, generator=generator)
+    rest, taken = order[count:].sort().values, order[:count].sort().values
+    return _take(split, rest), _take(split, taken)
+
+
+def _take(split: Split, index: Tensor) -> Split:
+    x, y, mask = (_select(field, index) for field in (split.x, split.y, split.mask))
+    return dataclasses.replace(split, x=x, y=y, mask=mask)
+
+
+def _prepare(split: Split, binarize: str | None, dequantize: str | None) -> Split:
+    """A split of raw values with its threshold, or with the noise that it draws."""
+    if binarize == "threshold":
+        return dataclasses.replace(split, x=(split.x > 0.5 / split.factor).to(torch.uint8), factor=1.0)
+    if binarize in ("dynamic", "static"):
+        return dataclasses.replace(split, noise="binarize")
+    return dataclasses.replace(split, noise="dequantize") if dequantize else split
+
+
+def _digest(*splits: Split) -> str:
+    digest = hashlib.sha256()
+    for split in splits:
+        for field in (split.x, split.y, split.mask):
+            digest.update(b"none" if field is None else f"{field.dtype} {tuple(field.shape)}".encode())
+            if field is not None:
+                digest.update(np.ascontiguousarray(field.numpy()).data)
+    return digest.hexdigest()
+
+
+def _label_dim(labels: Iterable[Tensor | None]) -> int:
+    widths = [y.shape[1] if y.ndim == 2 else int(y.max()) + 1 for y in labels if y is not None]
+    return max(widths, default=0)
+
+
+def _select(field: Any, index: Tensor | slice) -> Any:
+    if field is None or isinstance(index, slice):
+        return None if field is None else field[index]
+    return field.index_select(0, index.to(field.device))
+
+
+def _tensor(field: Array | None) -> Tensor | None:
+    return None if field is None else torch.from_numpy(field)
+
+
+_SETS = {
+    "Boolean()": "{0, 1}",
+    "Interval(lower_bound=0.0, upper_bound=1.0)": "[0, 1]",
+    "GreaterThan(lower_bound=0.0)": "(0, inf)",
+    "GreaterThanEq(lower_bound=0.0)": "[0, inf)",
+    "IntegerGreaterThan(lower_bound=0)": "{0, 1, 2, ...}",
+}

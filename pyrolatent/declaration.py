@@ -1,0 +1,369 @@
+"""Components by name: what a declaration may say is read from the signature of the class that it names.
+
+A *component* is a class. Its positional constructor parameters are what the model supplies, injected by name
+(`latent_dim`, `event_shape`, ...); its keyword-only parameters are what the user declares. A declaration is one of
+
+    "normal"                                 a name
+    {"normal": {"scale": 0.1}}               a name with options
+    "my_module:MyPrior"                      an import path, also with options
+    MyPrior(latent_dim=2)                    an instance (in Python only)
+"""
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from pyrolatent.errors import InputError
+
+Declaration = str | Mapping[str, Any]
+C = TypeVar("C", bound=type)
+Importer = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Marks a parameter as a declaration of its own: `prior: Annotated[Any, Kind("prior")] = "normal"`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Component:
+    """Something that can be declared by name.
+
+    Attributes:
+        target: the class or function that is called.
+        supplied: names of those of its parameters that the model supplies.
+    """
+
+    target: Callable[..., Any]
+    supplied: tuple[str, ...]
+
+    @functools.cached_property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """The parameters that a user may declare, with their annotations resolved."""
+        constructor = self.target.__init__ if isinstance(self.target, type) else self.target  # type: ignore[misc]
+        function = inspect.unwrap(constructor)
+        try:
+            hints = get_type_hints(function, include_extras=True)
+        except (NameError, TypeError):  # some third-party annotations cannot be evaluated
+            hints = {}
+        return {
+            name: parameter.replace(annotation=hints.get(name, Any))
+            for name, parameter in inspect.signature(self.target).parameters.items()
+            if name not in self.supplied and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        }
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.target) or "").partition("\n")[0]
+
+    def check(self, options: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """Holds options against the signature and returns them with their types converted.
+
+        Args:
+            options: what the user declared.
+            path: where it stands, for messages: `model.vae`.
+
+        Raises:
+            InputError: an unknown option, a missing one, or a value of the wrong type or range.
+        """
+        for name in options:
+            if name not in self.options:
+                raise InputError(f"{path} has no option {name!r}; {choices(name, self.options)}")
+        for name, parameter in self.options.items():
+            if parameter.default is parameter.empty and name not in options:
+                raise InputError(f"{path} needs the option {name!r}, which was not given")
+        return {name: _check_value(self.options[name], value, f"{path}.{name}") for name, value in options.items()}
+
+
+def component(kind: str, name: str) -> Callable[[C], C]:
+    """Class decorator: makes a class a component that is declared by `name` where a `kind` is expected.
+
+    Its options are validated whenever it is constructed, by name or directly, and kept as its `declaration`.
+    """
+
+    def decorate(cls: C) -> C:
+        entry = Component(cls, _positional(cls))
+        register(kind, name, entry)
+        original = vars(cls)["__init__"]
+
+        @functools.wraps(original)
+        def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+            supplied = {key: kwargs.pop(key) for key in entry.supplied if key in kwargs}
+            options = entry.check(kwargs, name)
+            original(self, *args, **supplied, **options)
+            self.declaration = {name: options} if options else name
+
+        cls.__init__ = checked  # type: ignore[misc]
+        return cls
+
+    return decorate
+
+
+def register(kind: str, name: str, entry: Component) -> None:
+    """Makes a class or function of another library declarable by name."""
+    _registry.setdefault(kind, {})[name] = entry
+
+
+def registered(kind: str) -> dict[str, Component]:
+    """Everything that can be declared by name as a `kind`."""
+    return dict(_registry[kind])
+
+
+def kinds() -> tuple[str, ...]:
+    """The kinds of components."""
+    return tuple(_registry)
+
+
+def check(kind: str, declaration: Any, path: str = "") -> Any:
+    """Validates a declaration with everything inside it, before anything is built.
+
+    Returns:
+        The declaration with its options converted to their types; an instance as it is.
+
+    Raises:
+        InputError: naming the place, what was given, and the nearest valid spelling.
+    """
+    path = path or kind
+    if not isinstance(declaration, str | Mapping):
+        return declaration
+    name, options = _parse(declaration, path)
+    checked = _find(kind, name, path).check(options, f"{path}.{name}")
+    return {name: checked} if checked else name
+
+
+def build(kind: str, declaration: Any, **supplied: Any) -> Any:
+    """Constructs what a declaration names; an instance is returned as it is.
+
+    Args:
+        kind: what is expected: "prior", "likelihood", ...
+        declaration: a name, a mapping of one name to its options, or an instance.
+        **supplied: what the model can supply; each component takes what its positional parameters name.
+    """
+    if not isinstance(declaration, str | Mapping):
+        return declaration
+    name, options = _parse(declaration, kind)
+    entry = _find(kind, name, kind)
+    unknown = [key for key in entry.supplied if key not in supplied and _required(entry.target, key)]
+    if unknown:
+        raise InputError(
+            f"{kind} {name!r} asks for the positional parameter {unknown[0]!r}, but a {kind} is supplied with "
+            f"{', '.join(supplied)}; make {unknown[0]!r} keyword-only if the user declares it"
+        )
+    options = entry.check(options, name)
+    built = entry.target(**{key: supplied[key] for key in entry.supplied if key in supplied}, **options)
+    if ":" in name:
+        built.declaration = {name: options} if options else name
+    return built
+
+
+@contextmanager
+def importing(importer: Importer) -> Iterator[None]:
+    """Within this context import paths in declarations are resolved by `importer(path)`."""
+    token = _importer.set(importer)
+    try:
+        yield
+    finally:
+        _importer.reset(token)
+
+
+def import_path(path: str) -> Any:
+    """Imports `package.module:Name`.
+
+    Raises:
+        InputError: the module or the name in it does not exist.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{path}: there is no module {error.name!r}; is it on the Python path?") from error
+    except AttributeError as error:
+        raise InputError(f"{path}: the module {module!r} has no {name!r}") from error
+
+
+def imported(path: str) -> Any:
+    """What an import path means in the present `importing` context."""
+    return _importer.get()(path)
+
+
+def import_paths(declaration: Any) -> list[str]:
+    """Every import path inside a declaration."""
+    if isinstance(declaration, str):
+        return [declaration] if _is_import_path(declaration) else []
+    if isinstance(declaration, Mapping):
+        return [path for item in declaration.items() for part in item for path in import_paths(part)]
+    if isinstance(declaration, list | tuple):
+        return [path for part in declaration for path in import_paths(part)]
+    return []
+
+
+def complete(kind: str, declaration: Any) -> Any:
+    """A declaration with the defaults of this package's components written out, so that it outlives their change."""
+    if not isinstance(declaration, str | Mapping):
+        return declaration
+    name, given = _parse(declaration, kind)
+    entry = _find(kind, name, kind)
+    own = entry.target.__module__.partition(".")[0] == __name__.partition(".")[0]
+    options = {
+        option: complete(inner, value) if (inner := _kind(parameter.annotation)) else value
+        for option, parameter in entry.options.items()
+        if (value := given.get(option, parameter.default if own else None)) is not None
+    }
+    return {name: options} if options else name
+
+
+def plain(declaration: Any) -> Any:
+    """A declaration in YAML's own types.
+
+    Raises:
+        InputError: it holds an instance, which has no spelling.
+    """
+    if isinstance(declaration, Mapping):
+        return {key: plain(value) for key, value in declaration.items()}
+    if isinstance(declaration, list | tuple):
+        return [plain(value) for value in declaration]
+    if declaration is None or isinstance(declaration, str | bool | int | float):
+        return declaration
+    raise InputError(f"an instance of {type(declaration).__name__} cannot be written as a declaration; name it instead")
+
+
+def choices(given: str, valid: Iterable[str]) -> str:
+    """`valid: a, b, c; did you mean 'b'?`, for messages."""
+    valid = list(valid)
+    nearest = difflib.get_close_matches(given, valid, n=1)
+    listed = f"valid: {', '.join(valid)}" if valid else "it takes none"
+    return listed + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+
+
+def schema(kind: str) -> dict[str, Any]:
+    """JSON schema of a declaration of this kind."""
+    entries = registered(kind)
+    bare = [name for name, entry in entries.items() if not any(_required_option(p) for p in entry.options.values())]
+    return {
+        "anyOf": [
+            {"enum": bare},
+            {"type": "string", "pattern": r"^[\w.]+:\w+$", "description": "import path, module:Class"},
+            *(
+                {
+                    "type": "object",
+                    "properties": {name: {"description": entry.summary, **options_schema(entry)}},
+                    "required": [name],
+                    "additionalProperties": False,
+                }
+                for name, entry in entries.items()
+            ),
+            {
+                "type": "object",
+                "patternProperties": {r"^[\w.]+:\w+$": {"type": ["object", "null"]}},
+                "minProperties": 1,
+                "maxProperties": 1,
+                "additionalProperties": False,
+            },
+        ]
+    }
+
+
+def options_schema(entry: Component) -> dict[str, Any]:
+    """JSON schema of the options of one component."""
+    properties = {}
+    for name, parameter in entry.options.items():
+        kind = _kind(parameter.annotation)
+        properties[name] = {"$ref": f"#/$defs/{kind}"} if kind else _value_schema(parameter.annotation)
+        if parameter.default is None and kind:
+            properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
+    return {
+        "type": ["object", "null"] if not any(map(_required_option, entry.options.values())) else "object",
+        "properties": properties,
+        "required": [name for name, parameter in entry.options.items() if _required_option(parameter)],
+        "additionalProperties": False,
+    }
+
+
+_registry: dict[str, dict[str, Component]] = {}
+_importer: ContextVar[Importer] = ContextVar("importer", default=import_path)
+
+
+def _is_import_path(text: str) -> bool:
+    module, colon, name = text.partition(":")
+    return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def _parse(declaration: Declaration, path: str) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(declaration, str):
+        return declaration, {}
+    if len(declaration) != 1:
+        raise InputError(
+            f"{path} takes one name, or one name with its options, but was given {len(declaration)}: "
+            f"{', '.join(map(str, declaration)) or 'none'}"
+        )
+    ((name, options),) = declaration.items()
+    if options is not None and not isinstance(options, Mapping):
+        raise InputError(f"{path}.{name} takes its options as a mapping, but was given {options!r}")
+    return name, options or {}
+
+
+def _find(kind: str, name: str, path: str) -> Component:
+    if _is_import_path(name):
+        target = imported(name)
+        if not callable(target):
+            raise InputError(f"{path}: {name} is {target!r}, but a class was expected")
+        return Component(target, _positional(target))
+    if name not in _registry[kind]:
+        raise InputError(f"there is no {kind} {name!r} ({path}); {choices(name, _registry[kind])}")
+    return _registry[kind][name]
+
+
+def _positional(target: Callable[..., Any]) -> tuple[str, ...]:
+    parameters = inspect.signature(target).parameters.values()
+    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+
+
+def _required(target: Callable[..., Any], name: str) -> bool:
+    return inspect.signature(target).parameters[name].default is inspect.Parameter.empty
+
+
+def _required_option(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty
+
+
+def _kind(annotation: Any) -> str | None:
+    metadata = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return next((item.name for item in metadata if isinstance(item, Kind)), None)
+
+
+def _check_value(parameter: inspect.Parameter, value: Any, path: str) -> Any:
+    kind = _kind(parameter.annotation)
+    if kind:
+        return value if value is None and parameter.default is None else check(kind, value, path)
+    adapter = _adapter(parameter.annotation)
+    if adapter is None:
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        reasons = dict.fromkeys(item["msg"].lower() for item in error.errors())
+        raise InputError(f"{path} was given {value!r}: {'; or '.join(reasons)}") from error
+
+
+def _value_schema(annotation: Any) -> dict[str, Any]:
+    adapter = _adapter(annotation)
+    return adapter.json_schema() if adapter else {}
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
+    """Pydantic's view of a type; None where it has none, as for tensors in signatures of torch."""
+    try:
+        return TypeAdapter(annotation) if annotation is not Any else None
+    except PydanticSchemaGenerationError:
+        return None

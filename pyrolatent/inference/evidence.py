@@ -1,0 +1,258 @@
+"""Held-out bounds and log p(x), per datapoint, each with its errors."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import kl_divergence
+from torch.distributions.constraints import Constraint
+
+from pyrolatent.data import Data
+from pyrolatent.errors import InputError
+from pyrolatent.inference.weights import Weights, arguments, weigh
+from pyrolatent.models.latent import LatentVariableModel
+
+FLOATS = 2**21
+"""Numbers in one decoded chunk of draws: small enough for a processor's cache, large enough to keep it busy."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What importance sampling says about each datapoint of a batch; nats, higher is better but for `kl`.
+
+    Attributes:
+        elbo: E_q[log p(x | z)] - KL, (batch,).
+        reconstruction: E_q[log p(x | z)], (batch,).
+        kl: KL(q(z | x) || p(z)) over all sites, (batch,).
+        log_evidence: log (1/K) sum_k w_k, (batch,); a lower bound in expectation.
+        mcse: Monte Carlo standard error of `log_evidence`, (batch,), by the delta method; NaN for one draw.
+        ess: effective sample size (sum w)^2 / sum w^2, (batch,), between 1 and K.
+        means: posterior mean of each site, (batch, dimensions).
+        kl_dimensions: KL of each dimension of each site whose prior and posterior factorise, (batch, dimensions).
+    """
+
+    elbo: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    log_evidence: Tensor
+    mcse: Tensor
+    ess: Tensor
+    means: dict[str, Tensor]
+    kl_dimensions: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out scores of a model, means over datapoints in nats; a field is None where it is not defined.
+
+    Attributes:
+        split: which part of the data.
+        measure: what the nats are of: "mass", "density", "density (dequantized)" or "cross-entropy". Numbers of
+            different measures cannot be compared.
+        elbo: evidence lower bound; higher is better.
+        reconstruction: its term E_q[log p(x | z)].
+        kl: its term KL(q(z | x) || p(z)).
+        log_evidence: log p(x) by importance sampling; None for a cross-entropy, which is not a likelihood.
+        log_evidence_se: its standard error over datapoints.
+        log_evidence_mcse: its Monte Carlo standard error of the draws.
+        ess: mean effective sample size of the draws.
+        kl_per_dimension: KL of each latent dimension; None where the posterior does not factorise.
+        active_units: number of latent dimensions whose posterior mean varies over the data by more than 0.01
+            (Burda et al. 2016, 1509.00519).
+        datapoints: number of datapoints.
+        particles: draws for each datapoint.
+    """
+
+    split: str
+    measure: str
+    elbo: float
+    reconstruction: float
+    kl: float
+    log_evidence: float | None
+    log_evidence_se: float | None
+    log_evidence_mcse: float | None
+    ess: float | None
+    kl_per_dimension: list[float] | None
+    active_units: int
+    datapoints: int
+    particles: int
+
+
+@torch.no_grad()
+def score(
+    model: LatentVariableModel,
+    x: Tensor,
+    y: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    particles: int = 5000,
+    floats: int = FLOATS,
+) -> Scores:
+    """Scores a batch by importance sampling with the posterior as proposal, in chunks that stay in log space.
+
+    Args:
+        model: any latent-variable model.
+        x: data (batch, *event_shape).
+        y: labels of conditional models.
+        mask: True where x is observed; what is not is left out of the likelihood, so this is log p of the rest.
+        particles: number K of draws for each datapoint.
+        floats: bound on the numbers decoded at a time.
+    """
+    at_once = max(1, floats // x.numel())
+    counts = [min(at_once, particles - start) for start in range(0, particles, at_once)]
+    log_sum = log_square_sum = x.new_full((len(x),), -math.inf)
+    reconstruction, kl = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
+    means: dict[str, Tensor] = {}
+    kl_dimensions: dict[str, Tensor] = {}
+    for count in counts:
+        weights = weigh(model.generate, model.infer, x, y, mask, particles=count)
+        log_weights = weights.log_weights()
+        log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
+        log_square_sum = torch.logaddexp(log_square_sum, (2 * log_weights).logsumexp(0))
+        reconstruction = reconstruction + weights.log_likelihood.sum(0) / particles
+        kl = kl + torch.stack([*weights.kl.values()]).sum(0).sum(0) / particles
+        for site, draws in weights.latents.items():
+            share = count / particles
+            means[site] = means.get(site, 0.0) + share * _mean(weights, site, draws)
+            by_dimension = _kl_dimensions(weights, site)
+            if by_dimension is not None:
+                kl_dimensions[site] = kl_dimensions.get(site, 0.0) + share * by_dimension
+    ess = (2 * log_sum - log_square_sum).exp()
+    variance = (1 / ess - 1 / particles).clamp(min=0) * particles / (particles - 1) if particles > 1 else ess * math.nan
+    return Scores(
+        reconstruction - kl,
+        reconstruction,
+        kl,
+        log_sum - math.log(particles),
+        variance.sqrt(),
+        ess,
+        means,
+        kl_dimensions,
+    )
+
+
+def evaluate(
+    model: LatentVariableModel,
+    data: Data,
+    *,
+    split: str = "test",
+    particles: int = 5000,
+    batch_size: int = 100,
+    seed: int = 0,
+    on_batch: Callable[[int], Any] | None = None,
+) -> Evaluation:
+    """Held-out bound, its parts, and log p(x) by importance sampling (Burda et al. 2016, 1509.00519).
+
+    Args:
+        model: a fitted model; it is evaluated where its parameters are.
+        data: data with the event shape and in the support of the model's likelihood.
+        split: "train", "validation" or "test".
+        particles: number of draws for each datapoint.
+        batch_size: datapoints at a time.
+        seed: seed of the draws.
+        on_batch: called with the number of datapoints done.
+
+    Raises:
+        InputError: the data does not fit the model, or there is no such split.
+    """
+    if particles < 1:
+        raise InputError(f"particles was {particles}; at least one draw is needed")
+    if split not in ("train", "validation", "test"):
+        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
+    device = next(model.parameters()).device
+    part = getattr(data, split).to(device)
+    training = model.training
+    model.eval()
+    devices = [device] if device.type == "cuda" else []
+    with pyro.validation_enabled(False), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        support = observation_support(model, data)
+        data.check_support(support, str(model.likelihood))
+        scores, done = [], 0
+        for batch in part.batches(batch_size):
+            scores.append(score(model, *arguments(model, batch), particles=particles))
+            done += len(batch.x)
+            if on_batch:
+                on_batch(done)
+    model.train(training)
+    return _summarise(scores, split, measure(data, support), particles)
+
+
+def measure(data: Data, support: Constraint) -> str:
+    """What the nats of a likelihood on this data are of: a mass, a density, or a cross-entropy."""
+    if data.binarize == "relaxed":
+        return "cross-entropy"
+    if support.is_discrete:
+        return "mass"
+    return "density (dequantized)" if data.dequantize else "density"
+
+
+@torch.no_grad()
+def observation_support(model: LatentVariableModel, data: Data) -> Constraint:
+    """The support of p(x | z).
+
+    Raises:
+        InputError: the model is over another event shape than the data.
+    """
+    if model.event_shape != torch.Size(data.event_shape):
+        raise InputError(
+            f"the model is over events of shape {tuple(model.event_shape)}, but {data.name} holds {data.event_shape}"
+        )
+    device = next(model.parameters()).device
+    batch = data.validation.to(device).batch(torch.arange(1, device=device))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        trace: Any = poutine.trace(poutine.uncondition(model.generate)).get_trace(*arguments(model, batch))
+    return trace.nodes["x"]["fn"].support
+
+
+def _mean(weights: Weights, site: str, draws: Tensor) -> Tensor:
+    try:
+        mean = weights.guide_trace.nodes[site]["fn"].mean
+    except NotImplementedError:
+        mean = draws
+    return mean.mean(0).flatten(1)
+
+
+def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
+    prior, posterior = (trace.nodes[site]["fn"] for trace in (weights.model_trace, weights.guide_trace))
+    if not all(isinstance(d, dist.Independent) and not d.base_dist.event_shape for d in (prior, posterior)):
+        return None
+    try:
+        kl = kl_divergence(posterior.base_dist, prior.base_dist)
+    except NotImplementedError:
+        draws = weights.latents[site]
+        kl = posterior.base_dist.log_prob(draws) - prior.base_dist.log_prob(draws)
+    return kl.mean(0).flatten(1)
+
+
+def _summarise(scores: list[Scores], split: str, measure: str, particles: int) -> Evaluation:
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(score, name) for score in scores]).double().cpu()
+
+    evidence, mcse, ess = joined("log_evidence"), joined("mcse"), joined("ess")
+    n = len(evidence)
+    means = torch.cat([torch.cat([*score.means.values()], -1) for score in scores])
+    factorised = all(score.kl_dimensions.keys() == score.means.keys() for score in scores)
+    by_dimension = [torch.cat([*score.kl_dimensions.values()], -1) for score in scores] if factorised else None
+    likelihood = measure != "cross-entropy"
+    return Evaluation(
+        split=split,
+        measure=measure,
+        elbo=joined("elbo").mean().item(),
+        reconstruction=joined("reconstruction").mean().item(),
+        kl=joined("kl").mean().item(),
+        log_evidence=evidence.mean().item() if likelihood else None,
+        log_evidence_se=evidence.std().item() / math.sqrt(n) if likelihood and n > 1 else None,
+        log_evidence_mcse=mcse.square().sum().sqrt().item() / n if likelihood and particles > 1 else None,
+        ess=ess.mean().item() if likelihood else None,
+        kl_per_dimension=torch.cat(by_dimension).mean(0).tolist() if by_dimension else None,
+        active_units=int((means.var(0) > 0.01).sum()) if n > 1 else 0,
+        datapoints=n,
+        particles=particles,
+    )

@@ -1,0 +1,305 @@
+"""The training loop."""
+
+import copy
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import pyro
+import torch
+from annotated_types import Ge, Gt
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from pyrolatent.data import Batch, Data
+from pyrolatent.declaration import Component, Kind, build, register
+from pyrolatent.errors import InputError, TrainingError
+from pyrolatent.inference.evidence import observation_support
+from pyrolatent.inference.objectives import AnalyticELBO, Objective
+from pyrolatent.inference.weights import arguments, weigh
+from pyrolatent.models.latent import LatentVariableModel
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Fit:
+    """A trained model with how it was trained.
+
+    Attributes:
+        model: the model, holding the weights of `best_epoch` with early stopping, else of the last epoch.
+        data: what it was trained on.
+        settings: what was declared, as in an experiment file.
+        history: a row an epoch: `epoch`, `train_loss` (running mean of the negative bound over the epoch's batches,
+            nats a datapoint, lower is better), `validation_elbo` (nats a datapoint, higher is better),
+            `learning_rate`, `seconds` (of the epoch's training).
+        best_epoch: the epoch whose weights were kept by early stopping.
+    """
+
+    model: LatentVariableModel
+    data: Data
+    settings: dict[str, Any]
+    history: list[Row] = field(default_factory=list)
+    best_epoch: int | None = None
+
+
+def fit(
+    model: LatentVariableModel,
+    data: Data,
+    on_epoch: Callable[[Fit], Any] | None = None,
+    progress: bool = True,
+    *,
+    objective: Annotated[Any, Kind("objective")] = "elbo",
+    epochs: Annotated[int, Gt(0)] = 100,
+    batch_size: Annotated[int, Gt(0)] = 128,
+    optimizer: Annotated[Any, Kind("optimizer")] = "Adam",
+    scheduler: Annotated[Any, Kind("scheduler")] = None,
+    clip_norm: Annotated[float, Gt(0)] | None = None,
+    kl_warmup: Annotated[int, Ge(0)] = 0,
+    patience: Annotated[int, Gt(0)] | None = None,
+    seed: Annotated[int, Ge(0)] = 0,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> Fit:
+    """Trains a model by stochastic variational inference.
+
+    Args:
+        model: the model; it is trained in place.
+        data: what it is trained on.
+        on_epoch: called after each epoch with the fit so far; the model then holds that epoch's weights.
+        progress: whether to show a progress bar.
+        objective: what is maximised, one of this package's or of Pyro's.
+        epochs: passes over the training data, at most.
+        batch_size: datapoints in a minibatch; the last of an epoch may be smaller.
+        optimizer: a class of `torch.optim`.
+        scheduler: a class of `torch.optim.lr_scheduler`, stepped after each epoch.
+        clip_norm: bound on the norm of the gradient of the loss a datapoint.
+        kl_warmup: epochs over which the factor of log p(z) - log q(z | x) in the target rises linearly from 0.
+        patience: stop when the validation bound has not risen for so many epochs, and keep the best weights.
+        seed: of everything that is random in training; the caller's random state is left as it was.
+        device: where to train; "auto" takes an accelerator where there is one.
+
+    Raises:
+        InputError: a declaration that cannot be right, or data that the model does not fit, before any training.
+        TrainingError: a number that is not finite; the model then holds the state before that step.
+    """
+    given = locals()
+    declared = {name: given[name] for name in training_settings().options}
+    settings = training_settings().check(declared, "fit")
+    target = choose_device(device)
+    run = Fit(model.to(target), data, {name: value for name, value in settings.items() if value is not None})
+    devices = [target] if target.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
+        torch.manual_seed(seed)
+        trainer = _Trainer(run, data.to(target), build("objective", settings["objective"]))
+        trainer.rehearse()
+        with pyro.validation_enabled(False), _bar(progress) as bar:
+            trainer.train(on_epoch, bar)
+    return run
+
+
+def training_settings() -> Component:
+    """What can be declared about training, read from the signature of `fit`."""
+    return Component(fit, ("model", "data", "on_epoch", "progress"))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name, "auto" being an accelerator where there is one.
+
+    Raises:
+        InputError: the machine has no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available[name]:
+        raise InputError(f"device was {name!r}, but this machine has none; use auto or cpu")
+    return torch.device(name)
+
+
+class _Trainer:
+    """One run of `fit`: its optimiser, schedules and the state to fall back to."""
+
+    def __init__(self, run: Fit, data: Data, objective: Any) -> None:
+        self.run, self.model, self.data, self.objective = run, run.model, data, objective
+        settings = run.settings
+        if settings["kl_warmup"] and not isinstance(objective, Objective):
+            raise InputError(
+                f"kl_warmup scales the KL inside this package's objectives; {type(objective).__name__} of Pyro has no "
+                "such factor: declare objective elbo or analytic_elbo, or leave kl_warmup out"
+            )
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise InputError("the model has no parameter to train")
+        self.optimizer = build("optimizer", settings["optimizer"], params=self.parameters)
+        scheduler = settings.get("scheduler")
+        self.scheduler = build("scheduler", scheduler, optimizer=self.optimizer) if scheduler else None
+        self.batches = math.ceil(len(data.train) / settings["batch_size"])
+        self.steps = 0
+
+    def rehearse(self) -> None:
+        """One validated pass over one minibatch, before any training."""
+        support = observation_support(self.model, self.data)
+        self.data.check_support(support, str(self.model.likelihood))
+        first = self.data.train.batch(slice(0, self.run.settings["batch_size"]))
+        for module in self.model.modules():
+            initialise = getattr(module, "initialise", None)
+            if callable(initialise):
+                initialise(first)
+        with torch.no_grad(), pyro.validation_enabled(self.data.binarize != "relaxed"):
+            weights = weigh(self.model.generate, self.model.infer, *arguments(self.model, first))
+            for site, value in {"x": weights.log_likelihood, **weights.log_prior, **weights.log_posterior}.items():
+                if value.shape != (1, len(first.x)):
+                    raise InputError(
+                        f"the log-probability of the site {site!r} has the shape {tuple(value.shape[1:])} for "
+                        f"{len(first.x)} datapoints; give its distribution that batch shape with to_event"
+                    )
+
+    def train(self, on_epoch: Callable[[Fit], Any] | None, bar: Progress) -> None:
+        settings, history = self.run.settings, self.run.history
+        best, best_state = -math.inf, None
+        task = bar.add_task("epoch 1", total=self.batches * settings["epochs"])
+        for epoch in range(1, settings["epochs"] + 1):
+            state, started = self._state(), time.perf_counter()
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.model.train()
+            total = torch.zeros((), device=self.parameters[0].device)
+            for batch in self.data.train.batches(settings["batch_size"], shuffle=True):
+                total = total + self._step(batch)
+                bar.advance(task)
+            seconds = time.perf_counter() - started
+            validation = self._validation_elbo()
+            if not math.isfinite(total.item()) or not math.isfinite(validation):
+                self._replay(state, epoch)
+            if self.scheduler is not None:
+                metrics = [-validation] if "metrics" in inspect.signature(self.scheduler.step).parameters else []
+                self.scheduler.step(*metrics)
+            history.append(
+                {
+                    "epoch": epoch,
+                    "train_loss": -total.item() / len(self.data.train),
+                    "validation_elbo": validation,
+                    "learning_rate": rate,
+                    "seconds": seconds,
+                }
+            )
+            bar.update(task, description=f"epoch {epoch + 1}, validation bound {validation:.2f}")
+            if "patience" in settings and validation > best:
+                best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
+            if on_epoch:
+                on_epoch(self.run)
+            if self.run.best_epoch is not None and epoch - self.run.best_epoch >= settings["patience"]:
+                break
+        if best_state is not None:
+            self.model.load_state_dict(best_state)
+        self.model.eval()
+
+    def _step(self, batch: Batch) -> Tensor:
+        """One gradient step; returns the bound with beta = 1, summed over the minibatch."""
+        self.optimizer.zero_grad()
+        bound = self._backward(batch)
+        if "clip_norm" in self.run.settings:
+            nn.utils.clip_grad_norm_(self.parameters, self.run.settings["clip_norm"])
+        self.optimizer.step()
+        self.steps += 1
+        return bound
+
+    def _backward(self, batch: Batch) -> Tensor:
+        inputs = arguments(self.model, batch)
+        if isinstance(self.objective, Objective):
+            weights = self.objective.weigh(self.model.generate, self.model.infer, *inputs)
+            self.objective.bound(weights, self.objective.beta * self._warmup()).mean().neg().backward()
+            return self.objective.bound(weights).detach().sum()
+        loss = self.objective.loss_and_grads(self.model.model, self.model.guide, *inputs)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= len(batch.x)
+        return torch.tensor(-loss)
+
+    def _warmup(self) -> float:
+        steps = self.run.settings["kl_warmup"] * self.batches
+        return min(1.0, self.steps / steps) if steps else 1.0
+
+    def _validation_elbo(self) -> float:
+        """Mean bound over the validation data, with the same noise at each epoch so that epochs can be compared."""
+        self.model.eval()
+        bound, total = AnalyticELBO(), 0.0
+        devices = [self.parameters[0].device] if self.parameters[0].is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.run.settings["seed"])
+            for batch in self.data.validation.batches(1000):
+                weights = bound.weigh(self.model.generate, self.model.infer, *arguments(self.model, batch))
+                total += bound.bound(weights).sum().item()
+        return total / len(self.data.validation)
+
+    def _state(self) -> dict[str, Any]:
+        return copy.deepcopy(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "steps": self.steps,
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if self.parameters[0].is_cuda else [],
+            }
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+        torch.set_rng_state(state["cpu"])
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all(state["cuda"])
+
+    def _replay(self, state: dict[str, Any], epoch: int) -> None:
+        """Runs the epoch again, looking at every number, to name the step and the site that were not finite."""
+        self._restore(state)
+        self.model.train()
+        for batch in self.data.train.batches(self.run.settings["batch_size"], shuffle=True):
+            before = self._state()
+            bound = self._step(batch)
+            if not torch.isfinite(bound) or not all(torch.isfinite(p).all() for p in self.parameters):
+                step = self.steps
+                self._restore(before)
+                raise TrainingError(
+                    f"{self._culprit(batch)} at step {step} (epoch {epoch}); the model holds the state before that "
+                    "step: lower the learning rate, set clip_norm, or bound the scale with min_scale"
+                )
+        raise TrainingError(
+            f"the validation bound was not finite after epoch {epoch}; the model holds that epoch's state"
+        )
+
+    @torch.no_grad()
+    def _culprit(self, batch: Batch) -> str:
+        weights = weigh(self.model.generate, self.model.infer, *arguments(self.model, batch))
+        terms = {f"log q({site} | x)": value for site, value in weights.log_posterior.items()}
+        terms |= {f"log p({site})": value for site, value in weights.log_prior.items()}
+        for name, value in {**terms, "log p(x | z)": weights.log_likelihood}.items():
+            bad = int((~torch.isfinite(value)).any(0).sum())
+            if bad:
+                return f"{name} was not finite for {bad} of {len(batch.x)} datapoints"
+        return "the gradient was not finite, though every log-probability was,"
+
+
+@contextmanager
+def _bar(visible: bool) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not visible, transient=True) as bar:
+        yield bar
+
+
+for _name, _class in vars(torch.optim).items():
+    # LBFGS wants to call the loss again, SparseAdam wants sparse gradients.
+    if isinstance(_class, type) and _name not in ("Optimizer", "LBFGS", "SparseAdam"):
+        register("optimizer", _name, Component(_class, ("params",)))
+for _name, _class in vars(torch.optim.lr_scheduler).items():
+    if isinstance(_class, type) and issubclass(_class, torch.optim.lr_scheduler.LRScheduler) and _name[0] != "_":
+        register("scheduler", _name, Component(_class, ("optimizer",)))

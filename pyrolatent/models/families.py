@@ -1,0 +1,254 @@
+"""Families: unconstrained numbers, as a network gives them, to a Pyro distribution over an event."""
+
+import functools
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pyro.distributions as dist
+import torch
+from annotated_types import Ge, Gt
+from pyro.distributions import constraints
+from pyro.distributions.transforms import AffineTransform, ComposeTransform, SoftplusLowerCholeskyTransform
+from pyro.distributions.transforms import SoftplusTransform as Softplus
+from torch import Tensor, nn
+from torch.distributions import transform_to
+from torch.distributions.transforms import Transform
+
+from pyrolatent.declaration import Component, component
+from pyrolatent.errors import InputError
+
+_OTHER_PARAMETRISATIONS = {"probs", "gate", "covariance_matrix", "precision_matrix"}
+"""Of each set of alternatives one is used: logits, gate_logits and scale_tril."""
+
+
+class Family(nn.Module):
+    """Maps unconstrained numbers u to a distribution p(v; theta), theta = transform(u), over `event_shape`.
+
+    Each parameter theta_i comes from u by the transform of its constraint: identity for real numbers,
+    softplus for positive ones, softmax for the simplex, a Cholesky factor with softplus diagonal for matrices.
+
+    Args:
+        event_shape: shape of one value v.
+        distribution: a class of `pyro.distributions`.
+        constants: parameters that are fixed instead of computed from u; integers and temperatures must be.
+        learned: parameters that are trained but do not depend on u: one number ("shared") or one an element ("each").
+        floors: lower bounds of positive parameters.
+        axes: sizes of parameter axes that the event does not determine, such as the levels of a Categorical's logits.
+
+    Attributes:
+        event_dims: how many of the distribution's batch dimensions belong to the event, for `to_event`.
+        unconstrained_shape: shape of u without leading dimensions. For elementwise distributions the first axis of
+            `event_shape` times the numbers an element (so an image stays an image), else one flat axis.
+
+    Raises:
+        InputError: the distribution cannot be built in this way; the message says why.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        distribution: type[dist.TorchDistribution],
+        *,
+        constants: Mapping[str, Any] | None = None,
+        learned: Mapping[str, Literal["shared", "each"]] | None = None,
+        floors: Mapping[str, float] | None = None,
+        axes: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        self.distribution = distribution
+        self.constants = dict(constants or {})
+        self.transforms: dict[str, Transform] = {}
+        self.shapes: dict[str, torch.Size] = {}
+        self.learned = nn.ParameterDict()
+        for name, value in self.constants.items():
+            if isinstance(value, float | Tensor):
+                self.register_buffer(f"constant_{name}", torch.as_tensor(value), persistent=False)
+
+        own = self._own_event_dim()
+        self.event_dims = len(self.event_shape) - own
+        batch, event = self.event_shape[: self.event_dims], self.event_shape[self.event_dims :]
+        for name, constraint in self._free_parameters().items():
+            try:
+                transform = _transform(constraint, (floors or {}).get(name, 0.0))
+            except NotImplementedError as error:
+                raise self._refuse(f"{name!r} has no map from unconstrained numbers ({error})") from error
+            trailing = self._trailing_shape(name, constraint, event, (axes or {}).get(name))
+            shape = transform.inverse_shape((*batch, *trailing))
+            self.transforms[name] = transform
+            if name in (learned or {}):
+                self.learned[name] = nn.Parameter(torch.zeros(shape if learned[name] == "each" else ()))  # type: ignore[index]
+            else:
+                self.shapes[name] = torch.Size(shape)
+
+        self._elementwise = own == 0
+        if self._elementwise:
+            self._numbers = {name: math.prod(shape[self.event_dims :]) for name, shape in self.shapes.items()}
+            first = sum(self._numbers.values()) * self.event_shape[0]
+            self.unconstrained_shape = torch.Size((first, *self.event_shape[1:]))
+        else:
+            self._numbers = {name: math.prod(shape) for name, shape in self.shapes.items()}
+            self.unconstrained_shape = torch.Size((sum(self._numbers.values()),))
+        self._probe(batch, event)
+
+    def forward(self, unconstrained: Tensor) -> dist.TorchDistribution:
+        """The elementwise distribution.
+
+        Args:
+            unconstrained: (..., *unconstrained_shape).
+
+        Returns:
+            A distribution whose last `event_dims` batch dimensions still are the event's.
+        """
+        lead = unconstrained.shape[: unconstrained.dim() - len(self.unconstrained_shape)]
+        parameters = {name: self.transforms[name](value) for name, value in self.learned.items()}
+        if self.shapes:
+            sizes = list(self._numbers.values())
+            if self._elementwise:
+                stacked = unconstrained.reshape((*lead, sum(sizes), *self.event_shape))
+                parts = stacked.movedim(len(lead), -1).split(sizes, dim=-1)
+            else:
+                parts = unconstrained.split(sizes, dim=-1)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
+                parameters[name] = self.transforms[name](part.reshape((*lead, *shape)))
+        constants = {name: getattr(self, f"constant_{name}", value) for name, value in self.constants.items()}
+        return self.distribution(**parameters, **constants)
+
+    def __str__(self) -> str:
+        known = [f"{name}={value}" for name, value in self.constants.items()]
+        learned = [f"{name} learned" for name in self.learned]
+        return f"{self.distribution.__name__}({', '.join([*self.shapes, *learned, *known])})"
+
+    def _refuse(self, reason: str) -> InputError:
+        return InputError(f"{self.distribution.__name__} cannot be a family over {tuple(self.event_shape)}: {reason}")
+
+    def _own_event_dim(self) -> int:
+        if not self.event_shape:
+            raise self._refuse("an event needs at least one dimension")
+        try:
+            support: Any = self.distribution.support
+            own = int(support.event_dim)
+        except (AttributeError, NotImplementedError):
+            raise self._refuse("the class does not state the dimension of its support") from None
+        if own > len(self.event_shape):
+            raise self._refuse(f"its events have {own} dimensions")
+        return own
+
+    def _free_parameters(self) -> dict[str, constraints.Constraint]:
+        stated = self.distribution.arg_constraints
+        if not isinstance(stated, Mapping):
+            raise self._refuse("the constraints of its parameters depend on each other")
+        free = {}
+        for name, parameter in inspect.signature(self.distribution).parameters.items():
+            if name in self.constants or name in _OTHER_PARAMETRISATIONS:
+                continue
+            constraint = stated.get(name)
+            if constraint is not None and not constraint.is_discrete and not constraints.is_dependent(constraint):
+                free[name] = constraint
+            elif parameter.default is parameter.empty or (constraint is not None and constraint.is_discrete):
+                raise self._refuse(f"{name!r} cannot come from a network and was not given as a constant")
+        if not free:
+            raise self._refuse("it has no parameter that could come from a network")
+        return free
+
+    def _trailing_shape(
+        self, name: str, constraint: constraints.Constraint, event: torch.Size, axis: int | None
+    ) -> tuple[int, ...]:
+        wanted = constraint.event_dim
+        shape = event[:wanted] if axis is None else (*event, axis)
+        if len(shape) < wanted and len(shape) == 1 and not isinstance(constraint, type(constraints.real_vector)):
+            shape = (*event, *event)
+        if len(shape) != wanted:
+            raise self._refuse(f"declare the size of the last axis of {name!r} with axes: {{{name}: SIZE}}")
+        return tuple(shape)
+
+    def _probe(self, batch: torch.Size, event: torch.Size) -> None:
+        """Builds the distribution from two sets of numbers and holds it to what a family must be."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            try:
+                numbers = torch.stack(
+                    [torch.zeros(self.unconstrained_shape), torch.full(self.unconstrained_shape, 0.5)]
+                )
+                both = self(numbers)
+                shapes = (both.batch_shape, both.event_shape)
+                supports = {repr(self(row).support) for row in numbers}
+                scored = both.log_prob(both.sample()).shape
+            except Exception as error:  # whatever a foreign class raises is the reason
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                raise self._refuse(f"it cannot be built, drawn and scored ({reason})") from error
+        expected = torch.Size(()) if not self.shapes else torch.Size((2,))
+        if shapes != ((*expected, *batch), tuple(event)) or scored != shapes[0]:
+            raise self._refuse(f"its class does not state its parameters' shapes (it has {shapes[0]} and {shapes[1]})")
+        if len(supports) > 1:
+            raise self._refuse("its support moves with its parameters, so data can fall outside of it")
+
+
+def _transform(constraint: constraints.Constraint, floor: float) -> Transform:
+    """Softplus rather than exp for positive numbers; torch's own transform for every other constraint."""
+    if isinstance(constraint, type(constraints.lower_cholesky)):
+        return SoftplusLowerCholeskyTransform()
+    if isinstance(constraint, type(constraints.independent(constraints.real, 1))):
+        return _transform(constraint.base_constraint, floor)
+    if isinstance(constraint, type(constraints.positive) | type(constraints.nonnegative)):
+        lower = float(constraint.lower_bound) + floor
+        return ComposeTransform([Softplus(), AffineTransform(lower, 1.0)]) if lower else Softplus()
+    return transform_to(constraint)
+
+
+@component("likelihood", "bernoulli")
+@component("posterior", "bernoulli")
+class Bernoulli(Family):
+    """p(x) = prod_i p_i^x_i (1 - p_i)^(1 - x_i) over {0, 1}, p = sigmoid(u)."""
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape, dist.Bernoulli)
+
+
+@component("likelihood", "normal")
+@component("posterior", "normal")
+class Normal(Family):
+    """p(x) = prod_i N(x_i; loc_i, scale_i^2), the scale predicted with the mean, learned, or known.
+
+    Args:
+        event_shape: shape of one value.
+        scale: "predicted" by the network for each element, "learned" (one number), "learned_each" (one for each
+            element of the event), or the known standard deviation, in the data's own units.
+        min_scale: lower bound of a predicted or learned scale; without one, a pixel that is constant in the data
+            would drive the density to infinity.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        scale: Literal["predicted", "learned", "learned_each"] | Annotated[float, Gt(0)] = "predicted",
+        min_scale: Annotated[float, Ge(0)] = 1e-3,
+    ) -> None:
+        learned: dict[str, Literal["shared", "each"]] = {}
+        if scale in ("learned", "learned_each"):
+            learned["scale"] = "shared" if scale == "learned" else "each"
+        constants = {} if isinstance(scale, str) else {"scale": float(scale)}
+        super().__init__(event_shape, dist.Normal, constants=constants, learned=learned, floors={"scale": min_scale})
+
+
+def named_by_class(name: str) -> Component:
+    """The family of a class of `pyro.distributions`, its parameters optional constants."""
+    cls = getattr(dist, name)
+
+    def family(
+        event_shape: tuple[int, ...], *, axes: dict[str, Annotated[int, Gt(0)]] | None = None, **constants: Any
+    ) -> Family:
+        return Family(event_shape, cls, constants=constants, axes=axes)
+
+    fixed = [
+        inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        for parameter in inspect.signature(cls).parameters.values()
+        if parameter.name not in ("validate_args", *_OTHER_PARAMETRISATIONS)
+    ]
+    parameters = list(inspect.signature(family).parameters.values())[:2]
+    functools.update_wrapper(family, cls, assigned=("__doc__",), updated=())
+    family.__signature__ = inspect.Signature([*parameters, *fixed])  # type: ignore[attr-defined]
+    family.__doc__ = f"Pyro's {name}: its parameters come from the network, or are fixed to what is declared here."
+    return Component(family, ("event_shape",))

@@ -1,0 +1,134 @@
+"""A latent-variable model is three distributions; this file makes a generative function and a guide of them."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+
+from pyrolatent.models.conditionals import filled, masked
+
+
+class LatentVariableModel(nn.Module):
+    """p(x, z) = p(z) p(x | z) with the approximate posterior q(z | x).
+
+    Both functions hold exactly one plate, `data`, of the minibatch's size. Models with several latent sites override
+    `generate` and `infer` and nothing else.
+
+    Args:
+        event_shape: shape of one datapoint x.
+        prior: forward(y=None) gives the distribution of z, of batch shape () or (batch,).
+        likelihood: forward(z, y=None) gives the distribution of x.
+        posterior: forward(x, y=None) gives the distribution of z.
+
+    Attributes:
+        label_dim: number of classes or width of the labels that the model is conditioned on, 0 for none.
+    """
+
+    label_dim: int = 0
+
+    def __init__(
+        self, event_shape: tuple[int, ...], prior: nn.Module, likelihood: nn.Module, posterior: nn.Module
+    ) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        self.prior = prior
+        self.likelihood = likelihood
+        self.posterior = posterior
+
+    def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """The generative function: z ~ p(z), x ~ p(x | z).
+
+        Args:
+            x: data (batch, *event_shape).
+            y: labels (batch,) or (batch, label_dim), of conditional models.
+            mask: True where x is observed (batch, *event_shape); the rest is left out of the likelihood.
+        """
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", self.prior(y))
+            likelihood = self.likelihood(z, y)
+            pyro.sample("x", masked(likelihood, mask), obs=filled(x, mask, likelihood.support))
+
+    def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """The guide: z ~ q(z | x), the encoder seeing 0 where x is not observed. Arguments as in `generate`."""
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", self.posterior(x if mask is None else torch.where(mask, x, 0.0), y))
+
+    @property
+    def model(self) -> "PyroProgram":
+        """The generative function for Pyro's own tools, as in `SVI(m.model, m.guide, ...)`."""
+        return PyroProgram(self, self.generate)
+
+    @property
+    def guide(self) -> "PyroProgram":
+        """The guide for Pyro's own tools."""
+        return PyroProgram(self, self.infer)
+
+    def encode(
+        self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None
+    ) -> dict[str, TorchDistributionMixin]:
+        """The approximate posterior of every latent site, each of batch shape (batch,).
+
+        A site below another in a hierarchy is given one draw of the sites above it.
+        """
+        trace: Any = prune_subsample_sites(poutine.trace(self.infer).get_trace(x, y, mask))
+        return {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes}
+
+    def decode(self, latents: Tensor | Mapping[str, Tensor], y: Tensor | None = None) -> TorchDistributionMixin:
+        """The likelihood p(x | latents).
+
+        Args:
+            latents: by site, (..., batch, *shape); a tensor stands for the only site.
+            y: labels, of conditional models.
+        """
+        if isinstance(latents, Tensor):
+            latents = {"z": latents}
+        first = next(iter(latents.values()))
+        batch = first.shape[-2]
+        x = first.new_zeros(()).expand(batch, *self.event_shape)
+        trace: Any = poutine.trace(poutine.condition(self.generate, data=dict(latents))).get_trace(x, y)
+        return trace.nodes["x"]["fn"]
+
+    def __str__(self) -> str:
+        parts = {"p(z)": self.prior, "p(x | z)": self.likelihood, "q(z | x)": self.posterior}
+        sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        head = f"{type(self).__name__} of x {tuple(self.event_shape)}, {sum(sizes.values()):,} parameters"
+        return "\n".join([head, *(f"  {name:<9}= {part}; {sizes[name]:,}" for name, part in parts.items())])
+
+
+class PyroProgram(nn.Module):
+    """A generative function or a guide as Pyro's tools want it: a module that registers its parameters when called.
+
+    The name in the parameter store is the model's own: with one fixed name a second model in the same process would
+    silently be given the first one's parameters.
+
+    Args:
+        owner: the model that holds the parameters.
+        function: one of its functions.
+    """
+
+    def __init__(self, owner: nn.Module, function: Callable[[Tensor, Tensor | None, Tensor | None], None]) -> None:
+        super().__init__()
+        self.owner = owner
+        self.function = function
+
+    def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """Runs the function on a minibatch, as in `LatentVariableModel.generate`."""
+        pyro.module(_store_name(self.owner), self.owner)
+        self.function(x, y, mask)
+
+
+_names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+_count = itertools.count()
+
+
+def _store_name(module: nn.Module) -> str:
+    if module not in _names:
+        _names[module] = f"{type(module).__name__}_{next(_count)}"
+    return _names[module]

@@ -1,0 +1,39 @@
+"""The pictures of a trained model."""
+
+import torch
+from matplotlib.figure import Figure
+
+from pyrolatent import figures, tasks
+from pyrolatent.data import Data
+from pyrolatent.inference.fit import Row
+from pyrolatent.inference.weights import arguments
+from pyrolatent.models.latent import LatentVariableModel
+
+
+def draw(model: LatentVariableModel, data: Data, history: list[Row], *, split: str = "test") -> dict[str, Figure]:
+    """Every figure of a trained model, by name.
+
+    Args:
+        model: a trained model.
+        data: what it was trained on.
+        history: the rows of its training; none, no training curve.
+        split: the part of the data that is reconstructed and embedded.
+    """
+    part = getattr(data, split).to(next(model.parameters()).device)
+    shown = part.batch(slice(0, 10))
+    coded = part.batch(slice(0, 1000))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        samples = tasks.sample(model, 64, mean=True)
+        mosaic, quantiles = tasks.latent_grid(model, 15)
+        codes = torch.cat([mean.flatten(1) for mean in tasks.means(model, *arguments(model, coded)).values()], -1)
+        reconstructed = tasks.reconstruct(model, *arguments(model, shown))
+    labels = coded.y if coded.y is not None and coded.y.dim() == 1 else None
+    method = "t-SNE" if codes.shape[-1] > 2 else "first two dimensions"
+    drawn = {
+        "reconstructions": figures.reconstructions(shown.x, reconstructed),
+        "samples": figures.samples(samples),
+        "latent_grid": figures.latent_grid(mosaic, 15, quantiles),
+        "embedding": figures.embedding(figures.project(codes), labels, f"Posterior means of {split} data, {method}"),
+    }
+    return {"training": figures.training_curve(history), **drawn} if history else drawn

@@ -1,0 +1,545 @@
+"""Where data come from: named data sets, files and folders of images, read into NumPy arrays.
+
+They are checked here, but neither split, scaled nor drawn; that is `pyrolatent.data`. Nothing is ever unpickled.
+"""
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+import platformdirs
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import datasets
+from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.datasets.utils import download_and_extract_archive, download_url
+
+from pyrolatent.declaration import choices
+from pyrolatent.errors import InputError
+
+Array = NDArray[Any]
+
+
+class Part(NamedTuple):
+    """Datapoints that belong together, before anything is checked.
+
+    Attributes:
+        x: (datapoints, ...).
+        y: labels, (datapoints,) or (datapoints, label_dim).
+        mask: True where observed, of the shape of x.
+    """
+
+    x: Array
+    y: Array | None = None
+    mask: Array | None = None
+
+
+class Source(NamedTuple):
+    """What a source holds.
+
+    Attributes:
+        name: what it is called in messages and records.
+        train: all datapoints, or the training part where the source has a split of its own.
+        validation: the source's own validation part.
+        test: the source's own test part.
+        binarize: how its values are binarized unless something else is declared.
+        levels: number of levels of grey, where the values are grey ink that is not stored in full bytes.
+        classes: names of the classes, where the labels were names.
+    """
+
+    name: str
+    train: Part
+    validation: Part | None = None
+    test: Part | None = None
+    binarize: str = "none"
+    levels: int | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def read_named(name: str, data_dir: str | Path | None = None) -> Source:
+    """Reads a named data set from the data directory, downloading it first if it is not there.
+
+    Args:
+        name: one of `NAMED`.
+        data_dir: directory laid out as torchvision does it; if None, the environment variable PYROLATENT_DATA, else the
+            user's cache directory.
+
+    Raises:
+        InputError: a file is truncated, or is missing and cannot be downloaded.
+    """
+    fallback = os.environ.get("PYROLATENT_DATA") or platformdirs.user_cache_dir("pyrolatent")
+    root = Path(data_dir or fallback).expanduser()
+    entry = NAMED[name]
+    missing = [file for file in entry.files if not (root / file).exists()]
+    if missing:
+        _download(name, entry, root, missing)
+    return entry.read(name, root)
+
+
+def read_path(path: Path, labels: str | None = None) -> Source:
+    """Reads a file of the user's own, or a folder of images whose sub-folders are the classes.
+
+    Args:
+        path: a folder, or a file that ends in .npy, .npz, .csv or .parquet.
+        labels: name of the label column (.csv, .parquet) or of the label array (.npz).
+
+    Raises:
+        InputError: the path does not exist, or its contents cannot be read, with the file's name and what is wrong.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or folder")
+    suffix = "folder" if path.is_dir() else path.suffix.lower()
+    if suffix not in _READERS:
+        raise InputError(f"{path}: cannot read a file that ends in {path.suffix!r}; {choices(suffix, _READERS)}")
+    if labels is not None and suffix in ("folder", ".npy"):
+        raise InputError(f"{path}: labels={labels!r} names a column or an array, and a {suffix} has none with a name")
+    return _READERS[suffix](path, labels)
+
+
+def read_dataset(dataset: Dataset[Any]) -> Source:
+    """Collects the items x, or (x, y), of a map-style dataset.
+
+    Raises:
+        InputError: it has no length, or its items are of another form or differ in shape.
+    """
+    name = type(dataset).__name__
+    try:
+        size = len(dataset)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InputError(f"{name} has no length; one with __len__ and __getitem__ is expected") from error
+    items = [dataset[i] for i in range(size)]
+    rows = [item if isinstance(item, tuple | list) else (item,) for item in items]
+    if not rows or {len(row) for row in rows} not in ({1}, {2}):
+        raise InputError(f"{name} of {size} items: each item must be x or (x, y)")
+    columns = [[as_array(value, "x") for value in column] for column in zip(*rows, strict=True)]
+    for i, x in enumerate(columns[0]):
+        if x.shape != columns[0][0].shape:
+            raise InputError(
+                f"datapoints differ in size: item 0 has shape {columns[0][0].shape}, item {i} {x.shape}; resize them"
+            )
+    return Source(name, Part(*(np.stack(column) for column in columns)))
+
+
+def as_array(values: Any, what: str) -> Array:
+    """An array, tensor, image or number as a NumPy array.
+
+    Raises:
+        InputError: it is a masked array, whose mask means the opposite of ours.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        raise InputError(f"{what} is a masked array; give {what}.filled(0), and a mask that is True where observed")
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
+    return np.asarray(values)
+
+
+def clean(part: Part, name: str, mask: Any = None) -> Part:
+    """Refuses what cannot be modelled.
+
+    Args:
+        part: as it was read.
+        name: what it is called in messages.
+        mask: "nan" where NaN stands for what is not observed.
+
+    Returns:
+        x in the smallest type that holds it, uint8 images with their channels first, 0 where it is not observed; y as
+        int64 classes (N,) or float32 vectors (N, label_dim).
+
+    Raises:
+        InputError: the type or the shape of x, of the labels or of the mask, or values that are not finite.
+    """
+    x, y, observed = part
+    if x.dtype.kind not in "buif":
+        raise InputError(f"{name}: x has dtype {x.dtype}, but real numbers, integers or truth values are expected")
+    if x.ndim < 2:
+        raise InputError(f"{name}: x has shape {x.shape}, but (N, ...) is expected; for one feature give x[:, None]")
+    if x.size == 0:
+        raise InputError(f"{name}: x is empty, of shape {x.shape}")
+    if isinstance(mask, str):
+        if mask != "nan":
+            raise InputError(f"mask was given {mask!r}; an array, or 'nan', is expected")
+        observed = ~np.isnan(x) & (True if observed is None else observed)
+    if observed is not None and (observed.dtype != bool or observed.shape != x.shape):
+        raise InputError(
+            f"{name}: the mask is {observed.dtype} of shape {observed.shape}, but bool of shape {x.shape} is needed"
+        )
+    if observed is not None:
+        x = np.where(observed, x, np.zeros((), x.dtype))
+    x = _smallest(x, name)
+    if x.dtype == np.uint8 and part.x.dtype == np.uint8:
+        x, observed = _channels_first(x), None if observed is None else _channels_first(observed)
+    y = None if y is None else _labels(y, len(x), name)
+    return Part(*(None if field is None else np.ascontiguousarray(field) for field in (x, y, observed)))  # type: ignore[arg-type]
+
+
+def _smallest(x: Array, name: str) -> Array:
+    if x.dtype.kind == "b":
+        return x.astype(np.uint8)
+    if x.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
+        bad = np.argwhere(~np.isfinite(x))
+        if len(bad):
+            raise InputError(
+                f"{name}: {len(bad)} of the observed values are NaN or infinite in float32, the first at index "
+                f"{tuple(bad[0].tolist())}; remove them, or give a mask that is False there (mask='nan' for NaN)"
+            )
+        return x
+    low, high = int(x.min()), int(x.max())
+    for dtype in (np.uint8, np.int16, np.int32):
+        if np.iinfo(dtype).min <= low and high <= min(np.iinfo(dtype).max, 2**24):
+            return x.astype(dtype)
+    raise InputError(f"{name}: the integers lie in [{low}, {high}], but float32 is exact to 2**24 only; give floats")
+
+
+def _channels_first(x: Array) -> Array:
+    if x.ndim == 3:
+        return x[:, None]
+    last = x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3)
+    return np.moveaxis(x, -1, 1) if last else x
+
+
+def _labels(y: Array, size: int, name: str) -> Array:
+    if y.dtype.kind not in "buif" or y.ndim not in (1, 2):
+        raise InputError(f"{name}: labels are {y.dtype} of shape {y.shape}; give (N,) integers or (N, label_dim)")
+    if len(y) != size:
+        raise InputError(f"{name}: there are {len(y)} labels but {size} datapoints")
+    if y.dtype.kind != "f" and y.ndim == 1:
+        if y.min() < 0:
+            raise InputError(f"{name}: the smallest label is {y.min()}, but classes are numbered 0, 1, 2, ...")
+        return y.astype(np.int64)
+    y = y.astype(np.float32).reshape(size, -1)
+    if not np.isfinite(y).all():
+        raise InputError(f"{name}: {int((~np.isfinite(y)).sum())} label values are NaN or infinite; remove them")
+    return y
+
+
+def _read_numpy(path: Path, labels: str | None) -> Source:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            # The members of an archive are read one by one, so a truncated one shows only here.
+            arrays = {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+    except (ValueError, OSError, EOFError, BadZipFile, KeyError) as error:
+        raise _unreadable(path, error, "a whole .npy or .npz file of numbers (no objects) is expected") from error
+    if not isinstance(arrays, dict):
+        return Source(path.name, Part(arrays))
+    if len(arrays) == 1 and labels is None:
+        return Source(path.name, Part(next(iter(arrays.values()))))
+    return _split_archive(path, arrays, labels or "y")
+
+
+def _split_archive(path: Path, arrays: Mapping[str, Array], labels: str) -> Source:
+    """Sorts the arrays of an .npz archive into parts by their names."""
+    parts: dict[str, Part] = {}
+    used: list[str] = []
+    for part, ending in {"train": ""}.items() if "x" in arrays else _ENDINGS.items():
+        keys = [f"x{ending}", f"{labels}{ending}", f"mask{ending}"]
+        if keys[0] in arrays:
+            parts[part] = Part(*(arrays.get(key) for key in keys))  # type: ignore[arg-type]
+            used += keys
+    if "train" not in parts:
+        raise InputError(f"{path}: expected an array x, or x_train, but it holds {', '.join(arrays) or 'none'}")
+    for key in arrays:
+        if key not in used:
+            raise InputError(f"{path}: nothing is known of an array {key!r} here; {choices(key, used)}")
+    if labels != "y" and all(part.y is None for part in parts.values()):
+        raise InputError(f"{path}: there are no labels {labels!r}; it holds {', '.join(arrays)}")
+    return Source(path.name, parts["train"], parts.get("validation"), parts.get("test"))
+
+
+def _read_table(path: Path, labels: str | None) -> Source:
+    try:
+        frame = _read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path, engine="pyarrow")
+    except ImportError as error:
+        raise InputError(f"{path}: reading Parquet needs pyarrow; pip install 'pyrolatent[parquet]'") from error
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+        raise _unreadable(path, error, "a table with a row of column names is expected") from error
+    frame.columns = frame.columns.map(str)
+    if path.suffix.lower() == ".csv":
+        _check_header(path, list(frame.columns))
+    y = classes = None
+    if labels is not None:
+        if labels not in frame.columns:
+            raise InputError(f"{path}: there is no label column {labels!r}; {choices(labels, frame.columns)}")
+        y, classes = _codes(path, frame.pop(labels))
+    words = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name].dtype)]
+    if words:
+        raise InputError(
+            f"{path}: the columns {', '.join(map(repr, words))} are not numeric; remove them, turn them into numbers "
+            "or name one as labels"
+        )
+    # A column of truth values beside one of numbers would make an array of objects.
+    truths = frame.select_dtypes("bool").columns
+    if len(truths) < len(frame.columns):
+        frame = frame.astype(dict.fromkeys(truths, "uint8"))
+    return Source(path.name, Part(frame.to_numpy(), y), classes=classes)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    with warnings.catch_warnings():
+        # Without index_col=False a column beyond those that the header names becomes an index, and is lost.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return pd.read_csv(path, index_col=False)
+
+
+def _check_header(path: Path, columns: list[str]) -> None:
+    unnamed = [i for i, name in enumerate(columns) if name.startswith("Unnamed: ")]
+    if unnamed:
+        raise InputError(f"{path}: column {unnamed[0]} has no name; if it numbers the rows, write the file without it")
+    # A frame without column names is written with 0, 1, 2, ... as its header, which is a good one.
+    if all(map(_is_number, columns)) and columns != [str(i) for i in range(len(columns))]:
+        raise InputError(f"{path}: the first row holds numbers ({columns[0]}, ...), but column names are expected")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _codes(path: Path, column: "pd.Series[Any]") -> tuple[Array, tuple[str, ...] | None]:
+    """Labels as numbers; names become 0, 1, ... in their sorted order."""
+    if absent := int(column.isna().sum()):
+        raise InputError(f"{path}: {absent} values of the label column {column.name!r} are missing; remove these rows")
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return column.to_numpy(), None
+    codes, names = pd.factorize(column, sort=True)
+    return codes, tuple(map(str, names))
+
+
+def _read_folder(path: Path, labels: str | None) -> Source:
+    files = _image_files(path)
+    if not files:
+        raise InputError(f"{path}: there are no images (png, jpg) in this folder")
+    names = [file.relative_to(path).parts[0] for file in files if file.parent != path]
+    if not names:
+        return Source(path.name, Part(_stack(files)))
+    if len(names) < len(files):
+        stray = next(file for file in files if file.parent == path)
+        raise InputError(f"{stray}: this image lies beside the sub-folders of the classes; move it into one of them")
+    classes, y = np.unique(names, return_inverse=True)
+    return Source(path.name, Part(_stack(files), y), classes=tuple(map(str, classes)))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+
+
+def _stack(files: list[Path], size: tuple[int, int] | None = None) -> Array:
+    """Images as (datapoints, height, width) if all are grey, else (datapoints, height, width, 3)."""
+    images = [_read_image(file, size) for file in files]
+    for file, image in zip(files, images, strict=True):
+        if image.size != images[0].size:
+            shapes = [f"{i.width} x {i.height}" for i in (images[0], image)]
+            raise InputError(f"images differ in size: {files[0]} is {shapes[0]}, {file} is {shapes[1]}; resize them")
+    mode = "L" if all(image.mode in ("1", "L") for image in images) else "RGB"
+    return np.stack([np.asarray(image.convert(mode)) for image in images])
+
+
+def _read_image(file: Path, size: tuple[int, int] | None) -> Image.Image:
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            image: Image.Image = opened.copy()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(file, error, "a whole image is expected") from error
+    if image.mode.startswith(("I", "F")):
+        raise InputError(
+            f"{file}: more than 8 bits a pixel (mode {image.mode}) cannot be read; save the values as .npy"
+        )
+    return image.convert("L").resize(size, Image.Resampling.BILINEAR) if size else image
+
+
+def _unreadable(path: Path, error: Exception, expected: str) -> InputError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return InputError(f"{path}: cannot be read ({reason}); {expected}")
+
+
+class _Named(NamedTuple):
+    """A named data set: how it is read, what must be there, and what puts it there (a download into a directory)."""
+
+    read: Callable[[str, Path], Source]
+    files: tuple[str, ...] = ()
+    download: Callable[[str], None] = lambda root: None
+
+
+def _download(name: str, entry: _Named, root: Path, missing: list[str]) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # What is there counts as whole, so nothing is put there before the download is.
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            entry.download(folder)
+            for file in [path for path in Path(folder).rglob("*") if path.is_file()]:
+                target = root / file.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+    except (OSError, RuntimeError, HTTPException, BadZipFile, EOFError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{name} is not in {root} and could not be downloaded ({reason}); put {', '.join(missing)} there, "
+            "unpacked, or name another directory by data_dir or PYROLATENT_DATA"
+        ) from error
+
+
+def _digits(name: str, root: Path) -> Source:
+    from sklearn.datasets import load_digits  # takes half a second, which no other data set should cost
+
+    digits = load_digits()
+    return Source(name, Part(digits.images.astype(np.uint8)[:, None], digits.target), binarize="dynamic", levels=17)
+
+
+def _idx(dataset: type[datasets.MNIST], prefixes: tuple[str, str], upright: bool = True) -> _Named:
+    """MNIST and the data sets in its format; the files of EMNIST hold columns where the others hold rows."""
+    stems = [f"{dataset.__name__}/raw/{prefix}" for prefix in prefixes]
+
+    def read(name: str, root: Path) -> Source:
+        parts = []
+        for stem in stems:
+            x = _read_idx(read_image_file, root / f"{stem}-images-idx3-ubyte")
+            y = _read_idx(read_label_file, root / f"{stem}-labels-idx1-ubyte")
+            parts.append(Part(x if upright else x.swapaxes(1, 2), y))
+        return Source(name, parts[0], test=parts[1], binarize="dynamic")
+
+    def download(root: str) -> None:
+        dataset(root, **({} if upright else {"split": "balanced"}), download=True)
+
+    files = (f"{stem}-{kind}" for stem in stems for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+    return _Named(read, tuple(files), download)
+
+
+def _read_idx(reader: Callable[[str], Any], path: Path) -> Array:
+    try:
+        return cast(Array, reader(str(path)).numpy())
+    except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise _unreadable(path, error, "it may be truncated: delete it to download it again") from error
+
+
+def _omniglot(name: str, root: Path) -> Source:
+    parts: list[Part] = []
+    for folder in ("images_background", "images_evaluation"):
+        files = _image_files(root / "omniglot-py" / folder)
+        if not files:
+            raise InputError(
+                f"{root}/omniglot-py/{folder}: there are no images in this folder; delete it to download it"
+            )
+        _, y = np.unique([str(file.parent) for file in files], return_inverse=True)
+        # The evaluation set holds other characters, so its labels go on where the background's end.
+        offset = parts[0].y.max() + 1 if parts and parts[0].y is not None else 0
+        parts.append(Part(255 - _stack(files, (28, 28)), y + offset))
+    return Source(name, parts[0], test=parts[1], binarize="dynamic")
+
+
+def _download_omniglot(root: str) -> None:
+    for background in (True, False):
+        datasets.Omniglot(root, background=background, download=True)
+
+
+CIFAR10_RECORDS = 10_000  # in each file
+
+
+def _cifar10(name: str, root: Path) -> Source:
+    def part(*files: str) -> Part:
+        records = np.concatenate([_read_records(root / file, CIFAR10_RECORDS) for file in files])
+        return Part(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0])
+
+    return Source(name, part(*_CIFAR10_FILES[:5]), test=part(_CIFAR10_FILES[5]))
+
+
+def _read_records(path: Path, count: int) -> Array:
+    values = np.fromfile(path, np.uint8)
+    if values.size != count * 3073:
+        raise InputError(f"{path}: holds {values.size} bytes, not {count * 3073}; delete it to download it again")
+    return values.reshape(count, 3073)
+
+
+def _download_cifar10(root: str) -> None:
+    # torchvision's class reads the pickled version, and nothing is unpickled here.
+    url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    download_and_extract_archive(url, root, md5="c32a1d4ab5d03f1284b67883e8d87530", remove_finished=True)
+
+
+def _svhn(name: str, root: Path) -> Source:
+    parts = []
+    for split in ("train", "test"):
+        try:
+            dataset = datasets.SVHN(str(root), split)
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise _unreadable(root / f"{split}_32x32.mat", error, "delete it to download it again") from error
+        parts.append(Part(dataset.data, dataset.labels))
+    return Source(name, parts[0], test=parts[1])
+
+
+def _download_svhn(root: str) -> None:
+    for split in ("train", "test"):
+        datasets.SVHN(root, split, download=True)
+
+
+BINARIZED_MNIST_IMAGES = {"train": 50_000, "valid": 10_000, "test": 10_000}
+
+
+def _binarized_mnist(name: str, root: Path) -> Source:
+    def part(split: str) -> Part:
+        path = root / "BinarizedMNIST" / f"binarized_mnist_{split}.amat"
+        text = np.fromfile(path, np.uint8)
+        # Zeros and ones between white space: comparing bytes is a hundred times faster than parsing 55 million numbers.
+        values = text[text > ord(" ")]
+        count = BINARIZED_MNIST_IMAGES[split]
+        if values.size != count * 784 or not np.isin(values, (ord("0"), ord("1"))).all():
+            raise InputError(
+                f"{path}: expected {count} x 784 zeros and ones, but it holds {values.size} characters or others; "
+                "delete it to download it again"
+            )
+        return Part((values == ord("1")).reshape(count, 1, 28, 28))
+
+    return Source(name, part("train"), part("valid"), part("test"))
+
+
+def _download_binarized_mnist(root: str) -> None:
+    for split in BINARIZED_MNIST_IMAGES:
+        url = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/binarized_mnist_"
+        download_url(f"{url}{split}.amat", f"{root}/BinarizedMNIST")
+
+
+_CIFAR10_FILES = tuple(
+    f"cifar-10-batches-bin/{name}.bin" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+)
+NAMED: dict[str, _Named] = {
+    "digits": _Named(_digits),
+    "mnist": _idx(datasets.MNIST, ("train", "t10k")),
+    "fashion-mnist": _idx(datasets.FashionMNIST, ("train", "t10k")),
+    "kmnist": _idx(datasets.KMNIST, ("train", "t10k")),
+    "emnist": _idx(datasets.EMNIST, ("emnist-balanced-train", "emnist-balanced-test"), upright=False),
+    "omniglot": _Named(
+        _omniglot, ("omniglot-py/images_background", "omniglot-py/images_evaluation"), _download_omniglot
+    ),
+    "cifar10": _Named(_cifar10, _CIFAR10_FILES, _download_cifar10),
+    "svhn": _Named(_svhn, ("train_32x32.mat", "test_32x32.mat"), _download_svhn),
+    "binarized-mnist": _Named(
+        _binarized_mnist,
+        tuple(f"BinarizedMNIST/binarized_mnist_{split}.amat" for split in BINARIZED_MNIST_IMAGES),
+        _download_binarized_mnist,
+    ),
+}
+
+_ENDINGS = {part: f"_{part}" for part in ("train", "validation", "test")}
+_READERS: dict[str, Callable[[Path, str | None], Source]] = {
+    ".npy": _read_numpy,
+    ".npz": _read_numpy,
+    ".csv": _read_table,
+    ".parquet": _read_table,
+    "folder": _read_folder,
+}
