@@ -1,66 +1,100 @@
 """The command line: parsing and printing only; all work is done by calls that Python users make too."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
 
-from pyrolatent import declaration, report, tasks
+from pyrolatent import __version__, declaration, report, tasks
 from pyrolatent.errors import InputError, TrainingError
 from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value
 from pyrolatent.figures import samples as samples_figure
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, choose_device
-from pyrolatent.run import Run, train
+from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.run import Run, scores, train
+
+ROWS = 20  # epochs that are printed, at most, beside the first and the last
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class Commands(TyperGroup):
+    """The commands, whose errors are one line: exit code 2 for a mistake, 1 for a failure, 130 for Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            _fail("error", error, 2)
+        except TrainingError as error:
+            _fail("training stopped", error, 1)
+        except KeyboardInterrupt as error:
+            _fail("interrupted", str(error) or "what was finished is kept", 130)
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Deep latent-variable models in Pyro: declare, train, evaluate.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console()
-errors = Console(stderr=True)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train has written.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Import the run's copies of components of your own.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where named data sets are (default: PYROLATENT_DATA).")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Splits = Literal["train", "validation", "test"]
 
 
 def main() -> None:
-    """Entry point: errors that the user can mend are one line and exit code 2."""
+    """Entry point."""
     torch.set_flush_denormal(True)
-    try:
-        app()
-    except InputError as error:
-        errors.print(f"[bold red]error:[/] {_escaped(error)}", soft_wrap=True)
-        sys.exit(2)
-    except TrainingError as error:
-        errors.print(f"[bold red]training stopped:[/] {_escaped(error)}", soft_wrap=True)
-        sys.exit(1)
+    app()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"pyrolatent {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Deep latent-variable models in Pyro: declare, train, evaluate."""
 
 
 @app.command("train")
 def train_command(
-    experiment: Annotated[Path | None, typer.Argument(metavar="[EXPERIMENT]", help="An experiment file.")] = None,
+    experiment: Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="An experiment file.")] = None,
     output: Annotated[Path | None, typer.Option(help="Directory of the run (default: a new one in runs/).")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     data: Annotated[str | None, typer.Option(help="A named data set, a file or a folder.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and of training.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: model.vae.latent_dim=20.")] = None,
     data_dir: DataDir = None,
-    particles: Annotated[int, typer.Option(help="Draws for each datapoint in the evaluation.")] = 500,
+    particles: Annotated[int, typer.Option(min=1, help="Draws for each datapoint in the evaluation.")] = 500,
     overwrite: Annotated[bool, typer.Option(help="Replace the run that is in the output directory.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write the metrics for TensorBoard too.")] = False,
     as_json: Json = False,
@@ -68,16 +102,8 @@ def train_command(
     """Train an experiment, evaluate it and draw its figures; without arguments, a VAE on embedded digits."""
     overrides = _overrides(set_, {"epochs": epochs, "seed": seed, "device": device, "data": data})
     declared = Experiment.load(experiment, overrides) if experiment else Experiment(**override({}, overrides))
-    path = output or _new_directory(experiment.stem if experiment else "digits" if data is None else Path(data).stem)
-
-    def row(fit: Fit) -> None:
-        last = fit.history[-1]
-        console.print(
-            f"epoch {last['epoch']:>4}   train_loss {last['train_loss']:9.3f}   "
-            f"validation_elbo {last['validation_elbo']:9.3f}   {last['seconds']:5.1f} s",
-            highlight=False,
-        )
-
+    path = output or _new_directory(experiment or Path(_data_name(declared)))
+    rows = _Rows(quiet=as_json)
     try:
         run = train(
             declared,
@@ -85,43 +111,45 @@ def train_command(
             data_dir=data_dir,
             overwrite=overwrite,
             tensorboard=tensorboard,
-            progress=not as_json,
-            on_epoch=None if as_json else row,
+            progress=console.is_terminal and not as_json,
+            on_epoch=rows,
         )
-    except KeyboardInterrupt:
-        done = len(Run(path).history) if (path / "experiment.yaml").is_file() else 0
-        kept = (
-            f"{path} holds the model after epoch {done}"
-            if done
-            else "before the end of the first epoch; nothing is kept"
-        )
-        errors.print(f"interrupted: {kept}", soft_wrap=True)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        kept = f"{path} holds the model after epoch {rows.epoch}" if rows.epoch else "before the end of the first epoch"
+        raise KeyboardInterrupt(kept) from interrupt
+    rows.finish()
     if not as_json:
-        console.print(run.model, highlight=False)
-    evaluation = _evaluate(run, data_dir, "test", particles, "auto", quiet=as_json)
-    drawn = run.write_figures(report.draw(run.model, run.load_data(data_dir), run.history))
+        print(f"\n{run.model}\n")
+    try:
+        target = declared.settings.get("device", "auto")
+        has_density = isinstance(run.model, LatentVariableModel)
+        evaluation = _evaluate(run, data_dir, "test", particles, target, quiet=as_json) if has_density else None
+        drawn = run.write_figures(report.draw(run.model, run.load_data(data_dir), run.history))
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"{path} holds the trained model; evaluate and figures do the rest") from interrupt
     if as_json:
-        print(json.dumps({"run": str(path), "evaluation": asdict(evaluation), "figures": [str(p) for p in drawn]}))
+        held_out = scores(evaluation) if evaluation else None
+        print(json.dumps({"run": str(path), "evaluation": held_out, "figures": [str(p) for p in drawn]}))
         return
-    _print_evaluation(evaluation)
-    console.print(f"run      {path}\nfigures  " + "\n         ".join(map(str, drawn)), highlight=False, soft_wrap=True)
+    if evaluation:
+        _print_evaluation(evaluation)
+    print(f"run      {path}", "figures  " + "\n         ".join(map(str, drawn)), sep="\n")
 
 
 @app.command("evaluate")
 def evaluate_command(
     run: RunPath,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    particles: Annotated[int, typer.Option(help="Draws for each datapoint.")] = 5000,
+    split: Annotated[Splits, typer.Option(help="The part of the data.")] = "test",
+    particles: Annotated[int, typer.Option(min=1, help="Draws for each datapoint.")] = 5000,
     data_dir: DataDir = None,
-    device: Device = "auto",
+    device: Annotated[Device, typer.Option(help="Where to evaluate.")] = "auto",
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Held-out bound, its parts, and log p(x) by importance sampling; written to evaluation.json."""
     evaluation = _evaluate(Run.load(run, trust=trust), data_dir, split, particles, device, quiet=as_json)
     if as_json:
-        print(json.dumps(asdict(evaluation)))
+        print(json.dumps(scores(evaluation)))
     else:
         _print_evaluation(evaluation)
 
@@ -162,41 +190,28 @@ def show_command(
     if path.is_dir():
         run = Run.load(path, trust=trust)
         model, text = run.model, (path / "experiment.yaml").read_text(encoding="utf-8")
+        trained = f"{'' if run.record.get('finished') else 'interrupted '}after epoch {len(run.history)}"
+        print(f"{path}, {trained}")
     else:
         experiment = Experiment.load(path)
         model, text = experiment.build(experiment.load_data(data_dir)), experiment.to_yaml()
-    console.print(model, highlight=False)
-    console.print()
-    console.print(text, highlight=False, soft_wrap=True, end="")
+    print(model, text, sep="\n\n", end="")
 
 
 @app.command("components")
 def components_command(as_json: Json = False) -> None:
     """List everything that can be declared, with its options and their defaults."""
-    listing = {
-        kind: {name: _component(entry) for name, entry in declaration.registered(kind).items()}
-        for kind in declaration.kinds()
-    }
+    listing = {kind: declaration.registered(kind) for kind in declaration.kinds()}
     if as_json:
-        print(json.dumps(listing))
+        described = {
+            kind: {name: _component(entry) for name, entry in entries.items()} for kind, entries in listing.items()
+        }
+        print(json.dumps(described))
         return
     for kind, entries in listing.items():
-        table = Table(title=kind, title_justify="left", title_style="bold", expand=True)
-        table.add_column("name", no_wrap=True)
-        table.add_column("what it is", ratio=2)
-        table.add_column("options", ratio=2)
-        for name, entry in entries.items():
-            table.add_row(
-                name,
-                _escaped(entry["summary"]),
-                _escaped(
-                    ", ".join(
-                        option if "default" not in value else f"{option}={value['default']}"
-                        for option, value in entry["options"].items()
-                    )
-                ),
-            )
-        console.print(table)
+        alike = [other for other in listing if listing[other] == entries]
+        if kind == alike[0]:
+            _print_components(", ".join(alike), entries)
 
 
 @app.command("schema")
@@ -211,26 +226,72 @@ def _component(entry: declaration.Component) -> dict[str, Any]:
         "summary": entry.summary,
         "options": {
             name: {"schema": schema[name]}
-            | ({} if parameter.default is parameter.empty else {"default": _shown(parameter.default)})
+            | ({} if parameter.default is Parameter.empty else {"default": _shown(parameter.default)})
             for name, parameter in entry.options.items()
         },
     }
 
 
 def _shown(default: Any) -> Any:
-    return (
-        default
-        if isinstance(default, str | int | float | bool | None)
-        else list(default)
-        if isinstance(default, tuple)
-        else str(default)
-    )
+    """A default in JSON's types."""
+    return json.loads(json.dumps(default, default=str))
+
+
+def _print_components(title: str, entries: Mapping[str, declaration.Component]) -> None:
+    """This package's components with their options, and the names of those of other libraries."""
+    package = __name__.partition(".")[0]
+    homes = {name: entry.target.__module__.partition(".")[0] for name, entry in entries.items()}
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, expand=True)
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    table.add_column(ratio=1)
+    for name, entry in entries.items():
+        if homes[name] == package:
+            table.add_row(name, Text(entry.summary), Text(_options(entry)))
+    console.print(table, highlight=False)
+    for home in sorted({*homes.values()} - {package}):
+        names = ", ".join(name for name in entries if homes[name] == home)
+        console.print(Padding(f"of {home}, with its options: {names}", (0, 1)), highlight=False)
+    console.print()
+
+
+def _options(entry: declaration.Component) -> str:
+    defaults = {name: parameter.default for name, parameter in entry.options.items()}
+    shown = {
+        name: default if isinstance(default, str) else json.dumps(_shown(default)) for name, default in defaults.items()
+    }
+    return ", ".join(name if defaults[name] is Parameter.empty else f"{name}={shown[name]}" for name in defaults)
+
+
+class _Rows:
+    """Prints a row for every n-th epoch, for the first and for the last."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.epoch = 0
+        self._pending = ""
+
+    def __call__(self, fit: Fit) -> None:
+        row = fit.history[-1]
+        self.epoch = row["epoch"]
+        elbo = "none" if row["validation_elbo"] is None else f"{row['validation_elbo']:.3f}"
+        self._pending = f"{self.epoch:5}  {row['train_loss']:12.3f}  {elbo:>15}  {row['seconds']:7.1f}"
+        if self.epoch == 1 and not self.quiet:
+            print("epoch    train_loss  validation_elbo  seconds")
+        if self.epoch == 1 or self.epoch % math.ceil(fit.settings["epochs"] / ROWS) == 0:
+            self.finish()
+
+    def finish(self) -> None:
+        """Prints the last row, if it has not been."""
+        if self._pending and not self.quiet:
+            print(self._pending, flush=True)
+        self._pending = ""
 
 
 def _evaluate(run: Run, data_dir: Path | None, split: str, particles: int, device: str, *, quiet: bool) -> Evaluation:
     data, model = run.load_data(data_dir), run.model.to(choose_device(device))
-    with Progress(disable=quiet, transient=True) as bar:
-        task = bar.add_task(f"log p(x), {particles} draws", total=len(getattr(data, split, ())))
+    with Progress(console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
+        task = bar.add_task(f"log p(x), {particles} draws", total=len(getattr(data, split)))
         evaluation = evaluate(
             model, data, split=split, particles=particles, on_batch=lambda done: bar.update(task, completed=done)
         )
@@ -243,47 +304,62 @@ def _print_evaluation(evaluation: Evaluation) -> None:
     table = Table(
         title=f"{evaluation.split}, {evaluation.datapoints} datapoints, nats of a {evaluation.measure} a datapoint",
         title_justify="left",
+        box=None,
+        show_header=False,
     )
-    table.add_column("quantity")
-    table.add_column("value", justify="right")
-    table.add_column("")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
     table.add_row("elbo", f"{evaluation.elbo:.3f}", "higher is better")
-    table.add_row("reconstruction", f"{evaluation.reconstruction:.3f}", "")
-    table.add_row("kl", f"{evaluation.kl:.3f}", "")
-    if evaluation.log_evidence is not None:
-        errors_text = f"± {evaluation.log_evidence_se:.3f} over datapoints"
-        if evaluation.log_evidence_mcse is not None:
-            errors_text += f", ± {evaluation.log_evidence_mcse:.4f} of {evaluation.particles} draws"
-        table.add_row("log_evidence", f"{evaluation.log_evidence:.3f}", errors_text)
-        table.add_row("ess", f"{evaluation.ess:.1f}", f"of {evaluation.particles}")
-    table.add_row("active_units", str(evaluation.active_units), "")
-    console.print(table)
+    table.add_row("reconstruction", f"{evaluation.reconstruction:.3f}")
+    table.add_row("kl", f"{evaluation.kl:.3f}")
+    table.add_row("log_evidence", *_evidence(evaluation))
+    if evaluation.ess is not None:
+        table.add_row("ess", f"{evaluation.ess:.1f}", f"of {evaluation.particles} draws")
+    table.add_row("active_units", str(evaluation.active_units))
+    console.print(table, "", highlight=False)
+
+
+def _evidence(evaluation: Evaluation) -> tuple[str, str]:
+    """The value of log p(x) and its two errors, or why there is none."""
+    if evaluation.log_evidence is None:
+        return "none", "a cross-entropy on grey values is no likelihood"
+    found = {"over datapoints": evaluation.log_evidence_se, "of the draws": evaluation.log_evidence_mcse}
+    return f"{evaluation.log_evidence:.3f}", ", ".join(
+        f"± {error:.2g} {name}" for name, error in found.items() if error is not None
+    )
 
 
 def _print_paths(paths: Mapping[str, Path], as_json: bool) -> None:
     if as_json:
         print(json.dumps({name: str(path) for name, path in paths.items()}))
     else:
-        for path in paths.values():
-            console.print(str(path), highlight=False, soft_wrap=True)
+        print(*paths.values(), sep="\n")
 
 
-def _overrides(assignments: list[str] | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    values = {name: value for name, value in options.items() if value is not None}
+def _overrides(assignments: list[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    values = {name: value for name, value in given.items() if value is not None}
     for assignment in assignments or []:
         path, equals, value = assignment.partition("=")
-        if not equals:
+        if not equals or not value.strip():
             raise InputError(f"--set was given {assignment!r}; write it as --set model.vae.latent_dim=20")
-        values[path] = parse_value(value)
+        values[path.strip()] = parse_value(value)
     return values
 
 
-def _new_directory(name: str) -> Path:
+def _data_name(experiment: Experiment) -> str:
+    data = experiment.data
+    return str(next(iter(data), "data") if isinstance(data, Mapping) else data)
+
+
+def _new_directory(named_after: Path) -> Path:
     number = 1
-    while (path := Path("runs") / f"{name}-{number}").exists():
+    while (path := Path("runs") / f"{named_after.stem}-{number}").exists():
         number += 1
     return path
 
 
-def _escaped(text: object) -> str:
-    return str(text).replace("[", r"\[")
+def _fail(what: str, message: object, code: int) -> NoReturn:
+    line = str(message).partition("\n")[0]  # Pyro appends the shapes of the trace in which an error was raised
+    errors.print(Text.assemble((f"{what}: ", "bold red"), line), soft_wrap=True, highlight=False)
+    sys.exit(code)

@@ -13,6 +13,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -64,8 +65,9 @@ class Component:
 
     @property
     def summary(self) -> str:
-        """First line of the docstring."""
-        return (inspect.getdoc(self.target) or "").partition("\n")[0]
+        """First sentence of the docstring."""
+        text = " ".join((inspect.getdoc(self.target) or "").partition("\n\n")[0].split())
+        return re.split(r"(?<!et al)\. ", text)[0].removesuffix(".")
 
     def check(self, options: Mapping[str, Any], path: str) -> dict[str, Any]:
         """Holds options against the signature and returns them with their types converted.
@@ -77,7 +79,7 @@ class Component:
         Raises:
             InputError: an unknown option, a missing one, or a value of the wrong type or range.
         """
-        for name in options:
+        for name in map(str, options):
             if name not in self.options:
                 raise InputError(f"{path} has no option {name!r}; {choices(name, self.options)}")
         for name, parameter in self.options.items():
@@ -95,14 +97,15 @@ def component(kind: str, name: str) -> Callable[[C], C]:
     def decorate(cls: C) -> C:
         entry = Component(cls, _positional(cls))
         register(kind, name, entry)
-        original = vars(cls)["__init__"]
+        original = cls.__init__  # type: ignore[misc]
 
         @functools.wraps(original)
         def checked(self: Any, *args: Any, **kwargs: Any) -> None:
             supplied = {key: kwargs.pop(key) for key in entry.supplied if key in kwargs}
             options = entry.check(kwargs, name)
             original(self, *args, **supplied, **options)
-            self.declaration = {name: options} if options else name
+            if type(self) is cls:
+                self.declaration = {name: options} if options else name
 
         cls.__init__ = checked  # type: ignore[misc]
         return cls
@@ -135,7 +138,7 @@ def check(kind: str, declaration: Any, path: str = "") -> Any:
         InputError: naming the place, what was given, and the nearest valid spelling.
     """
     path = path or kind
-    if not isinstance(declaration, str | Mapping):
+    if not _is_declared(declaration, path):
         return declaration
     name, options = _parse(declaration, path)
     checked = _find(kind, name, path).check(options, f"{path}.{name}")
@@ -150,7 +153,7 @@ def build(kind: str, declaration: Any, **supplied: Any) -> Any:
         declaration: a name, a mapping of one name to its options, or an instance.
         **supplied: what the model can supply; each component takes what its positional parameters name.
     """
-    if not isinstance(declaration, str | Mapping):
+    if not _is_declared(declaration, kind):
         return declaration
     name, options = _parse(declaration, kind)
     entry = _find(kind, name, kind)
@@ -299,6 +302,13 @@ def _is_import_path(text: str) -> bool:
     return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
+def _is_declared(declaration: Any, path: str) -> bool:
+    """Whether it is a declaration and not an instance; refuses what is neither."""
+    if declaration is None or isinstance(declaration, bool | int | float | list | tuple):
+        raise InputError(f"{path} takes a name, or one name with its options, but was given {declaration!r}")
+    return isinstance(declaration, str | Mapping)
+
+
 def _parse(declaration: Declaration, path: str) -> tuple[str, Mapping[str, Any]]:
     if isinstance(declaration, str):
         return declaration, {}
@@ -308,6 +318,8 @@ def _parse(declaration: Declaration, path: str) -> tuple[str, Mapping[str, Any]]
             f"{', '.join(map(str, declaration)) or 'none'}"
         )
     ((name, options),) = declaration.items()
+    if not isinstance(name, str):
+        raise InputError(f"{path} takes a name, but was given {name!r}")
     if options is not None and not isinstance(options, Mapping):
         raise InputError(f"{path}.{name} takes its options as a mapping, but was given {options!r}")
     return name, options or {}

@@ -1,8 +1,11 @@
 """What pyrolatent says when something cannot be done: one line with what was given, what was expected, what to do."""
 
 
-class InputError(ValueError):
-    """A declaration, a file or an argument that cannot be right; the message is one line."""
+class InputError(Exception):
+    """A declaration, a file or an argument that cannot be right; the message is one line.
+
+    It is no ValueError, since Pyro writes the shapes of all sites under every ValueError raised inside a model.
+    """
 
 
 class TrustError(InputError):

@@ -1,12 +1,14 @@
 """Experiment: a model, its data and its training as one declaration, in Python and in YAML."""
 
 import hashlib
-import importlib.util
+import importlib
+import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from pyrolatent.declaration import (
     choices,
     complete,
     import_path,
+    import_paths,
     importing,
     kinds,
     options_schema,
@@ -29,6 +32,7 @@ from pyrolatent.declaration import (
 from pyrolatent.errors import InputError
 from pyrolatent.inference.fit import Fit, fit, training_settings
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.sources import NAMED
 
 DEFAULT_MODEL: Mapping[str, Any] = {"vae": {"latent_dim": 10}}
 DEFAULT_DATA = "digits"
@@ -43,6 +47,9 @@ class Experiment:
         directory: where import paths and relative data paths are looked for first.
         **settings: the keyword-only parameters of `fit`: objective, epochs, batch_size, optimizer, ..., seed.
 
+    Attributes:
+        files: what imports components of the user's own, each file once, so that what is recorded is what was used.
+
     Raises:
         InputError: naming the field that cannot be right and the nearest valid one.
     """
@@ -55,14 +62,19 @@ class Experiment:
         directory: Path | None = None,
         **settings: Any,
     ) -> None:
-        valid = ["model", "data", *training_settings().options]
-        for name in settings:
-            if name not in valid:
-                raise InputError(f"an experiment has no field {name!r}; {choices(name, valid)}")
+        optional = training_settings().options
+        for name, value in {"model": model, "data": data, **settings}.items():
+            if name not in ("model", "data", *optional):
+                raise InputError(f"an experiment has no field {name!r}; {choices(name, ['model', 'data', *optional])}")
+            if value is None and (name not in optional or optional[name].default is not None):
+                raise InputError(
+                    f"{name} was given as null, which is how a run records an instance or data in memory; declare it"
+                )
         self.directory = directory
-        self.data = data
-        self.settings = training_settings().check(settings, "experiment")
+        self.files = FilesIn(directory)
+        self.data = _checked_data(data)
         with self.importing():
+            self.settings = training_settings().check(settings, "experiment")
             self.model = check("model", model)
 
     @classmethod
@@ -78,31 +90,27 @@ class Experiment:
 
     @property
     def declaration(self) -> dict[str, Any]:
-        """The experiment in full, defaults written out, in YAML's own types.
-
-        Raises:
-            InputError: a part is an instance and has no spelling.
-        """
-        kinded = {name: parameter.default for name, parameter in training_settings().options.items()} | self.settings
+        """The experiment in full, defaults written out, in YAML's own types; null for an instance or data in memory."""
         with self.importing():
-            settings = {
-                name: complete(name, value) if name in kinds() else value
-                for name, value in kinded.items()
-                if value is not None
-            }
-            return {"model": plain(complete("model", self.model)), "data": plain(self.data), **plain(settings)}
+            return declare(self.model, self.data, self.settings)
+
+    @property
+    def sources(self) -> dict[str, bytes]:
+        """The files of the user's own components that the experiment names, by their place in a run."""
+        return {source_name(path): self.files.source(path) for path in import_paths(self.declaration)}
 
     def to_yaml(self) -> str:
         """The declaration as the text of an experiment file."""
-        return yaml.safe_dump(self.declaration, sort_keys=False)
+        return write_yaml(self.declaration)
 
     def load_data(self, data_dir: Path | None = None) -> Data:
         """Loads the data that the experiment declares."""
         source = self.data
-        if self.directory is not None and isinstance(source, str | Mapping):
-            name = source if isinstance(source, str) else next(iter(source), "")
-            if Path(name).suffix and (self.directory / name).exists():
-                source = _renamed(source, str(self.directory / name))
+        if isinstance(source, str | Mapping):
+            name, *options = (source,) if isinstance(source, str) else next(iter(source.items()))
+            beside = self.directory / str(name) if self.directory is not None else None
+            if beside is not None and name not in NAMED and beside.exists():
+                source = {str(beside): options[0]} if options else str(beside)
         return load_data(source, data_dir=data_dir) if data_dir else load_data(source)
 
     def build(self, data: Data) -> LatentVariableModel:
@@ -124,31 +132,53 @@ class Experiment:
 
     def importing(self) -> AbstractContextManager[None]:
         """The context in which import paths mean files beside the experiment first."""
-        return importing(import_path if self.directory is None else FilesIn(self.directory))
+        return importing(self.files)
 
 
 class FilesIn:
-    """Imports components from the Python files of a directory.
+    """Imports components from the Python files of a directory, each file once.
 
     Args:
-        directory: where `package.module` is looked for as `package/module.py`.
-        fallback: what imports a module that is not there.
+        directory: where `package.module` is looked for as `package/module.py`; what is not there is imported from the
+            Python path, as is everything if it is None.
     """
 
-    def __init__(self, directory: Path, fallback: Callable[[str], Any] = import_path) -> None:
+    def __init__(self, directory: Path | None) -> None:
         self.directory = directory
-        self.fallback = fallback
+        self._sources: dict[str, bytes] = {}
+        self._modules: dict[str, ModuleType] = {}
 
     def __call__(self, path: str) -> Any:
         """Imports `package.module:Name`."""
         module, _, name = path.partition(":")
-        file = self.directory / source_name(path)
-        if not file.is_file():
-            return self.fallback(path)
-        loaded = _load(file, module)
+        file = self._file(path)
+        if file is None:
+            return import_path(path)
+        if module not in self._modules:
+            self._modules[module] = _execute(self.source(path), file, module)
+        loaded = self._modules[module]
         if not hasattr(loaded, name):
             raise InputError(f"{path}: {file} has no {name!r}; {choices(name, _public(loaded))}")
         return getattr(loaded, name)
+
+    def source(self, path: str) -> bytes:
+        """What the file of a component held when it was first read.
+
+        Raises:
+            InputError: it has no file that could be read.
+        """
+        module = path.partition(":")[0]
+        if module not in self._sources:
+            file = self._file(path) or _installed(path)
+            try:
+                self._sources[module] = file.read_bytes()
+            except OSError as error:
+                raise InputError(f"{path}: {file} cannot be read: {error.strerror}") from error
+        return self._sources[module]
+
+    def _file(self, path: str) -> Path | None:
+        file = self.directory / source_name(path) if self.directory is not None else None
+        return file if file is not None and file.is_file() else None
 
 
 def source_name(path: str) -> str:
@@ -156,11 +186,33 @@ def source_name(path: str) -> str:
     return path.partition(":")[0].replace(".", "/") + ".py"
 
 
+def declare(model: Any, data: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's fields in full, in YAML's own types; null for what is an instance or in memory.
+
+    Args:
+        model: declaration of a model, or a model.
+        data: declaration of data, or data.
+        settings: keyword-only parameters of `fit`; those left out are given their defaults.
+    """
+    settings = {name: parameter.default for name, parameter in training_settings().options.items()} | dict(settings)
+    given = {name: value for name, value in settings.items() if value is not None}
+    return {
+        "model": _spelled("model", model),
+        "data": _spelled("data", str(data) if isinstance(data, Path) else data),
+        **{name: _spelled(name, value) for name, value in given.items()},
+    }
+
+
+def write_yaml(fields: Mapping[str, Any]) -> str:
+    """The text of a YAML mapping, in the order of its keys; what is innermost stands on one line."""
+    return yaml.safe_dump(dict(fields), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML mapping.
 
     Raises:
-        InputError: no such file, no valid YAML, or something else than a mapping.
+        InputError: no such file, no valid YAML, or something else than a mapping of names.
     """
     try:
         fields = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -169,12 +221,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file; an experiment file in YAML was expected") from error
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not valid YAML: {reason}") from error
+        raise InputError(f"{path} is not valid YAML: {_reason(error)}") from error
     if fields is None:
         return {}
     if not isinstance(fields, dict):
-        raise InputError(f"{path} holds {type(fields).__name__}, but a mapping of model, data, ... was expected")
+        raise InputError(f"{path} holds a {type(fields).__name__}, but a mapping of model, data, ... was expected")
+    for key in _keys(fields):
+        if not isinstance(key, str):
+            raise InputError(f"{path}: {key!r} stands where a name was expected; write it in quotes if it is one")
     return fields
 
 
@@ -235,26 +289,65 @@ def _set(place: Any, keys: list[str], value: Any, *, is_name: bool) -> Any:
     return kept | {keys[0]: _set(inside.get(keys[0]), keys[1:], value, is_name=not is_name)}
 
 
-def _renamed(source: str | Mapping[str, Any], name: str) -> str | dict[str, Any]:
-    return name if isinstance(source, str) else {name: next(iter(source.values()))}
+def _checked_data(data: Any) -> Any:
+    if isinstance(data, Mapping) and len(data) == 1:
+        ((source, options),) = data.items()
+        if isinstance(options, Mapping):
+            Component(load_data, ("source",)).check(options, f"data.{source}")
+    return data
 
 
-def _load(file: Path, module: str) -> Any:
-    source = file.read_bytes()
-    # Two runs may hold different files of one name, so the module is known by what is in it.
-    unique = f"{module}_{hashlib.sha256(source).hexdigest()[:12]}"
+def _spelled(field: str, value: Any) -> Any:
+    """One field in full; a component that was constructed is spelled by its own declaration, if it has one."""
+    try:
+        return plain(complete(field, getattr(value, "declaration", value)) if field in kinds() else value)
+    except InputError:
+        return None
+
+
+def _keys(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _keys(part)
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
+
+
+def _execute(source: bytes, file: Path, name: str) -> ModuleType:
+    """Makes a module of a file's text.
+
+    The text itself is executed: the import system would prefer a byte code file beside it, which nobody has hashed.
+    Other directories may hold other files of the same name, so the module is known by its place and what is in it.
+    """
+    unique = f"{name}_{hashlib.sha256(bytes(file.resolve()) + source).hexdigest()[:12]}"
     if unique not in sys.modules:
-        spec = importlib.util.spec_from_file_location(unique, file)
-        if spec is None or spec.loader is None:
-            raise InputError(f"{file} cannot be imported: it is not a Python file")
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[unique] = loaded
+        module = ModuleType(unique)
+        module.__file__ = str(file)
+        module.__package__ = name.rpartition(".")[0]
+        sys.modules[unique] = module
         try:
-            spec.loader.exec_module(loaded)
+            exec(compile(source, str(file), "exec"), vars(module))
         except Exception as error:
             del sys.modules[unique]
-            raise InputError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"{file} cannot be imported: {type(error).__name__}: {reason}") from error
     return sys.modules[unique]
+
+
+def _installed(path: str) -> Path:
+    """The file of a component on the Python path."""
+    import_path(path)
+    try:
+        return Path(inspect.getsourcefile(importlib.import_module(path.partition(":")[0])) or "")
+    except TypeError as error:  # a built-in module
+        raise InputError(f"{path} has no source file that could be kept with the run") from error
 
 
 def _public(module: Any) -> list[str]:

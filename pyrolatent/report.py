@@ -13,6 +13,8 @@ from pyrolatent.models.latent import LatentVariableModel
 def draw(model: LatentVariableModel, data: Data, history: list[Row], *, split: str = "test") -> dict[str, Figure]:
     """Every figure of a trained model, by name.
 
+    Samples are drawn of models with a density, and a latent grid of those with one vector z.
+
     Args:
         model: a trained model.
         data: what it was trained on.
@@ -22,18 +24,19 @@ def draw(model: LatentVariableModel, data: Data, history: list[Row], *, split: s
     part = getattr(data, split).to(next(model.parameters()).device)
     shown = part.batch(slice(0, 10))
     coded = part.batch(slice(0, 1000))
+    drawn = {"training": figures.training_curve(history)} if history else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        samples = tasks.sample(model, 64, mean=True)
-        mosaic, quantiles = tasks.latent_grid(model, 15)
-        codes = torch.cat([mean.flatten(1) for mean in tasks.means(model, *arguments(model, coded)).values()], -1)
-        reconstructed = tasks.reconstruct(model, *arguments(model, shown))
+        drawn["reconstructions"] = figures.reconstructions(shown.x, tasks.reconstruct(model, *arguments(model, shown)))
+        means = tasks.means(model, *arguments(model, coded))
+        if isinstance(model, LatentVariableModel):
+            drawn["samples"] = figures.samples(tasks.sample(model, 64, mean=True))
+            if [*means] == ["z"] and means["z"].dim() == 2:
+                mosaic, quantiles = tasks.latent_grid(model, 15)
+                drawn["latent_grid"] = figures.latent_grid(mosaic, 15, quantiles)
+    codes = torch.cat([mean.flatten(1) for mean in means.values()], -1)
     labels = coded.y if coded.y is not None and coded.y.dim() == 1 else None
     method = "t-SNE" if codes.shape[-1] > 2 else "first two dimensions"
-    drawn = {
-        "reconstructions": figures.reconstructions(shown.x, reconstructed),
-        "samples": figures.samples(samples),
-        "latent_grid": figures.latent_grid(mosaic, 15, quantiles),
-        "embedding": figures.embedding(figures.project(codes), labels, f"Posterior means of {split} data, {method}"),
-    }
-    return {"training": figures.training_curve(history), **drawn} if history else drawn
+    title = f"Posterior means of {split} data, {method}"
+    drawn["embedding"] = figures.embedding(figures.project(codes), labels, title)
+    return drawn

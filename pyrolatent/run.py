@@ -1,41 +1,42 @@
 """Run: one directory on disk that holds a trained model and everything about it.
 
 experiment.yaml       the declaration in full; `pyrolatent train experiment.yaml` trains it again
-weights.safetensors   the model's state
-metrics.jsonl         a row an epoch
-record.json           versions, the data's record with its hash, the hashes of components of the user's own
+weights.safetensors   the model's state: of the last finished epoch, or of the best one after early stopping
+metrics.jsonl         a row an epoch: epoch, train_loss, validation_elbo, learning_rate, seconds
+record.json           versions, the data's record with its hash, the hashes of components of the user's own, whether
+                      training came to its end
 evaluation.json       held-out scores
 figures/              pictures
+samples.npy           draws that were asked for
 my_module.py          copies of the files of components of the user's own
 """
 
 import hashlib
-import inspect
 import json
 import os
 import platform
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyro
 import safetensors.torch
 import torch
-import yaml
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from torch import Tensor
 
 from pyrolatent.data import Data, load_data
-from pyrolatent.declaration import build, complete, import_paths, imported, importing, plain
+from pyrolatent.declaration import build, import_paths, importing
 from pyrolatent.errors import InputError, TrustError
-from pyrolatent.experiment import Experiment, FilesIn, read_yaml, source_name
+from pyrolatent.experiment import Experiment, FilesIn, declare, read_yaml, source_name, write_yaml
 from pyrolatent.inference.evidence import Evaluation
 from pyrolatent.inference.fit import Fit, Row
 from pyrolatent.models.latent import LatentVariableModel
@@ -55,7 +56,7 @@ class Run:
 
     def __init__(self, path: Path, *, model: LatentVariableModel | None = None, trust: bool = False) -> None:
         self.path = path
-        self._given, self._trust = model, trust
+        self._given, self._trust, self._files = model, trust, FilesIn(path)
         if not (path / "experiment.yaml").is_file():
             raise InputError(
                 f"{path} is not a run: it holds no experiment.yaml; give a directory that train has written"
@@ -73,8 +74,11 @@ class Run:
             overwrite: whether a run that is there may be replaced.
         """
         path = Path(path)
+        declaration, sources = _declaration(fit)
         claim(path, overwrite)
-        _write(path, fit, _declaration(fit))
+        _begin(path, fit, declaration, sources)
+        _write_state(path, fit)
+        _write_record(path, fit, sources, finished=True)
         return cls.load(path, model=fit.model)
 
     @classmethod
@@ -96,7 +100,7 @@ class Run:
 
     @cached_property
     def model(self) -> LatentVariableModel:
-        """The trained model, in evaluation mode, on the CPU."""
+        """The trained model, in evaluation mode, on the CPU unless it was given."""
         model = self._given
         if model is None:
             if self.declaration.get("model") is None:
@@ -105,9 +109,8 @@ class Run:
                     "declaration; use Run.load(path, model=...)"
                 )
             with self.importing(), torch.random.fork_rng(devices=[]):
-                shapes = {name: self.record["data"][name] for name in ("event_shape", "label_dim")}
-                shapes["event_shape"] = tuple(shapes["event_shape"])
-                model = build("model", self.declaration["model"], **shapes)
+                event_shape, label_dim = tuple(self._recorded("event_shape")), self._recorded("label_dim")
+                model = build("model", self.declaration["model"], event_shape=event_shape, label_dim=label_dim)
         try:
             model.load_state_dict(self._weights())
         except RuntimeError as error:
@@ -119,7 +122,12 @@ class Run:
     def history(self) -> list[Row]:
         """The rows of metrics.jsonl."""
         file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        if not file.is_file():
+            return []
+        try:
+            return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read: {error}") from error
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
@@ -136,7 +144,7 @@ class Run:
         if declared is None:
             raise InputError(f"{self.path} was trained on data in memory; give the same data to the Python functions")
         data = load_data(declared, data_dir=data_dir) if data_dir else load_data(declared)
-        was, now = self.record["data"]["evaluation_sha256"], data.record["evaluation_sha256"]
+        was, now = self._recorded("evaluation_sha256"), data.record["evaluation_sha256"]
         if was != now:
             raise InputError(
                 f"the data of {self.path} have changed since training: the validation and test parts hashed to "
@@ -146,11 +154,10 @@ class Run:
 
     def write_evaluation(self, evaluation: Evaluation) -> Path:
         """Writes held-out scores to evaluation.json."""
-        return write_text(self.path / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
+        return _write_json(self.path / "evaluation.json", scores(evaluation))
 
     def write_figures(self, figures: Mapping[str, Figure]) -> list[Path]:
         """Writes figures as PNG files into figures/."""
-        (self.path / "figures").mkdir(exist_ok=True)
         paths = [self.path / "figures" / f"{name}.png" for name in figures]
         for path, figure in zip(paths, figures.values(), strict=True):
             with _replacing(path) as file:
@@ -161,14 +168,12 @@ class Run:
         """Writes an array as NAME.npy."""
         path = self.path / f"{name}.npy"
         with _replacing(path) as file:
-            np.save(file, values.numpy(), allow_pickle=False)
+            np.save(file, values.cpu().numpy(), allow_pickle=False)
         return path
 
-    @contextmanager
-    def importing(self) -> Any:
+    def importing(self) -> AbstractContextManager[None]:
         """The context in which import paths mean the copies in this run, if they are trusted."""
-        with importing(self._import):
-            yield
+        return importing(self._import)
 
     def _import(self, path: str) -> Any:
         name = source_name(path)
@@ -177,11 +182,20 @@ class Run:
                 f"{self.path} uses the component {path}, which is code from outside the package ({name} in the run); "
                 "read it, then load the run with --trust (trust=True)"
             )
-        file = self.path / name
-        recorded = self.record.get("components", {}).get(name)
-        if not file.is_file() or _sha256(file) != recorded:
-            raise TrustError(f"{file} is not the file that {path} was trained with; its hash should be {recorded}")
-        return FilesIn(self.path)(path)
+        recorded = self._recorded(name, "components")
+        found = _sha256(self._files.source(path)) if (self.path / name).is_file() else None
+        if found != recorded:
+            raise TrustError(
+                f"{self.path / name} is not the file that {path} was trained with: its hash should be {recorded}, but "
+                f"{f'is {found}' if found else 'it is not there'}; restore it, or train again"
+            )
+        return self._files(path)
+
+    def _recorded(self, name: str, part: str = "data") -> Any:
+        try:
+            return self.record[part][name]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{self.path / 'record.json'} holds no {part}.{name}; train again") from error
 
     def _weights(self) -> dict[str, Tensor]:
         file = self.path / "weights.safetensors"
@@ -225,124 +239,152 @@ def train(
     output = Path(output)
     data = experiment.load_data(data_dir)
     model = experiment.build(data)
+    declaration, sources = experiment.declaration | {"data": data.declaration}, experiment.sources
+    board = _tensorboard() if tensorboard else None
     claim(output, overwrite)
-    writer = _tensorboard(output) if tensorboard else None
-    declaration = experiment.declaration | {"data": data.declaration}
+    writer: Any = None
 
     def save(fit: Fit) -> None:
-        with experiment.importing():
-            _write(output, fit, declaration)
+        nonlocal writer
+        row = fit.history[-1]
+        if len(fit.history) == 1:
+            _begin(output, fit, declaration, sources)
+            writer = board(str(output / "tensorboard")) if board else None
+        _write_state(output, fit)
         if writer is not None:
-            row = fit.history[-1]
             for name in ("train_loss", "validation_elbo", "learning_rate"):
-                writer.add_scalar(name, row[name], row["epoch"])
+                if row[name] is not None:
+                    writer.add_scalar(name, row[name], row["epoch"])
         if on_epoch:
             on_epoch(fit)
 
-    fit = experiment.fit(model, data, save, progress)
-    with experiment.importing():
-        _write(output, fit, declaration)
-    if writer is not None:
-        writer.close()
+    try:
+        fit = experiment.fit(model, data, save, progress)
+    except BaseException:
+        with suppress(OSError):  # a directory that is not empty stays
+            output.rmdir()
+        raise
+    finally:
+        if writer is not None:
+            writer.close()
+    _write_state(output, fit)
+    _write_record(output, fit, sources, finished=True)
     return Run.load(output, model=fit.model)
 
 
+def scores(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as evaluation.json holds it: without `log_evidence` where there is no likelihood."""
+    fields = asdict(evaluation)
+    if evaluation.measure != "cross-entropy":
+        return fields
+    return {name: value for name, value in fields.items() if not name.startswith("log_evidence")}
+
+
 def claim(path: Path, overwrite: bool) -> None:
-    """Makes the directory of a run.
+    """Makes the directory of a run; a run that is there is kept until there is something to put in its place.
 
     Raises:
-        InputError: there is something in it that would be lost.
+        InputError: there is something in it that would be lost, or it cannot be written to.
     """
-    if path.is_file():
-        raise InputError(f"{path} is a file; a directory for the run was expected")
-    if path.is_dir() and any(path.iterdir()):
-        if not overwrite:
-            raise InputError(f"{path} is not empty; choose another output, or say overwrite")
-        if not (path / "experiment.yaml").is_file():
-            raise InputError(f"{path} is not empty and is not a run, so it is not overwritten; choose another output")
-        for stale in ("evaluation.json", "weights.safetensors", "metrics.jsonl"):
-            (path / stale).unlink(missing_ok=True)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        occupied = any(path.iterdir())
     except OSError as error:
-        raise InputError(f"{path} cannot be made: {error.strerror}") from error
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Writes a text file so that at any moment either its old or its new version is there."""
-    with _replacing(path) as file:
-        file.write(text.encode())
-    return path
+        raise InputError(f"{path} cannot be the directory of a run: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be the directory of a run: it may not be written to")
+    if occupied and not overwrite:
+        raise InputError(f"{path} is not empty; choose another output, or say overwrite")
+    if occupied and not (path / "experiment.yaml").is_file():
+        raise InputError(f"{path} is not empty and is not a run, so it is not overwritten; choose another output")
 
 
 @contextmanager
-def _replacing(path: Path) -> Any:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` when all of it is on disk."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _write(path: Path, fit: Fit, declaration: Mapping[str, Any]) -> None:
-    """Writes everything but evaluations and figures; weights before metrics, so that no row is without its weights."""
-    components = _copy_components(path, declaration)
+def _write(path: Path, contents: bytes) -> Path:
+    """Writes a file so that at any moment either its old or its new version is there."""
+    with _replacing(path) as file:
+        file.write(contents)
+    return path
+
+
+def _write_json(path: Path, contents: Mapping[str, Any]) -> Path:
+    return _write(path, (json.dumps(contents, indent=2) + "\n").encode())
+
+
+def _begin(path: Path, fit: Fit, declaration: Mapping[str, Any], sources: Mapping[str, bytes]) -> None:
+    """Writes what stays the same from epoch to epoch; of a run that was there the weights go first."""
+    for stale in ("weights.safetensors", "metrics.jsonl", "evaluation.json", "samples.npy"):
+        (path / stale).unlink(missing_ok=True)
+    for stale in ("figures", "tensorboard"):
+        shutil.rmtree(path / stale, ignore_errors=True)
+    _write(path / "experiment.yaml", write_yaml(declaration).encode())
+    for name, source in sources.items():
+        _write(path / name, source)
+    _write_record(path, fit, sources, finished=False)
+
+
+def _write_state(path: Path, fit: Fit) -> None:
+    """Writes weights and then metrics, so that no row is without its weights."""
+    state = {name: value.detach().cpu().contiguous() for name, value in fit.model.state_dict().items()}
+    _write(path / "weights.safetensors", safetensors.torch.save(state))
+    _write(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in fit.history).encode())
+
+
+def _write_record(path: Path, fit: Fit, sources: Mapping[str, bytes], *, finished: bool) -> None:
     record = {
         "pyrolatent": version("pyrolatent"),
         "torch": torch.__version__,
         "pyro": pyro.__version__,
         "python": platform.python_version(),
-        "data": fit.data.record | {"label_dim": fit.data.label_dim},
-        "components": components,
+        "finished": finished,
+        "best_epoch": fit.best_epoch if finished else None,
         "parameters": sum(parameter.numel() for parameter in fit.model.parameters()),
-        "best_epoch": fit.best_epoch,
+        "data": fit.data.record | {"label_dim": fit.data.label_dim},
+        "components": {name: _sha256(source) for name, source in sources.items()},
     }
-    write_text(path / "experiment.yaml", yaml.safe_dump(dict(declaration), sort_keys=False))
-    write_text(path / "record.json", json.dumps(record, indent=2) + "\n")
-    state = {name: value.detach().cpu().contiguous() for name, value in fit.model.state_dict().items()}
-    with _replacing(path / "weights.safetensors") as file:
-        file.write(safetensors.torch.save(state))
-    write_text(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in fit.history))
+    _write_json(path / "record.json", record)
 
 
-def _declaration(fit: Fit) -> dict[str, Any]:
-    """An experiment's declaration of a fit made in Python; null where it was made of what has no spelling."""
+def _declaration(fit: Fit) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What can be declared of a fit made in Python, and the files of the user's own components that it names.
+
+    A model whose code is not in a file that can be found again is recorded as an instance.
+    """
+    files = FilesIn(None)
+    declaration = declare(fit.model, fit.data.declaration, fit.settings)
     try:
-        model = plain(complete("model", getattr(fit.model, "declaration", fit.model)))
+        return declaration, {source_name(path): files.source(path) for path in import_paths(declaration)}
     except InputError:
-        model = None
-    return {"model": model, "data": plain(fit.data.declaration), **plain(fit.settings)}
+        return declaration | {"model": None}, {}
 
 
-def _copy_components(path: Path, declaration: Mapping[str, Any]) -> dict[str, str]:
-    """Copies the source files of the user's own components into the run and returns their hashes."""
-    hashes = {}
-    for component in import_paths(declaration):
-        source = inspect.getsourcefile(imported(component))
-        if source is None:
-            raise InputError(f"{component} has no source file that could be kept with the run")
-        copy = path / source_name(component)
-        if not copy.is_file() or copy.read_bytes() != Path(source).read_bytes():
-            write_text(copy, Path(source).read_text(encoding="utf-8"))
-        hashes[source_name(component)] = _sha256(copy)
-    return hashes
+def _sha256(source: bytes) -> str:
+    return hashlib.sha256(source).hexdigest()
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _tensorboard(path: Path) -> Any:
+def _tensorboard() -> Callable[[str], Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError(
             "tensorboard is not installed; pip install 'pyrolatent[tensorboard]', or leave it out"
         ) from None
-    return SummaryWriter(str(path / "tensorboard"))
+    return SummaryWriter

@@ -1,5 +1,6 @@
 """Held-out bounds and log p(x), per datapoint, each with its errors."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import kl_divergence
 from torch.distributions.constraints import Constraint
 
-from pyrolatent.data import Data
+from pyrolatent.data import Batch, Data
 from pyrolatent.errors import InputError
-from pyrolatent.inference.weights import Weights, arguments, weigh
+from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.rules import same_event_shape
+from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
 from pyrolatent.models.latent import LatentVariableModel
 
 FLOATS = 2**21
@@ -53,8 +55,8 @@ class Evaluation:
 
     Attributes:
         split: which part of the data.
-        measure: what the nats are of: "mass", "density", "density (dequantized)" or "cross-entropy". Numbers of
-            different measures cannot be compared.
+        measure: what the nats are of: "mass", "density", "density (dequantized)", "mixed ..." or "cross-entropy".
+            Numbers of different measures cannot be compared.
         elbo: evidence lower bound; higher is better.
         reconstruction: its term E_q[log p(x | z)].
         kl: its term KL(q(z | x) || p(z)).
@@ -115,11 +117,11 @@ def score(
         log_weights = weights.log_weights()
         log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
         log_square_sum = torch.logaddexp(log_square_sum, (2 * log_weights).logsumexp(0))
-        reconstruction = reconstruction + weights.log_likelihood.sum(0) / particles
-        kl = kl + torch.stack([*weights.kl.values()]).sum(0).sum(0) / particles
-        for site, draws in weights.latents.items():
+        reconstruction = reconstruction + weights.expect(weights.log_likelihood).sum(0) / particles
+        kl = kl + weights.expect(functools.reduce(torch.add, weights.kl.values())).sum(0) / particles
+        for site in weights.latents:
             share = count / particles
-            means[site] = means.get(site, 0.0) + share * _mean(weights, site, draws)
+            means[site] = means.get(site, 0.0) + share * _mean(weights, site)
             by_dimension = _kl_dimensions(weights, site)
             if by_dimension is not None:
                 kl_dimensions[site] = kl_dimensions.get(site, 0.0) + share * by_dimension
@@ -165,70 +167,61 @@ def evaluate(
         raise InputError(f"particles was {particles}; at least one draw is needed")
     if split not in ("train", "validation", "test"):
         raise InputError(f"there is no split {split!r}; valid: train, validation, test")
-    device = next(model.parameters()).device
-    part = getattr(data, split).to(device)
-    training = model.training
-    model.eval()
-    devices = [device] if device.type == "cuda" else []
-    with pyro.validation_enabled(False), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        support = observation_support(model, data)
-        data.check_support(support, str(model.likelihood))
+    part = getattr(data, split).to(device_of(model))
+    support = observation_support(model, part.batch(slice(0, 1)), data)
+    data.check_support(support, str(model.likelihood))
+    with pyro.validation_enabled(False), evaluating(model, seed):
         scores, done = [], 0
         for batch in part.batches(batch_size):
             scores.append(score(model, *arguments(model, batch), particles=particles))
             done += len(batch.x)
             if on_batch:
                 on_batch(done)
-    model.train(training)
-    return _summarise(scores, split, measure(data, support), particles)
+    return _summarise(scores, split, measure(model, data, support), particles)
 
 
-def measure(data: Data, support: Constraint) -> str:
-    """What the nats of a likelihood on this data are of: a mass, a density, or a cross-entropy."""
+def measure(model: LatentVariableModel, data: Data, support: Constraint) -> str:
+    """What the nats of a likelihood on this data are of: a mass, a density, a mixture of both, or a cross-entropy."""
     if data.binarize == "relaxed":
         return "cross-entropy"
-    if support.is_discrete:
-        return "mass"
-    return "density (dequantized)" if data.dequantize else "density"
+    family = getattr(model.likelihood, "family", None)
+    named = getattr(family, "measure", "mass" if support.is_discrete else "density")
+    return f"{named} (dequantized)" if named == "density" and data.dequantize else named
 
 
 @torch.no_grad()
-def observation_support(model: LatentVariableModel, data: Data) -> Constraint:
-    """The support of p(x | z).
-
-    Raises:
-        InputError: the model is over another event shape than the data.
-    """
-    if model.event_shape != torch.Size(data.event_shape):
-        raise InputError(
-            f"the model is over events of shape {tuple(model.event_shape)}, but {data.name} holds {data.event_shape}"
-        )
-    device = next(model.parameters()).device
-    batch = data.validation.to(device).batch(torch.arange(1, device=device))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        trace: Any = poutine.trace(poutine.uncondition(model.generate)).get_trace(*arguments(model, batch))
+def observation_support(model: LatentVariableModel, one: Batch, data: Data) -> Constraint:
+    """The support of p(x | z), from one datapoint."""
+    same_event_shape(model, data)
+    with evaluating(model):
+        trace: Any = poutine.trace(poutine.uncondition(model.generate)).get_trace(*arguments(model, one))
     return trace.nodes["x"]["fn"].support
 
 
-def _mean(weights: Weights, site: str, draws: Tensor) -> Tensor:
+def _mean(weights: Weights, site: str) -> Tensor:
+    """The posterior mean of a site, (batch, dimensions), from its draws where it has no closed form."""
+    fn, draws = weights.guide_trace.nodes[site]["fn"], weights.latents[site]
     try:
-        mean = weights.guide_trace.nodes[site]["fn"].mean
+        mean = fn.mean
     except NotImplementedError:
         mean = draws
-    return mean.mean(0).flatten(1)
+    if torch.isnan(mean).any():
+        mean = draws
+    mean = weights.expect(mean, fn.event_dim).mean(0)
+    return mean.reshape(len(mean), -1)
 
 
 def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
+    """The KL of each dimension of a site, (batch, dimensions); None where prior or posterior does not factorise."""
     prior, posterior = (trace.nodes[site]["fn"] for trace in (weights.model_trace, weights.guide_trace))
     if not all(isinstance(d, dist.Independent) and not d.base_dist.event_shape for d in (prior, posterior)):
         return None
-    try:
-        kl = kl_divergence(posterior.base_dist, prior.base_dist)
-    except NotImplementedError:
+    kl = closed_kl(posterior.base_dist, prior.base_dist)
+    if kl is None:
         draws = weights.latents[site]
         kl = posterior.base_dist.log_prob(draws) - prior.base_dist.log_prob(draws)
-    return kl.mean(0).flatten(1)
+    kl = weights.expect(kl, posterior.event_dim).mean(0)
+    return kl.reshape(len(kl), -1)
 
 
 def _summarise(scores: list[Scores], split: str, measure: str, particles: int) -> Evaluation:

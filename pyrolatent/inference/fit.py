@@ -15,12 +15,14 @@ from annotated_types import Ge, Gt
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from pyrolatent.data import Batch, Data
-from pyrolatent.declaration import Component, Kind, build, register
+from pyrolatent.data import Batch, Data, Split
+from pyrolatent.declaration import Component, Kind, build, choices, register
 from pyrolatent.errors import InputError, TrainingError
-from pyrolatent.inference.evidence import observation_support
-from pyrolatent.inference.objectives import AnalyticELBO, Objective
-from pyrolatent.inference.weights import arguments, weigh
+from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.objectives import EM, AnalyticELBO, ClosedForm, Objective, PyroObjective, SquaredError
+from pyrolatent.inference.rules import hold_to_rules
+from pyrolatent.inference.weights import arguments, training_arguments, weigh
+from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
 
 Row = dict[str, Any]
@@ -113,6 +115,8 @@ def choose_device(name: str) -> torch.device:
         InputError: the machine has no such device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name not in (*available, "auto"):
+        raise InputError(f"there is no device {name!r}; {choices(name, ['auto', *available])}")
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     if not available[name]:
@@ -124,55 +128,64 @@ class _Trainer:
     """One run of `fit`: its optimiser, schedules and the state to fall back to."""
 
     def __init__(self, run: Fit, data: Data, objective: Any) -> None:
-        self.run, self.model, self.data, self.objective = run, run.model, data, objective
+        self.run, self.model, self.data = run, run.model, data
+        of_pyro = isinstance(objective, pyro.infer.ELBO) and not isinstance(objective, Objective)
+        self.objective = PyroObjective(objective) if of_pyro else objective
+        self.has_density = not isinstance(self.model, DeterministicModel)
         settings = run.settings
         if settings["kl_warmup"] and not isinstance(objective, Objective):
             raise InputError(
-                f"kl_warmup scales the KL inside this package's objectives; {type(objective).__name__} of Pyro has no "
-                "such factor: declare objective elbo or analytic_elbo, or leave kl_warmup out"
+                f"kl_warmup scales the KL inside a bound of this package, but the objective is "
+                f"{type(objective).__name__}; declare objective: elbo or analytic_elbo, or leave kl_warmup out"
             )
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        if not self.parameters:
-            raise InputError("the model has no parameter to train")
-        self.optimizer = build("optimizer", settings["optimizer"], params=self.parameters)
+        self.parameters = list(self.model.parameters())
+        if not isinstance(objective, ClosedForm | EM) and not any(p.requires_grad for p in self.parameters):
+            raise InputError("the model has no parameter to train: none of them requires a gradient")
         scheduler = settings.get("scheduler")
-        self.scheduler = build("scheduler", scheduler, optimizer=self.optimizer) if scheduler else None
+        try:
+            self.optimizer = build("optimizer", settings["optimizer"], params=self.parameters)
+            self.scheduler = build("scheduler", scheduler, optimizer=self.optimizer) if scheduler else None
+        except (TypeError, ValueError) as error:
+            declared = {name: settings[name] for name in ("optimizer", "scheduler") if settings.get(name)}
+            raise InputError(f"{declared} cannot be built: {' '.join(str(error).split())}") from error
+        if getattr(self.scheduler, "mode", None) == "max":
+            raise InputError("scheduler mode max is for a score, but the validation loss is what it sees; declare min")
         self.batches = math.ceil(len(data.train) / settings["batch_size"])
         self.steps = 0
 
     def rehearse(self) -> None:
         """One validated pass over one minibatch, before any training."""
-        support = observation_support(self.model, self.data)
-        self.data.check_support(support, str(self.model.likelihood))
+        hold_to_rules(self.model, self.data, self.objective)
         first = self.data.train.batch(slice(0, self.run.settings["batch_size"]))
+        several = self.data.train.batch(torch.randperm(len(self.data.train))[:1000].to(first.x.device))
         for module in self.model.modules():
             initialise = getattr(module, "initialise", None)
             if callable(initialise):
-                initialise(first)
-        with torch.no_grad(), pyro.validation_enabled(self.data.binarize != "relaxed"):
-            weights = weigh(self.model.generate, self.model.infer, *arguments(self.model, first))
+                initialise(several.x)
+        if not self.has_density:
+            return
+        validate = self.data.binarize != "relaxed"
+        with torch.no_grad(), evaluating(self.model), pyro.validation_enabled(validate):
+            weights = weigh(self.model.generate, self.model.infer, *training_arguments(self.model, first))
             for site, value in {"x": weights.log_likelihood, **weights.log_prior, **weights.log_posterior}.items():
-                if value.shape != (1, len(first.x)):
+                if value.shape[-2:] != (1, len(first.x)):
                     raise InputError(
-                        f"the log-probability of the site {site!r} has the shape {tuple(value.shape[1:])} for "
-                        f"{len(first.x)} datapoints; give its distribution that batch shape with to_event"
+                        f"the log-probability of the site {site!r} has the shape {tuple(value.shape)} for "
+                        f"{len(first.x)} datapoints; give its distribution the batch shape of the data with to_event"
                     )
 
     def train(self, on_epoch: Callable[[Fit], Any] | None, bar: Progress) -> None:
         settings, history = self.run.settings, self.run.history
+        epochs = 1 if isinstance(self.objective, ClosedForm) else settings["epochs"]
         best, best_state = -math.inf, None
-        task = bar.add_task("epoch 1", total=self.batches * settings["epochs"])
-        for epoch in range(1, settings["epochs"] + 1):
+        task = bar.add_task("epoch 1", total=self.batches * epochs)
+        for epoch in range(1, epochs + 1):
             state, started = self._state(), time.perf_counter()
             rate = self.optimizer.param_groups[0]["lr"]
-            self.model.train()
-            total = torch.zeros((), device=self.parameters[0].device)
-            for batch in self.data.train.batches(settings["batch_size"], shuffle=True):
-                total = total + self._step(batch)
-                bar.advance(task)
+            training = self._epoch(lambda: bar.advance(task))
             seconds = time.perf_counter() - started
-            validation = self._validation_elbo()
-            if not math.isfinite(total.item()) or not math.isfinite(validation):
+            validation = self._score(self.data.validation)
+            if not math.isfinite(training) or not math.isfinite(validation):
                 self._replay(state, epoch)
             if self.scheduler is not None:
                 metrics = [-validation] if "metrics" in inspect.signature(self.scheduler.step).parameters else []
@@ -180,13 +193,15 @@ class _Trainer:
             history.append(
                 {
                     "epoch": epoch,
-                    "train_loss": -total.item() / len(self.data.train),
-                    "validation_elbo": validation,
+                    "train_loss": -training,
+                    "validation_elbo": validation if self.has_density else None,
                     "learning_rate": rate,
                     "seconds": seconds,
                 }
             )
-            bar.update(task, description=f"epoch {epoch + 1}, validation bound {validation:.2f}")
+            if not self.has_density:
+                history[-1]["validation_loss"] = -validation
+            bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
             if "patience" in settings and validation > best:
                 best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
             if on_epoch:
@@ -197,43 +212,45 @@ class _Trainer:
             self.model.load_state_dict(best_state)
         self.model.eval()
 
+    def _epoch(self, on_step: Callable[[], Any]) -> float:
+        """One pass over the training data; returns the mean of what is maximised, a datapoint."""
+        if isinstance(self.objective, ClosedForm | EM):
+            with torch.no_grad():
+                self.objective.update(self.model, training_arguments(self.model, self.data.train.batch(slice(None))))
+            return self._score(self.data.train)
+        self.model.train()
+        total = torch.zeros((), device=self.parameters[0].device)
+        for batch in self.data.train.batches(self.run.settings["batch_size"], shuffle=True):
+            total = total + self._step(batch)
+            on_step()
+        return total.item() / len(self.data.train)
+
     def _step(self, batch: Batch) -> Tensor:
         """One gradient step; returns the bound with beta = 1, summed over the minibatch."""
         self.optimizer.zero_grad()
-        bound = self._backward(batch)
+        bound = self.objective.accumulate(self.model, training_arguments(self.model, batch), self._warmup())
         if "clip_norm" in self.run.settings:
             nn.utils.clip_grad_norm_(self.parameters, self.run.settings["clip_norm"])
         self.optimizer.step()
         self.steps += 1
         return bound
 
-    def _backward(self, batch: Batch) -> Tensor:
-        inputs = arguments(self.model, batch)
-        if isinstance(self.objective, Objective):
-            weights = self.objective.weigh(self.model.generate, self.model.infer, *inputs)
-            self.objective.bound(weights, self.objective.beta * self._warmup()).mean().neg().backward()
-            return self.objective.bound(weights).detach().sum()
-        loss = self.objective.loss_and_grads(self.model.model, self.model.guide, *inputs)
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad /= len(batch.x)
-        return torch.tensor(-loss)
-
     def _warmup(self) -> float:
         steps = self.run.settings["kl_warmup"] * self.batches
         return min(1.0, self.steps / steps) if steps else 1.0
 
-    def _validation_elbo(self) -> float:
-        """Mean bound over the validation data, with the same noise at each epoch so that epochs can be compared."""
-        self.model.eval()
-        bound, total = AnalyticELBO(), 0.0
-        devices = [self.parameters[0].device] if self.parameters[0].is_cuda else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.run.settings["seed"])
-            for batch in self.data.validation.batches(1000):
-                weights = bound.weigh(self.model.generate, self.model.infer, *arguments(self.model, batch))
-                total += bound.bound(weights).sum().item()
-        return total / len(self.data.validation)
+    def _score(self, split: Split) -> float:
+        """Mean bound, or negative squared error, with the same noise at each epoch so that epochs can be compared."""
+        total = 0.0
+        with torch.no_grad(), evaluating(self.model, self.run.settings["seed"]):
+            for batch in split.batches(1000):
+                inputs = arguments(self.model, batch)
+                if self.has_density:
+                    loss = AnalyticELBO().differentiable_loss(self.model.generate, self.model.infer, *inputs)
+                else:
+                    loss = SquaredError().loss(self.model, inputs).sum()
+                total -= loss.item()
+        return total / len(split)
 
     def _state(self) -> dict[str, Any]:
         return copy.deepcopy(
@@ -274,11 +291,13 @@ class _Trainer:
 
     @torch.no_grad()
     def _culprit(self, batch: Batch) -> str:
-        weights = weigh(self.model.generate, self.model.infer, *arguments(self.model, batch))
+        particles = getattr(self.objective, "num_particles", 1)
+        inputs = training_arguments(self.model, batch)
+        weights = weigh(self.model.generate, self.model.infer, *inputs, particles=particles)
         terms = {f"log q({site} | x)": value for site, value in weights.log_posterior.items()}
         terms |= {f"log p({site})": value for site, value in weights.log_prior.items()}
         for name, value in {**terms, "log p(x | z)": weights.log_likelihood}.items():
-            bad = int((~torch.isfinite(value)).any(0).sum())
+            bad = int((~torch.isfinite(value)).flatten(0, -2).any(0).sum())
             if bad:
                 return f"{name} was not finite for {bad} of {len(batch.x)} datapoints"
         return "the gradient was not finite, though every log-probability was,"
@@ -297,9 +316,13 @@ def _bar(visible: bool) -> Iterator[Progress]:
 
 
 for _name, _class in vars(torch.optim).items():
-    # LBFGS wants to call the loss again, SparseAdam wants sparse gradients.
-    if isinstance(_class, type) and _name not in ("Optimizer", "LBFGS", "SparseAdam"):
+    # LBFGS wants to call the loss again, SparseAdam wants sparse gradients, Muon wants matrices alone.
+    if isinstance(_class, type) and _name not in ("Optimizer", "LBFGS", "SparseAdam", "Muon"):
         register("optimizer", _name, Component(_class, ("params",)))
 for _name, _class in vars(torch.optim.lr_scheduler).items():
-    if isinstance(_class, type) and issubclass(_class, torch.optim.lr_scheduler.LRScheduler) and _name[0] != "_":
+    # The others want functions or schedulers, which have no spelling in a declaration.
+    others = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
+    if not isinstance(_class, type) or _name[0] == "_" or _name in others:
+        continue
+    if issubclass(_class, torch.optim.lr_scheduler.LRScheduler):
         register("scheduler", _name, Component(_class, ("optimizer",)))

@@ -1,6 +1,8 @@
 """The one place where a Pyro pair is run and scored: particles, importance weights and KL terms per datapoint."""
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,52 +24,75 @@ Program = Callable[..., Any]
 class Weights:
     """Draws from a guide, scored under the model when asked, never summed over datapoints.
 
+    Sites that the guide marks `infer={"enumerate": "parallel"}` are not drawn but run over all their states, in
+    dimensions to the left of the particles; their sum is part of what the properties below return.
+
     Attributes:
         model_trace: the model replayed on the guide's draws.
         guide_trace: the guide's draws.
+        scale: by which every site of the plate is scaled, as a plate that subsamples does; it belongs outside of any
+            logarithm of a mean, so no property here has it in, and objectives multiply by it at the end.
     """
 
     model_trace: Any
     guide_trace: Any
+    scale: float | Tensor = 1.0
 
     @cached_property
     def latents(self) -> dict[str, Tensor]:
-        """Draws by latent site, (particles, batch, ...)."""
+        """Draws by latent site, (particles, batch, ...); all states, (states, 1, 1, ...), where enumerated."""
         return {site: self.guide_trace.nodes[site]["value"] for site in self.guide_trace.stochastic_nodes}
 
     @cached_property
     def log_prior(self) -> dict[str, Tensor]:
-        """log p(z) by latent site, (particles, batch), nats."""
+        """log p(z) by latent site, (..., particles, batch), nats."""
         return {site: _log_prob(self.model_trace.nodes[site]) for site in self.latents}
 
     @cached_property
     def log_posterior(self) -> dict[str, Tensor]:
-        """log q(z | x) by latent site, (particles, batch), nats."""
+        """log q(z | x) by latent site, (..., particles, batch), nats."""
         return {site: _log_prob(self.guide_trace.nodes[site]) for site in self.latents}
 
     @cached_property
     def log_likelihood(self) -> Tensor:
-        """log p(x | z) over all observed sites, (particles, batch), nats."""
-        return torch.stack([_log_prob(self.model_trace.nodes[x]) for x in self.model_trace.observation_nodes]).sum(0)
+        """log p(x | z) over all observed sites, (..., particles, batch), nats."""
+        return _total(_log_prob(self.model_trace.nodes[site]) for site in self.model_trace.observation_nodes)
 
-    @property
-    def log_joint(self) -> Tensor:
-        """log p(x, z), (particles, batch)."""
-        return torch.stack([self.log_likelihood, *self.log_prior.values()]).sum(0)
+    @cached_property
+    def log_enumerated(self) -> Tensor | None:
+        """log q over the enumerated sites, (states..., particles, batch), nats; None if there are none."""
+        sites = [site for site in self.latents if "_enumerate_dim" in self.guide_trace.nodes[site]["infer"]]
+        return _total(self.log_posterior[site] for site in sites) if sites else None
 
-    @property
-    def log_guide(self) -> Tensor:
-        """log q(z | x), (particles, batch)."""
-        return torch.stack([*self.log_posterior.values()]).sum(0)
+    def log_ratio(self, beta: float | Tensor = 1.0) -> Tensor:
+        """log p(x | z) + beta (log p(z) - log q(z | x)), (..., particles, batch); beta = 1 makes a bound."""
+        ratio = _total(self.log_prior[site] - self.log_posterior[site] for site in self.latents)
+        return self.log_likelihood + beta * ratio
 
     def log_weights(self, beta: float | Tensor = 1.0) -> Tensor:
-        """log w = log p(x | z) + beta (log p(z) - log q(z | x)), (particles, batch); beta = 1 makes a bound."""
-        ratios = [self.log_prior[site] - self.log_posterior[site] for site in self.latents]
-        return self.log_likelihood + beta * torch.stack(ratios).sum(0)
+        """log w = log sum_s q(s) exp(log_ratio), (particles, batch): enumerated states s are summed out exactly."""
+        ratio = self.log_ratio(beta)
+        if self.log_enumerated is None:
+            return ratio
+        # A state of probability 0 adds nothing, though its ratio is infinite.
+        terms = torch.where(self.log_enumerated == -math.inf, -math.inf, ratio + self.log_enumerated)
+        return terms.flatten(0, -3).logsumexp(0)
+
+    def expect(self, values: Tensor, event_dims: int = 0) -> Tensor:
+        """sum_s q(s) values, (particles, batch, ...): the mean over enumerated states s.
+
+        Args:
+            values: (..., particles, batch, *event).
+            event_dims: number of its dimensions behind the batch.
+        """
+        if self.log_enumerated is None:
+            return values
+        probability = self.log_enumerated.exp().reshape(self.log_enumerated.shape + (1,) * event_dims)
+        return (probability * values).flatten(0, -3 - event_dims).sum(0)
 
     @cached_property
     def kl(self) -> dict[str, Tensor]:
-        """KL(q(z | x) || p(z)) by latent site, (particles, batch), nats.
+        """KL(q(z | x) || p(z)) by latent site, (..., particles, batch), nats.
 
         Closed form where one is known, else its estimate log q(z | x) - log p(z).
         """
@@ -75,11 +100,20 @@ class Weights:
 
     def _kl(self, site: str) -> Tensor:
         prior, posterior = self.model_trace.nodes[site], self.guide_trace.nodes[site]
-        try:
-            closed = kl_divergence(posterior["fn"], prior["fn"])
-        except NotImplementedError:
+        closed = closed_kl(posterior["fn"], prior["fn"])
+        if closed is None:
             return self.log_posterior[site] - self.log_prior[site]
-        return scale_and_mask(closed, posterior["scale"], posterior["mask"])
+        return scale_and_mask(closed, 1.0, posterior["mask"])
+
+
+def closed_kl(posterior: Any, prior: Any) -> Tensor | None:
+    """KL(posterior || prior) in closed form, of their common batch shape; None where no form is known."""
+    # Some of torch's closed forms take no broadcasting.
+    shape = torch.broadcast_shapes(posterior.batch_shape, prior.batch_shape)
+    try:
+        return kl_divergence(posterior.expand(shape), prior.expand(shape))
+    except NotImplementedError:
+        return None
 
 
 def weigh(model: Program, guide: Program, *args: Any, particles: int = 1, **kwargs: Any) -> Weights:
@@ -93,15 +127,27 @@ def weigh(model: Program, guide: Program, *args: Any, particles: int = 1, **kwar
         **kwargs: keyword arguments of both.
 
     Raises:
-        InputError: a latent site that only one of the two has.
+        InputError: a latent site that only one of the two has, or sites of different scales.
     """
-    guide_trace = _trace(guide, particles, args, kwargs)
+    guide_trace = _trace(poutine.enum(guide, first_available_dim=-3), particles, args, kwargs)
     model_trace = _trace(poutine.replay(model, trace=guide_trace), particles, args, kwargs)
     latents = {"guide": {*guide_trace.stochastic_nodes}, "model": {*model_trace.stochastic_nodes}}
     for one, other in (("guide", "model"), ("model", "guide")):
         for site in latents[one] - latents[other]:
             raise InputError(f"the {one} samples the latent site {site!r}, but the {other} does not")
-    return Weights(model_trace, guide_trace)
+    return Weights(model_trace, guide_trace, _common_scale(model_trace, guide_trace))
+
+
+def _common_scale(*traces: Any) -> float | Tensor:
+    sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
+    scale = sites[0]["scale"]
+    for site in sites:
+        if site["scale"] is not scale and bool(torch.as_tensor(site["scale"] != scale).any()):
+            raise InputError(
+                f"the site {site['name']!r} is scaled by {site['scale']} and {sites[0]['name']!r} by {scale}; a scale "
+                "that is not common to all sites is no part of a bound, so leave poutine.scale out or put it on all"
+            )
+    return scale
 
 
 def _trace(program: Program, particles: int, args: Any, kwargs: Any) -> Any:
@@ -110,12 +156,24 @@ def _trace(program: Program, particles: int, args: Any, kwargs: Any) -> Any:
 
 
 def _log_prob(site: Any) -> Tensor:
-    return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+    return scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)
 
 
 def arguments(
     model: Any, batch: tuple[Tensor, Tensor | None, Tensor | None]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What a model is called with: a minibatch (x, y, mask), without the labels if the model has no use for them."""
+    """What a model is called with to score a minibatch (x, y, mask): without labels if it is no model of x given y."""
+    x, y, mask = batch
+    return x, y if model.conditional else None, mask
+
+
+def training_arguments(
+    model: Any, batch: tuple[Tensor, Tensor | None, Tensor | None]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What a model is called with in training: with the labels if it has any use for them."""
     x, y, mask = batch
     return x, y if model.label_dim else None, mask

@@ -1,10 +1,31 @@
 """What is believed: families, priors, conditionals, networks, and the models made of them."""
 
+from pyrolatent.models import flows, priors
+from pyrolatent.models.autoencoder import PCA, Autoencoder
 from pyrolatent.models.conditionals import Conditional
 from pyrolatent.models.families import Family
+from pyrolatent.models.hierarchical import DiscreteVAE, HierarchicalVAE
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.linear import LinearGaussian, LogisticBernoulli
 from pyrolatent.models.networks import MLP
-from pyrolatent.models.priors import NormalPrior
-from pyrolatent.models.vae import VAE
+from pyrolatent.models.semisupervised import SemiSupervisedVAE
+from pyrolatent.models.vae import VAE, ConditionalVAE, GenerativeNetwork
 
-__all__ = ["MLP", "VAE", "Conditional", "Family", "LatentVariableModel", "NormalPrior"]
+__all__ = [
+    "MLP",
+    "PCA",
+    "VAE",
+    "Autoencoder",
+    "Conditional",
+    "ConditionalVAE",
+    "DiscreteVAE",
+    "Family",
+    "GenerativeNetwork",
+    "HierarchicalVAE",
+    "LatentVariableModel",
+    "LinearGaussian",
+    "LogisticBernoulli",
+    "SemiSupervisedVAE",
+    "flows",
+    "priors",
+]

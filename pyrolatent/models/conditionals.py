@@ -1,5 +1,7 @@
 """Conditional distributions: a likelihood p(x | z) and a posterior q(z | x) are a network and a family."""
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -7,49 +9,164 @@ from torch import Tensor, nn
 from torch.distributions import transform_to
 from torch.distributions.constraints import Constraint
 
+from pyrolatent.declaration import build
 from pyrolatent.errors import InputError
 from pyrolatent.models.families import Family
 
 
 class Conditional(nn.Module):
-    """p(v | c) = family(network(c)): the network gives unconstrained numbers, the family a distribution.
+    """p(v | c, y) = family(network(c, y)): the network gives unconstrained numbers, the family a distribution.
 
     Args:
-        network: maps (batch, *input_shape) to (batch, *family.unconstrained_shape).
+        network: maps (batch, *input_shape), and (batch, label_dim) if there are labels, to
+            (batch, *family.unconstrained_shape).
         family: maps unconstrained numbers to the elementwise distribution.
         input_shape: shape of one c.
+        label_dim: number of classes or width of y, 0 for none.
+        start_at_data: whether the network's last bias starts where the family fits the data best without it.
+
+    Raises:
+        InputError: the network does not take such an input, or does not give what the family needs.
     """
 
-    def __init__(self, network: nn.Module, family: Family, input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        family: Family,
+        input_shape: tuple[int, ...],
+        label_dim: int = 0,
+        *,
+        start_at_data: bool = False,
+    ) -> None:
         super().__init__()
+        if start_at_data and not hasattr(network, "set_output"):
+            raise InputError(
+                f"{_described(network)} has no set_output, which the bias from the data needs; leave it out"
+            )
+        self.start_at_data = start_at_data
         self.network = network
         self.family = family
         self.input_shape = torch.Size(input_shape)
+        self.label_dim = label_dim
+        self._probe()
 
     def forward(self, value: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
-        """The distribution of v given `value` (..., *input_shape), with batch shape (...).
+        """The distribution of v given `value` (..., *input_shape) and y, with batch shape (...).
 
         Leading dimensions are flattened for the network, so that it sees one batch dimension whatever the number
-        of particles.
+        of particles; those of `value` and of y broadcast.
+
+        Args:
+            value: what is conditioned on, (..., *input_shape).
+            y: class labels (...) or label vectors (..., label_dim).
 
         Raises:
-            InputError: the network's output does not have the shape that the family needs.
+            InputError: labels are missing, or given where there are none.
         """
-        if y is not None:
-            raise InputError("labels were given to an unconditional model; leave them out or declare a conditional one")
         lead = value.shape[: value.dim() - len(self.input_shape)]
-        numbers = self.network(value.reshape((-1, *self.input_shape)))
-        if numbers.shape[1:] != self.family.unconstrained_shape:
-            raise InputError(
-                f"the network gives {tuple(numbers.shape[1:])} for each input, but {self.family} over "
-                f"{tuple(self.family.event_shape)} needs {tuple(self.family.unconstrained_shape)}"
-            )
+        if y is None and not self.label_dim:
+            numbers = self.network(value.reshape((-1, *self.input_shape)))
+        else:
+            label = one_hot(y, self.label_dim)
+            lead = torch.broadcast_shapes(lead, label.shape[:-1])
+            value = value.expand((*lead, *self.input_shape)).reshape((-1, *self.input_shape))
+            numbers = self.network(value, label.expand((*lead, self.label_dim)).reshape(-1, self.label_dim))
         elementwise = self.family(numbers.reshape((*lead, *self.family.unconstrained_shape)))
         return elementwise.to_event(self.family.event_dims)
 
+    def initialise(self, batch: Tensor) -> None:
+        """Sets the last bias to the constant u that maximises log p(batch; u), by 200 steps of Adam from 0."""
+        if not self.start_at_data:
+            return
+        constant = torch.zeros(self.family.unconstrained_shape, device=batch.device, requires_grad=True)
+        optimizer = torch.optim.Adam([constant], lr=0.1)
+        for _ in range(200):
+            optimizer.zero_grad()
+            fitted = self.family(constant.unsqueeze(0)).to_event(self.family.event_dims)
+            fitted.log_prob(batch).mean().neg().backward()
+            optimizer.step()
+        set_output: Any = self.network.set_output
+        set_output(constant.detach())
+
     def __str__(self) -> str:
-        name = self.network if type(self.network).__str__ is not object.__str__ else type(self.network).__name__
-        return f"{self.family} of {name}"
+        return f"{self.family} of {_described(self.network)}"
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        parameter = next(self.network.parameters(), torch.empty(0))
+        inputs = [parameter.new_zeros((2, *shape)) for shape in (self.input_shape, (self.label_dim,)) if shape != (0,)]
+        needed = f"{self.family} over {tuple(self.family.event_shape)} needs {tuple(self.family.unconstrained_shape)}"
+        training = self.network.training
+        self.network.eval()
+        try:
+            given = self.network(*inputs)
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            given_shapes = " and labels ".join(str(tuple(value.shape[1:])) for value in inputs)
+            raise InputError(
+                f"the network {_described(self.network)} does not take inputs of the shape {given_shapes}, from which "
+                f"{needed}: {reason}"
+            ) from error
+        self.network.train(training)
+        if given.shape != (2, *self.family.unconstrained_shape):
+            raise InputError(
+                f"the network {_described(self.network)} gives {tuple(given.shape[1:])} for each input of the shape "
+                f"{tuple(self.input_shape)}, but {needed}"
+            )
+
+
+def one_hot(y: Tensor | None, label_dim: int) -> Tensor:
+    """Labels as vectors (..., label_dim): class labels (...) one-hot, vectors as they are.
+
+    Raises:
+        InputError: labels are missing, given to a model that has none, or of another width.
+    """
+    if not label_dim:
+        raise InputError("labels were given to an unconditional model; leave them out, or declare conditional_vae")
+    if y is None:
+        raise InputError(
+            f"the model is conditional on labels of {label_dim} classes or dimensions, but none were given"
+        )
+    if y.is_floating_point():
+        if y.shape[-1] != label_dim:
+            raise InputError(f"labels have {y.shape[-1]} dimensions, but the model was built for {label_dim}")
+        return y
+    return (y.unsqueeze(-1) == torch.arange(label_dim, device=y.device)).to(torch.get_default_dtype())
+
+
+def _described(module: nn.Module) -> str:
+    return str(module) if type(module).__str__ is not object.__str__ else type(module).__name__
+
+
+def conditional(
+    kind: str,
+    family: Any,
+    network: Any,
+    input_shape: tuple[int, ...],
+    event_shape: tuple[int, ...],
+    label_dim: int = 0,
+    *,
+    start_at_data: bool = False,
+    **supplied: Any,
+) -> nn.Module:
+    """Builds a likelihood or posterior from the declarations of its family and its network.
+
+    Args:
+        kind: "likelihood" or "posterior".
+        family: declaration of the family; what is no `Family` is a conditional distribution of its own.
+        network: declaration of the network.
+        input_shape: shape of what is conditioned on.
+        event_shape: shape of one value of the distribution.
+        label_dim: number of classes or width of the labels, 0 for none.
+        start_at_data: whether the network's last bias starts at the data.
+        **supplied: what else the model can supply to the family.
+    """
+    built = build(kind, family, event_shape=event_shape, label_dim=label_dim, **supplied)
+    if not isinstance(built, Family):
+        return built
+    shapes = {"input_shape": tuple(input_shape), "output_shape": tuple(built.unconstrained_shape)}
+    network = build("network", network, **shapes, label_dim=label_dim)
+    return Conditional(network, built, input_shape, label_dim, start_at_data=start_at_data)
 
 
 def masked(distribution: TorchDistributionMixin, mask: Tensor | None) -> TorchDistributionMixin:
@@ -60,13 +177,13 @@ def masked(distribution: TorchDistributionMixin, mask: Tensor | None) -> TorchDi
     """
     if mask is None:
         return distribution
-    factorises = isinstance(distribution, dist.Independent) and not distribution.base_dist.event_shape
-    if not factorises:
+    elementwise = distribution.base_dist if isinstance(distribution, dist.Independent) else distribution
+    if elementwise.event_shape:
         raise InputError(
-            f"{type(distribution).__name__} does not factorise over its elements, so it takes no mask; "
+            f"{type(elementwise).__name__} does not factorise over its elements, so it takes no mask; "
             "declare a likelihood whose elements are independent"
         )
-    return distribution.base_dist.mask(mask).to_event(distribution.reinterpreted_batch_ndims)
+    return elementwise.mask(mask).to_event(distribution.event_dim)
 
 
 def filled(x: Tensor, mask: Tensor | None, support: Constraint) -> Tensor:

@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
+from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import filled, masked
 
 
@@ -28,10 +29,12 @@ class LatentVariableModel(nn.Module):
         posterior: forward(x, y=None) gives the distribution of z.
 
     Attributes:
-        label_dim: number of classes or width of the labels that the model is conditioned on, 0 for none.
+        label_dim: number of classes or width of the labels that the model knows, 0 for none.
+        conditional: whether the model is one of x given y, so that it must be given labels.
     """
 
     label_dim: int = 0
+    conditional: bool = False
 
     def __init__(
         self, event_shape: tuple[int, ...], prior: nn.Module, likelihood: nn.Module, posterior: nn.Module
@@ -95,11 +98,25 @@ class LatentVariableModel(nn.Module):
         trace: Any = poutine.trace(poutine.condition(self.generate, data=dict(latents))).get_trace(x, y)
         return trace.nodes["x"]["fn"]
 
+    def training_term(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor | None:
+        """What training maximises besides the bound, (batch,); never part of a reported bound. None here."""
+        return None
+
     def __str__(self) -> str:
         parts = {"p(z)": self.prior, "p(x | z)": self.likelihood, "q(z | x)": self.posterior}
         sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
         head = f"{type(self).__name__} of x {tuple(self.event_shape)}, {sum(sizes.values()):,} parameters"
         return "\n".join([head, *(f"  {name:<9}= {part}; {sizes[name]:,}" for name, part in parts.items())])
+
+
+def require_labels(label_dim: int, name: str) -> None:
+    """Refuses to build a model of labels without any.
+
+    Raises:
+        InputError: there are no labels.
+    """
+    if not label_dim:
+        raise InputError(f"{name} is a model of labels, but the data has none; give labelled data, or declare vae")
 
 
 class PyroProgram(nn.Module):

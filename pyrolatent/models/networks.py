@@ -1,12 +1,18 @@
 """Networks: what a distribution is conditioned on to the unconstrained numbers of its family."""
 
+import itertools
 import math
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
 
-from annotated_types import Gt
+import torch
+from annotated_types import Ge, Gt, Interval, MinLen
 from torch import Tensor, nn
+from torch.nn import init
+from torch.nn.functional import interpolate
 
 from pyrolatent.declaration import component
+from pyrolatent.errors import InputError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -15,40 +21,330 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "elu": nn.ELU,
     "softplus": nn.Softplus,
+    "identity": nn.Identity,
 }
-Activation = Literal["relu", "tanh", "silu", "gelu", "elu", "softplus"]
+Activation = Literal["relu", "tanh", "silu", "gelu", "elu", "softplus", "identity"]
+Norm = Literal["none", "layer", "batch"]
+LabelEntry = Literal["concat", "embed", "film"]
+Init = Literal["default", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal"]
+PositiveInt = Annotated[int, Gt(0)]
+Probability = Annotated[float, Interval(ge=0, lt=1)]
 
 
-@component("network", "mlp")
-class MLP(nn.Module):
-    """Multi-layer perceptron h_l = a(W_l h_(l-1) + b_l), linear at the end.
+class Block(nn.Module):
+    """One hidden layer: h' = dropout(a(norm(layer(h)))), modulated by a label, with h added if residual.
 
     Args:
-        input_shape: shape of one input; it is flattened.
+        layer: the linear map or convolution.
+        features: number of its outputs or output channels.
+        activation: the function a.
+        norm: the normalisation, over features or over the batch.
+        dropout: the share of outputs set to 0 in training.
+        residual: whether h is added; its shape must then be that of the output.
+        label_dim: width of the label that scales and shifts each feature; 0 for none.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        features: int,
+        *,
+        activation: Activation,
+        norm: Norm,
+        dropout: float,
+        residual: bool,
+        label_dim: int,
+    ) -> None:
+        super().__init__()
+        image = isinstance(layer, nn.Conv2d)
+        norms: dict[str, Callable[[], nn.Module]] = {
+            "none": nn.Identity,
+            "layer": lambda: nn.GroupNorm(1, features) if image else nn.LayerNorm(features),
+            "batch": lambda: nn.BatchNorm2d(features) if image else nn.BatchNorm1d(features),
+        }
+        self.layer = layer
+        self.norm = norms[norm]()
+        self.activation = ACTIVATIONS[activation]()
+        self.dropout = nn.Dropout(dropout)
+        self.residual = residual
+        self.film = nn.Linear(label_dim, 2 * features) if label_dim else None
+
+    def forward(self, value: Tensor, label: Tensor | None = None) -> Tensor:
+        """(batch, features, ...) and (batch, label_dim) to (batch, features', ...)."""
+        hidden = self.norm(self.layer(value))
+        if self.film is not None and label is not None:
+            modulation = self.film(label)
+            scale, shift = modulation.reshape((*modulation.shape, *[1] * (hidden.dim() - 2))).chunk(2, dim=1)
+            hidden = (1 + scale) * hidden + shift
+        hidden = self.dropout(self.activation(hidden))
+        return value + hidden if self.residual and value.shape == hidden.shape else hidden
+
+
+class Network(nn.Module):
+    """What all networks share: how a label enters, the start of the weights and of the last bias.
+
+    Args:
+        input_shape: shape of one input.
         output_shape: shape of one output.
-        hidden: widths of the hidden layers, from input to output.
-        activation: the function a between layers.
+        label_dim: width of the label, 0 for none.
+        label: how the label enters: beside the input ("concat"), beside it after a learned linear map ("embed"), or
+            as a scale and shift of every hidden feature ("film": Perez et al. 2018, 1709.07871).
+        embedding_dim: width of the learned map.
     """
 
     def __init__(
         self,
         input_shape: tuple[int, ...],
         output_shape: tuple[int, ...],
+        label_dim: int,
         *,
-        hidden: tuple[Annotated[int, Gt(0)], ...] = (200,),
-        activation: Activation = "relu",
+        label: LabelEntry,
+        embedding_dim: int,
     ) -> None:
         super().__init__()
-        self.widths = [math.prod(input_shape), *hidden, math.prod(output_shape)]
-        layers: list[nn.Module] = [nn.Flatten()]
-        for before, after in zip(self.widths[:-2], self.widths[1:-1], strict=True):
-            layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
-        layers += [nn.Linear(self.widths[-2], self.widths[-1]), nn.Unflatten(1, tuple(output_shape))]
-        self.layers = nn.Sequential(*layers)
+        self.input_shape, self.output_shape = tuple(input_shape), tuple(output_shape)
+        self.film_dim = label_dim if label == "film" else 0
+        self.embedding = nn.Linear(label_dim, embedding_dim) if label_dim and label == "embed" else None
+        self.beside = 0 if self.film_dim else embedding_dim if self.embedding is not None else label_dim
 
-    def forward(self, value: Tensor) -> Tensor:
-        """(batch, *input_shape) to (batch, *output_shape)."""
-        return self.layers(value)
+    def entering(self, label: Tensor | None) -> Tensor | None:
+        """What stands beside the input, (batch, beside), or None."""
+        if not self.beside or label is None:
+            return None
+        return label if self.embedding is None else self.embedding(label)
+
+    def start(self, scheme: Init) -> None:
+        """Sets the weights of all layers by a scheme of `torch.nn.init`, biases to 0; "default" leaves torch's own."""
+        if scheme == "default":
+            return
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                getattr(init, f"{scheme}_")(module.weight)
+                if module.bias is not None:
+                    init.zeros_(module.bias)
+
+
+@component("network", "mlp")
+class MLP(Network):
+    """Multi-layer perceptron: hidden layers of features, linear at the end.
+
+    Args:
+        input_shape: shape of one input; it is flattened.
+        output_shape: shape of one output.
+        label_dim: width of the label, 0 for none.
+        hidden: widths of the hidden layers, from input to output.
+        activation: the function after each hidden layer; one name, or one for each layer.
+        output_activation: the function after the last layer; families want "identity".
+        norm: of the hidden features, over each datapoint's features ("layer") or over the batch.
+        dropout: the share of hidden features set to 0 in training.
+        residual: whether a hidden layer adds its input where both have the same width.
+        label: how the label enters: "concat", "embed" (after a learned linear map) or "film" (as a scale and shift of
+            every hidden feature: Perez et al. 2018, 1709.07871).
+        embedding_dim: width of the learned map of "embed".
+        init: scheme of `torch.nn.init` for the weights.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        label_dim: int = 0,
+        *,
+        hidden: tuple[PositiveInt, ...] = (200,),
+        activation: Activation | tuple[Activation, ...] = "relu",
+        output_activation: Activation | Literal["sigmoid"] = "identity",
+        norm: Norm = "none",
+        dropout: Probability = 0.0,
+        residual: bool = False,
+        label: LabelEntry = "concat",
+        embedding_dim: PositiveInt = 16,
+        init: Init = "default",
+    ) -> None:
+        super().__init__(input_shape, output_shape, label_dim, label=label, embedding_dim=embedding_dim)
+        activations = (activation,) * len(hidden) if isinstance(activation, str) else activation
+        if len(activations) != len(hidden):
+            raise InputError(f"mlp was given {len(activations)} activations for {len(hidden)} hidden layers")
+        self.widths = [math.prod(input_shape) + self.beside, *hidden, math.prod(output_shape)]
+        self.blocks = nn.ModuleList(
+            Block(
+                nn.Linear(before, after),
+                after,
+                activation=function,
+                norm=norm,
+                dropout=dropout,
+                residual=residual,
+                label_dim=self.film_dim,
+            )
+            for before, after, function in zip(self.widths[:-2], self.widths[1:-1], activations, strict=True)
+        )
+        self.last = nn.Linear(self.widths[-2], self.widths[-1])
+        self.output = nn.Sigmoid() if output_activation == "sigmoid" else ACTIVATIONS[output_activation]()
+        self.start(init)
+
+    def forward(self, value: Tensor, label: Tensor | None = None) -> Tensor:
+        """(batch, *input_shape) and (batch, label_dim) to (batch, *output_shape)."""
+        beside = self.entering(label)
+        hidden = value.flatten(1) if beside is None else torch.cat([value.flatten(1), beside], -1)
+        for block in self.blocks:
+            hidden = block(hidden, label)
+        return self.output(self.last(hidden)).reshape((-1, *self.output_shape))
+
+    def set_output(self, value: Tensor) -> None:
+        """Sets the last bias, so that the network gives `value` (*output_shape) where its last features are 0."""
+        self.last.bias.data.copy_(value.flatten())
 
     def __str__(self) -> str:
         return f"MLP {'-'.join(map(str, self.widths))}"
+
+
+@component("network", "conv")
+class Conv(Network):
+    """Convolutions between an image and a vector, in either direction, for images of any size and channels.
+
+    From an image each level halves height and width (rounded up) by a convolution of stride 2, and a linear map ends;
+    to an image a linear map begins, each level doubles by nearest neighbours to the size that the other direction had,
+    with a convolution after it, and a convolution ends.
+
+    Args:
+        input_shape: (channels, height, width), or of any shape where the output is an image.
+        output_shape: (channels, height, width) where the input is no image.
+        label_dim: width of the label, 0 for none.
+        channels: of the levels, from the image inwards.
+        kernel: width of the convolutions, odd.
+        residual: number of residual blocks at each level.
+        activation: the function after each hidden layer.
+        norm: of the hidden features, over each datapoint's features ("layer") or over the batch.
+        dropout: the share of hidden features set to 0 in training.
+        label: how the label enters: "concat" (as constant channels of an image), "embed" or "film".
+        embedding_dim: width of the learned map of "embed".
+        init: scheme of `torch.nn.init` for the weights.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        label_dim: int = 0,
+        *,
+        channels: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (32, 64),
+        kernel: PositiveInt = 3,
+        residual: Annotated[int, Ge(0)] = 0,
+        activation: Activation = "relu",
+        norm: Norm = "none",
+        dropout: Probability = 0.0,
+        label: LabelEntry = "concat",
+        embedding_dim: PositiveInt = 16,
+        init: Init = "default",
+    ) -> None:
+        super().__init__(input_shape, output_shape, label_dim, label=label, embedding_dim=embedding_dim)
+        self.inwards = len(input_shape) == 3
+        image = self.input_shape if self.inwards else self.output_shape
+        if len(image) != 3:
+            raise InputError(
+                f"conv goes between an image (channels, height, width) and a vector, but was given the shapes "
+                f"{self.input_shape} and {self.output_shape}; declare mlp"
+            )
+        if kernel % 2 == 0:
+            raise InputError(f"conv.kernel was {kernel}; give an odd width, so that sizes are kept")
+        self.channels = channels
+
+        def block(before: int, after: int, stride: int = 1, residual: bool = False) -> Block:
+            return Block(
+                nn.Conv2d(before, after, kernel, stride, kernel // 2),
+                after,
+                activation=activation,
+                norm=norm,
+                dropout=dropout,
+                residual=residual,
+                label_dim=self.film_dim,
+            )
+
+        self.sizes = [image[1:]]
+        for _ in channels:
+            self.sizes.append((math.ceil(self.sizes[-1][0] / 2), math.ceil(self.sizes[-1][1] / 2)))
+        inner = (channels[-1], *self.sizes[-1])
+        levels = []
+        if self.inwards:
+            for before, after in zip((image[0] + self.beside, *channels[:-1]), channels, strict=True):
+                levels.append(
+                    [block(before, after, stride=2), *(block(after, after, residual=True) for _ in range(residual))]
+                )
+            self.linear = nn.Linear(math.prod(inner), math.prod(self.output_shape))
+        else:
+            self.linear = nn.Linear(math.prod(self.input_shape) + self.beside, math.prod(inner))
+            for before, after in zip(channels[::-1], (*channels[-2::-1], channels[0]), strict=True):
+                levels.append([block(before, after), *(block(after, after, residual=True) for _ in range(residual))])
+            self.last = nn.Conv2d(channels[0], image[0], kernel, padding=kernel // 2)
+        self.inner = inner
+        self.levels: Iterable[Any] = nn.ModuleList(nn.ModuleList(level) for level in levels)
+        self.start(init)
+
+    def forward(self, value: Tensor, label: Tensor | None = None) -> Tensor:
+        """(batch, *input_shape) and (batch, label_dim) to (batch, *output_shape)."""
+        beside = self.entering(label)
+        if self.inwards:
+            if beside is not None:
+                value = torch.cat([value, beside[..., None, None].expand(-1, -1, *value.shape[2:])], 1)
+            for block in itertools.chain(*self.levels):
+                value = block(value, label)
+            return self.linear(value.flatten(1)).reshape((-1, *self.output_shape))
+        flat = value.flatten(1) if beside is None else torch.cat([value.flatten(1), beside], -1)
+        hidden = self.linear(flat).reshape((-1, *self.inner))
+        for level, size in zip(self.levels, self.sizes[-2::-1], strict=True):
+            hidden = interpolate(hidden, size=size, mode="nearest")
+            for block in level:
+                hidden = block(hidden, label)
+        return self.last(hidden)
+
+    def set_output(self, value: Tensor) -> None:
+        """Sets the last bias to `value` (*output_shape), to its mean over all places where the output is an image."""
+        if self.inwards:
+            self.linear.bias.data.copy_(value.flatten())
+        else:
+            self.last.get_parameter("bias").data.copy_(value.mean((1, 2)))
+
+    def __str__(self) -> str:
+        image = self.input_shape if self.inwards else self.output_shape
+        names = ["x".join(map(str, image)), *map(str, self.channels)]
+        names.append(str(math.prod(self.output_shape if self.inwards else self.input_shape)))
+        return f"{type(self).__name__} {'-'.join(names if self.inwards else names[::-1])}"
+
+
+@component("network", "residual_conv")
+class ResidualConv(Conv):
+    """Convolutions as in conv, with residual blocks at each level (He et al. 2016, 1512.03385).
+
+    Args:
+        input_shape: (channels, height, width), or of any shape where the output is an image.
+        output_shape: (channels, height, width) where the input is no image.
+        label_dim: width of the label, 0 for none.
+        channels: of the levels, from the image inwards.
+        blocks: number of residual blocks at each level.
+        norm: of the hidden features, over each datapoint's features ("layer") or over the batch.
+        label: how the label enters: "concat" (as constant channels of an image), "embed" or "film".
+        init: scheme of `torch.nn.init` for the weights.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        label_dim: int = 0,
+        *,
+        channels: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (32, 64),
+        blocks: PositiveInt = 1,
+        norm: Norm = "layer",
+        label: LabelEntry = "concat",
+        init: Init = "default",
+    ) -> None:
+        super().__init__(
+            input_shape,
+            output_shape,
+            label_dim,
+            channels=channels,
+            residual=blocks,
+            activation="silu",
+            norm=norm,
+            label=label,
+            init=init,
+        )

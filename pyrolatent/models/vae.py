@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any
 
+import pyro
 from annotated_types import Gt
-from torch import nn
+from torch import Tensor, nn
 
 from pyrolatent.declaration import Kind, build, component
-from pyrolatent.models.conditionals import Conditional
-from pyrolatent.models.families import Family
-from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.conditionals import conditional
+from pyrolatent.models.latent import LatentVariableModel, require_labels
 
 
 @component("model", "vae")
@@ -23,6 +23,7 @@ class VAE(LatentVariableModel):
         posterior: the family of q(z | x).
         encoder: the network from x to the posterior's parameters.
         decoder: the network from z to the likelihood's parameters.
+        start_at_data: whether the decoder's last bias starts where the likelihood fits the data best without z.
     """
 
     def __init__(
@@ -35,19 +36,110 @@ class VAE(LatentVariableModel):
         posterior: Annotated[Any, Kind("posterior")] = "normal",
         encoder: Annotated[Any, Kind("network")] = "mlp",
         decoder: Annotated[Any, Kind("network")] = "mlp",
+        start_at_data: bool = False,
     ) -> None:
-        latent_shape = (latent_dim,)
-        super().__init__(
-            event_shape,
-            build("prior", prior, latent_dim=latent_dim),
-            _conditional(build("likelihood", likelihood, event_shape=event_shape), decoder, latent_shape),
-            _conditional(build("posterior", posterior, event_shape=latent_shape), encoder, event_shape),
+        parts = _parts(event_shape, 0, latent_dim, prior, likelihood, posterior, encoder, decoder, start_at_data)
+        super().__init__(event_shape, *parts)
+
+
+@component("model", "conditional_vae")
+class ConditionalVAE(LatentVariableModel):
+    """Class-conditional VAE: p(z | y) p(x | z, y) with q(z | x, y) (Sohn, Lee and Yan 2015).
+
+    Args:
+        event_shape: shape of one datapoint x.
+        label_dim: number of classes, or width of label vectors y.
+        latent_dim: number of latent dimensions.
+        prior: p(z), or p(z | y) with label_normal.
+        likelihood: the family of p(x | z, y).
+        posterior: the family of q(z | x, y).
+        encoder: the network from x and y to the posterior's parameters.
+        decoder: the network from z and y to the likelihood's parameters.
+        start_at_data: whether the decoder's last bias starts where the likelihood fits the data best without z.
+    """
+
+    conditional = True
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        label_dim: int,
+        *,
+        latent_dim: Annotated[int, Gt(0)],
+        prior: Annotated[Any, Kind("prior")] = "normal",
+        likelihood: Annotated[Any, Kind("likelihood")] = "bernoulli",
+        posterior: Annotated[Any, Kind("posterior")] = "normal",
+        encoder: Annotated[Any, Kind("network")] = "mlp",
+        decoder: Annotated[Any, Kind("network")] = "mlp",
+        start_at_data: bool = False,
+    ) -> None:
+        require_labels(label_dim, "conditional_vae")
+        parts = _parts(
+            event_shape, label_dim, latent_dim, prior, likelihood, posterior, encoder, decoder, start_at_data
         )
+        super().__init__(event_shape, *parts)
+        self.label_dim = label_dim
 
 
-def _conditional(family: nn.Module, network: Any, input_shape: tuple[int, ...]) -> nn.Module:
-    """A family is given its network; any other module is a conditional distribution of its own."""
-    if not isinstance(family, Family):
-        return family
-    built = build("network", network, input_shape=input_shape, output_shape=family.unconstrained_shape)
-    return Conditional(built, family, input_shape)
+def _parts(
+    event_shape: tuple[int, ...],
+    label_dim: int,
+    latent_dim: int,
+    prior: Any,
+    likelihood: Any,
+    posterior: Any,
+    encoder: Any,
+    decoder: Any,
+    start_at_data: bool,
+) -> tuple[Any, Any, Any]:
+    latent_shape = (latent_dim,)
+    p_x = conditional(
+        "likelihood", likelihood, decoder, latent_shape, event_shape, label_dim, start_at_data=start_at_data
+    )
+    q_z = conditional("posterior", posterior, encoder, event_shape, latent_shape, label_dim)
+    p_z = build(
+        "prior", prior, latent_dim=latent_dim, event_shape=tuple(event_shape), label_dim=label_dim, posterior=q_z
+    )
+    return p_z, p_x, q_z
+
+
+@component("model", "generative_network")
+class GenerativeNetwork(LatentVariableModel):
+    """p(z) p(x | z) without an encoder: the prior itself is the proposal, so that log p(x) ~ log mean_k p(x | z_k).
+
+    Trained by `iwae` with many particles this is maximum likelihood by plain Monte Carlo (MacKay 1995).
+
+    Args:
+        event_shape: shape of one datapoint x.
+        latent_dim: number of latent dimensions.
+        prior: p(z).
+        likelihood: the family of p(x | z).
+        decoder: the network from z to the likelihood's parameters.
+        start_at_data: whether the decoder's last bias starts where the likelihood fits the data best without z.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        latent_dim: Annotated[int, Gt(0)],
+        prior: Annotated[Any, Kind("prior")] = "normal",
+        likelihood: Annotated[Any, Kind("likelihood")] = "bernoulli",
+        decoder: Annotated[Any, Kind("network")] = "mlp",
+        start_at_data: bool = False,
+    ) -> None:
+        p_z = build("prior", prior, latent_dim=latent_dim, event_shape=tuple(event_shape))
+        p_x = conditional("likelihood", likelihood, decoder, (latent_dim,), event_shape, start_at_data=start_at_data)
+        super().__init__(event_shape, p_z, p_x, _PriorItself())
+
+    def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """z ~ p(z), whatever x is."""
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", self.prior(y))
+
+
+class _PriorItself(nn.Module):
+    """Stands for a posterior that is the prior."""
+
+    def __str__(self) -> str:
+        return "p(z)"

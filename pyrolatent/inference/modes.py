@@ -1,0 +1,34 @@
+"""Running a model without leaving a trace on it or on the random state."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters or buffers are; the CPU if it has none."""
+    tensor = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0))
+    return tensor.device
+
+
+@contextmanager
+def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """Within this context a model is in evaluation mode and draws do not move the caller's random state.
+
+    Args:
+        model: its modules go back to the modes they had.
+        seed: of the draws within; None continues the caller's.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    device = device_of(model)
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,207 @@
+"""What goes with what: every declaration that cannot be right is refused here, before any training."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import constraints
+
+from pyrolatent.data import Data
+from pyrolatent.errors import InputError
+from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.objectives import EM, ClosedForm, Objective, SquaredError
+from pyrolatent.inference.weights import Weights, training_arguments, weigh
+from pyrolatent.models.autoencoder import DeterministicModel
+from pyrolatent.models.latent import LatentVariableModel
+
+
+class Case(NamedTuple):
+    """What is to be judged: a model with its draws for one datapoint, the data and the objective."""
+
+    model: LatentVariableModel
+    data: Data
+    objective: Any
+    weights: Weights
+
+
+class Rule(NamedTuple):
+    """One thing that cannot be right.
+
+    Attributes:
+        refuses: what is refused.
+        instead: what to declare instead.
+        broken: gives the message where the rule is broken, else None; it may also raise the error itself.
+    """
+
+    refuses: str
+    instead: str
+    broken: Callable[[Case], str | None]
+
+
+def hold_to_rules(model: LatentVariableModel, data: Data, objective: Any) -> None:
+    """Refuses a combination that cannot be right.
+
+    Raises:
+        InputError: naming both sides and what to declare.
+    """
+    same_event_shape(model, data)
+    for needed, method in ((ClosedForm, "solve"), (EM, "em_step")):
+        if isinstance(objective, needed) and not hasattr(model, method):
+            raise InputError(f"{type(model).__name__} has no {_named(objective)} solution; declare another objective")
+    if isinstance(model, DeterministicModel):
+        if not isinstance(objective, SquaredError | ClosedForm):
+            raise InputError(
+                f"{type(model).__name__} has no density, so {_named(objective)} is not defined for it; "
+                "declare objective: squared_error"
+            )
+        return
+    if isinstance(objective, SquaredError):
+        raise InputError(
+            f"{type(model).__name__} has a density and is trained by a bound on it, not by squared_error; "
+            "declare objective: elbo, or model: autoencoder"
+        )
+    with torch.no_grad(), evaluating(model):
+        one = data.train.to(device_of(model)).batch(slice(0, 1))
+        weights = weigh(model.generate, model.infer, *training_arguments(model, one))
+    for rule in RULES:
+        message = rule.broken(Case(model, data, objective, weights))
+        if message:
+            raise InputError(f"{message}; {rule.instead}")
+
+
+def same_event_shape(model: LatentVariableModel, data: Data) -> None:
+    """Refuses data of another event shape than the model's."""
+    if model.event_shape != torch.Size(data.event_shape):
+        raise InputError(
+            f"the model is over events of shape {tuple(model.event_shape)}, but {data.name} holds {data.event_shape}; "
+            "build the model for data.event_shape"
+        )
+
+
+def domain(support: Any) -> str:
+    """The set that a constraint describes, up to a boundary of measure zero."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if isinstance(support, type(constraints.positive) | type(constraints.nonnegative)) and support.lower_bound == 0:
+        return "positive numbers"
+    names = {"Real()": "real numbers", "Boolean()": "{0, 1}", "OneHot()": "one-hot vectors", "Simplex()": "the simplex"}
+    if str(support) in ("RealVector()", "Interval(lower_bound=0.0, upper_bound=1.0)"):
+        return "real numbers" if "Real" in str(support) else "numbers in [0, 1]"
+    return names.get(str(support), str(support))
+
+
+def _named(objective: Any) -> str:
+    declared = getattr(objective, "declaration", type(getattr(objective, "elbo", objective)).__name__)
+    return declared if isinstance(declared, str) else next(iter(declared))
+
+
+def _labels(case: Case) -> str | None:
+    if case.model.label_dim and case.model.label_dim != case.data.label_dim:
+        return (
+            f"the model was built for labels of {case.model.label_dim}, but {case.data.name} has {case.data.label_dim}"
+        )
+    return None
+
+
+def _unknown_labels(case: Case) -> str | None:
+    y = case.data.train.y
+    if case.model.conditional and y is not None and not y.is_floating_point():
+        unknown = int((y < 0).sum())
+        if unknown:
+            return f"{type(case.model).__name__} is a model of x given y, but {unknown:,} training labels are unknown"
+    return None
+
+
+def _support(case: Case) -> str | None:
+    case.data.check_support(case.weights.model_trace.nodes["x"]["fn"].support, str(case.model.likelihood))
+    return None
+
+
+def _latent_supports(case: Case) -> str | None:
+    for site in case.weights.latents:
+        prior, posterior = (
+            domain(trace.nodes[site]["fn"].support) for trace in (case.weights.model_trace, case.weights.guide_trace)
+        )
+        if prior != posterior:
+            return f"the prior of {site} is over {prior}, but its posterior is over {posterior}"
+    return None
+
+
+def _pathwise(case: Case) -> str | None:
+    if not getattr(case.objective, "pathwise", False):
+        return None
+    for site in case.weights.latents:
+        node = case.weights.guide_trace.nodes[site]
+        if not node["fn"].has_rsample and "_enumerate_dim" not in node["infer"]:
+            return (
+                f"{_named(case.objective)} needs gradients through the draws of {site}, but its posterior "
+                "has none: it is discrete or not reparameterised"
+            )
+    return None
+
+
+def _training_term(case: Case) -> str | None:
+    method = type(case.model).training_term
+    if method is not LatentVariableModel.training_term and not isinstance(case.objective, Objective):
+        return f"{type(case.model).__name__} adds a term to the bound, which Pyro's {_named(case.objective)} leaves out"
+    return None
+
+
+RULES = (
+    Rule(
+        "a model of labels on data without them or with others",
+        "give data with the labels that the model was built for",
+        _labels,
+    ),
+    Rule(
+        "a model of x given y where labels are unknown",
+        "declare semi_supervised_vae, or give all labels",
+        _unknown_labels,
+    ),
+    Rule(
+        "data outside the likelihood's support, as grey values under an exactly discrete likelihood; `binarize: "
+        "relaxed` goes with bernoulli alone, as a cross-entropy",
+        "declare another likelihood, or how the data are binarized or dequantized",
+        _support,
+    ),
+    Rule(
+        "a prior and a posterior over different sets",
+        "declare families over the same set, or map the posterior onto the prior's with posterior: mapped",
+        _latent_supports,
+    ),
+    Rule(
+        "an objective that needs pathwise gradients with a posterior that has none",
+        "declare objective: TraceGraph_ELBO, a relaxed posterior, or estimator: enumerate",
+        _pathwise,
+    ),
+    Rule(
+        "a model with a training term of its own under an objective of Pyro's",
+        "declare objective: elbo or analytic_elbo",
+        _training_term,
+    ),
+)
+"""The rules, in the order in which they are looked at."""
+
+BUILT_INTO_PARTS = (
+    (
+        "an objective that is a bound on log p(x) for a model without a density, or squared_error for one with",
+        "squared_error for autoencoder and pca, a bound for the rest",
+    ),
+    (
+        "prior vamp with a posterior that cannot score what it did not draw (planar), or that takes labels",
+        "another prior or posterior",
+    ),
+    ("prior label_normal or conditional_vae without labels", "labelled data"),
+    ("a flow over one dimension (but planar)", "a larger latent_dim, or a family"),
+    ("a mask under a likelihood whose elements are not independent", "a likelihood that factorises"),
+    ("a network whose input or output has another shape than the distributions need", "both shapes are said"),
+)
+"""What the parts themselves refuse when they are built."""
+
+
+def table() -> str:
+    """The rules as a table in Markdown."""
+    rows = [(rule.refuses, rule.instead) for rule in RULES] + list(BUILT_INTO_PARTS)
+    return "\n".join(
+        ["| refused | instead |", "| --- | --- |", *(f"| {refuses} | {instead} |" for refuses, instead in rows)]
+    )

@@ -1,0 +1,134 @@
+"""Baselines without a density: a plain autoencoder and principal components."""
+
+from typing import Annotated, Any, NoReturn
+
+import pyro.distributions as dist
+import torch
+from annotated_types import Gt
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from sklearn import decomposition
+from torch import Tensor, nn
+
+from pyrolatent.declaration import Kind, build, component
+from pyrolatent.errors import InputError
+from pyrolatent.models.networks import MLP
+
+
+class DeterministicModel(nn.Module):
+    """z = encoder(x), x' = decoder(z): codes and reconstructions, but neither p(x) nor samples.
+
+    Args:
+        event_shape: shape of one datapoint x.
+        encoder: maps (batch, *event_shape) to (batch, latent_dim).
+        decoder: maps (batch, latent_dim) to (batch, *event_shape).
+    """
+
+    label_dim: int = 0
+    conditional: bool = False
+
+    def __init__(self, event_shape: tuple[int, ...], encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def encode(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Any]:
+        """The code as a distribution with all its mass at one point, 0 standing for what is not observed."""
+        return {"z": dist.Delta(self.encoder(x if mask is None else torch.where(mask, x, 0.0))).to_event(1)}
+
+    def decode(self, latents: Tensor | dict[str, Tensor], y: Tensor | None = None) -> TorchDistributionMixin:
+        """The reconstruction of codes (..., latent_dim) as a distribution with all its mass at one point."""
+        z = latents if isinstance(latents, Tensor) else latents["z"]
+        decoded = self.decoder(z.reshape(-1, z.shape[-1])).reshape((*z.shape[:-1], *self.event_shape))
+        return dist.Delta(decoded).to_event(len(self.event_shape))
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """decoder(encoder(x)), (batch, *event_shape)."""
+        return self.decoder(self.encoder(x if mask is None else torch.where(mask, x, 0.0)))
+
+    def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> NoReturn:
+        """Refused: there is no generative function."""
+        raise InputError(
+            f"{type(self).__name__} maps x to a code and back and says nothing of how codes or x are distributed, so "
+            "it has no density, evidence or samples; declare vae, or linear_gaussian, for these"
+        )
+
+    infer = model = guide = generate
+
+    def __str__(self) -> str:
+        size = sum(p.numel() for p in self.parameters())
+        return "\n  ".join(
+            [
+                f"{type(self).__name__} of x {tuple(self.event_shape)}, {size:,} parameters, no density",
+                f"z  = {self.encoder}",
+                f"x' = {self.decoder}",
+            ]
+        )
+
+
+@component("model", "autoencoder")
+class Autoencoder(DeterministicModel):
+    """Deterministic autoencoder, trained by squared error (Hinton and Salakhutdinov 2006).
+
+    Args:
+        event_shape: shape of one datapoint x.
+        latent_dim: width of the code.
+        encoder: the network from x to the code.
+        decoder: the network from the code to the reconstruction.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        latent_dim: Annotated[int, Gt(0)],
+        encoder: Annotated[Any, Kind("network")] = "mlp",
+        decoder: Annotated[Any, Kind("network")] = "mlp",
+    ) -> None:
+        event_shape = tuple(event_shape)
+        super().__init__(
+            event_shape,
+            build("network", encoder, input_shape=event_shape, output_shape=(latent_dim,)),
+            build("network", decoder, input_shape=(latent_dim,), output_shape=event_shape),
+        )
+
+
+@component("model", "pca")
+class PCA(DeterministicModel):
+    """Principal components: z = W'(x - m), x' = m + W z, W'W = I, of least squared error among linear codes.
+
+    Args:
+        event_shape: shape of one datapoint x.
+        latent_dim: number of components.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], *, latent_dim: Annotated[int, Gt(0)]) -> None:
+        size = torch.Size(event_shape).numel()
+        if latent_dim > size:
+            raise InputError(
+                f"pca has at most as many components as x has dimensions, {size}, but latent_dim is {latent_dim}"
+            )
+        event_shape = tuple(event_shape)
+        super().__init__(
+            event_shape, MLP(event_shape, (latent_dim,), hidden=()), MLP((latent_dim,), event_shape, hidden=())
+        )
+
+    @torch.no_grad()
+    def solve(self, x: Tensor) -> None:
+        """The exact solution for data x (datapoints, *event_shape), by scikit-learn."""
+        inward, outward = (_only_layer(part) for part in (self.encoder, self.decoder))
+        latent_dim = inward.out_features
+        if len(x) < latent_dim:
+            raise InputError(
+                f"pca of {latent_dim} components needs at least as many datapoints, but there are {len(x)}"
+            )
+        solved = decomposition.PCA(latent_dim).fit(x.flatten(1).cpu().numpy())
+        components, mean = (torch.as_tensor(value).to(x) for value in (solved.components_, solved.mean_))
+        inward.weight.copy_(components)
+        inward.bias.copy_(-components @ mean)
+        outward.weight.copy_(components.T)
+        outward.bias.copy_(mean)
+
+
+def _only_layer(network: nn.Module) -> nn.Linear:
+    return next(module for module in network.modules() if isinstance(module, nn.Linear))

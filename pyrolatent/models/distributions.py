@@ -1,0 +1,318 @@
+"""Distributions that Pyro lacks or that are not exact there: for grey values, and the means of relaxed variables."""
+
+import math
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+from torch.nn.functional import logsigmoid
+from torch.quasirandom import SobolEngine
+
+EMPTY = torch.Size()
+Size = torch.Size | list[int] | tuple[int, ...]
+
+
+class ContinuousBernoulli(dist.TorchDistribution):
+    """p(x) = exp(u x) / C(u) on [0, 1], C(u) = (exp(u) - 1) / u (Loaiza-Ganem and Cunningham 2019, 1907.06845).
+
+    In terms of lambda = sigmoid(u) it is lambda^x (1 - lambda)^(1 - x) up to its normaliser. With a = |u| and d the
+    distance of x from the end that u favours (1 for u > 0),
+
+        log p(x) = -a d - log((1 - exp(-a)) / a)
+                 = u (x - 1/2) - sum_n B_2n u^2n / (2n (2n)!)    near u = 0, B_2n the Bernoulli numbers,
+
+    which is exact to rounding for every u, as is its gradient; torch's class cuts it off for lambda in [0.499, 0.501].
+
+    Args:
+        logits: u, (batch_shape).
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {"logits": constraints.real}
+    support = constraints.unit_interval
+    has_rsample = True
+
+    _SERIES = (1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600, -691 / 15692092416000)
+    """B_2n / (2n (2n)!), n = 1 ... 6."""
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+        self.logits = torch.as_tensor(logits)
+        super().__init__(self.logits.shape, validate_args=validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        near, small, large = self._split(0.5)
+        a = large.abs()
+        far = torch.where(large > 0, large * (value - 1), large * value) - (-torch.expm1(-a) / a).log()
+        return torch.where(near, small * (value - 0.5) - self._even(small, 0), far)
+
+    @property
+    def mean(self) -> Tensor:
+        """1/2 + coth(u/2) / 2 - 1/u."""
+        near, small, large = self._split(0.5)
+        return torch.where(near, 0.5 + self._even(small, 1), 0.5 + 0.5 / torch.tanh(large / 2) - 1 / large)
+
+    @property
+    def variance(self) -> Tensor:
+        """1/u^2 - 1 / (4 sinh(u/2)^2)."""
+        near, small, large = self._split(0.5)
+        a = large.abs()
+        return torch.where(near, self._even(small, 2), a**-2 - torch.exp(-a) / torch.expm1(-a) ** 2)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """(exp(u x) - 1) / (exp(u) - 1), x = `value` in [0, 1]."""
+        near, u, large = self._split(0.01)
+        a, x = large.abs(), value
+        far = torch.where(large > 0, torch.exp(-a * (1 - x)), 1) * torch.expm1(-a * x) / torch.expm1(-a)
+        return torch.where(near, x - x * (1 - x) * (u / 2 + (2 * x - 1) * u**2 / 12 - x * (1 - x) * u**3 / 24), far)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """log(1 - v + v exp(u)) / u, v = `value` in [0, 1]; near u = 0 by the cumulants of Bernoulli(v)."""
+        near, u, large = self._split(0.05)
+        a, v = large.abs(), value
+        w = torch.where(large > 0, 1 - v, v).clamp(max=1 - torch.finfo(v.dtype).eps)  # at 1 and large a: log of 0
+        short = -torch.log1p(w * torch.expm1(-a)) / a
+        q, skew = v * (1 - v), 1 - 2 * v
+        series = v + q * (u / 2 + skew * u**2 / 6 + (1 - 6 * q) * u**3 / 24 + skew * (1 - 12 * q) * u**4 / 120)
+        return torch.where(near, series, torch.where(large > 0, 1 - short, short)).clamp(0, 1)
+
+    def rsample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws by the inverse of the distribution function, (*sample_shape, *batch_shape)."""
+        shape = self._extended_shape(sample_shape)
+        return self.icdf(torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device))
+
+    def _split(self, radius: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether |u| < radius, u where it is (else 0), and u where it is not (else 1): no branch sees a bad number."""
+        u = self.logits
+        near = u.abs() < radius
+        return near, torch.where(near, u, 0.0), torch.where(near, 1.0, u)
+
+    def _even(self, u: Tensor, order: int) -> Tensor:
+        """Derivative of this order of log C(u) - u/2, its series around 0."""
+        powers = [(2 * n, c) for n, c in enumerate(self._SERIES, 1)]
+        return torch.stack([c * math.perm(p, order) * u ** (p - order) for p, c in powers]).sum(0)
+
+
+class ZeroOneInflatedBeta(dist.TorchDistribution):
+    """p = pi_0 delta_0 + pi_1 delta_1 + (1 - pi_0 - pi_1) Beta(concentration1, concentration0) on [0, 1].
+
+    The log density is with respect to delta_0 + delta_1 + Lebesgue measure: a log mass at 0 and at 1, a log density
+    between (Ospina and Ferrari 2010, 0705.0700).
+
+    Args:
+        logits: of 0, of 1 and of what lies between, (*batch_shape, 3).
+        concentration1: weight of 1, (batch_shape).
+        concentration0: weight of 0, (batch_shape); both 1 is the uniform density.
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {
+        "logits": constraints.real_vector,
+        "concentration1": constraints.positive,
+        "concentration0": constraints.positive,
+    }
+    support = constraints.unit_interval
+
+    def __init__(
+        self, logits: Tensor, concentration1: Tensor, concentration0: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.logits, self.concentration1, self.concentration0 = logits, concentration1, concentration0
+        self.beta = dist.Beta(concentration1, concentration0, validate_args=False)
+        super().__init__(torch.broadcast_shapes(logits.shape[:-1], self.beta.batch_shape), validate_args=validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass at 0 and 1, log density between, nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        zero, one, between = self.logits.log_softmax(-1).unbind(-1)
+        inside = (value > 0) & (value < 1)
+        density = between + self.beta.log_prob(torch.where(inside, value, 0.5))
+        return torch.where(inside, density, torch.where(value > 0.5, one, zero))
+
+    @property
+    def mean(self) -> Tensor:
+        """pi_1 + (1 - pi_0 - pi_1) E[Beta]."""
+        _, one, between = self.logits.softmax(-1).unbind(-1)
+        return one + between * self.beta.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """E[x^2] - E[x]^2."""
+        _, one, between = self.logits.softmax(-1).unbind(-1)
+        return one + between * (self.beta.variance + self.beta.mean**2) - self.mean**2
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws, (*sample_shape, *batch_shape); those of the density never round to 0 or 1."""
+        shape = self._extended_shape(sample_shape)
+        which = dist.Categorical(logits=self.logits).expand(self.batch_shape).sample(sample_shape)
+        edge = torch.finfo(self.logits.dtype).eps / 2
+        return torch.where(which == 2, self.beta.expand(shape).sample().clamp(edge, 1 - edge), which.to(self.logits))
+
+
+class Levels(Constraint):
+    """The numbers 0, 1/(levels - 1), ..., 1, each to within a hundredth of a step.
+
+    Args:
+        levels: how many there are.
+    """
+
+    is_discrete = True
+    event_dim = 0
+    lower_bound = 0.0
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+
+    def check(self, value: Tensor) -> Tensor:
+        """Where the value is one of them."""
+        step = value * (self.levels - 1)
+        nearest = step.round()
+        return ((step - nearest).abs() < 0.01) & (nearest >= 0) & (nearest < self.levels)
+
+    def __repr__(self) -> str:
+        return f"the {self.levels} levels 0, 1/{self.levels - 1}, ..., 1 (option `levels`)"
+
+
+class CategoricalLevels(dist.TorchDistribution):
+    """P(x = k / (levels - 1)) = softmax(logits)_k, k = 0 ... levels - 1.
+
+    Args:
+        logits: (*batch_shape, levels).
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {"logits": constraints.real_vector}
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+        self.logits = logits.log_softmax(-1)
+        super().__init__(logits.shape[:-1], validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> Constraint:
+        """The grid."""
+        return Levels(self.logits.shape[-1])
+
+    @property
+    def grid(self) -> Tensor:
+        """The values, (levels,)."""
+        return torch.linspace(0, 1, self.logits.shape[-1]).to(self.logits)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass, nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        levels = self.logits.shape[-1]
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        index = (value * (levels - 1)).round().long().expand(shape).unsqueeze(-1)
+        return self.logits.expand((*shape, levels)).gather(-1, index).squeeze(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """sum_k p_k k / (levels - 1)."""
+        return self.logits.exp() @ self.grid
+
+    @property
+    def variance(self) -> Tensor:
+        """E[(x - E[x])^2]."""
+        return (self.logits.exp() * (self.grid - self.mean.unsqueeze(-1)) ** 2).sum(-1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws, (*sample_shape, *batch_shape)."""
+        return self.grid[dist.Categorical(logits=self.logits).sample(sample_shape)]
+
+
+class DiscretizedLogistic(dist.TorchDistribution):
+    """A mixture of logistics rounded to k / (levels - 1), open at both ends (Salimans et al. 2017, 1701.05517).
+
+        P(x) = sum_c w_c [sigmoid(b_c) - sigmoid(a_c)],  a_c, b_c = (x -+ step / 2 - loc_c) / scale_c,
+
+    step = 1 / (levels - 1), with a = -inf at x = 0 and b = inf at x = 1, so that it sums to one. In log space,
+
+        log [sigmoid(b) - sigmoid(a)] = log sigmoid(b) + log sigmoid(-a) + log(1 - exp(-step / scale)).
+
+    Args:
+        loc: centres, (*batch_shape, components).
+        scale: widths, (*batch_shape, components).
+        logits: of the weights w, (*batch_shape, components); None weighs all alike.
+        levels: number of levels.
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {
+        "loc": constraints.real_vector,
+        "scale": constraints.independent(constraints.positive, 1),
+        "logits": constraints.real_vector,
+    }
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        logits: Tensor | None = None,
+        *,
+        levels: int,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        self.logits = (torch.zeros_like(self.loc) if logits is None else logits).log_softmax(-1)
+        self.levels = levels
+        super().__init__(self.loc.shape[:-1], validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> Constraint:
+        """The grid."""
+        return Levels(self.levels)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass, nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        half = 0.5 / (self.levels - 1)
+        x = value.unsqueeze(-1)
+        below = logsigmoid((x + half - self.loc) / self.scale)
+        above = logsigmoid((self.loc - x + half) / self.scale)
+        inner = below + above + (-torch.expm1(-2 * half / self.scale)).log()
+        log_mass = torch.where(x < half, below, torch.where(x > 1 - half, above, inner))
+        return (self.logits + log_mass).logsumexp(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x] = step sum_k P(x >= k step), k = 1 ... levels - 1, one level at a time."""
+        weights, step = self.logits.exp(), 1 / (self.levels - 1)
+        mean = torch.zeros(self.batch_shape).to(self.loc)
+        for k in range(1, self.levels):
+            mean = mean + step * (weights * torch.sigmoid((self.loc - (k - 0.5) * step) / self.scale)).sum(-1)
+        return mean
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws, (*sample_shape, *batch_shape)."""
+        component = dist.Categorical(logits=self.logits).sample(sample_shape).unsqueeze(-1)
+        shape = (*component.shape[:-1], self.loc.shape[-1])
+        loc, scale = (p.expand(shape).gather(-1, component).squeeze(-1) for p in (self.loc, self.scale))
+        noise = torch.logit(torch.rand_like(loc), eps=torch.finfo(loc.dtype).eps)
+        return ((loc + scale * noise) * (self.levels - 1)).round().clamp(0, self.levels - 1) / (self.levels - 1)
+
+
+class RelaxedBernoulli(dist.RelaxedBernoulli):
+    """x = sigmoid((logits + logit(v)) / temperature), v uniform (Maddison et al. 2017, 1611.00712), with a mean."""
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x] as the mean over 200 equal parts of v."""
+        v = (torch.arange(200).to(self.logits) + 0.5) / 200
+        return torch.sigmoid((self.logits.unsqueeze(-1) + v.logit()) / self.temperature).mean(-1)
+
+
+class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
+    """x = softmax((logits + g) / temperature), g standard Gumbel (Maddison et al. 2017, 1611.00712), with a mean."""
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x] as the mean over 512 quasi-random g, the same at each call; right to about 0.01."""
+        v = SobolEngine(self.event_shape[0], seed=0, scramble=True).draw(512).clamp(1e-6, 1 - 1e-6).to(self.logits)
+        g = -(-v.log()).log()
+        return torch.softmax((self.logits.unsqueeze(-2) + g) / self.temperature, -1).mean(-2)

@@ -1,0 +1,256 @@
+"""Normalizing flows from Pyro's transforms: posteriors on top of an amortized normal, and priors."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar
+
+import pyro.distributions as dist
+import pyro.distributions.transforms as T
+import torch
+from annotated_types import Gt
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pyrolatent.declaration import component
+from pyrolatent.errors import InputError
+from pyrolatent.models.families import Family
+
+Positive = Annotated[int, Gt(0)]
+MIN_SCALE = 1e-3
+
+
+class Flow(dist.TransformedDistribution):
+    """A transformed distribution whose conditional transforms broadcast a value against the batch shape."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, nats; a value of the full shape is passed as it is, since its inverse may be cached."""
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        return super().log_prob(value if value.shape == shape else value.expand(shape))
+
+
+class FlowFamily(Family):
+    """q(z | x) = density of f_L(...f_1(e)), e ~ N(loc(x), scale(x)^2), each f conditioned on a context c(x).
+
+    log q(z) = log N(e; loc, scale^2) - sum_l log |det df_l|.
+
+    The network gives loc, scale and the context; the flows' own parameters are shared by all datapoints.
+
+    Args:
+        event_shape: (latent_dim,).
+        flow: makes one conditional transform of Pyro from (latent_dim, context_dim).
+        layers: number L of transforms; between two of them the dimensions are reversed.
+        context_dim: width of c(x).
+    """
+
+    scores_any_value: ClassVar[bool] = True
+    """Whether a value that it did not draw itself can be scored."""
+
+    def __init__(
+        self, event_shape: tuple[int, ...], flow: Callable[[int, int], Any], *, layers: int, context_dim: int
+    ) -> None:
+        nn.Module.__init__(self)
+        if len(event_shape) != 1:
+            raise InputError(f"{type(self).__name__} is over vectors, but the event has the shape {event_shape}")
+        (latent_dim,) = event_shape
+        if latent_dim < 2 and not isinstance(self, Planar):
+            raise InputError(
+                f"{type(self).__name__} transforms dimensions given others, but latent_dim is {latent_dim}; "
+                "declare posterior: planar or normal, or a larger latent_dim"
+            )
+        self.event_shape = torch.Size(event_shape)
+        self.event_dims = 0
+        self.sizes = [latent_dim, latent_dim, context_dim]
+        self.unconstrained_shape = torch.Size((sum(self.sizes),))
+        self.flows = nn.ModuleList(flow(latent_dim, context_dim) for _ in range(layers))
+        self.reversal: Tensor
+        self.register_buffer("reversal", torch.arange(latent_dim - 1, -1, -1), persistent=False)
+
+    def forward(self, unconstrained: Tensor) -> TorchDistributionMixin:
+        """The distribution of z, its event being its last dimension."""
+        loc, scale, context = unconstrained.split(self.sizes, dim=-1)
+        base = dist.Normal(loc, MIN_SCALE + softplus(scale)).to_event(1)
+        transforms: list[Any] = []
+        flows: Any = self.flows
+        for flow in flows:
+            transforms += [flow.condition(context), T.Permute(self.reversal)]
+        return Flow(base, transforms[:-1])
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__} flow ({len(self.flows)} layers) of Normal(loc, scale)"
+
+
+@component("posterior", "iaf")
+class InverseAutoregressive(FlowFamily):
+    """Inverse autoregressive flow: z_i = mu_i(e_<i, c) + sigma_i(e_<i, c) e_i (Kingma et al. 2016, 1606.04934).
+
+    Args:
+        event_shape: (latent_dim,).
+        layers: number of transforms.
+        context_dim: width of the context that the encoder gives to each transform.
+        hidden: width of the autoregressive networks' hidden layer.
+    """
+
+    def __init__(
+        self, event_shape: tuple[int, ...], *, layers: Positive = 2, context_dim: Positive = 16, hidden: Positive = 64
+    ) -> None:
+        super().__init__(
+            event_shape,
+            lambda d, c: T.conditional_affine_autoregressive(d, c, hidden_dims=[max(hidden, d)], stable=True),
+            layers=layers,
+            context_dim=context_dim,
+        )
+
+
+@component("posterior", "coupling")
+class AffineCoupling(FlowFamily):
+    """Affine coupling: one half is scaled and shifted given the other (Dinh et al. 2017, 1605.08803).
+
+    Args:
+        event_shape: (latent_dim,).
+        layers: number of transforms.
+        context_dim: width of the context that the encoder gives to each transform.
+        hidden: width of the coupling networks' hidden layer.
+    """
+
+    def __init__(
+        self, event_shape: tuple[int, ...], *, layers: Positive = 4, context_dim: Positive = 16, hidden: Positive = 64
+    ) -> None:
+        super().__init__(
+            event_shape,
+            lambda d, c: T.conditional_affine_coupling(d, c, hidden_dims=[hidden]),
+            layers=layers,
+            context_dim=context_dim,
+        )
+
+
+@component("posterior", "spline")
+class Spline(FlowFamily):
+    """Autoregressive rational splines on [-bound, bound]^d, identity outside (Durkan et al. 2019, 1906.04032).
+
+    Args:
+        event_shape: (latent_dim,).
+        layers: number of transforms.
+        context_dim: width of the context that the encoder gives to each transform.
+        hidden: width of the autoregressive networks' hidden layer.
+        bins: number of segments of each spline.
+        bound: half-width of the interval that the splines transform.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        layers: Positive = 2,
+        context_dim: Positive = 16,
+        hidden: Positive = 64,
+        bins: Positive = 8,
+        bound: Annotated[float, Gt(0)] = 5.0,
+    ) -> None:
+        super().__init__(
+            event_shape,
+            lambda d, c: T.conditional_spline_autoregressive(
+                d, c, hidden_dims=[max(hidden, d)], count_bins=bins, bound=bound
+            ),
+            layers=layers,
+            context_dim=context_dim,
+        )
+
+
+@component("posterior", "planar")
+class Planar(FlowFamily):
+    """Planar flow: z = e + u tanh(w'e + b), u, w, b from the context (Rezende and Mohamed 2015, 1505.05770).
+
+    Its inverse has no closed form, so it scores its own draws alone.
+
+    Args:
+        event_shape: (latent_dim,).
+        layers: number of transforms.
+        context_dim: width of the context that the encoder gives to each transform.
+        hidden: width of the hidden layer between context and u, w, b.
+    """
+
+    scores_any_value = False
+
+    def __init__(
+        self, event_shape: tuple[int, ...], *, layers: Positive = 4, context_dim: Positive = 16, hidden: Positive = 64
+    ) -> None:
+        super().__init__(
+            event_shape,
+            lambda d, c: T.conditional_planar(d, c, hidden_dims=[hidden]),
+            layers=layers,
+            context_dim=context_dim,
+        )
+
+
+class FlowPrior(nn.Module):
+    """p(z) = density of f_L(...f_1(e)), e ~ N(0, I), the transforms learned.
+
+    Args:
+        latent_dim: number of latent dimensions.
+        flow: makes one transform of Pyro, which can be inverted, from latent_dim.
+        layers: number L of transforms; between two of them the dimensions are reversed.
+    """
+
+    def __init__(self, latent_dim: int, flow: Callable[[int], Any], *, layers: int) -> None:
+        super().__init__()
+        if latent_dim < 2:
+            raise InputError(
+                f"{type(self).__name__} transforms dimensions given others, but latent_dim is {latent_dim}; "
+                "declare prior: mixture or normal, or a larger latent_dim"
+            )
+        self.flows = nn.ModuleList(flow(latent_dim) for _ in range(layers))
+        self.reversal: Tensor
+        self.register_buffer("reversal", torch.arange(latent_dim - 1, -1, -1), persistent=False)
+
+    def forward(self, y: Tensor | None = None) -> TorchDistributionMixin:
+        """The prior, with batch shape ()."""
+        zero = next(self.flows.parameters()).new_zeros(len(self.reversal))
+        transforms: list[Any] = []
+        for flow in self.flows:
+            transforms += [flow, T.Permute(self.reversal)]
+        return dist.TransformedDistribution(dist.Normal(zero, torch.ones_like(zero)).to_event(1), transforms[:-1])
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__} ({len(self.flows)} layers) of Normal(0, 1)"
+
+
+@component("prior", "coupling")
+class AffineCouplingPrior(FlowPrior):
+    """Affine coupling flow as a prior (Dinh et al. 2017, 1605.08803).
+
+    Args:
+        latent_dim: number of latent dimensions.
+        layers: number of transforms.
+        hidden: width of the coupling networks' hidden layer.
+    """
+
+    def __init__(self, latent_dim: int, *, layers: Positive = 4, hidden: Positive = 64) -> None:
+        super().__init__(latent_dim, lambda d: T.affine_coupling(d, hidden_dims=[hidden]), layers=layers)
+
+
+@component("prior", "spline")
+class SplineCouplingPrior(FlowPrior):
+    """Spline coupling flow as a prior (Durkan et al. 2019, 1906.04032).
+
+    Args:
+        latent_dim: number of latent dimensions.
+        layers: number of transforms.
+        hidden: width of the coupling networks' hidden layer.
+        bins: number of segments of each spline.
+        bound: half-width of the interval that the splines transform.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        layers: Positive = 2,
+        hidden: Positive = 64,
+        bins: Positive = 8,
+        bound: Annotated[float, Gt(0)] = 5.0,
+    ) -> None:
+        super().__init__(
+            latent_dim,
+            lambda d: T.spline_coupling(d, hidden_dims=[hidden, hidden], count_bins=bins, bound=bound),
+            layers=layers,
+        )

@@ -1,0 +1,299 @@
+"""Models with several layers of latent sites z1 (next to x), ..., zL (the top)."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from annotated_types import Ge, Gt, MinLen
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pyrolatent.declaration import Kind, build, component
+from pyrolatent.errors import InputError
+from pyrolatent.models.conditionals import conditional, filled, masked
+from pyrolatent.models.families import Family
+from pyrolatent.models.latent import LatentVariableModel
+
+Dims = Annotated[tuple[Annotated[int, Gt(0)], ...], MinLen(1)]
+MIN_SCALE = 1e-3
+MOST_STATES = 1024
+
+
+class LayeredModel(LatentVariableModel):
+    """p(z_L) prod_l p(z_l | z_(l+1)) p(x | z_1), with q(z_1 | x) prod_l q(z_(l+1) | z_l) from the bottom up.
+
+    Args:
+        event_shape: shape of one datapoint x.
+        prior: p(z_L).
+        layers: p(z_l | z_(l+1)) for l = 1 ... L - 1.
+        likelihood: p(x | z_1).
+        posteriors: q(z_1 | x), q(z_2 | z_1), ..., q(z_L | z_(L-1)).
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        prior: nn.Module,
+        layers: list[nn.Module],
+        likelihood: nn.Module,
+        posteriors: list[nn.Module],
+    ) -> None:
+        super().__init__(event_shape, prior, likelihood, nn.ModuleList(posteriors))
+        self.layers = nn.ModuleList(layers)
+
+    @property
+    def depth(self) -> int:
+        """Number L of latent sites."""
+        return len(self.layers) + 1
+
+    @property
+    def upwards(self) -> Iterable[Any]:
+        """The parts of the posterior, from x upwards."""
+        posteriors: Any = self.posterior
+        return posteriors
+
+    def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """z_L ~ p(z_L), z_l ~ p(z_l | z_(l+1)), x ~ p(x | z_1); arguments as in `LatentVariableModel.generate`."""
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample(f"z{self.depth}", self.prior(y))
+            for level in range(self.depth - 1, 0, -1):
+                z = pyro.sample(f"z{level}", self.layers[level - 1](z))
+            likelihood = self.likelihood(z, y)
+            pyro.sample("x", masked(likelihood, mask), obs=filled(x, mask, likelihood.support))
+
+    def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """z_1 ~ q(z_1 | x), z_(l+1) ~ q(z_(l+1) | z_l); the encoder sees 0 where x is not observed."""
+        value = x if mask is None else torch.where(mask, x, 0.0)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            for level, posterior in enumerate(self.upwards, 1):
+                value = pyro.sample(f"z{level}", self.site(posterior(value)), infer=self.site_options(level, x))
+
+    def site(self, posterior: TorchDistributionMixin) -> TorchDistributionMixin:
+        """The guide's distribution at a site."""
+        return posterior
+
+    def site_options(self, level: int, x: Tensor) -> Any:
+        """What gradient estimators are told of the guide's site z_level."""
+        return {}
+
+    def __str__(self) -> str:
+        top = self.depth
+        lines = [f"p(z{top}) = {self.prior}"]
+        lines += [f"p(z{level} | z{level + 1}) = {self.layers[level - 1]}" for level in range(top - 1, 0, -1)]
+        lines += [f"p(x | z1) = {self.likelihood}", *self._posterior_lines()]
+        size = sum(p.numel() for p in self.parameters())
+        return "\n  ".join([f"{type(self).__name__} of x {tuple(self.event_shape)}, {size:,} parameters", *lines])
+
+    def _posterior_lines(self) -> list[str]:
+        given = ["x", *(f"z{level}" for level in range(1, self.depth))]
+        return [f"q(z{level} | {given[level - 1]}) = {q}" for level, q in enumerate(self.upwards, 1)]
+
+
+@component("model", "hierarchical_vae")
+class HierarchicalVAE(LayeredModel):
+    """VAE with L stochastic layers of normals, its posterior from the bottom up or from the top down.
+
+    bottom_up: q(z_1 | x) prod_l q(z_(l+1) | z_l) (Rezende et al. 2014, 1401.4082).
+    top_down: a ladder (Sonderby et al. 2016, 1602.02282). A deterministic pass h_l = net_l(h_(l-1)), h_0 = x, proposes
+    N(m_l, s_l^2), which is joined with the prior N(m, s^2) that z_(l+1) gives to z_l by precision:
+    q(z_l | z_(l+1), x) = N((m_l / s_l^2 + m / s^2) v, v), 1 / v = 1 / s_l^2 + 1 / s^2.
+
+    Args:
+        event_shape: shape of one datapoint x.
+        latent_dims: number of dimensions of z_1, ..., z_L.
+        inference: how the posterior factorises.
+        prior: p(z_L); of the top-down posterior it must be over all real numbers.
+        likelihood: the family of p(x | z_1).
+        encoder: the network from x upwards.
+        decoder: the network from z_1 to the likelihood's parameters.
+        between: the networks between latent layers, in both directions.
+        width: width of h_l, of the top-down posterior.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        latent_dims: Dims = (32, 16),
+        inference: Literal["bottom_up", "top_down"] = "top_down",
+        prior: Annotated[Any, Kind("prior")] = "normal",
+        likelihood: Annotated[Any, Kind("likelihood")] = "bernoulli",
+        encoder: Annotated[Any, Kind("network")] = "mlp",
+        decoder: Annotated[Any, Kind("network")] = "mlp",
+        between: Annotated[Any, Kind("network")] = "mlp",
+        width: Annotated[int, Gt(0)] = 200,
+    ) -> None:
+        shapes = [(dim,) for dim in latent_dims]
+        down = [
+            conditional("posterior", "normal", between, *pair) for pair in zip(shapes[1:], shapes[:-1], strict=True)
+        ]
+        top = build("prior", prior, latent_dim=latent_dims[-1], event_shape=tuple(event_shape))
+        p_x = conditional("likelihood", likelihood, decoder, shapes[0], event_shape)
+        self.inference = inference
+        if inference == "bottom_up":
+            up = [conditional("posterior", "normal", encoder, event_shape, shapes[0])]
+            up += [conditional("posterior", "normal", between, *pair) for pair in itertools.pairwise(shapes)]
+        else:
+            up = [
+                _Proposal(
+                    build("network", encoder, input_shape=tuple(event_shape), output_shape=(width,)),
+                    width,
+                    latent_dims[0],
+                )
+            ]
+            for dim in latent_dims[1:]:
+                network = build("network", between, input_shape=(width,), output_shape=(width,))
+                up.append(_Proposal(network, width, dim))
+        super().__init__(event_shape, top, down, p_x, up)
+
+    def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """The guide, in the declared direction."""
+        if self.inference == "bottom_up":
+            return super().infer(x, y, mask)
+        hidden, proposals = x if mask is None else torch.where(mask, x, 0.0), []
+        for proposal in self.upwards:
+            hidden, normal = proposal(hidden)
+            proposals.append(normal)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample(f"z{self.depth}", proposals[-1].to_event(1))
+            for level in range(self.depth - 1, 0, -1):
+                below = joined(proposals[level - 1], self.layers[level - 1](z).base_dist)
+                z = pyro.sample(f"z{level}", below.to_event(1))
+        return None
+
+    def _posterior_lines(self) -> list[str]:
+        if self.inference == "bottom_up":
+            return super()._posterior_lines()
+        top = self.depth
+        lines = [f"q(z{top} | x) = Normal(loc, scale), ladder of {top} networks"]
+        return lines + [
+            f"q(z{level} | z{level + 1}, x) = Normal joined with p(z{level} | z{level + 1})"
+            for level in range(top - 1, 0, -1)
+        ]
+
+
+class _Proposal(nn.Module):
+    """One rung of a ladder: h_l = net_l(h_(l-1)) and the normal that it proposes for z_l."""
+
+    def __init__(self, network: nn.Module, width: int, latent_dim: int) -> None:
+        super().__init__()
+        self.network = network
+        self.head = nn.Linear(width, 2 * latent_dim)
+
+    def forward(self, below: Tensor) -> tuple[Tensor, dist.Normal]:
+        hidden = torch.relu(self.network(below))
+        loc, scale = self.head(hidden).chunk(2, dim=-1)
+        return hidden, dist.Normal(loc, MIN_SCALE + softplus(scale))
+
+
+def joined(first: dist.Normal, second: dist.Normal) -> dist.Normal:
+    """The normalised product of two normals: precisions add, means are weighed by them."""
+    precisions = first.scale**-2, second.scale**-2
+    variance = 1 / (precisions[0] + precisions[1])
+    return dist.Normal((first.loc * precisions[0] + second.loc * precisions[1]) * variance, variance.sqrt())
+
+
+class CartesianProduct(dist.Independent):
+    """Independent discrete variables as one, whose states are all combinations of theirs."""
+
+    has_enumerate_support = True
+
+    @classmethod
+    def of(cls, independent: Any) -> "CartesianProduct":
+        """The same distribution, enumerable."""
+        return cls(independent.base_dist, independent.reinterpreted_batch_ndims)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All states, (states, *batch_shape, *event_shape), the batch dimensions of size 1 unless expanded."""
+        own = self.base_dist.event_shape
+        shape = self.event_shape[: len(self.event_shape) - len(own)]
+        single = self.base_dist.enumerate_support(expand=False).reshape(-1, *own)
+        index = torch.cartesian_prod(*[torch.arange(len(single))] * shape.numel()).reshape(-1, *shape)
+        states = single[index.to(single.device)].reshape(-1, *[1] * len(self.batch_shape), *self.event_shape)
+        return states.expand(-1, *self.batch_shape, *self.event_shape) if expand else states
+
+
+@component("model", "discrete_vae")
+class DiscreteVAE(LayeredModel):
+    """Layers of discrete latents: a sigmoid belief network with two classes, else a categorical VAE.
+
+    p(z_L) is uniform, p(z_l | z_(l+1)) and p(x | z_1) are networks, as is q from the bottom up (Mnih and Gregor 2014,
+    1402.0030; Jang et al. 2017, 1611.01144, for relaxed ones declare vae with prior and posterior relaxed_bernoulli).
+
+    Args:
+        event_shape: shape of one datapoint x.
+        latent_dims: number of variables of z_1, ..., z_L.
+        classes: of each variable: 2 for {0, 1}, more for one-hot vectors.
+        estimator: "score" leaves gradients to the objective and gives it a baseline network of x for each site;
+            "enumerate" sums each layer out exactly, for at most 1,024 states a layer.
+        likelihood: the family of p(x | z_1).
+        encoder: the network from x to q(z_1 | x).
+        decoder: the network from z_1 to the likelihood's parameters.
+        between: the networks between latent layers, in both directions.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        latent_dims: Dims = (20,),
+        classes: Annotated[int, Ge(2)] = 2,
+        estimator: Literal["score", "enumerate"] = "score",
+        likelihood: Annotated[Any, Kind("likelihood")] = "bernoulli",
+        encoder: Annotated[Any, Kind("network")] = "mlp",
+        decoder: Annotated[Any, Kind("network")] = "mlp",
+        between: Annotated[Any, Kind("network")] = {"mlp": {"hidden": ()}},  # noqa: B006 (only read)
+    ) -> None:
+        self.estimator = estimator
+        for dim in latent_dims if estimator == "enumerate" else ():
+            if classes**dim > MOST_STATES:
+                raise InputError(
+                    f"a layer of {dim} variables of {classes} classes has {float(classes) ** dim:.3g} states, but "
+                    f"estimator: enumerate sums out at most {MOST_STATES}; declare fewer variables, or estimator: score"
+                )
+        shapes = [(dim,) if classes == 2 else (dim, classes) for dim in latent_dims]
+        family: Any = "bernoulli" if classes == 2 else "one_hot_categorical"
+
+        def layer(network: Any, input_shape: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:
+            return conditional("posterior", family, network, input_shape, shape)
+
+        up = [layer(encoder, tuple(event_shape), shapes[0])]
+        up += [layer(between, *pair) for pair in itertools.pairwise(shapes)]
+        down = [layer(between, *pair) for pair in zip(shapes[1:], shapes[:-1], strict=True)]
+        p_x = conditional("likelihood", likelihood, decoder, shapes[0], event_shape)
+        super().__init__(event_shape, _Uniform(build("posterior", family, event_shape=shapes[-1])), down, p_x, up)
+        if estimator == "score":
+            self.baselines = nn.ModuleList(
+                build("network", encoder, input_shape=tuple(event_shape), output_shape=(1,)) for _ in latent_dims
+            )
+
+    def site(self, posterior: TorchDistributionMixin) -> TorchDistributionMixin:
+        """The guide's distribution at a site, with its states where they are summed out."""
+        return CartesianProduct.of(posterior) if self.estimator == "enumerate" else posterior
+
+    def site_options(self, level: int, x: Tensor) -> Any:
+        """A baseline network, or that the site is to be summed out."""
+        if self.estimator == "enumerate":
+            return {"enumerate": "parallel"}
+        baseline = self.baselines[level - 1]
+        return {"baseline": {"nn_baseline": lambda x: baseline(x).squeeze(-1), "nn_baseline_input": x}}
+
+
+class _Uniform(nn.Module):
+    """The uniform distribution of a discrete family."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self.family = family
+        self.zeros: Tensor
+        self.register_buffer("zeros", torch.zeros(family.unconstrained_shape), persistent=False)
+
+    def forward(self, y: Tensor | None = None) -> TorchDistributionMixin:
+        return self.family(self.zeros).to_event(self.family.event_dims)
+
+    def __str__(self) -> str:
+        return f"uniform {self.family.distribution.__name__}"

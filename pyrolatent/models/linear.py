@@ -1,0 +1,293 @@
+"""Latent-variable models whose truth is known: linear-Gaussian in closed form, logistic by quadrature or NUTS."""
+
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from annotated_types import Ge, Gt
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.infer import MCMC, NUTS
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pyrolatent.declaration import Kind, build, component
+from pyrolatent.errors import InputError
+from pyrolatent.models.conditionals import conditional
+from pyrolatent.models.latent import LatentVariableModel
+
+PositiveFloat = Annotated[float, Gt(0)]
+
+
+@component("model", "linear_gaussian")
+class LinearGaussian(LatentVariableModel):
+    """z ~ N(0, I / alpha), x | z ~ N(W z + b, Sigma), Sigma diagonal: probabilistic PCA and factor analysis.
+
+    Posterior and evidence are exact, S being the inverse of Sigma:
+
+        p(z | x) = N(V W' S (x - b), V),  V = (alpha I + W' S W)^-1
+        log p(x) = log N(x; b, W W' / alpha + Sigma)
+
+    The posterior is used as q(z | x), so that the bound is the evidence. Closed form for isotropic Sigma: Tipping and
+    Bishop 1999; EM: Rubin and Thayer 1982.
+
+    Args:
+        event_shape: shape of one datapoint x; it is flattened.
+        latent_dim: number of latent dimensions.
+        noise: "isotropic" (one learned variance: probabilistic PCA), "diagonal" (one for each dimension: factor
+            analysis), or the known standard deviation.
+        precision: alpha.
+        min_scale: lower bound of learned noise scales.
+        posterior: the family of an amortized approximation; None for the exact posterior.
+        encoder: the network of an amortized approximation.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        latent_dim: Annotated[int, Gt(0)],
+        noise: Literal["isotropic", "diagonal"] | PositiveFloat = "isotropic",
+        precision: PositiveFloat = 1.0,
+        min_scale: Annotated[float, Ge(0)] = 1e-3,
+        posterior: Annotated[Any, Kind("posterior")] = None,
+        encoder: Annotated[Any, Kind("network")] = {"mlp": {"hidden": ()}},  # noqa: B006 (only read)
+    ) -> None:
+        prior = build("prior", {"normal": {"precision": precision}}, latent_dim=latent_dim)
+        likelihood = _LinearNormal(tuple(event_shape), latent_dim, noise, min_scale)
+        self.exact = posterior is None
+        q = _Exact() if self.exact else conditional("posterior", posterior, encoder, tuple(event_shape), (latent_dim,))
+        super().__init__(event_shape, prior, likelihood, q)
+        self.precision = precision
+        self.likelihood: _LinearNormal
+
+    def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """z ~ p(z | x) given what is observed, or its declared approximation."""
+        if not self.exact:
+            return super().infer(x, y, mask)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", self.exact_posterior(x, mask))
+        return None
+
+    def exact_posterior(self, x: Tensor, mask: Tensor | None = None) -> dist.MultivariateNormal:
+        """p(z | x), of batch shape (batch,), given what is observed.
+
+        Args:
+            x: data (batch, *event_shape).
+            mask: True where x is observed.
+        """
+        weighted, precision = self._weighted(x, mask)
+        factor = torch.linalg.cholesky(precision)
+        loc = torch.cholesky_solve(weighted.unsqueeze(-1), factor).squeeze(-1)
+        inverse = torch.linalg.solve_triangular(
+            factor, torch.eye(factor.shape[-1]).to(factor).expand_as(factor), upper=False
+        )
+        return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(inverse.mT @ inverse))
+
+    def log_evidence(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """log p(x) of what is observed, (batch,), nats, exactly.
+
+        By the matrix determinant and inversion lemmas, so at the cost of latent_dim^3 for each datapoint.
+        """
+        weighted, precision = self._weighted(x, mask)
+        factor = torch.linalg.cholesky(precision)
+        solved = torch.linalg.solve_triangular(factor, weighted.unsqueeze(-1), upper=False).squeeze(-1)
+        _, loc, scale = self.likelihood.parameters_flat()
+        terms = dist.Normal(loc, scale).log_prob(x.flatten(1))
+        if mask is not None:
+            terms = torch.where(mask.flatten(1), terms, 0.0)
+        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - factor.shape[-1] * math.log(self.precision)
+        return terms.sum(-1) + 0.5 * (solved.square().sum(-1) - log_det)
+
+    @torch.no_grad()
+    def solve(self, x: Tensor) -> None:
+        """The maximum-likelihood solution for isotropic noise: W = U (L - s^2 I)^(1/2), s^2 the mean of the rest.
+
+        U and L are the leading eigenvectors and eigenvalues of the covariance of x (datapoints, *event_shape).
+        """
+        if self.likelihood.noise != "isotropic":
+            raise InputError("linear_gaussian has a closed form for noise: isotropic alone; declare objective: em")
+        flat = x.flatten(1).double()
+        latent_dim = self.likelihood.weight.shape[1]
+        values, vectors = torch.linalg.eigh(torch.cov(flat.T, correction=0))
+        rest = values[:-latent_dim]
+        if not len(rest):
+            raise InputError(f"latent_dim {latent_dim} leaves no dimension of x for the noise; declare a smaller one")
+        variance = rest.mean().clamp(min=self.likelihood.min_scale**2)
+        leading = (values[-latent_dim:] - variance).clamp(min=0).sqrt() * math.sqrt(self.precision)
+        self.likelihood.set(vectors[:, -latent_dim:] * leading, flat.mean(0), variance.sqrt())
+
+    @torch.no_grad()
+    def em_step(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """One step of expectation-maximisation over all of x, which never lowers the evidence.
+
+        Each row of (W, b) and each noise variance solves its own least squares over the datapoints where that
+        dimension is observed.
+        """
+        flat = x.flatten(1)
+        seen = torch.ones_like(flat) if mask is None else mask.flatten(1).to(flat)
+        flat = torch.where(seen > 0, flat, 0.0)
+        q = self.exact_posterior(x, mask)
+        moment = q.covariance_matrix + q.loc.unsqueeze(-1) * q.loc.unsqueeze(-2)
+        extended = torch.cat([q.loc, torch.ones_like(q.loc[:, :1])], -1)
+        second = torch.cat(
+            [torch.cat([moment, q.loc.unsqueeze(-1)], -1), extended.unsqueeze(-2)], -2
+        )  # E[(z, 1)(z, 1)'], (batch, d + 1, d + 1)
+        gram = torch.einsum("ni,nab->iab", seen, second)
+        cross = torch.einsum("ni,na->ia", flat, extended)
+        rows = torch.linalg.solve(gram, cross.unsqueeze(-1)).squeeze(-1)
+        residual = (flat.square().sum(0) - (rows * cross).sum(-1)).clamp(min=0)
+        counts = seen.sum(0).clamp(min=1)
+        variance = residual / counts if self.likelihood.noise == "diagonal" else residual.sum() / counts.sum()
+        self.likelihood.set(rows[:, :-1], rows[:, -1], variance.sqrt())
+
+    def _weighted(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """W' S (x - b), (batch, latent_dim), and alpha I + W' S W, (batch, latent_dim, latent_dim)."""
+        weight, loc, scale = self.likelihood.parameters_flat()
+        inverse = scale**-2
+        inverse = inverse.expand(len(x), -1) if mask is None else torch.where(mask.flatten(1), inverse, 0.0)
+        centred = x.flatten(1) - loc
+        centred = centred if mask is None else torch.where(mask.flatten(1), centred, 0.0)
+        identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        if mask is None:
+            gram = ((weight.T * inverse[0]) @ weight).expand(len(x), -1, -1)
+        else:
+            gram = torch.einsum("ia,ni,ib->nab", weight, inverse, weight)
+        return (centred * inverse) @ weight, self.precision * identity + gram
+
+
+class _LinearNormal(nn.Module):
+    """p(x | z) = N(W z + b, diag(scale^2)) over events of any shape."""
+
+    def __init__(self, event_shape: tuple[int, ...], latent_dim: int, noise: str | float, min_scale: float) -> None:
+        super().__init__()
+        size = math.prod(event_shape)
+        self.event_shape = torch.Size(event_shape)
+        self.noise = noise
+        self.min_scale = min_scale
+        self.weight = nn.Parameter(torch.randn(size, latent_dim) / math.sqrt(latent_dim))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.unconstrained_scale: Tensor
+        if isinstance(noise, str):
+            self.unconstrained_scale = nn.Parameter(torch.zeros(size if noise == "diagonal" else ()))
+        else:
+            self.register_buffer("known_scale", torch.tensor(noise), persistent=False)
+
+    def parameters_flat(self) -> tuple[Tensor, Tensor, Tensor]:
+        """W (size, latent_dim), b (size,) and the noise scale (size,)."""
+        if isinstance(self.noise, str):
+            scale = self.min_scale + softplus(self.unconstrained_scale)
+        else:
+            scale = self.get_buffer("known_scale").to(self.bias)
+        return self.weight, self.bias, scale.expand_as(self.bias)
+
+    def set(self, weight: Tensor, bias: Tensor, scale: Tensor) -> None:
+        """Sets W, b and, where it is learned, the noise scale, not below its floor."""
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+        if isinstance(self.noise, str):
+            above = (scale.double() - self.min_scale).clamp(min=1e-12)
+            self.unconstrained_scale.copy_(above + (-torch.expm1(-above)).log())
+
+    def initialise(self, batch: Tensor) -> None:
+        """Starts b at the mean of the data."""
+        self.bias.data.copy_(batch.flatten(1).mean(0))
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
+        weight, bias, scale = self.parameters_flat()
+        loc = (z @ weight.T + bias).unflatten(-1, self.event_shape)
+        return dist.Normal(loc, scale.reshape(self.event_shape)).to_event(len(self.event_shape))
+
+    def __str__(self) -> str:
+        size, latent_dim = self.weight.shape
+        return f"Normal(W z + b, {self.noise} noise), W {size} x {latent_dim}"
+
+
+class _Exact(nn.Module):
+    """Stands for the exact posterior, which has no parameters of its own."""
+
+    def __str__(self) -> str:
+        return "Normal(exact mean, exact covariance)"
+
+
+@component("model", "logistic_bernoulli")
+class LogisticBernoulli(LatentVariableModel):
+    """z ~ N(0, I / alpha), x | z ~ Bernoulli(sigmoid(W z + b)): no closed form, but a truth to compare with.
+
+    For one or two latent dimensions posterior moments and evidence come from Gauss-Hermite quadrature, for more from
+    NUTS (Hoffman and Gelman 2014), which gives no evidence.
+
+    Args:
+        event_shape: shape of one datapoint x; it is flattened.
+        latent_dim: number of latent dimensions.
+        precision: alpha.
+        posterior: the family of the amortized approximation q(z | x).
+        encoder: the network of the approximation.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        latent_dim: Annotated[int, Gt(0)],
+        precision: PositiveFloat = 1.0,
+        posterior: Annotated[Any, Kind("posterior")] = "normal",
+        encoder: Annotated[Any, Kind("network")] = "mlp",
+    ) -> None:
+        event_shape, latent_shape = tuple(event_shape), (latent_dim,)
+        super().__init__(
+            event_shape,
+            build("prior", {"normal": {"precision": precision}}, latent_dim=latent_dim),
+            conditional("likelihood", "bernoulli", {"mlp": {"hidden": ()}}, latent_shape, event_shape),
+            conditional("posterior", posterior, encoder, event_shape, latent_shape),
+        )
+        self.precision = precision
+        self.latent_dim = latent_dim
+
+    @torch.no_grad()
+    def quadrature(self, x: Tensor, nodes: int = 200) -> tuple[Tensor, Tensor, Tensor]:
+        """Posterior mean and standard deviation, (batch, latent_dim), and log p(x), (batch,), by quadrature.
+
+        Args:
+            x: data (batch, *event_shape).
+            nodes: Gauss-Hermite nodes for each latent dimension.
+
+        Raises:
+            InputError: there are more than two latent dimensions.
+        """
+        if self.latent_dim > 2:
+            raise InputError(
+                f"quadrature is for one or two latent dimensions, but there are {self.latent_dim}; use nuts"
+            )
+        points, weights = (torch.as_tensor(array).to(x) for array in np.polynomial.hermite_e.hermegauss(nodes))
+        log_weights = weights.clamp(min=torch.finfo(weights.dtype).tiny).log() - 0.5 * math.log(2 * math.pi)
+        grid = torch.cartesian_prod(*[points] * self.latent_dim).reshape(-1, self.latent_dim) / math.sqrt(
+            self.precision
+        )
+        log_grid = torch.cartesian_prod(*[log_weights] * self.latent_dim).reshape(-1, self.latent_dim).sum(-1)
+        log_joint = self.likelihood(grid.unsqueeze(1)).log_prob(x) + log_grid.unsqueeze(-1)
+        evidence = log_joint.logsumexp(0)
+        posterior = (log_joint - evidence).exp()
+        mean = posterior.T @ grid
+        return mean, (posterior.T @ grid.square() - mean.square()).clamp(min=0).sqrt(), evidence
+
+    def nuts(self, x: Tensor, draws: int = 500, warmup: int = 500) -> Tensor:
+        """Draws from the exact posterior of all datapoints jointly, by Pyro's NUTS, (draws, batch, latent_dim).
+
+        Args:
+            x: data (batch, *event_shape).
+            draws: number of draws kept.
+            warmup: number of steps of adaptation before them.
+        """
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            chain = MCMC(NUTS(self.generate), num_samples=draws, warmup_steps=warmup, disable_progbar=True)
+            chain.run(x)
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+        return chain.get_samples()["z"]

@@ -1,0 +1,106 @@
+"""Semi-supervised VAE: the label is a latent that is known for some datapoints and summed out for the others."""
+
+from typing import Annotated, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from pyrolatent.declaration import Kind, build, component
+from pyrolatent.models.conditionals import conditional, filled, masked
+from pyrolatent.models.latent import LatentVariableModel, require_labels
+
+NEVER = -1e9
+"""A log-probability of zero that stays finite when it is multiplied by a probability of zero."""
+
+
+@component("model", "semi_supervised_vae")
+class SemiSupervisedVAE(LatentVariableModel):
+    """Model M2: p(y) p(z) p(x | z, y) with q(y | x) q(z | x, y) (Kingma et al. 2014, 1406.5298).
+
+    The bound is sum_y q(y | x) (L(x, y) - log q(y | x)) where y is unknown, and L(x, y) where it is known, L(x, y) =
+    E_q(z | x, y)[log p(y) + log p(x | z, y) + log p(z) - log q(z | x, y)]. Training adds classifier_weight
+    log q(y | x) for each known label. Without labels it is a model of x, and its evidence is log p(x).
+
+    Args:
+        event_shape: shape of one datapoint x.
+        label_dim: number of classes; p(y) is uniform.
+        latent_dim: number of latent dimensions.
+        prior: p(z).
+        likelihood: the family of p(x | z, y).
+        posterior: the family of q(z | x, y).
+        encoder: the network from x and y to the posterior's parameters.
+        decoder: the network from z and y to the likelihood's parameters.
+        classifier: the network from x to the logits of q(y | x).
+        classifier_weight: factor of log q(y | x) for each known label.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        label_dim: int,
+        *,
+        latent_dim: Annotated[int, Gt(0)],
+        prior: Annotated[Any, Kind("prior")] = "normal",
+        likelihood: Annotated[Any, Kind("likelihood")] = "bernoulli",
+        posterior: Annotated[Any, Kind("posterior")] = "normal",
+        encoder: Annotated[Any, Kind("network")] = "mlp",
+        decoder: Annotated[Any, Kind("network")] = "mlp",
+        classifier: Annotated[Any, Kind("network")] = "mlp",
+        classifier_weight: Annotated[float, Ge(0)] = 50.0,
+    ) -> None:
+        require_labels(label_dim, "semi_supervised_vae")
+        p_x = conditional("likelihood", likelihood, decoder, (latent_dim,), event_shape, label_dim)
+        q_z = conditional("posterior", posterior, encoder, event_shape, (latent_dim,), label_dim)
+        p_z = build("prior", prior, latent_dim=latent_dim, event_shape=tuple(event_shape), posterior=q_z)
+        super().__init__(event_shape, p_z, p_x, q_z)
+        self.label_dim = label_dim
+        self.classifier_weight = classifier_weight
+        self.classifier = conditional("posterior", "one_hot_categorical", classifier, event_shape, (label_dim,))
+        self.label_logits: Tensor
+        self.register_buffer("label_logits", torch.zeros(label_dim), persistent=False)
+
+    def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """y ~ p(y), z ~ p(z), x ~ p(x | z, y); classes y (batch,) are observed where they are not negative."""
+        known, given = self._known(x, y)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            label = pyro.sample("y", dist.OneHotCategorical(logits=self.label_logits))
+            pyro.factor("label", torch.where(known & ((label * given).sum(-1) == 0), NEVER, 0.0))
+            z = pyro.sample("z", self.prior())
+            likelihood = self.likelihood(z, label)
+            pyro.sample("x", masked(likelihood, mask), obs=filled(x, mask, likelihood.support))
+
+    def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """y ~ q(y | x), or what is known; z ~ q(z | x, y). The label is enumerated."""
+        known, given = self._known(x, y)
+        seen = x if mask is None else torch.where(mask, x, 0.0)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            logits = torch.where(known.unsqueeze(-1), NEVER * (1 - given), self.classifier(seen).logits)
+            label = pyro.sample("y", dist.OneHotCategorical(logits=logits), infer={"enumerate": "parallel"})
+            pyro.sample("z", self.posterior(seen, label))
+
+    def training_term(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor | None:
+        """classifier_weight log q(y | x) where y is known, else 0, (batch,)."""
+        known, given = self._known(x, y)
+        log_q = self.classifier(x if mask is None else torch.where(mask, x, 0.0)).logits.log_softmax(-1)
+        return self.classifier_weight * known * (log_q * given).sum(-1)
+
+    def _known(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Whether each label is known, (batch,), and the labels one-hot, (batch, label_dim)."""
+        classes = x.new_full(x.shape[:1], -1, dtype=torch.long) if y is None else y
+        given = classes.unsqueeze(-1) == torch.arange(self.label_dim, device=x.device)
+        return classes >= 0, given.to(x.dtype)
+
+    def __str__(self) -> str:
+        p_x, q = str(self.likelihood), str(self.posterior)
+        lines = [
+            f"p(y) = 1 / {self.label_dim}",
+            f"p(z) = {self.prior}",
+            f"p(x | z, y) = {p_x}",
+            f"q(y | x) = {self.classifier}",
+            f"q(z | x, y) = {q}",
+        ]
+        size = sum(p.numel() for p in self.parameters())
+        return "\n  ".join([f"{type(self).__name__} of x {tuple(self.event_shape)}, {size:,} parameters", *lines])

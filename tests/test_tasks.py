@@ -1,0 +1,90 @@
+"""Tasks: draws have the model's moments, reconstructions are its own decodings, and randomness stays where it is."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyrolatent import VAE, LatentVariableModel, load_data, report, tasks
+from pyrolatent.figures import Figure
+
+
+class Shift(nn.Module):
+    """x ~ N(z + shift, 1), whichever the labels."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.TorchDistribution:
+        shift = self.shift if y is None else self.shift + y[:, None]
+        return dist.Normal(z + shift, 1.0).to_event(1)
+
+
+class Standard(nn.Module):
+    def forward(self, y: Tensor | None = None) -> dist.TorchDistribution:
+        return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+
+class Flow(nn.Module):
+    """A posterior whose mean has no closed form: z = exp(e), e ~ N(x, 0.01^2)."""
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.TorchDistribution:
+        base = dist.Normal(x, 0.01).to_event(1)
+        return dist.TransformedDistribution(base, [dist.transforms.ExpTransform()])
+
+
+def shifted(posterior: nn.Module | None = None) -> LatentVariableModel:
+    return LatentVariableModel((2,), Standard(), Shift(3.0), posterior or Shift(-3.0))
+
+
+def test_samples_have_the_moments_of_the_model() -> None:
+    torch.manual_seed(0)
+    x = tasks.sample(shifted(), 20_000)
+    assert x.shape == (20_000, 2)
+    # x ~ N(3, 2): five standard errors of the mean and of the variance
+    assert torch.allclose(x.mean(0), torch.full((2,), 3.0), atol=5 * (2 / 20_000) ** 0.5)
+    assert torch.allclose(x.var(0), torch.full((2,), 2.0), atol=5 * 2 * (2 / 20_000) ** 0.5)
+    means = tasks.sample(shifted(), 20_000, mean=True)
+    assert torch.allclose(means.var(0), torch.ones(2), atol=5 * (2 / 20_000) ** 0.5)
+
+
+def test_reconstruction_decodes_the_posterior_mean() -> None:
+    x = torch.randn(4, 2)
+    assert torch.allclose(tasks.means(shifted(), x)["z"], x - 3)
+    assert torch.allclose(tasks.reconstruct(shifted(), x), x, atol=1e-6)
+
+
+def test_a_mean_without_a_closed_form_is_estimated() -> None:
+    x = torch.randn(4, 2).abs()
+    assert torch.allclose(tasks.means(shifted(Flow()), x)["z"], (x + 0.01**2 / 2).exp(), rtol=5 * 0.01 / 10)
+
+
+def test_latent_grid_stands_at_the_quantiles_of_the_prior() -> None:
+    torch.manual_seed(0)
+    decoded, quantiles = tasks.latent_grid(shifted(), 5)
+    exact = dist.Normal(0.0, 1.0).icdf((torch.arange(5) + 0.5) / 5)
+    assert torch.allclose(quantiles, exact.expand(2, 5), atol=0.1)  # five standard errors at the outer quantiles
+    expected = torch.cartesian_prod(*quantiles) + 3
+    assert torch.allclose(decoded, expected, atol=1e-6)
+
+
+def test_conditional_models_are_drawn_for_each_class() -> None:
+    model = shifted()
+    model.conditional, model.label_dim = True, 3
+    assert torch.allclose(
+        tasks.sample(model, 3000, mean=True).unflatten(0, (-1, 3)).mean((0, 2)), 3 + torch.arange(3.0), atol=0.12
+    )
+    assert tasks.sample(model, 4, y=torch.tensor([100, 100, 100, 100])).min() > 90
+    assert tasks.latent_grid(model, 3)[0].shape == (9, 2)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 3])
+def test_report_draws_every_figure_and_leaves_the_random_state(latent_dim: int) -> None:
+    data = load_data("digits")
+    model = VAE(data.event_shape, latent_dim=latent_dim)
+    before = torch.get_rng_state()
+    drawn = report.draw(model, data, [])
+    assert [*drawn] == ["reconstructions", "samples", "latent_grid", "embedding"]
+    assert all(isinstance(figure, Figure) for figure in drawn.values())
+    assert torch.equal(before, torch.get_rng_state())
