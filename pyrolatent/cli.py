@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -18,6 +19,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from pyrolatent import __version__, declaration, report, tasks
+from pyrolatent.compare import compare
 from pyrolatent.errors import InputError, TrainingError
 from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value
 from pyrolatent.figures import samples as samples_figure
@@ -26,6 +28,7 @@ from pyrolatent.inference.fit import Fit, choose_device
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.run import Run, scores, train
 
+COMPARED = 118  # columns that a comparison needs
 ROWS = 20  # epochs that are printed, at most, beside the first and the last
 
 console = Console()
@@ -198,6 +201,41 @@ def show_command(
     print(model, text, sep="\n\n", end="")
 
 
+@app.command("compare")
+def compare_command(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs.")], as_json: Json = False
+) -> None:
+    """Compare evaluated runs, grouped by measure: paired differences, with errors over datapoints and seeds."""
+    groups = compare([Run(path) for path in paths])
+    if as_json:
+        print(json.dumps([asdict(group) for group in groups]))
+        return
+    for group in groups:
+        title = f"{group.data}, {group.split}, {group.datapoints} datapoints, nats of a {group.measure} a datapoint"
+        table = Table(title=title, title_justify="left", box=None, caption_justify="left")
+        for column in ("declaration", "seeds", group.score, "to the best", "", "gap", "active", "parameters", "time"):
+            table.add_column(column, justify="left" if column in ("declaration", "") else "right", no_wrap=column != "")
+        for row in group.rows:
+            best = row is group.rows[0]
+            table.add_row(
+                row.name.replace(", ", "\n"),
+                str(row.seeds),
+                _with_errors(row.score, row.score_se, row.score_seeds),
+                "best" if best else _with_errors(row.difference, row.difference_se, row.difference_seeds),
+                {None: "" if best else "one seed", True: "differs", False: "no difference"}[row.significant],
+                "" if row.gap is None else f"{row.gap:.2f}",
+                f"{row.active_units:.0f}",
+                f"{row.parameters:,}",
+                f"{row.seconds:.0f} s",
+            )
+        Console(width=max(console.width, COMPARED)).print(table, highlight=False)
+        console.print("± over datapoints (paired in differences) ± over seeds; gap: log p(x) less the bound\n")
+
+
+def _with_errors(value: float, *errors: float | None) -> str:
+    return " ± ".join([f"{value:.2f}", *("?" if error is None else f"{error:.2f}" for error in errors)])
+
+
 @app.command("components")
 def components_command(as_json: Json = False) -> None:
     """List everything that can be declared, with its options and their defaults."""
@@ -317,6 +355,8 @@ def _print_evaluation(evaluation: Evaluation) -> None:
     if evaluation.ess is not None:
         table.add_row("ess", f"{evaluation.ess:.1f}", f"of {evaluation.particles} draws")
     table.add_row("active_units", str(evaluation.active_units))
+    if evaluation.classification_error is not None:
+        table.add_row("classification_error", f"{evaluation.classification_error:.2%}")
     console.print(table, "", highlight=False)
 
 

@@ -230,6 +230,7 @@ def load_data(
     test: Fraction | None = None,
     labels: Any = None,
     mask: Any = None,
+    labelled: Annotated[int, Field(gt=0)] | None = None,
     seed: Annotated[int, Field(ge=0)] = 0,
     data_dir: str | Path | None = None,
 ) -> Data:
@@ -254,8 +255,10 @@ def load_data(
             training batch. L is 256 for uint8, 17 for digits, and for other counts one more than the largest.
         validation: the part of what is not test that is held out for validation; None is 0.1.
         test: the part that is held out for test; None is 0.1. A source with its own split takes neither.
-        labels: an array, (N,) integers or (N, label_dim); or the name of a file's label column or array.
+        labels: an array, (N,) integers, -1 being unknown, or (N, label_dim); or the name of a file's label column or array.
         mask: bool array of x's shape, True where observed; or "nan": NaN is what is not observed.
+        labelled: number of training labels that are kept, as many of each class as possible, drawn by the data seed;
+            the others become -1, which is unknown.
         seed: the data seed: of the splits, and of all noise that is fixed.
         data_dir: where named data sets are; None is the environment variable PYROLATENT_DATA, else the user's cache.
 
@@ -264,7 +267,7 @@ def load_data(
     """
     options: dict[str, Any] = {
         "binarize": binarize, "dequantize": dequantize, "validation": validation, "test": test, "labels": labels,
-        "mask": mask, "seed": seed or None, "data_dir": data_dir,
+        "mask": mask, "labelled": labelled, "seed": seed or None, "data_dir": data_dir,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, Mapping):
@@ -343,6 +346,9 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     fixed = {name: _prepare(whole[name], binarize, dequantize)._fixed(generator) for name in ("validation", "test")}
     train = _prepare(whole["train"], binarize, dequantize)
     splits = {"train": train._fixed(generator) if binarize == "static" else train, **fixed}
+    if "labelled" in given:
+        y = _forget(splits["train"].y, given["labelled"], source.name, torch.Generator().manual_seed(seed))
+        splits["train"] = dataclasses.replace(splits["train"], y=y)
 
     event_shape = tuple(train.x.shape[1:])
     options = {name: value for name, value in given.items() if key and value != _default(name, source, dequantize)}
@@ -352,6 +358,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         "source": key or source.name,
         "binarize": binarize,
         "dequantize": dequantize,
+        "labelled": given.get("labelled"),
         "seed": seed,
         "sizes": {name: len(split) for name, split in splits.items()},
         "factor": factor,
@@ -465,6 +472,21 @@ def _digest(*splits: Split) -> str:
             if field is not None:
                 digest.update(np.ascontiguousarray(field.numpy()).data)
     return digest.hexdigest()
+
+
+def _forget(y: Tensor | None, labelled: int, name: str, generator: torch.Generator) -> Tensor:
+    """Labels of which `labelled` are kept, classes in turn, and the others are -1."""
+    if y is None or y.ndim != 1:
+        raise InputError(f"{name} has no class labels of which labelled: {labelled} could be kept; leave labelled out")
+    if labelled > len(y):
+        raise InputError(f"labelled was {labelled}, but {name} has {len(y)} training labels")
+    order = torch.randperm(len(y), generator=generator)
+    turn = torch.empty_like(y)  # the how-many-th of its class each datapoint is
+    for label in y.unique():
+        members = order[y[order] == label]
+        turn[members] = torch.arange(len(members))
+    kept = order[turn[order].argsort(stable=True)[:labelled]]
+    return torch.full_like(y, -1).scatter(0, kept, y[kept])
 
 
 def _label_dim(labels: Iterable[Tensor | None]) -> int:

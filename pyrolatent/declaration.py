@@ -105,7 +105,7 @@ def component(kind: str, name: str) -> Callable[[C], C]:
             options = entry.check(kwargs, name)
             original(self, *args, **supplied, **options)
             if type(self) is cls:
-                self.declaration = {name: options} if options else name
+                self.declaration = {name: options} if options else name  # type: ignore[attr-defined]
 
         cls.__init__ = checked  # type: ignore[misc]
         return cls

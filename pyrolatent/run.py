@@ -5,7 +5,7 @@ weights.safetensors   the model's state: of the last finished epoch, or of the b
 metrics.jsonl         a row an epoch: epoch, train_loss, validation_elbo, learning_rate, seconds
 record.json           versions, the data's record with its hash, the hashes of components of the user's own, whether
                       training came to its end
-evaluation.json       held-out scores
+evaluation.json       held-out scores; evaluation.safetensors, those of each datapoint
 figures/              pictures
 samples.npy           draws that were asked for
 my_module.py          copies of the files of components of the user's own
@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -134,6 +134,14 @@ class Run:
         """The contents of evaluation.json."""
         return self._json("evaluation.json") if (self.path / "evaluation.json").is_file() else None
 
+    @property
+    def evaluation_each(self) -> dict[str, Tensor]:
+        """The scores of each datapoint, (datapoints,), nats."""
+        file = self.path / "evaluation.safetensors"
+        if not file.is_file():
+            raise InputError(f"{self.path} has not been evaluated; pyrolatent evaluate {self.path}")
+        return safetensors.torch.load_file(file)
+
     def load_data(self, data_dir: Path | None = None) -> Data:
         """Loads the data that the run was trained on.
 
@@ -153,7 +161,8 @@ class Run:
         return data
 
     def write_evaluation(self, evaluation: Evaluation) -> Path:
-        """Writes held-out scores to evaluation.json."""
+        """Writes held-out scores to evaluation.json and those of each datapoint to evaluation.safetensors."""
+        _write(self.path / "evaluation.safetensors", safetensors.torch.save(evaluation.each))
         return _write_json(self.path / "evaluation.json", scores(evaluation))
 
     def write_figures(self, figures: Mapping[str, Figure]) -> list[Path]:
@@ -274,7 +283,8 @@ def train(
 
 def scores(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation as evaluation.json holds it: without `log_evidence` where there is no likelihood."""
-    fields = asdict(evaluation)
+    fields = asdict(replace(evaluation, each={}))
+    del fields["each"]
     if evaluation.measure != "cross-entropy":
         return fields
     return {name: value for name, value in fields.items() if not name.startswith("log_evidence")}
@@ -331,7 +341,7 @@ def _write_json(path: Path, contents: Mapping[str, Any]) -> Path:
 
 def _begin(path: Path, fit: Fit, declaration: Mapping[str, Any], sources: Mapping[str, bytes]) -> None:
     """Writes what stays the same from epoch to epoch; of a run that was there the weights go first."""
-    for stale in ("weights.safetensors", "metrics.jsonl", "evaluation.json", "samples.npy"):
+    for stale in ("weights.safetensors", "metrics.jsonl", "evaluation.json", "evaluation.safetensors", "samples.npy"):
         (path / stale).unlink(missing_ok=True)
     for stale in ("figures", "tensorboard"):
         shutil.rmtree(path / stale, ignore_errors=True)

@@ -405,7 +405,7 @@ def test_datasets_that_are_refused() -> None:
         (np.full((20, 2), 2**30), {}, "float32 is exact to"),
         (np.ma.masked_array(np.zeros((20, 2)), mask=True), {}, "x is a masked array"),
         (np.zeros((20, 2)), {"labels": np.zeros(19, int)}, "there are 19 labels but 20 datapoints"),
-        (np.zeros((20, 2)), {"labels": -np.ones(20, int)}, "the smallest label is -1"),
+        (np.zeros((20, 2)), {"labels": np.full(20, -2)}, "the smallest label is -2"),
         (np.zeros((20, 2)), {"labels": np.full(20, "a")}, "labels are <U1"),
         (np.zeros((20, 2)), {"labels": np.full(20, np.nan)}, "20 label values are NaN"),
         (np.zeros((20, 2)), {"labels": "species"}, "names a column, but the data are in memory"),
@@ -976,3 +976,29 @@ def test_moving_keeps_everything(x: np.ndarray) -> None:
     assert moved.train.mask is not None
     assert moved.record is data.record
     assert repr(data) == "Data(array: 49 train, 5 validation, 6 test; event_shape=(4,), label_dim=2)"
+
+
+# ------------------------------------------------------------------------------------------------ few labels
+
+
+@pytest.mark.parametrize("labelled", [1, 10, 25, 100])
+def test_few_labels_are_kept_as_many_of_each_class_as_possible(labelled: int) -> None:
+    whole, few = load_data("digits"), load_data("digits", labelled=labelled)
+    assert whole.train.y is not None
+    assert few.train.y is not None
+    known = few.train.y >= 0
+    assert int(known.sum()) == labelled
+    assert torch.equal(few.train.y[known], whole.train.y[known])
+    counts = torch.bincount(few.train.y[known], minlength=10)
+    assert int(counts.max() - counts.min()) <= 1
+    assert few.label_dim == 10
+    assert few.record["evaluation_sha256"] == whole.record["evaluation_sha256"]
+    assert torch.equal(few.train.y, load_data("digits", labelled=labelled).train.y)
+    assert not torch.equal(few.train.y, load_data("digits", labelled=labelled, seed=1).train.y)
+
+
+def test_labels_that_are_not_there_cannot_be_kept() -> None:
+    with pytest.raises(InputError, match="has no class labels of which labelled: 5 could be kept"):
+        load_data(np.zeros((20, 3), dtype=np.float32), labelled=5)
+    with pytest.raises(InputError, match="labelled was 2000, but digits has"):
+        load_data("digits", labelled=2000)

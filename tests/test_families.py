@@ -1,19 +1,23 @@
 """Families: which of Pyro's distributions can be built from unconstrained numbers, and that they are the right ones."""
 
 import inspect
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
 import pytest
+import scipy.integrate
 import scipy.special
 import scipy.stats
 import torch
 from torch import Tensor
 
 from pyrolatent import Family, InputError
-from pyrolatent.models.families import Bernoulli, Normal, named_by_class
+from pyrolatent.declaration import build, registered
+from pyrolatent.models.families import BY_CLASS, Bernoulli, Normal, named_by_class
 
 CONSTANTS = {"temperature": 0.5, "total_count": 3, "dim": 3}
 AXES = {
@@ -223,3 +227,407 @@ def test_components_are_pyro_s_distributions() -> None:
     named = named_by_class("RelaxedBernoulli").target((3,), temperature=0.25)
     torch.testing.assert_close(named(torch.zeros(3)).temperature, torch.tensor(0.25))
     assert str(named) == "RelaxedBernoulli(logits, temperature=0.25)"
+
+
+# The catalogue by name. Each family over one element, from the numbers u (float64), as SciPy or a closed form has it.
+
+LEVEL = 1e-3  # of the tests of draws, which are seeded
+N = 20_000
+SIGMOID, LOGIT = scipy.special.expit, scipy.special.logit
+
+
+def bounded(u: float, ceiling: float = 1e3, floor: float = 1e-6) -> Any:
+    return floor + softplus(u) / (1 + softplus(u) / ceiling)
+
+
+@dataclass
+class Mapped:
+    """x = into(y), y ~ base, `out` its inverse and `slope` log |out'(x)|."""
+
+    base: Any
+    into: Callable[[Any], Any]
+    out: Callable[[Any], Any]
+    slope: Callable[[Any], Any]
+
+    def logpdf(self, x: Any) -> Any:
+        return self.base.logpdf(self.out(x)) + self.slope(x)
+
+    def cdf(self, x: Any) -> Any:
+        return self.base.cdf(self.out(x))
+
+    def moment(self, order: int) -> float:
+        return scipy.integrate.quad(lambda y: self.into(y) ** order * self.base.pdf(y), -40, 40, limit=500)[0]
+
+
+@dataclass
+class ZeroInflated:
+    base: Any
+    gate: float
+
+    def logpmf(self, x: Any) -> Any:
+        zero = np.where(x == 0, np.log(self.gate), -np.inf)
+        return np.logaddexp(np.log1p(-self.gate) + self.base.logpmf(x), zero)
+
+
+@dataclass
+class Bernoullis:
+    """The continuous Bernoulli far from u = 0."""
+
+    u: float
+
+    def logpdf(self, x: Any) -> Any:
+        return self.u * x + np.log(self.u / np.expm1(self.u))
+
+    def cdf(self, x: Any) -> Any:
+        return np.expm1(self.u * x) / np.expm1(self.u)
+
+    def moment(self, order: int) -> float:
+        return scipy.integrate.quad(lambda x: x**order * np.exp(self.logpdf(x)), 0, 1)[0]
+
+
+@dataclass
+class Case:
+    """A named family over one element: its options, the numbers u, the truth, and the ends of its support."""
+
+    options: dict[str, Any]
+    u: list[float]
+    truth: Callable[..., Any]
+    ends: tuple[float, float] = (-math.inf, math.inf)
+
+
+def relaxed(u: float) -> Mapped:
+    return Mapped(scipy.stats.logistic(u / 0.7, 1 / 0.7), SIGMOID, LOGIT, lambda x: -np.log(x) - np.log1p(-x))
+
+
+def positive(u: float, v: float) -> Mapped:
+    out: Callable[[Any], Any] = lambda x: np.log(np.expm1(x))  # noqa: E731
+    return Mapped(scipy.stats.norm(u, 1e-3 + softplus(v)), softplus, out, lambda x: -np.log(-np.expm1(-x)))
+
+
+def interval(u: float, v: float) -> Mapped:
+    laplace = scipy.stats.laplace(u, 1e-3 + softplus(v))
+    return Mapped(laplace, SIGMOID, LOGIT, lambda x: -np.log(x) - np.log1p(-x))
+
+
+HALF, UNIT = (0, math.inf), (0, 1)
+CONTINUOUS = {
+    "continuous_bernoulli": Case({}, [1.3], Bernoullis, UNIT),
+    "normal": Case({}, [0.4, -0.3], lambda u, v: scipy.stats.norm(u, 1e-3 + softplus(v))),
+    "laplace": Case({}, [0.4, -0.3], lambda u, v: scipy.stats.laplace(u, 1e-3 + softplus(v))),
+    "laplace known": Case({"scale": 0.3}, [0.4], lambda u: scipy.stats.laplace(u, 0.3)),
+    "student_t": Case(
+        {"min_df": 6.0}, [0.9, 0.4, -0.3], lambda d, u, v: scipy.stats.t(6 + softplus(d), u, 1e-3 + softplus(v))
+    ),
+    "student_t known": Case({"df": 5.0}, [0.4, -0.3], lambda u, v: scipy.stats.t(5, u, 1e-3 + softplus(v))),
+    "log_normal": Case({}, [0.2, -1.0], lambda u, v: scipy.stats.lognorm(s=1e-3 + softplus(v), scale=np.exp(u)), HALF),
+    "exponential": Case({"max_rate": 5.0}, [0.7], lambda u: scipy.stats.expon(scale=1 / bounded(u, 5)), HALF),
+    "gamma": Case(
+        {"max_concentration": 5.0},
+        [2.0, 0.3],
+        lambda c, r: scipy.stats.gamma(bounded(c, 5), scale=1 / (softplus(r) + 1e-6)),
+        HALF,
+    ),
+    "gamma known": Case(
+        {"concentration": 2.5}, [0.3], lambda r: scipy.stats.gamma(2.5, scale=1 / (softplus(r) + 1e-6)), HALF
+    ),
+    "beta": Case({}, [2.0, 1.3], lambda a, b: scipy.stats.beta(bounded(a), bounded(b)), UNIT),
+    "relaxed_bernoulli": Case({"temperature": 0.7}, [0.6], relaxed, UNIT),
+    "mapped": Case({"onto": "positive"}, [0.4, -0.3], positive, HALF),
+    "mapped laplace": Case({"onto": "unit_interval", "family": "laplace"}, [0.4, -0.3], interval, UNIT),
+    "Gumbel": Case({}, [0.4, -0.3], lambda u, v: scipy.stats.gumbel_r(u, softplus(v))),
+}
+COUNTS = {
+    "bernoulli": Case({}, [0.4], lambda u: scipy.stats.bernoulli(SIGMOID(u))),
+    "poisson": Case({}, [1.4], lambda u: scipy.stats.poisson(softplus(u) + 1e-6)),
+    "negative_binomial": Case({}, [1.4, 0.3], lambda r, u: scipy.stats.nbinom(softplus(r) + 1e-6, SIGMOID(-u))),
+    "negative_binomial known": Case({"total_count": 2.5}, [0.3], lambda u: scipy.stats.nbinom(2.5, SIGMOID(-u))),
+    "zero_inflated_poisson": Case(
+        {}, [1.4, -0.3], lambda u, g: ZeroInflated(scipy.stats.poisson(softplus(u) + 1e-6), SIGMOID(g))
+    ),
+    "zero_inflated_negative_binomial": Case(
+        {},
+        [1.4, 0.3, -0.3],
+        lambda r, u, g: ZeroInflated(scipy.stats.nbinom(softplus(r) + 1e-6, SIGMOID(-u)), SIGMOID(g)),
+    ),
+}
+LEVELLED = {"categorical": {"levels": 5}, "discretized_logistic": {"levels": 5, "components": 3}}
+VECTORS: dict[str, dict[str, Any]] = {
+    "one_hot_categorical": {}, "relaxed_one_hot_categorical": {"temperature": 0.7},
+    "multivariate_normal": {}, "low_rank_normal": {"rank": 2},
+}  # fmt: skip
+OTHERS: dict[str, dict[str, Any]] = {"zero_one_inflated": {}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{key: case.options for key, case in (CONTINUOUS | COUNTS).items() if key.islower() and " " not in key},
+    **LEVELLED, **VECTORS, **OTHERS,
+}  # fmt: skip
+FLOWS = {"iaf", "coupling", "spline", "planar"}
+
+
+def named(name: str, *shape: int, **options: Any) -> Family:
+    """A family by its name, from where it is registered."""
+    kind = "likelihood" if name in registered("likelihood") else "posterior"
+    options = options or OPTIONS.get(name, {})
+    return build(kind, {name: options} if options else name, event_shape=shape, label_dim=0)
+
+
+def one(key: str) -> tuple[Family, Case]:
+    case = (CONTINUOUS | COUNTS)[key]
+    return named(key.partition(" ")[0], 1, **case.options), case
+
+
+def u_of(case: Case) -> Tensor:
+    return torch.tensor(case.u, dtype=torch.float64)
+
+
+def test_every_named_family_is_tested_here() -> None:
+    for kind in ("likelihood", "posterior"):
+        assert {name for name in registered(kind) if name.islower()} <= OPTIONS.keys() | FLOWS
+
+
+@pytest.mark.parametrize("key", CONTINUOUS)
+def test_a_density_is_the_textbook_s_and_its_draws_follow_it(key: str) -> None:
+    built, case = one(key)
+    truth, distribution = case.truth(*case.u), built(u_of(case))
+    draws = distribution.sample(torch.Size([N]))
+    expected = truth.logpdf(draws.numpy())
+    np.testing.assert_allclose(built(u_of(case)).log_prob(draws).numpy(), expected, rtol=1e-6, atol=1e-6)
+    assert scipy.stats.kstest(draws[:, 0].numpy(), truth.cdf).pvalue > LEVEL
+    assert built.measure == "density"
+
+    def density(x: float) -> float:
+        return built(u_of(case)).log_prob(torch.tensor([x], dtype=torch.float64)).exp().item()
+
+    middle = draws.median().item()
+    halves = [scipy.integrate.quad(density, *ends) for ends in ((case.ends[0], middle), (middle, case.ends[1]))]
+    assert sum(value for value, _ in halves) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("key", COUNTS)
+def test_a_mass_is_the_textbook_s_and_its_draws_follow_it(key: str) -> None:
+    built, case = one(key)
+    x = np.arange(2 if key == "bernoulli" else 400)
+    mass = built(u_of(case)).log_prob(torch.tensor(x, dtype=torch.float64).unsqueeze(-1))[:, 0].numpy()
+    np.testing.assert_allclose(mass, case.truth(*case.u).logpmf(x), rtol=1e-6, atol=1e-6)
+    assert np.exp(mass).sum() == pytest.approx(1, abs=1e-6)
+    assert built(u_of(case)).mean.item() == pytest.approx((np.exp(mass) * x).sum(), rel=1e-5)
+    top = min(8, len(x) - 1)
+    counts = built(u_of(case)).sample(torch.Size([N]))[:, 0].long().clamp(max=top).bincount(minlength=top + 1)
+    expected = np.append(np.exp(mass)[:top], np.exp(mass)[top:].sum())
+    assert scipy.stats.chisquare(counts, N * expected / expected.sum()).pvalue > LEVEL
+    assert built.measure == "mass"
+
+
+def slopes(function: Callable[[np.ndarray], float], u: list[float], step: float = 1e-4) -> list[float]:
+    """Central differences."""
+    ahead, behind = np.array(u) + step * np.eye(len(u)), np.array(u) - step * np.eye(len(u))
+    return [(function(a) - function(b)) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+
+
+def follows(draws: Callable[[Tensor], Tensor], truth: Callable[[np.ndarray], float], u: list[float]) -> None:
+    """The mean over draws of the gradients along their paths is that of the true expectation, within 4.5 errors."""
+    numbers = torch.tensor(u, dtype=torch.float64).expand(N, -1).clone().requires_grad_()
+    (paths,) = torch.autograd.grad(draws(numbers).sum(), numbers)
+    error = paths.std(0) / N**0.5
+    assert ((paths.mean(0) - torch.tensor(slopes(truth, u))).abs() < 4.5 * error + 1e-6).all()
+
+
+@pytest.mark.parametrize("key", CONTINUOUS)
+@pytest.mark.parametrize("order", [1, 2])
+def test_pathwise_gradients_of_moments(key: str, order: int) -> None:
+    built, case = one(key)
+    assert built(u_of(case)).has_rsample
+
+    def moment(u: np.ndarray) -> float:
+        truth = case.truth(*u)
+        return float(truth.moment(order))
+
+    follows(lambda u: built(u).rsample() ** order, moment, case.u)
+
+
+def covariance(name: str, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance over (3,)."""
+    loc, rest = u[:3], u[3:]
+    if name == "multivariate_normal":
+        square = rest.reshape(3, 3)
+        tril = np.tril(square, -1) + np.diag(softplus(np.diag(square)) + 1e-3)
+        return loc, tril @ tril.T
+    factor = rest[:6].reshape(3, 2)
+    return loc, factor @ factor.T + np.diag(softplus(rest[6:]) + 1e-4)
+
+
+@pytest.mark.parametrize("name", ["multivariate_normal", "low_rank_normal"])
+def test_joint_normals(name: str) -> None:
+    built = named(name, 3)
+    u = torch.randn(*built.unconstrained_shape, dtype=torch.float64)
+    loc, cov = covariance(name, u.numpy())
+    draws = built(u).sample(torch.Size([N]))
+    truth = scipy.stats.multivariate_normal(loc, cov)
+    np.testing.assert_allclose(built(u).log_prob(draws).numpy(), truth.logpdf(draws.numpy()), rtol=1e-6, atol=1e-6)
+    # Whitened draws have squared lengths of a chi-square with three degrees of freedom.
+    lengths = ((draws.numpy() - loc) @ np.linalg.inv(cov) * (draws.numpy() - loc)).sum(-1)
+    assert scipy.stats.kstest(lengths, scipy.stats.chi2(3).cdf).pvalue > LEVEL
+    assert (abs(draws.numpy().mean(0) - loc) < 4.5 * np.sqrt(np.diag(cov) / N)).all()
+    a = np.array([1.0, -0.5, 2.0])
+
+    def moment(u: np.ndarray) -> float:
+        loc, cov = covariance(name, u)
+        return a @ cov @ a + (a @ loc) ** 2
+
+    follows(lambda u: (built(u).rsample() @ torch.tensor(a)) ** 2, moment, u.tolist())
+
+
+def test_relaxed_one_hot_density_and_paths() -> None:
+    """Gamma(K) T^(K-1) prod_k (a_k x_k^(-T-1)) / (sum_k a_k x_k^-T)^K; over two classes it is relaxed_bernoulli."""
+    built, u = named("relaxed_one_hot_categorical", 3), torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64)
+    x, t = built(u).sample(torch.Size([50])).numpy(), 0.7
+    weights = np.exp(u.numpy()) * x**-t
+    expected = np.log(2) + 2 * np.log(t) + (np.log(weights) - np.log(x)).sum(-1) - 3 * np.log(weights.sum(-1))
+    np.testing.assert_allclose(built(u).log_prob(torch.tensor(x)).numpy(), expected, rtol=1e-6, atol=1e-6)
+    pair = named("relaxed_one_hot_categorical", 2)
+    draws = pair(torch.tensor([0.6, 0.0])).sample(torch.Size([N]))[:, 0].numpy()
+    assert scipy.stats.kstest(draws, relaxed(0.6).cdf).pvalue > LEVEL
+    follows(lambda u: pair(u).rsample()[:, 0] ** 2, lambda u: relaxed(u[0] - u[1]).moment(2), [0.6, 0.0])
+
+
+@pytest.mark.parametrize("name", LEVELLED)
+def test_levels_sum_to_one(name: str) -> None:
+    built = named(name, 2, 3)
+    assert built.unconstrained_shape == ({"categorical": 5, "discretized_logistic": 9}[name] * 2, 3)
+    distribution = built(torch.randn(built.unconstrained_shape, dtype=torch.float64))
+    total = sum(distribution.log_prob(torch.full((2, 3), k / 4, dtype=torch.float64)).exp() for k in range(5))
+    torch.testing.assert_close(total, torch.ones(2, 3, dtype=torch.float64))
+    assert built.measure == "mass"
+
+
+def test_one_logistic_has_no_weight_among_its_numbers() -> None:
+    assert named("discretized_logistic", 4, levels=17).unconstrained_shape == (8,)
+    assert str(named("discretized_logistic", 4, levels=17)) == "DiscretizedLogistic(loc, scale, levels=17)"
+
+
+def test_zero_one_inflated_numbers_and_measure() -> None:
+    assert named("zero_one_inflated", 4).unconstrained_shape == (20,)
+    uniform = named("zero_one_inflated", 4, between="uniform")
+    assert uniform.unconstrained_shape == (12,)
+    assert uniform.measure == "mixed (mass at 0 and 1, density between)"
+    value = torch.tensor([0.0, 0.3, 0.9, 1.0])
+    torch.testing.assert_close(uniform(torch.zeros(12)).log_prob(value), torch.full((4,), -math.log(3)))
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_leading_dimensions_and_extreme_numbers(name: str) -> None:
+    built = named(name, 3)
+    zeros = torch.zeros(2, 5, *built.unconstrained_shape)
+    distribution = built(zeros).to_event(built.event_dims)
+    value = distribution.sample()
+    assert value.shape == (2, 5, 3)
+    assert distribution.log_prob(value).shape == (2, 5)
+    assert "mass" in built.measure or not distribution.support.is_discrete
+    if name in registered("likelihood"):
+        assert distribution.mean.shape == (2, 5, 3)
+        assert torch.isfinite(distribution.mean).all()
+    mixed = torch.where(torch.rand(zeros.shape) < 0.5, -30.0, 30.0)
+    for extreme in (zeros - 30, zeros - 10, zeros + 10, zeros + 30, mixed):
+        u = extreme.clone().requires_grad_()
+        log_prob = built(u).log_prob(value)
+        (gradient,) = torch.autograd.grad(log_prob.sum(), u)
+        assert torch.isfinite(log_prob).all()
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("onto", ["positive", "unit_interval"])
+def test_mapped_keeps_events_and_scores_draws_that_round(onto: str) -> None:
+    whole = build("posterior", {"mapped": {"onto": onto, "family": "multivariate_normal"}}, event_shape=(3,))
+    assert (whole.event_dims, whole.unconstrained_shape) == (0, (12,))
+    draws = whole(torch.randn(2, 5, 12)).rsample()
+    assert whole(torch.randn(2, 5, 12)).log_prob(draws).shape == (2, 5)
+    elementwise = build("posterior", {"mapped": {"onto": onto}}, event_shape=(3,))
+    for far in (-300.0, 300.0):
+        distribution = elementwise(torch.full((6,), far))
+        value = distribution.rsample()
+        assert distribution.support.check(value).all()
+        assert torch.isfinite(elementwise(torch.full((6,), far)).log_prob(value)).all()
+    assert not build("posterior", {"mapped": {"onto": onto, "family": "planar"}}, event_shape=(3,)).scores_any_value
+    with pytest.raises(InputError, match="mapped takes a family over real numbers, but Gamma"):
+        build("posterior", {"mapped": {"onto": onto, "family": "gamma"}}, event_shape=(3,))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("laplace", {"scale": -1.0}, "laplace.scale was given -1.0"),
+        ("student_t", {"df": 0.5}, "student_t.df was given 0.5: .*greater than 1"),
+        ("zero_one_inflated", {"between": "normal"}, "zero_one_inflated.between was given 'normal'"),
+        ("categorical", {"levels": 1}, "categorical.levels was given 1"),
+        ("low_rank_normal", {"rank": 0}, "low_rank_normal.rank was given 0"),
+        ("gamma", {"concentration": "learned", "rate": 2.0}, "Gamma cannot be .* none comes from the network"),
+        ("RelaxedBernoulli", {}, "needs the option 'temperature'"),
+        ("Gumbel", {"scal": 1.0}, "Gumbel has no option 'scal'.*did you mean 'scale'"),
+        ("Gumbel", {"scale": -1.0}, r"Gumbel cannot be a family over \(3,\): .*GreaterThan"),
+        ("Categorical", {}, "declare the size of the last axis of 'logits' with axes: {logits: SIZE}"),
+    ],
+)
+def test_refused_by_name(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build("likelihood", {name: options}, event_shape=(3,))
+
+
+@pytest.mark.parametrize("name", ["normal", "laplace", "log_normal"])
+def test_a_learned_scale_says_when_it_has_reached_its_floor(name: str) -> None:
+    built = named(name, 3, scale="learned_each", min_scale=0.1)
+    assert not built.at_floor()
+    with torch.no_grad():
+        built.learned["scale"][1] = math.log(math.expm1(0.0009))
+    assert built.at_floor()
+    with torch.no_grad():
+        built.learned["scale"][1] = math.log(math.expm1(0.0011))
+    assert not built.at_floor()
+    assert not named(name, 3).at_floor()
+
+
+def test_measures_and_what_can_be_scored() -> None:
+    masses = {name for name in registered("likelihood") if name.islower() and named(name, 3).measure == "mass"}
+    assert masses == {*COUNTS, *LEVELLED, "one_hot_categorical"} - {"negative_binomial known"}
+    assert Family.scores_any_value
+    assert not registered("posterior")["planar"].target.scores_any_value  # type: ignore[attr-defined]
+
+
+# The catalogue by the names of Pyro's classes.
+
+# Without a mean in Pyro, or without one at all; Stable has one where its stability is above 1.
+NO_MEAN = {
+    "Categorical", "Cauchy", "HalfCauchy", "LKJCholesky", "OrderedLogistic", "RelaxedBernoulli",
+    "RelaxedBernoulliStraightThrough", "RelaxedOneHotCategorical", "RelaxedOneHotCategoricalStraightThrough",
+    "SkewLogistic",
+}  # fmt: skip
+
+
+def test_what_is_declared_by_class_is_what_can_be_built() -> None:
+    assert sorted(BY_CLASS) == sorted({*ELEMENTWISE, *JOINT})
+    assert {name for name in registered("likelihood") if not name.islower()} == PRESENT & {*BY_CLASS}
+    pathwise = {name for name in PRESENT & {*BY_CLASS} if getattr(dist, name).has_rsample is True}
+    assert {name for name in registered("posterior") if not name.islower()} == pathwise
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_by_class(name: str) -> None:
+    """Its options are Pyro's parameters, and its mean is finite unless Pyro gives nan, infinity or NotImplementedError."""
+    entry = registered("likelihood")[name]
+    shape = (3, 3) if name in MATRICES else (3,)
+    options: dict[str, Any] = {key: CONSTANTS[key] for key in entry.options if key in CONSTANTS}
+    if name in AXES:
+        options["axes"] = AXES[name]
+    built = build("likelihood", {name: options}, event_shape=shape)
+    assert entry.options.keys() <= {"axes", *inspect.signature(getattr(dist, name)).parameters}
+    assert built.declaration == ({name: options} if options else name)
+    u = torch.full(built.unconstrained_shape, 3.0)  # enough degrees of freedom for those that need some
+    try:
+        finite = bool(torch.isfinite(built(u + 0.1 * torch.rand(u.shape)).mean).all())
+    except NotImplementedError:
+        finite = False
+    assert finite == (name not in NO_MEAN)
+
+
+def test_by_class_takes_numbers_and_lists() -> None:
+    built = build("likelihood", {"Gumbel": {"scale": [0.5, 1.0, 2.0]}}, event_shape=(3,))
+    assert built.unconstrained_shape == (3,)
+    torch.testing.assert_close(built(torch.zeros(2, 3)).scale[0], torch.tensor([0.5, 1.0, 2.0]))

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -69,6 +69,9 @@ class Evaluation:
             (Burda et al. 2016, 1509.00519).
         datapoints: number of datapoints.
         particles: draws for each datapoint.
+        classification_error: share of known labels that the most probable one under q(y | x) misses, of models with
+            a latent label.
+        each: the bound, and log p(x) where there is one, of each datapoint, (datapoints,), float64.
     """
 
     split: str
@@ -84,6 +87,8 @@ class Evaluation:
     active_units: int
     datapoints: int
     particles: int
+    classification_error: float | None = None
+    each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
 
 @torch.no_grad()
@@ -177,7 +182,8 @@ def evaluate(
             done += len(batch.x)
             if on_batch:
                 on_batch(done)
-    return _summarise(scores, split, measure(model, data, support), particles)
+    found = _summarise(scores, split, measure(model, data, support), particles)
+    return replace(found, classification_error=_classification_error(scores, part.y))
 
 
 def measure(model: LatentVariableModel, data: Data, support: Constraint) -> str:
@@ -248,4 +254,12 @@ def _summarise(scores: list[Scores], split: str, measure: str, particles: int) -
         active_units=int((means.var(0) > 0.01).sum()) if n > 1 else 0,
         datapoints=n,
         particles=particles,
+        each={"elbo": joined("elbo")} | ({"log_evidence": evidence} if likelihood else {}),
     )
+
+
+def _classification_error(scores: list[Scores], y: Tensor | None) -> float | None:
+    if "y" not in scores[0].means or y is None:
+        return None
+    probable = torch.cat([score.means["y"] for score in scores]).argmax(-1)
+    return (probable != y)[y >= 0].double().mean().item()

@@ -153,6 +153,78 @@ class ZeroOneInflatedBeta(dist.TorchDistribution):
         return torch.where(which == 2, self.beta.expand(shape).sample().clamp(edge, 1 - edge), which.to(self.logits))
 
 
+class ZeroInflated(dist.TorchDistribution):
+    """P(x) = g [x = 0] + (1 - g) base(x), g = sigmoid(gate_logits), over counts.
+
+    Pyro's class refuses or gives infinities where g or a probability of the base rounds to 1.
+
+    Args:
+        base: a distribution over counts.
+        gate_logits: (batch_shape).
+    """
+
+    support = constraints.nonnegative_integer
+
+    def __init__(self, base: dist.TorchDistribution, gate_logits: Tensor, validate_args: bool | None = None) -> None:
+        self.base, self.gate_logits = base, gate_logits
+        super().__init__(torch.broadcast_shapes(base.batch_shape, gate_logits.shape), validate_args=validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass, nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        counted = logsigmoid(-self.gate_logits) + self.base.log_prob(value)
+        return torch.where(value == 0, torch.logaddexp(logsigmoid(self.gate_logits), counted), counted)
+
+    @property
+    def mean(self) -> Tensor:
+        """(1 - g) E[base]."""
+        return torch.sigmoid(-self.gate_logits) * self.base.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """(1 - g) (Var[base] + g E[base]^2)."""
+        open_, gate = torch.sigmoid(-self.gate_logits), torch.sigmoid(self.gate_logits)
+        return open_ * (self.base.variance + gate * self.base.mean**2)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws, (*sample_shape, *batch_shape)."""
+        shape = self._extended_shape(sample_shape)
+        counted = self.base.expand(shape).sample()
+        return torch.where(torch.rand_like(counted) < torch.sigmoid(self.gate_logits), 0.0, counted)
+
+
+class ZeroInflatedPoisson(ZeroInflated):
+    """`ZeroInflated` over Poisson(rate)."""
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {
+        "rate": constraints.positive,
+        "gate_logits": constraints.real,
+    }
+
+    def __init__(self, rate: Tensor, gate_logits: Tensor, validate_args: bool | None = None) -> None:
+        self.rate = rate
+        super().__init__(dist.Poisson(rate, validate_args=False), gate_logits, validate_args)
+
+
+class ZeroInflatedNegativeBinomial(ZeroInflated):
+    """`ZeroInflated` over NegativeBinomial(total_count, logits)."""
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {
+        "total_count": constraints.positive,
+        "logits": constraints.real,
+        "gate_logits": constraints.real,
+    }
+
+    def __init__(
+        self, total_count: Tensor, logits: Tensor, gate_logits: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.total_count, self.logits = total_count, logits
+        base = dist.NegativeBinomial(total_count, logits=logits, validate_args=False)
+        super().__init__(base, gate_logits, validate_args)
+
+
 class Levels(Constraint):
     """The numbers 0, 1/(levels - 1), ..., 1, each to within a hundredth of a step.
 
@@ -308,7 +380,14 @@ class RelaxedBernoulli(dist.RelaxedBernoulli):
 
 
 class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
-    """x = softmax((logits + g) / temperature), g standard Gumbel (Maddison et al. 2017, 1611.00712), with a mean."""
+    """x = softmax((logits + g) / temperature), g standard Gumbel (Maddison et al. 2017, 1611.00712), with a mean.
+
+    Elements that round to 0 are scored at the smallest number, not at a density of infinity.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, nats."""
+        return super().log_prob(value.clamp(min=torch.finfo(value.dtype).tiny))
 
     @property
     def mean(self) -> Tensor:

@@ -232,6 +232,13 @@ class _CholeskyFloor(SoftplusLowerCholeskyTransform):
         return super()._inverse(y - self.floor * torch.eye(y.shape[-1]).to(y))
 
 
+class _PositiveSoftplus(Softplus):
+    """softplus that does not round to 0."""
+
+    def _call(self, x: Tensor) -> Tensor:
+        return super()._call(x).clamp(min=torch.finfo(x.dtype).tiny)
+
+
 class _Ceiling(Transform):
     """t -> t / (1 + t / ceiling), from positive numbers to those below the ceiling."""
 
@@ -306,7 +313,7 @@ class ContinuousBernoulli(Family):
 
 @component("likelihood", "zero_one_inflated")
 class ZeroOneInflated(Family):
-    """p = prod_i [pi_0 delta_0 + pi_1 delta_1 + (1 - pi_0 - pi_1) f](x_i) on [0, 1]: masses at 0 and 1, a density between.
+    """p = prod_i [pi_0 delta_0 + pi_1 delta_1 + (1 - pi_0 - pi_1) f](x_i) on [0, 1], f a density.
 
     Ospina and Ferrari 2010, 0705.0700.
 
@@ -558,7 +565,7 @@ class ZeroInflatedPoisson(Family):
     """P(x) = prod_i g_i [x_i = 0] + (1 - g_i) Poisson(x_i; rate_i) over counts, g = sigmoid(u) (Lambert 1992)."""
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, dist.ZeroInflatedPoisson, floors={"rate": _TINY})
+        super().__init__(event_shape, ours.ZeroInflatedPoisson, floors={"rate": _TINY})
 
 
 @component("likelihood", "zero_inflated_negative_binomial")
@@ -573,7 +580,7 @@ class ZeroInflatedNegativeBinomial(Family):
     def __init__(self, event_shape: tuple[int, ...], *, total_count: Chosen = "predicted") -> None:
         super().__init__(
             event_shape,
-            dist.ZeroInflatedNegativeBinomial,
+            ours.ZeroInflatedNegativeBinomial,
             floors={"total_count": _TINY},
             **_how(total_count=total_count),
         )
@@ -691,7 +698,7 @@ class Mapped(Family):
 
     def forward(self, unconstrained: Tensor) -> dist.TorchDistribution:
         """The distribution of T(v); the last draw is scored at its v, since T rounds far from 0."""
-        transform = Softplus(cache_size=1) if self.onto == "positive" else SigmoidTransform(cache_size=1)
+        transform = _PositiveSoftplus(cache_size=1) if self.onto == "positive" else SigmoidTransform(cache_size=1)
         return dist.TransformedDistribution(self.family(unconstrained), [transform])
 
     def at_floor(self) -> bool:

@@ -1,0 +1,169 @@
+"""Comparing runs by held-out scores: paired over datapoints, repeated over seeds, never across measures."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrolatent.errors import InputError
+from pyrolatent.run import Run
+
+
+@dataclass(frozen=True)
+class Row:
+    """One declaration, over all its seeds; nats a datapoint, higher is better.
+
+    Attributes:
+        name: what is declared differently from the others of the group.
+        runs: the directories.
+        seeds: number of runs.
+        score: mean over seeds and datapoints.
+        score_se: standard error over datapoints of the mean over seeds.
+        score_seeds: standard deviation over seeds; None for one seed.
+        difference: score minus the score of the group's best.
+        difference_se: standard error of it over datapoints, which are paired.
+        difference_seeds: standard error of it over seeds; None where either has one seed.
+        significant: whether the difference exceeds twice its two errors together; None for the best itself and where
+            there is one seed, from which no difference between declarations follows.
+        gap: log p(x) minus the bound; None for a cross-entropy.
+        active_units: mean over seeds.
+        parameters: number of trained numbers.
+        seconds: mean time of training.
+    """
+
+    name: str
+    runs: list[str]
+    seeds: int
+    score: float
+    score_se: float
+    score_seeds: float | None
+    difference: float
+    difference_se: float
+    difference_seeds: float | None
+    significant: bool | None
+    gap: float | None
+    active_units: float
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs whose scores can be compared: one measure on the same datapoints.
+
+    Attributes:
+        measure: what the nats are of.
+        score: "log_evidence", or "elbo" for a cross-entropy.
+        data: name of the data.
+        split: part of the data.
+        datapoints: number of datapoints.
+        rows: the declarations, best first.
+    """
+
+    measure: str
+    score: str
+    data: str
+    split: str
+    datapoints: int
+    rows: list[Row]
+
+
+def compare(runs: Sequence[Run]) -> list[Group]:
+    """Compares evaluated runs.
+
+    Runs that differ in their seed alone are one declaration. Where a difference lies within its errors, or was seen
+    in one seed, it is not called significant.
+
+    Raises:
+        InputError: a run has not been evaluated.
+    """
+    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.evaluation is None:
+            raise InputError(f"{run.path} has not been evaluated; pyrolatent evaluate {run.path}")
+        evaluation, data = run.evaluation, run.record["data"]
+        groups[evaluation["measure"], data["source"], evaluation["split"], data["evaluation_sha256"]].append(run)
+    return [_group(measure, data, split, members) for (measure, data, split, _), members in groups.items()]
+
+
+def _group(measure: str, data: str, split: str, runs: list[Run]) -> Group:
+    score = "elbo" if measure == "cross-entropy" else "log_evidence"
+    declarations: dict[str, list[Run]] = defaultdict(list)
+    leaves = [_leaves({**run.declaration, "seed": None}) for run in runs]
+    common = set.intersection(*(set(leaf.items()) for leaf in leaves))
+    prefixes = set.intersection(*({path[:n] for path in leaf for n in range(len(path) + 1)} for leaf in leaves))
+    for run, leaf in zip(runs, leaves, strict=True):
+        different = {path: value for path, value in leaf.items() if (path, value) not in common}
+        declarations[_described(different, prefixes)].append(run)
+    scores = {
+        name: torch.stack([run.evaluation_each[score] for run in members]) for name, members in declarations.items()
+    }
+    best = max(scores, key=lambda name: scores[name].mean().item())
+    rows = [_row(name, declarations[name], scores[name], None if name == best else scores[best]) for name in scores]
+    rows.sort(key=lambda row: -row.score)
+    return Group(measure, score, data, split, scores[best].shape[1], rows)
+
+
+def _row(name: str, runs: list[Run], scores: Tensor, best: Tensor | None) -> Row:
+    """A row from scores (seeds, datapoints) and those of the best; None if it is the best."""
+    difference, error, spread, significant = 0.0, 0.0, None, None
+    if best is not None:
+        paired = scores.mean(0) - best.mean(0)
+        difference, error = paired.mean().item(), _standard_error(paired)
+        spreads = [_spread(each.mean(1)) for each in (scores, best)]
+        if spreads[0] is not None and spreads[1] is not None:
+            spread = math.sqrt(spreads[0] ** 2 / len(scores) + spreads[1] ** 2 / len(best))
+            significant = abs(difference) > 2 * math.hypot(error, spread)
+    evaluations: list[Any] = [run.evaluation for run in runs]
+    likelihood = "log_evidence" in evaluations[0]
+    gaps = [each["log_evidence"] - each["elbo"] for each in evaluations] if likelihood else []
+    return Row(
+        name=name,
+        runs=[str(run.path) for run in runs],
+        seeds=len(runs),
+        score=scores.mean().item(),
+        score_se=_standard_error(scores.mean(0)),
+        score_seeds=_spread(scores.mean(1)),
+        difference=difference,
+        difference_se=error,
+        difference_seeds=spread,
+        significant=significant,
+        gap=sum(gaps) / len(gaps) if gaps else None,
+        active_units=sum(each["active_units"] for each in evaluations) / len(runs),
+        parameters=runs[0].record["parameters"],
+        seconds=sum(row["seconds"] for run in runs for row in run.history) / len(runs),
+    )
+
+
+def _standard_error(values: Tensor) -> float:
+    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def _spread(values: Tensor) -> float | None:
+    return values.std().item() if len(values) > 1 else None
+
+
+def _leaves(declaration: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    """Every value of a declaration by its path."""
+    if isinstance(declaration, Mapping) and declaration:
+        return {
+            place: leaf
+            for key, value in declaration.items()
+            for place, leaf in _leaves(value, (*path, str(key))).items()
+        }
+    return {path: str(declaration)}
+
+
+def _described(different: Mapping[tuple[str, ...], str], prefixes: set[tuple[str, ...]]) -> str:
+    """`prior: vamp, latent_dim: 20`: the first choice along each path that not all runs made, or else the value."""
+    described: dict[str, str] = {}
+    for path, value in different.items():
+        choices = (path[: level + 2] for level in range(0, len(path) - 1, 2))
+        choice = next((choice for choice in choices if choice not in prefixes), None)
+        key, shown = (path[-1], value) if choice is None else choice[-2:]
+        described.setdefault(key, shown)
+    return ", ".join(f"{key}: {value}" for key, value in described.items()) or "all alike"

@@ -1,0 +1,283 @@
+"""The package's own distributions: exact against mpmath's quadrature and sums, their draws against their densities."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mpmath
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import scipy.integrate
+import scipy.stats
+import torch
+from torch import Tensor
+
+from pyrolatent.models.distributions import (
+    CategoricalLevels,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Levels,
+    RelaxedBernoulli,
+    RelaxedOneHotCategorical,
+    ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
+    ZeroOneInflatedBeta,
+)
+
+mpmath.mp.dps = 40
+LEVEL = 1e-3  # of the tests of draws, which are seeded
+N = 20_000
+POSITIVE = [1e-8, 1e-4, 1e-2, 0.04999, 0.05001, 0.3, 0.4999, 0.5001, 1, 3, 10, 40]
+LOGITS = [-u for u in reversed(POSITIVE)] + [0.0] + POSITIVE
+
+
+def tensor(*values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# Continuous Bernoulli: all truths by quadrature of exp(u x) in 40 digits.
+
+
+def integral(u: float, function: Callable[[Any], Any], upper: float = 1) -> Any:
+    return mpmath.quad(lambda x: function(x) * mpmath.exp(mpmath.mpf(u) * x), mpmath.linspace(0, upper, 5))
+
+
+def moment(u: float, order: int) -> Any:
+    return integral(u, lambda x: x**order) / integral(u, lambda x: 1)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
+def test_continuous_bernoulli_is_exact_in_value_and_gradient(dtype: torch.dtype, rtol: float) -> None:
+    x = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=dtype)
+    u = torch.tensor(LOGITS, dtype=dtype).unsqueeze(-1).expand(-1, 4).clone().requires_grad_()
+    log_prob = ContinuousBernoulli(u).log_prob(x)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), u)
+    exact = u.detach().double()[:, 0].tolist()
+    values = [[float(v * p - mpmath.log(integral(v, lambda _: 1))) for p in x.tolist()] for v in exact]
+    slopes = [[float(p - moment(v, 1)) for p in x.tolist()] for v in exact]
+    np.testing.assert_allclose(log_prob.detach().double().numpy(), values, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(gradient.double().numpy(), slopes, rtol=rtol, atol=rtol)
+
+
+def test_continuous_bernoulli_moments() -> None:
+    u = tensor(*LOGITS).requires_grad_()
+    given = ContinuousBernoulli(u)
+    mean = np.array([float(moment(v, 1)) for v in LOGITS])
+    variance = np.array([float(moment(v, 2) - moment(v, 1) ** 2) for v in LOGITS])
+    np.testing.assert_allclose(given.mean.detach().numpy(), mean, rtol=1e-13)
+    np.testing.assert_allclose(given.variance.detach().numpy(), variance, rtol=1e-12)
+    (gradient,) = torch.autograd.grad(given.mean.sum(), u)  # of an exponential family: the variance
+    np.testing.assert_allclose(gradient.numpy(), variance, rtol=1e-11)
+
+
+def test_continuous_bernoulli_distribution_function_its_inverse_and_the_path_of_a_draw() -> None:
+    """Along a draw F(x; u) = v is constant, so dx/du = -(dF/du) / p(x)."""
+    x = [0.0, 0.01, 0.5, 0.99, 1.0]
+    for u in [-40, -3, -0.051, -0.011, -1e-4, 0, 1e-8, 0.009, 0.049, 0.6, 40]:
+        given = ContinuousBernoulli(tensor(u))
+        expected = [float(integral(u, lambda _: 1, p) / integral(u, lambda _: 1)) for p in x]
+        np.testing.assert_allclose(given.cdf(tensor(*x)).numpy(), expected, rtol=1e-10, atol=1e-300)
+        logit = tensor(u).expand(3).clone().requires_grad_()
+        draw = ContinuousBernoulli(logit).icdf(tensor(0.05, 0.4, 0.9))
+        torch.testing.assert_close(given.cdf(draw.detach()), tensor(0.05, 0.4, 0.9), rtol=1e-9, atol=1e-9)
+        (path,) = torch.autograd.grad(draw.sum(), logit)
+        for value, slope in zip(draw.tolist(), path.tolist(), strict=True):
+            normaliser, part = integral(u, lambda _: 1), integral(u, lambda _: 1, value)
+            change = integral(u, lambda p: p, value) / normaliser - part * moment(u, 1) / normaliser
+            truth = -change * normaliser / mpmath.exp(mpmath.mpf(u) * value)
+            assert slope == pytest.approx(float(truth), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_continuous_bernoulli_has_no_nan_anywhere(dtype: torch.dtype) -> None:
+    u = torch.tensor([-1e6, -1e3, -90, -1e-30, 0.0, 1e-38, 1e-12, 90, 1e3, 1e6], dtype=dtype)
+    p = torch.tensor([[0.0], [1e-6], [0.5], [1.0]], dtype=dtype)
+    for name in ("log_prob", "cdf", "icdf", "mean", "variance"):
+        logits = u.clone().requires_grad_()
+        value = getattr(ContinuousBernoulli(logits), name)
+        value = value(p) if callable(value) else value
+        (gradient,) = torch.autograd.grad(value.sum(), logits)
+        assert torch.isfinite(value).all(), name
+        assert torch.isfinite(gradient).all(), name
+
+
+@pytest.mark.parametrize("u", [-15.0, -0.02, 0.0, 0.3, 8.0])
+def test_continuous_bernoulli_draws(u: float) -> None:
+    given = ContinuousBernoulli(tensor(u))
+    draws = given.sample(torch.Size([N]))
+    assert scipy.stats.kstest(draws[:, 0].numpy(), lambda x: given.cdf(torch.tensor(x)).numpy()).pvalue > LEVEL
+
+
+# Masses at 0 and 1 and a density between.
+
+LOGITS_3 = (0.5, -0.7, 1.1)
+
+
+@pytest.mark.parametrize("shape", [(1.0, 1.0), (0.4, 0.7), (3.0, 1.5)])
+def test_zero_one_inflated(shape: tuple[float, float]) -> None:
+    pi = np.exp(LOGITS_3) / np.exp(LOGITS_3).sum()
+    beta = scipy.stats.beta(*shape)
+    given = ZeroOneInflatedBeta(tensor(*LOGITS_3), tensor(shape[0])[0], tensor(shape[1])[0])
+    assert given.batch_shape == ()
+    x = np.array([0.0, 1e-9, 0.2, 0.9, 1.0])
+    expected = [np.log(pi[0]), *(np.log(pi[2]) + beta.logpdf(x[1:4])), np.log(pi[1])]
+    np.testing.assert_allclose(given.log_prob(torch.tensor(x)).numpy(), expected, rtol=1e-10)
+
+    def density(t: float, power: int) -> float:
+        return t**power * given.log_prob(torch.tensor(t, dtype=torch.float64)).exp().item()
+
+    between = [scipy.integrate.quad(density, 0, 1, args=(power,))[0] for power in range(3)]
+    masses = given.log_prob(tensor(0.0, 1.0)).exp()
+    assert between[0] + masses.sum().item() == pytest.approx(1, abs=1e-6)
+    assert given.mean.item() == pytest.approx(between[1] + masses[1].item(), abs=1e-6)
+    assert given.variance.item() == pytest.approx(between[2] + masses[1].item() - given.mean.item() ** 2, abs=1e-6)
+    draws = given.sample(torch.Size([N])).numpy()
+    inside = draws[(draws > 0) & (draws < 1)]
+    counts = [(draws == 0).sum(), (draws == 1).sum(), len(inside)]
+    assert scipy.stats.chisquare(counts, N * pi).pvalue > LEVEL
+    assert scipy.stats.kstest(inside, beta.cdf).pvalue > LEVEL
+
+
+def test_zero_one_inflated_gradients_are_finite_at_the_masses() -> None:
+    """The beta density is infinite or zero there, and is not looked at."""
+    parameters = [torch.zeros(4, 3), torch.tensor([0.1, 1.0, 5.0, 1e3]), torch.tensor([0.1, 1.0, 5.0, 1e-6])]
+    logits, one, zero = (p.requires_grad_() for p in parameters)
+    for value in (0.0, 1.0, 1e-30, 0.5):
+        log_prob = ZeroOneInflatedBeta(logits, one, zero).log_prob(torch.full((4,), value))
+        gradients = torch.autograd.grad(log_prob.sum(), [logits, one, zero])
+        assert all(torch.isfinite(part).all() for part in (log_prob, *gradients))
+
+
+# Masses on levels and on counts.
+
+
+def test_levels_are_said_in_words_and_checked_with_a_tolerance() -> None:
+    support = Levels(17)
+    assert str(support) == "the 17 levels 0, 1/16, ..., 1 (option `levels`)"
+    assert support.is_discrete
+    assert support.check(torch.arange(17) / 16).all()
+    assert Levels(256).check(torch.arange(256) / 255).all()
+    assert not support.check(torch.tensor([0.03, -1 / 16, 17 / 16, torch.nan])).any()
+    with pytest.raises(ValueError, match="17 levels"):
+        CategoricalLevels(torch.zeros(17), validate_args=True).log_prob(torch.tensor(0.03))
+
+
+def test_categorical_levels() -> None:
+    logits = torch.randn(3, 17, dtype=torch.float64)
+    given, p = CategoricalLevels(logits), logits.softmax(-1)
+    grid = torch.arange(17) / 16
+    torch.testing.assert_close(given.log_prob(grid.unsqueeze(-1)).exp(), p.T)
+    torch.testing.assert_close(given.mean, (p * grid).sum(-1))
+    torch.testing.assert_close(given.variance, (p * grid**2).sum(-1) - given.mean**2)
+    draws = given.sample(torch.Size([N]))
+    assert given.support.check(draws).all()
+    for column, expected in zip((draws * 16).round().long().T, p, strict=True):
+        assert scipy.stats.chisquare(column.bincount(minlength=17), N * expected).pvalue > LEVEL
+
+
+CASES = [
+    (17, [0.3], [0.05], [0.0]),
+    (256, [0.31], [1e-4], [0.0]),
+    (256, [-2.0], [0.02], [0.0]),
+    (256, [0.5], [20.0], [0.0]),
+    (17, [0.1, 0.9, 0.5], [0.02, 0.1, 3.0], [0.3, -1.0, 2.0]),
+    (2, [0.4, 1.5], [0.3, 0.2], [0.0, 0.1]),
+]
+
+
+@pytest.mark.parametrize(("levels", "loc", "scale", "logits"), CASES)
+def test_discretized_logistic_against_the_difference_of_sigmoids(
+    levels: int, loc: list[float], scale: list[float], logits: list[float]
+) -> None:
+    given = DiscretizedLogistic(tensor(*loc), tensor(*scale), tensor(*logits), levels=levels)
+    grid = torch.arange(levels, dtype=torch.float64) / (levels - 1)
+    log_prob = given.log_prob(grid)
+    assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-12)
+    assert given.mean.item() == pytest.approx((log_prob.exp() * grid).sum().item(), abs=1e-12)
+    total = mpmath.fsum(mpmath.exp(w) for w in logits)
+
+    def below(edge: Any) -> Any:
+        parts = zip(loc, scale, logits, strict=True)
+        return mpmath.fsum(mpmath.exp(w) / total / (1 + mpmath.exp(-(edge - c) / s)) for c, s, w in parts)
+
+    with mpmath.workdps(3000 if min(scale) < 1e-3 else 400):  # the mass of a far level is small
+        for k in {0, 1, levels // 3, levels // 2, levels - 2, levels - 1}:
+            step = mpmath.mpf(1) / (levels - 1)
+            upper = below((k + mpmath.mpf("0.5")) * step) if k < levels - 1 else 1
+            lower = below((k - mpmath.mpf("0.5")) * step) if k > 0 else 0
+            assert log_prob[k].item() == pytest.approx(float(mpmath.log(upper - lower)), rel=1e-9, abs=1e-9)
+
+
+def test_discretized_logistic_draws_and_gradients() -> None:
+    levels, loc, scale, logits = CASES[4]
+    given = DiscretizedLogistic(tensor(*loc), tensor(*scale), tensor(*logits), levels=levels)
+    draws = given.sample(torch.Size([N]))
+    assert draws.shape == (N,)
+    assert given.support.check(draws).all()
+    counts = (draws * 16).round().long().bincount(minlength=17)
+    expected = N * given.log_prob(torch.arange(17) / 16).exp()
+    assert scipy.stats.chisquare(counts, expected * N / expected.sum()).pvalue > LEVEL
+    parameters = [
+        p.requires_grad_() for p in (torch.tensor([[-30.0], [30.0], [0.5]]), torch.tensor([[1e-4], [30.0], [1e-4]]))
+    ]
+    log_prob = DiscretizedLogistic(*parameters, levels=256).log_prob(
+        torch.tensor([[0.0], [128 / 255], [1.0]]) * torch.ones(3)
+    )
+    for gradient in (log_prob, *torch.autograd.grad(log_prob.sum(), parameters)):
+        assert torch.isfinite(gradient).all()
+
+
+ZERO_INFLATED = [
+    (ZeroInflatedPoisson(tensor(2.5), tensor(-0.4)), scipy.stats.poisson(2.5)),
+    (
+        ZeroInflatedNegativeBinomial(tensor(1.7), tensor(0.3), tensor(-0.4)),
+        scipy.stats.nbinom(1.7, 1 / (1 + np.exp(0.3))),
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "base"), ZERO_INFLATED)
+def test_zero_inflated_counts(given: Any, base: Any) -> None:
+    gate, x = 1 / (1 + np.exp(0.4)), np.arange(200)
+    expected = (1 - gate) * base.pmf(x) + gate * (x == 0)
+    mass = given.log_prob(torch.tensor(x, dtype=torch.float64)).exp().numpy()
+    np.testing.assert_allclose(mass, expected, rtol=1e-9)
+    assert mass.sum() == pytest.approx(1, abs=1e-12)
+    assert given.mean.item() == pytest.approx((mass * x).sum())
+    assert given.variance.item() == pytest.approx((mass * x**2).sum() - (mass * x).sum() ** 2)
+    counts = given.sample(torch.Size([N])).long()[:, 0].clamp(max=10).bincount(minlength=11)
+    expected = np.append(mass[:10], mass[10:].sum())
+    assert scipy.stats.chisquare(counts, N * expected / expected.sum()).pvalue > LEVEL
+
+
+# What relaxed variables are on average, by their own draws; the quadratures' own errors are stated where they are made.
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+def test_means_of_relaxed_variables(temperature: float) -> None:
+    logits = tensor(0.5, -2.0, 0.0, 1.0)
+    for given, own in (
+        (RelaxedBernoulli(torch.tensor(temperature), logits=logits), 2e-3),
+        (RelaxedOneHotCategorical(torch.tensor(temperature), logits=logits), 1e-2),
+    ):
+        draws = given.sample(torch.Size([N]))
+        assert ((draws.mean(0) - given.mean).abs() < 4 * draws.std(0) / N**0.5 + own).all()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ContinuousBernoulli(torch.randn(3)),
+        ZeroOneInflatedBeta(torch.randn(3, 3), torch.ones(3), torch.ones(())),
+        CategoricalLevels(torch.randn(3, 5)),
+        DiscretizedLogistic(torch.randn(3, 2), torch.ones(3, 2), levels=5),
+        ZeroInflatedPoisson(torch.ones(3), torch.zeros(())),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_expanding_and_events(given: dist.TorchDistribution) -> None:
+    wide = given.expand(torch.Size([4, 3])).to_event(1)
+    draws = wide.sample(torch.Size([6]))
+    assert draws.shape == (6, 4, 3)
+    torch.testing.assert_close(wide.log_prob(draws), given.log_prob(draws).sum(-1))
+    assert wide.mean.shape == (4, 3)
