@@ -2,32 +2,59 @@
 
 from torch import set_flush_denormal
 
+from pyrolatent.compare import compare
 from pyrolatent.data import Data, load_data
 from pyrolatent.errors import InputError, TrainingError, TrustError
 from pyrolatent.experiment import Experiment
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, fit
-from pyrolatent.models import VAE, Conditional, Family, LatentVariableModel
+from pyrolatent.models import (
+    PCA,
+    VAE,
+    Autoencoder,
+    Conditional,
+    ConditionalVAE,
+    DiscreteVAE,
+    Family,
+    GenerativeNetwork,
+    HierarchicalVAE,
+    LatentVariableModel,
+    LinearGaussian,
+    LogisticBernoulli,
+    SemiSupervisedVAE,
+)
 from pyrolatent.run import Run, train
-from pyrolatent.tasks import reconstruct, sample
+from pyrolatent.tasks import impute, interpolate, reconstruct, sample
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PCA",
     "VAE",
+    "Autoencoder",
     "Conditional",
+    "ConditionalVAE",
     "Data",
+    "DiscreteVAE",
     "Evaluation",
     "Experiment",
     "Family",
     "Fit",
+    "GenerativeNetwork",
+    "HierarchicalVAE",
     "InputError",
     "LatentVariableModel",
+    "LinearGaussian",
+    "LogisticBernoulli",
     "Run",
+    "SemiSupervisedVAE",
     "TrainingError",
     "TrustError",
+    "compare",
     "evaluate",
     "fit",
+    "impute",
+    "interpolate",
     "load_data",
     "reconstruct",
     "sample",

@@ -279,14 +279,11 @@ def _print_components(title: str, entries: Mapping[str, declaration.Component]) 
     """This package's components with their options, and the names of those of other libraries."""
     package = __name__.partition(".")[0]
     homes = {name: entry.target.__module__.partition(".")[0] for name, entry in entries.items()}
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, expand=True)
-    table.add_column(no_wrap=True)
-    table.add_column(ratio=1)
-    table.add_column(ratio=1)
+    console.print(Text(title, style="bold"))
     for name, entry in entries.items():
         if homes[name] == package:
-            table.add_row(name, Text(entry.summary), Text(_options(entry)))
-    console.print(table, highlight=False)
+            head = f"{name}({_options(entry)})" if entry.options else name
+            console.print(Padding(Text(head), (0, 0, 0, 2)), Padding(Text(entry.summary, style="dim"), (0, 0, 0, 6)))
     for home in sorted({*homes.values()} - {package}):
         names = ", ".join(name for name in entries if homes[name] == home)
         console.print(Padding(f"of {home}, with its options: {names}", (0, 1)), highlight=False)

@@ -255,7 +255,8 @@ def load_data(
             training batch. L is 256 for uint8, 17 for digits, and for other counts one more than the largest.
         validation: the part of what is not test that is held out for validation; None is 0.1.
         test: the part that is held out for test; None is 0.1. A source with its own split takes neither.
-        labels: an array, (N,) integers, -1 being unknown, or (N, label_dim); or the name of a file's label column or array.
+        labels: an array, (N,) integers, -1 being unknown, or (N, label_dim); or the name of a file's label column or
+            array.
         mask: bool array of x's shape, True where observed; or "nan": NaN is what is not observed.
         labelled: number of training labels that are kept, as many of each class as possible, drawn by the data seed;
             the others become -1, which is unknown.

@@ -152,6 +152,27 @@ def latent_grid(values: Values, side: int, axes_quantiles: Values) -> Figure:
     return fig
 
 
+def label_grid(values: Values, classes: int) -> Figure:
+    """What is decoded with the latent held along each row and the class varied.
+
+    Args:
+        values: (rows * classes, *event_shape), the class varying fastest.
+        classes: number of classes.
+
+    Raises:
+        InputError: the number of values is no multiple of the classes.
+    """
+    decoded = _array(values)
+    rows, rest = divmod(len(decoded), classes)
+    if rest:
+        raise InputError(f"values holds {len(decoded)} entries; a grid of {classes} classes needs a multiple of that")
+    fig, axes = _grid(decoded, [(j, i) for i in range(rows) for j in range(classes)], size=(classes, rows))
+    axes.set_xticks(np.arange(classes) + 0.5, [str(label) for label in range(classes)])
+    axes.set_xlabel("class $y$")
+    axes.set_yticks(np.arange(rows) + 0.5, [f"$z^{{({i + 1})}}$" for i in range(rows)])
+    return fig
+
+
 def embedding(codes: Values, labels: Values | None = None, title: str = "Latent codes") -> Figure:
     """Codes in the plane, coloured by class.
 

@@ -34,6 +34,8 @@ def draw(model: LatentVariableModel, data: Data, history: list[Row], *, split: s
             if [*means] == ["z"] and means["z"].dim() == 2:
                 mosaic, quantiles = tasks.latent_grid(model, 15)
                 drawn["latent_grid"] = figures.latent_grid(mosaic, 15, quantiles)
+            if model.label_dim and coded.y is not None and coded.y.dim() == 1:
+                drawn["label_grid"] = figures.label_grid(tasks.label_grid(model, 8), model.label_dim)
     codes = torch.cat([mean.flatten(1) for mean in means.values()], -1)
     labels = coded.y if coded.y is not None and coded.y.dim() == 1 else None
     method = "t-SNE" if codes.shape[-1] > 2 else "first two dimensions"

@@ -285,6 +285,8 @@ def scores(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation as evaluation.json holds it: without `log_evidence` where there is no likelihood."""
     fields = asdict(replace(evaluation, each={}))
     del fields["each"]
+    if evaluation.classification_error is None:
+        del fields["classification_error"]
     if evaluation.measure != "cross-entropy":
         return fields
     return {name: value for name, value in fields.items() if not name.startswith("log_evidence")}

@@ -217,7 +217,9 @@ def _labels(y: Array, size: int, name: str) -> Array:
         raise InputError(f"{name}: there are {len(y)} labels but {size} datapoints")
     if y.dtype.kind != "f" and y.ndim == 1:
         if y.min() < -1:
-            raise InputError(f"{name}: the smallest label is {y.min()}, but classes are numbered 0, 1, 2, ... and -1 is unknown")
+            raise InputError(
+                f"{name}: the smallest label is {y.min()}, but classes are numbered 0, 1, 2, ..., and -1 is unknown"
+            )
         return y.astype(np.int64)
     y = y.astype(np.float32).reshape(size, -1)
     if not np.isfinite(y).all():

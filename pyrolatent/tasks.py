@@ -1,12 +1,16 @@
 """What people do with a fitted model."""
 
+import itertools
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyrolatent.errors import InputError
+from pyrolatent.inference.weights import weigh
 from pyrolatent.models.latent import LatentVariableModel
 
 
@@ -68,6 +72,85 @@ def latent_grid(model: LatentVariableModel, side: int, y: Tensor | None = None) 
     if y is None and model.conditional:
         y = torch.zeros(side * side, dtype=torch.int64, device=draws.device)
     return model.decode(codes, y).mean, quantiles
+
+
+@torch.no_grad()
+def label_grid(model: LatentVariableModel, rows: int) -> Tensor:
+    """E[x | z, y] with the latent held along each row and the class varied, for models of class labels.
+
+    Returns:
+        (rows * label_dim, *event_shape), the class varying fastest.
+    """
+    classes = model.label_dim
+    z = _ancestral(model, rows, None).nodes["z"]["value"].repeat_interleave(classes, 0)
+    y = torch.arange(classes, device=z.device).repeat(rows)
+    if model.conditional:
+        return model.decode(z, y).mean
+    return model.decode({"y": torch.nn.functional.one_hot(y, classes).to(z), "z": z}).mean
+
+
+@torch.no_grad()
+def interpolate(
+    model: LatentVariableModel, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None, *, steps: int = 10
+) -> Tensor:
+    """E[x | z] along straight lines between the posterior means of consecutive datapoints.
+
+    Args:
+        model: a fitted model.
+        x: data (batch, *event_shape), two or more.
+        y: labels (batch,) of conditional models; a line is decoded with the label of its start.
+        mask: True where x is observed.
+        steps: points along each line, both ends among them.
+
+    Returns:
+        (batch - 1, steps, *event_shape).
+    """
+    weight = torch.linspace(0, 1, steps, device=x.device)
+    latents = {}
+    for site, mean in means(model, x, y, mask).items():
+        at = weight.reshape(-1, *[1] * (mean.dim() - 1))
+        lines = [torch.lerp(start, end, at) for start, end in itertools.pairwise(mean)]
+        latents[site] = torch.cat(lines)
+    labels = None if y is None else y[:-1].repeat_interleave(steps, 0)
+    return model.decode(latents, labels).mean.reshape((len(x) - 1, steps, *model.event_shape))
+
+
+@torch.no_grad()
+def impute(
+    model: LatentVariableModel,
+    x: Tensor,
+    mask: Tensor,
+    y: Tensor | None = None,
+    *,
+    draws: int = 10,
+    particles: int = 100,
+) -> Tensor:
+    """Draws of what is missing, x_missing ~ p(x_missing | x_observed), by sampling importance resampling.
+
+    For each draw `particles` latents z_k ~ q(z | x_observed) are weighed by p(x_observed, z_k) / q(z_k | x_observed)
+    and one of them, drawn by its weight, is decoded and sampled (Rubin 1988). Exact as particles grow.
+
+    Args:
+        model: a fitted model.
+        x: data (batch, *event_shape); values where the mask is False are ignored.
+        mask: True where x is observed, (batch, *event_shape).
+        y: labels of conditional models.
+        draws: number of draws for each datapoint.
+        particles: number of latents that each draw is resampled from.
+
+    Returns:
+        (draws, batch, *event_shape), the observed values as they were.
+    """
+    filled = []
+    for _ in range(draws):
+        weights = weigh(model.generate, model.infer, x, y, mask, particles=particles)
+        if weights.log_enumerated is not None:
+            raise InputError(f"impute draws latents, but {type(model).__name__} enumerates some; use a vae")
+        chosen = dist.Categorical(logits=weights.log_weights().T).sample()
+        batch = torch.arange(len(x), device=x.device)
+        latents = {site: value[chosen, batch] for site, value in weights.latents.items()}
+        filled.append(torch.where(mask, x, model.decode(latents, y).sample()))
+    return torch.stack(filled)
 
 
 def _ancestral(model: LatentVariableModel, size: int, y: Tensor | None) -> Any:

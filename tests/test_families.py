@@ -610,7 +610,7 @@ def test_what_is_declared_by_class_is_what_can_be_built() -> None:
 
 @pytest.mark.parametrize("name", BUILT)
 def test_by_class(name: str) -> None:
-    """Its options are Pyro's parameters, and its mean is finite unless Pyro gives nan, infinity or NotImplementedError."""
+    """Its options are Pyro's parameters; its mean is finite, unless Pyro gives nan, infinity or NotImplementedError."""
     entry = registered("likelihood")[name]
     shape = (3, 3) if name in MATRICES else (3,)
     options: dict[str, Any] = {key: CONSTANTS[key] for key in entry.options if key in CONSTANTS}

@@ -139,7 +139,10 @@ def test_the_closed_form_is_a_maximum_that_em_reaches(precision: float) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-ADAM: dict[str, Any] = {"optimizer": {"Adam": {"lr": 0.3}}, "scheduler": {"ExponentialLR": {"gamma": 0.98}}}
+FULL_BATCH: dict[str, Any] = {
+    "optimizer": {"Adam": {"lr": 0.3}}, "scheduler": {"ExponentialLR": {"gamma": 0.98}},
+    "batch_size": 1000, "epochs": 300,
+}  # fmt: skip
 
 
 def sampled(size: int) -> tuple[LinearGaussian, Data]:
@@ -152,7 +155,7 @@ def sampled(size: int) -> tuple[LinearGaussian, Data]:
 
 @pytest.mark.parametrize(
     ("objective", "settings"),
-    [("closed_form", {}), ("em", {"epochs": 300}), ("elbo", ADAM | {"epochs": 300, "batch_size": 1000})],
+    [("closed_form", {}), ("em", {"epochs": 300}), ("elbo", FULL_BATCH)],
 )
 def test_fit_by_every_objective_reaches_the_maximum(objective: str, settings: dict[str, Any]) -> None:
     """Of float32 data by the usual interface, to 0.001 nats for float32 and gradient steps of a noise-free gradient."""

@@ -5,7 +5,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrolatent import VAE, LatentVariableModel, load_data, report, tasks
+from pyrolatent import (
+    VAE,
+    ConditionalVAE,
+    LatentVariableModel,
+    LinearGaussian,
+    impute,
+    interpolate,
+    load_data,
+    reconstruct,
+    report,
+    tasks,
+)
 from pyrolatent.figures import Figure
 
 
@@ -88,3 +99,40 @@ def test_report_draws_every_figure_and_leaves_the_random_state(latent_dim: int) 
     assert [*drawn] == ["reconstructions", "samples", "latent_grid", "embedding"]
     assert all(isinstance(figure, Figure) for figure in drawn.values())
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_is_missing_is_drawn_from_its_conditional() -> None:
+    """The truth is the conditional of the joint normal N(b, W W' + Sigma) of a linear-Gaussian model."""
+    model = LinearGaussian((3,), latent_dim=1, noise=0.5).double()
+    x = torch.tensor([[0.7, -0.4, float("nan")]]).double()
+    mask = torch.tensor([[True, True, False]])
+    draws = impute(model, x, mask, draws=2000, particles=20)[:, 0]
+    weight, bias, scale = (value.detach() for value in model.likelihood.parameters_flat())
+    covariance = weight @ weight.T + torch.diag(scale**2)
+    gain = covariance[2, :2] @ torch.linalg.inv(covariance[:2, :2])
+    mean = bias[2] + gain @ (x[0, :2] - bias[:2])
+    variance = covariance[2, 2] - gain @ covariance[:2, 2]
+    assert torch.equal(draws[:, :2], x[0, :2].expand(2000, 2))
+    assert abs(draws[:, 2].mean() - mean) < 4 * (variance / 2000).sqrt()
+    assert abs(draws[:, 2].var() / variance - 1) < 4 * (2 / 2000) ** 0.5
+
+
+def test_interpolation_goes_from_one_reconstruction_to_the_next() -> None:
+    model = VAE((1, 4, 4), latent_dim=3)
+    x = (torch.rand(3, 1, 4, 4) < 0.5).float()
+    lines = interpolate(model, x, steps=5)
+    ends = reconstruct(model, x)
+    assert lines.shape == (2, 5, 1, 4, 4)
+    torch.testing.assert_close(lines[:, 0], ends[:-1])
+    torch.testing.assert_close(lines[:, -1], ends[1:])
+    z = tasks.means(model, x)["z"]
+    torch.testing.assert_close(lines[0, 2], model.decode((z[:1] + z[1:2]) / 2).mean[0])
+
+
+def test_a_label_grid_holds_the_latent_and_varies_the_class() -> None:
+    model = ConditionalVAE((4,), 3, latent_dim=2)
+    torch.manual_seed(1)
+    values = tasks.label_grid(model, 2).reshape(2, 3, 4)
+    assert not torch.allclose(values[0, 0], values[0, 1])
+    torch.manual_seed(1)
+    torch.testing.assert_close(values, tasks.label_grid(model, 2).reshape(2, 3, 4))

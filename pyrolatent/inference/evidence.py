@@ -16,7 +16,7 @@ from torch.distributions.constraints import Constraint
 from pyrolatent.data import Batch, Data
 from pyrolatent.errors import InputError
 from pyrolatent.inference.modes import device_of, evaluating
-from pyrolatent.inference.rules import same_event_shape
+from pyrolatent.inference.rules import likelihood_name, same_event_shape
 from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -174,7 +174,7 @@ def evaluate(
         raise InputError(f"there is no split {split!r}; valid: train, validation, test")
     part = getattr(data, split).to(device_of(model))
     support = observation_support(model, part.batch(slice(0, 1)), data)
-    data.check_support(support, str(model.likelihood))
+    data.check_support(support, likelihood_name(model))
     with pyro.validation_enabled(False), evaluating(model, seed):
         scores, done = [], 0
         for batch in part.batches(batch_size):

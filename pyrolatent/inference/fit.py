@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,9 +21,10 @@ from pyrolatent.declaration import Component, Kind, build, choices, register
 from pyrolatent.errors import InputError, TrainingError
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import EM, AnalyticELBO, ClosedForm, Objective, PyroObjective, SquaredError
-from pyrolatent.inference.rules import hold_to_rules
+from pyrolatent.inference.rules import hold_to_rules, likelihood_name
 from pyrolatent.inference.weights import arguments, training_arguments, weigh
 from pyrolatent.models.autoencoder import DeterministicModel
+from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
 
 Row = dict[str, Any]
@@ -167,6 +169,12 @@ class _Trainer:
         validate = self.data.binarize != "relaxed"
         with torch.no_grad(), evaluating(self.model), pyro.validation_enabled(validate):
             weights = weigh(self.model.generate, self.model.infer, *training_arguments(self.model, first))
+            bad = int((~torch.isfinite(weights.log_likelihood)).flatten(0, -2).any(0).sum())
+            if bad:
+                raise InputError(
+                    f"log p(x | z) is not finite for {bad} of the first {len(first.x)} datapoints before any training: "
+                    f"the {likelihood_name(self.model)} likelihood has no finite density there; declare another one"
+                )
             for site, value in {"x": weights.log_likelihood, **weights.log_prior, **weights.log_posterior}.items():
                 if value.shape[-2:] != (1, len(first.x)):
                     raise InputError(
@@ -211,6 +219,13 @@ class _Trainer:
         if best_state is not None:
             self.model.load_state_dict(best_state)
         self.model.eval()
+        for family in self.model.modules():
+            if isinstance(family, Family) and family.at_floor():
+                warnings.warn(
+                    f"a learned parameter of {family} has reached its lower bound, which then decides the density: "
+                    "constant dimensions of the data drive it there; declare a larger one, or dequantize the data",
+                    stacklevel=4,
+                )
 
     def _epoch(self, on_step: Callable[[], Any]) -> float:
         """One pass over the training data; returns the mean of what is maximised, a datapoint."""

@@ -47,11 +47,13 @@ def hold_to_rules(model: LatentVariableModel, data: Data, objective: Any) -> Non
     same_event_shape(model, data)
     for needed, method in ((ClosedForm, "solve"), (EM, "em_step")):
         if isinstance(objective, needed) and not hasattr(model, method):
-            raise InputError(f"{type(model).__name__} has no {_named(objective)} solution; declare another objective")
+            raise InputError(
+                f"{type(model).__name__} has no {declared_name(objective)} solution; declare another objective"
+            )
     if isinstance(model, DeterministicModel):
         if not isinstance(objective, SquaredError | ClosedForm):
             raise InputError(
-                f"{type(model).__name__} has no density, so {_named(objective)} is not defined for it; "
+                f"{type(model).__name__} has no density, so {declared_name(objective)} is not defined for it; "
                 "declare objective: squared_error"
             )
         return
@@ -90,9 +92,15 @@ def domain(support: Any) -> str:
     return names.get(str(support), str(support))
 
 
-def _named(objective: Any) -> str:
-    declared = getattr(objective, "declaration", type(getattr(objective, "elbo", objective)).__name__)
+def declared_name(part: Any) -> str:
+    """The name by which a part is declared, or that of its class."""
+    declared = getattr(part, "declaration", type(getattr(part, "elbo", part)).__name__)
     return declared if isinstance(declared, str) else next(iter(declared))
+
+
+def likelihood_name(model: LatentVariableModel) -> str:
+    """The name by which a model's likelihood is declared."""
+    return declared_name(getattr(model.likelihood, "family", model.likelihood))
 
 
 def _labels(case: Case) -> str | None:
@@ -113,7 +121,10 @@ def _unknown_labels(case: Case) -> str | None:
 
 
 def _support(case: Case) -> str | None:
-    case.data.check_support(case.weights.model_trace.nodes["x"]["fn"].support, str(case.model.likelihood))
+    case.data.check_support(
+        case.weights.model_trace.nodes["x"]["fn"].support,
+        declared_name(getattr(case.model.likelihood, "family", case.model.likelihood)),
+    )
     return None
 
 
@@ -134,7 +145,7 @@ def _pathwise(case: Case) -> str | None:
         node = case.weights.guide_trace.nodes[site]
         if not node["fn"].has_rsample and "_enumerate_dim" not in node["infer"]:
             return (
-                f"{_named(case.objective)} needs gradients through the draws of {site}, but its posterior "
+                f"{declared_name(case.objective)} needs gradients through the draws of {site}, but its posterior "
                 "has none: it is discrete or not reparameterised"
             )
     return None
@@ -143,7 +154,8 @@ def _pathwise(case: Case) -> str | None:
 def _training_term(case: Case) -> str | None:
     method = type(case.model).training_term
     if method is not LatentVariableModel.training_term and not isinstance(case.objective, Objective):
-        return f"{type(case.model).__name__} adds a term to the bound, which Pyro's {_named(case.objective)} leaves out"
+        objective = declared_name(case.objective)
+        return f"{type(case.model).__name__} adds a term to the bound, which Pyro's {objective} leaves out"
     return None
 
 

@@ -226,10 +226,10 @@ class _CholeskyFloor(SoftplusLowerCholeskyTransform):
         self.floor = floor
 
     def _call(self, x: Tensor) -> Tensor:
-        return super()._call(x) + self.floor * torch.eye(x.shape[-1]).to(x)
+        return super()._call(x) + self.floor * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return super()._inverse(y - self.floor * torch.eye(y.shape[-1]).to(y))
+        return super()._inverse(y - self.floor * torch.eye(y.shape[-1], dtype=y.dtype, device=y.device))
 
 
 class _PositiveSoftplus(Softplus):
@@ -750,6 +750,7 @@ def named_by_class(name: str) -> Component:
         parameters.append(inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY, default=default))
         family.__annotations__[parameter.name] = int | float | list[float] | None
     family.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    family.__module__ = cls.__module__
     family.__doc__ = f"Pyro's {name}: its parameters come from the network, or are fixed to what is declared here."
     return Component(family, ("event_shape",))
 
