@@ -231,6 +231,7 @@ def load_data(
     labels: Any = None,
     mask: Any = None,
     labelled: Annotated[int, Field(gt=0)] | None = None,
+    labelled_share: Fraction | None = None,
     seed: Annotated[int, Field(ge=0)] = 0,
     data_dir: str | Path | None = None,
 ) -> Data:
@@ -260,6 +261,8 @@ def load_data(
         mask: bool array of x's shape, True where observed; or "nan": NaN is what is not observed.
         labelled: number of training labels that are kept, as many of each class as possible, drawn by the data seed;
             the others become -1, which is unknown.
+        labelled_share: datapoints of known label are repeated until they are this share of the training data, so that
+            every batch holds some of them.
         seed: the data seed: of the splits, and of all noise that is fixed.
         data_dir: where named data sets are; None is the environment variable PYROLATENT_DATA, else the user's cache.
 
@@ -268,7 +271,8 @@ def load_data(
     """
     options: dict[str, Any] = {
         "binarize": binarize, "dequantize": dequantize, "validation": validation, "test": test, "labels": labels,
-        "mask": mask, "labelled": labelled, "seed": seed or None, "data_dir": data_dir,
+        "mask": mask, "labelled": labelled, "labelled_share": labelled_share, "seed": seed or None,
+        "data_dir": data_dir,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, Mapping):
@@ -350,6 +354,8 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     if "labelled" in given:
         y = _forget(splits["train"].y, given["labelled"], source.name, torch.Generator().manual_seed(seed))
         splits["train"] = dataclasses.replace(splits["train"], y=y)
+    if "labelled_share" in given:
+        splits["train"] = _repeat_labelled(splits["train"], given["labelled_share"], source.name)
 
     event_shape = tuple(train.x.shape[1:])
     options = {name: value for name, value in given.items() if key and value != _default(name, source, dequantize)}
@@ -360,6 +366,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         "binarize": binarize,
         "dequantize": dequantize,
         "labelled": given.get("labelled"),
+        "labelled_share": given.get("labelled_share"),
         "seed": seed,
         "sizes": {name: len(split) for name, split in splits.items()},
         "factor": factor,
@@ -488,6 +495,17 @@ def _forget(y: Tensor | None, labelled: int, name: str, generator: torch.Generat
         turn[members] = torch.arange(len(members))
     kept = order[turn[order].argsort(stable=True)[:labelled]]
     return torch.full_like(y, -1).scatter(0, kept, y[kept])
+
+
+def _repeat_labelled(train: Split, share: float, name: str) -> Split:
+    known = torch.tensor([]) if train.y is None or train.y.ndim != 1 else (train.y >= 0).nonzero().squeeze(1)
+    unknown = len(train) - len(known)
+    if not len(known) or not unknown:
+        raise InputError(f"{name} has no known labels beside unknown ones, of which labelled_share is; leave it out")
+    wanted = round(share / (1 - share) * unknown)
+    index = torch.cat([torch.arange(len(train)), known.repeat(-(-wanted // len(known)))[len(known) : wanted]])
+    fields = {field: _select(getattr(train, field), index) for field in ("x", "y", "mask")}
+    return dataclasses.replace(train, **fields)
 
 
 def _label_dim(labels: Iterable[Tensor | None]) -> int:

@@ -1002,3 +1002,22 @@ def test_labels_that_are_not_there_cannot_be_kept() -> None:
         load_data(np.zeros((20, 3), dtype=np.float32), labelled=5)
     with pytest.raises(InputError, match="labelled was 2000, but digits has"):
         load_data("digits", labelled=2000)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_labelled_datapoints_are_repeated_to_their_share(share: float) -> None:
+    plain = load_data("digits", labelled=20).train
+    train = load_data("digits", labelled=20, labelled_share=share).train
+    assert plain.y is not None
+    assert train.y is not None
+    known = train.y >= 0
+    # To within one datapoint, rounding.
+    assert abs(int(known.sum()) - share * len(train)) <= 1
+    assert int((~known).sum()) == len(plain) - 20
+    times = torch.stack([(train.x[known] == x).flatten(1).all(1).sum() for x in plain.x[plain.y >= 0]])
+    assert int(times.max() - times.min()) <= 1
+
+
+def test_a_share_needs_labels_known_and_unknown() -> None:
+    with pytest.raises(InputError, match="digits has no known labels beside unknown ones"):
+        load_data("digits", labelled_share=0.2)

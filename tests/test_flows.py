@@ -153,7 +153,7 @@ def test_the_context_of_a_datapoint_makes_its_flow(name: str) -> None:
 @pytest.mark.parametrize("name", ONLY_OWN_DRAWS)
 def test_what_scores_its_own_draws_alone_is_refused_by_vamp(name: str) -> None:
     with pytest.raises(
-        InputError, match=f"prior vamp scores values that it did not draw.* flow .*posterior normal, iaf"
+        InputError, match=r"prior vamp scores values that it did not draw.* flow .*posterior normal, iaf"
     ):
         VAE((4,), latent_dim=DIM, prior="vamp", posterior=name)
 
