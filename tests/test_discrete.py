@@ -73,9 +73,6 @@ def test_evidence_is_the_sum_over_all_states(dims: tuple[int, ...], classes: int
 
 
 @LAYERS
-@pytest.mark.xfail(
-    strict=True, reason="the KL of enumerated sites is divided by the particles, over which it is no sum"
-)
 def test_the_reported_bound_does_not_depend_on_the_particles(dims: tuple[int, ...], classes: int) -> None:
     model = discrete("enumerate", dims, classes)
     torch.testing.assert_close(score(model, X, particles=7).elbo, score(model, X, particles=1).elbo)
@@ -91,14 +88,7 @@ def test_the_bound_is_the_sum_over_all_states(dims: tuple[int, ...], classes: in
     assert bound.sum().item() == pytest.approx(pyros, rel=1e-5)
 
 
-ANALYTIC = pytest.mark.xfail(
-    strict=True, reason="KL(q(z1 | x) || p(z1 | z2)) at z2 ~ q(z2 | z1) takes z1 to be independent of z2"
-)
-
-
-@pytest.mark.parametrize(
-    ("dims", "classes"), [((4,), 2), pytest.param((3, 2), 2, marks=ANALYTIC), pytest.param((2, 2), 3, marks=ANALYTIC)]
-)
+@pytest.mark.parametrize(("dims", "classes"), [((4,), 2), ((3, 2), 2), ((2, 2), 3)])
 def test_the_analytic_bound_of_discrete_layers_is_the_bound(dims: tuple[int, ...], classes: int) -> None:
     """With all states summed out both are the same number."""
     model = discrete("enumerate", dims, classes)

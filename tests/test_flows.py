@@ -105,7 +105,6 @@ def test_own_draws_score_the_same_at_a_copy(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRIORS)
-@pytest.mark.xfail(strict=True, reason="the prior's transforms keep the inverse of their last draw")
 def test_a_prior_scores_a_draw_with_its_present_parameters(name: str) -> None:
     prior = build("prior", name, latent_dim=DIM)
     with torch.no_grad():

@@ -193,7 +193,6 @@ def test_a_linear_vae_reaches_the_exact_evidence() -> None:
     assert evaluation.log_evidence == pytest.approx(evidence, abs=0.1)
 
 
-@pytest.mark.xfail(strict=True, reason="the closed form takes what is not observed for 0")
 def test_a_closed_form_refuses_missing_values() -> None:
     x, mask = observed(True)
     data = load_data(x.float().numpy(), mask=mask.numpy())
@@ -201,7 +200,6 @@ def test_a_closed_form_refuses_missing_values() -> None:
         fit(LinearGaussian((D,), latent_dim=L), data, progress=False, objective="closed_form")
 
 
-@pytest.mark.xfail(strict=True, reason="its normal equations are singular")
 def test_em_survives_an_element_that_is_never_observed() -> None:
     """It says nothing, so that the evidence and the other elements' parameters are those without it."""
     x, mask = observed(True)

@@ -214,13 +214,11 @@ def test_fit_starts_at_the_data_once() -> None:
         Conditional(nn.Linear(2, 6), Bernoulli((6,)), (2,), start_at_data=True)
 
 
-@pytest.mark.xfail(strict=True, reason="`initialise` scores grey values with validation on")
 def test_grey_values_of_a_cross_entropy_start_at_the_data() -> None:
     data = load_data(torch.rand(60, 6).numpy(), binarize="relaxed")
     fit(VAE((6,), latent_dim=2, start_at_data=True), data, progress=False, epochs=1)
 
 
-@pytest.mark.xfail(strict=True, reason="`initialise` is given no mask and takes what is not observed for 0")
 def test_what_is_not_observed_does_not_move_the_start() -> None:
     """The means of what is observed, of at least 30 values of standard deviation 1."""
     x, mask = torch.randn(200, 4) + 5, torch.rand(200, 4) < 0.4

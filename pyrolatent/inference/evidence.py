@@ -122,10 +122,10 @@ def score(
         log_weights = weights.log_weights()
         log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
         log_square_sum = torch.logaddexp(log_square_sum, (2 * log_weights).logsumexp(0))
-        reconstruction = reconstruction + weights.expect(weights.log_likelihood).sum(0) / particles
-        kl = kl + weights.expect(functools.reduce(torch.add, weights.kl.values())).sum(0) / particles
+        share = count / particles
+        reconstruction = reconstruction + share * weights.expect(weights.log_likelihood).mean(0)
+        kl = kl + share * weights.expect(functools.reduce(torch.add, weights.kl.values())).mean(0)
         for site in weights.latents:
-            share = count / particles
             means[site] = means.get(site, 0.0) + share * _mean(weights, site)
             by_dimension = _kl_dimensions(weights, site)
             if by_dimension is not None:
@@ -222,7 +222,7 @@ def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
     prior, posterior = (trace.nodes[site]["fn"] for trace in (weights.model_trace, weights.guide_trace))
     if not all(isinstance(d, dist.Independent) and not d.base_dist.event_shape for d in (prior, posterior)):
         return None
-    kl = closed_kl(posterior.base_dist, prior.base_dist)
+    kl = closed_kl(posterior.base_dist, prior.base_dist) if weights.has_closed_kl(site) else None
     if kl is None:
         draws = weights.latents[site]
         kl = posterior.base_dist.log_prob(draws) - prior.base_dist.log_prob(draws)

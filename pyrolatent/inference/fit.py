@@ -163,7 +163,8 @@ class _Trainer:
         for module in self.model.modules():
             initialise = getattr(module, "initialise", None)
             if callable(initialise):
-                initialise(several.x)
+                with pyro.validation_enabled(False):
+                    initialise(several.x, several.mask)
         if not self.has_density:
             return
         validate = self.data.binarize != "relaxed"

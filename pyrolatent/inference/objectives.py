@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import pyro.infer
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from pyrolatent.declaration import Component, component, register
@@ -32,6 +32,9 @@ class Objective(pyro.infer.ELBO):
     pathwise: bool = True
     """Whether gradients go through the draws, so that every site must be reparameterised or enumerated."""
 
+    scores_again: bool = False
+    """Whether the guide must score draws again, which some flows cannot."""
+
     def __init__(self, *, particles: int = 1, beta: float = 1.0) -> None:
         super().__init__(num_particles=particles, vectorize_particles=True)
         self.beta: float | Tensor = beta
@@ -39,6 +42,10 @@ class Objective(pyro.infer.ELBO):
     @abstractmethod
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """The bound for each datapoint, (batch,), nats, higher is better."""
+
+    def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
+        """What is differentiated, (batch,); where it is not the bound itself, its gradient is an estimator of it."""
+        return self.bound(weights, beta)
 
     def weigh(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Weights:
         """The draws and weights that this objective asks for."""
@@ -56,7 +63,7 @@ class Objective(pyro.infer.ELBO):
             The bound with beta = 1, summed over the minibatch.
         """
         weights = self.weigh(model.generate, model.infer, *inputs)
-        target = self.bound(weights, self.beta * warmup)
+        target = self.target(weights, self.beta * warmup)
         term = model.training_term(*inputs)
         (target if term is None else target + term).mean().neg().backward()
         return self.bound(weights).detach().sum()
@@ -64,7 +71,7 @@ class Objective(pyro.infer.ELBO):
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The negative target, summed over the minibatch, with gradients."""
         weights = self.weigh(model, guide, *args, **kwargs)
-        return -(weights.scale * self.bound(weights, self.beta)).sum()
+        return -(weights.scale * self.target(weights, self.beta)).sum()
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The negative target, summed over the minibatch."""
@@ -185,8 +192,222 @@ class IWAE(Objective):
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """log (1/K) sum_k w_k, (batch,)."""
+        return log_mean_exp(weights.log_weights(beta))
+
+
+@component("objective", "stl")
+class STL(IWAE):
+    """The importance-weighted bound without the score of q: "sticking the landing" (Roeder et al. 2017, 1703.09194).
+
+    Its gradient has no noise where q is the exact posterior. With one draw it is unbiased for the ELBO's; with more it
+    is biased for the bound's, by design: `dreg` is not.
+
+    Args:
+        particles: number K of draws from the posterior for each datapoint.
+        beta: factor of log p(z) - log q(z | x) in the training target.
+    """
+
+    scores_again = True
+
+    def __init__(self, *, particles: Annotated[int, Gt(0)] = 1, beta: Annotated[float, Ge(0)] = 1.0) -> None:
+        super().__init__(particles=particles, beta=beta)
+
+    def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
+        """log (1/K) sum_k w_k with the parameters of q held in log q, (batch,)."""
+        return log_mean_exp(weights.log_weights(beta, score="frozen"))
+
+
+@component("objective", "dreg")
+class DReG(IWAE):
+    """The importance-weighted bound with doubly reparameterised gradients (Tucker et al. 2019, 1810.04152).
+
+    With v_k = w_k / sum w, the gradient is sum_k v_k d log w_k / d theta for the model and
+    sum_k v_k^2 (d log w_k / d z_k) (d z_k / d phi) for the guide: unbiased for the bound's, and its signal does not
+    drown in noise as K grows. Parameters that model and guide share are not covered by the proof.
+
+    Args:
+        particles: number K of draws from the posterior for each datapoint.
+        beta: factor of log p(z) - log q(z | x) in the training target.
+    """
+
+    scores_again = True
+
+    def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
+        """sum_k v_k log w_k with v and the parameters of q held and paths scaled by v, (batch,)."""
+        log_weights = weights.log_weights(beta, score="frozen")
+        v = log_weights.detach().softmax(0)
+        weights.scale_paths(v)
+        return (v * log_weights).sum(0)
+
+
+@component("objective", "renyi")
+class Renyi(Objective):
+    """log mean_k w_k^(1 - alpha) / (1 - alpha), for each datapoint (Li and Turner 2016, 1602.02311).
+
+    alpha = 0 is `iwae`, alpha = 1 the ELBO, alpha = -inf the largest weight (vr-max); below log p(x) for alpha >= 0.
+
+    Args:
+        alpha: order of the divergence.
+        particles: number K of draws from the posterior for each datapoint.
+        beta: factor of log p(z) - log q(z | x) in the training target.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.5,
+        particles: Annotated[int, Gt(0)] = 50,
+        beta: Annotated[float, Ge(0)] = 1.0,
+    ) -> None:
+        super().__init__(particles=particles, beta=beta)
+        self.alpha = alpha
+
+    def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
+        """log mean_k w_k^(1 - alpha) / (1 - alpha), (batch,), by its limit where alpha is 1 or -inf."""
         log_weights = weights.log_weights(beta)
-        return log_weights.logsumexp(0) - math.log(len(log_weights))
+        if self.alpha == 1:
+            return log_weights.mean(0)
+        if self.alpha == -math.inf:
+            return log_weights.max(0).values
+        return log_mean_exp((1 - self.alpha) * log_weights) / (1 - self.alpha)
+
+
+@component("objective", "combination_iwae")
+class CombinationIWAE(Objective):
+    """share mean_k log w_k + (1 - share) log mean_k w_k: the CIWAE of Rainforth et al. 2018, 1802.04537.
+
+    Args:
+        share: of the ELBO.
+        particles: number K of draws from the posterior for each datapoint.
+        beta: factor of log p(z) - log q(z | x) in the training target.
+    """
+
+    def __init__(
+        self,
+        *,
+        share: Annotated[float, Interval(ge=0, le=1)] = 0.5,
+        particles: Annotated[int, Gt(0)] = 50,
+        beta: Annotated[float, Ge(0)] = 1.0,
+    ) -> None:
+        super().__init__(particles=particles, beta=beta)
+        self.share = share
+
+    def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
+        """share mean_k log w_k + (1 - share) log mean_k w_k, (batch,)."""
+        log_weights = weights.log_weights(beta)
+        return self.share * log_weights.mean(0) + (1 - self.share) * log_mean_exp(log_weights)
+
+
+@component("objective", "multiply_iwae")
+class MultiplyIWAE(Objective):
+    """mean_m log mean_k w_mk over M groups of K draws: the MIWAE of Rainforth et al. 2018, 1802.04537.
+
+    Not the bound of that name for missing data, which is `iwae` with a mask.
+
+    Args:
+        groups: number M.
+        particles: number K of draws in each group.
+        beta: factor of log p(z) - log q(z | x) in the training target.
+    """
+
+    def __init__(
+        self,
+        *,
+        groups: Annotated[int, Gt(0)] = 8,
+        particles: Annotated[int, Gt(0)] = 8,
+        beta: Annotated[float, Ge(0)] = 1.0,
+    ) -> None:
+        super().__init__(particles=groups * particles, beta=beta)
+        self.groups = groups
+
+    def grouped(self, log_weights: Tensor) -> Tensor:
+        """(M, K, batch) from (M K, batch)."""
+        return log_weights.unflatten(0, (self.groups, -1))
+
+    def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
+        """mean_m log mean_k w_mk, (batch,)."""
+        return log_mean_exp(self.grouped(weights.log_weights(beta)), 1).mean(0)
+
+
+@component("objective", "partially_iwae")
+class PartiallyIWAE(MultiplyIWAE):
+    """log mean_mk w_mk for the model, mean_m log mean_k w_mk for the guide: PIWAE of Rainforth et al. 2018, 1802.04537.
+
+    Args:
+        groups: number M.
+        particles: number K of draws in each group.
+        beta: factor of log p(z) - log q(z | x) in the training target.
+    """
+
+    def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
+        """log mean_mk w_mk, (batch,)."""
+        return log_mean_exp(weights.log_weights(beta))
+
+    def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
+        """sum_mk v log p - sum_mk u log q, paths scaled by u / v; v over all draws, u within groups and over M."""
+        held = weights.log_weights(beta).detach()
+        v, u = held.softmax(0), (self.grouped(held).softmax(1) / self.groups).flatten(0, 1)
+        ratio = (log_mean_exp(held) - log_mean_exp(self.grouped(held), 1)).exp()
+        weights.scale_paths(ratio.repeat_interleave(self.num_particles // self.groups, 0))
+        log_p = weights.log_likelihood + beta * functools.reduce(torch.add, weights.log_prior.values())
+        return (v * log_p - beta * u * weights.log_guide).sum(0)
+
+
+@component("objective", "vimco")
+class VIMCO(IWAE):
+    """The importance-weighted bound with score-function gradients and a baseline from the other draws.
+
+    sum_k (L - L_-k) d log q(z_k | x) + sum_k v_k d log w_k, L_-k being the bound with w_k replaced by the geometric
+    mean of the others (Mnih and Rezende 2016, 1602.06725). For discrete posteriors; needs at least two draws.
+
+    Args:
+        particles: number K of draws from the posterior for each datapoint.
+        beta: factor of log p(z) - log q(z | x) in the training target.
+    """
+
+    pathwise = False
+
+    def __init__(self, *, particles: Annotated[int, Gt(1)] = 10, beta: Annotated[float, Ge(0)] = 1.0) -> None:
+        super().__init__(particles=particles, beta=beta)
+
+    def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
+        """L + sum_k (L - L_-k) log q(z_k | x), the difference held, (batch,)."""
+        log_weights = weights.log_weights(beta, score="held")
+        weights.scale_paths(torch.zeros_like(log_weights))
+        held = log_weights.detach()
+        count = len(held)
+        others = (held.sum(0) - held) / (count - 1)
+        replaced = torch.where(torch.eye(count, device=held.device, dtype=torch.bool)[..., None], others, held)
+        learning_signal = log_mean_exp(held) - log_mean_exp(replaced, 1)
+        log_q = functools.reduce(torch.add, weights.log_posterior_held.values())
+        return log_mean_exp(log_weights) + (learning_signal * log_q).sum(0)
+
+
+@component("objective", "rws")
+class ReweightedWakeSleep(IWAE):
+    """Reweighted wake-sleep: sum_k v_k d log p(x, z_k) for the model and sum_k v_k d log q(z_k | x) for the guide.
+
+    The guide's is its "wake" update, which fits q to the posterior from above (Bornschein and Bengio 2015, 1406.2751;
+    Le et al. 2019, 1805.10469). Weights v = w / sum w are each datapoint's own. For discrete posteriors too.
+
+    Args:
+        particles: number K of draws from the posterior for each datapoint.
+        beta: factor of log p(z) - log q(z | x) in the weights.
+    """
+
+    pathwise = False
+
+    def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
+        """sum_k v_k (log p(x, z_k) + log q(z_k | x)), v and the draws held, (batch,)."""
+        v = weights.log_weights(beta, score="held").detach().softmax(0)
+        weights.scale_paths(torch.zeros_like(v))
+        log_q = functools.reduce(torch.add, weights.log_posterior_held.values())
+        return (v * (weights.log_joint + log_q)).sum(0)
+
+
+def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
+    """log of the mean of exponentials, without leaving log space."""
+    return values.logsumexp(dim) - math.log(values.shape[dim])
 
 
 for _pyro in ("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO"):

@@ -1,6 +1,8 @@
 """What goes with what: every declaration that cannot be right is refused here, before any training."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -13,15 +15,28 @@ from pyrolatent.inference.objectives import EM, ClosedForm, Objective, SquaredEr
 from pyrolatent.inference.weights import Weights, training_arguments, weigh
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.semisupervised import SemiSupervisedVAE
 
 
-class Case(NamedTuple):
-    """What is to be judged: a model with its draws for one datapoint, the data and the objective."""
+@dataclass(frozen=True)
+class Case:
+    """What is to be judged: a model, the data and the objective."""
 
-    model: LatentVariableModel
+    model: Any
     data: Data
     objective: Any
-    weights: Weights
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The model's draws for one datapoint."""
+        with torch.no_grad(), evaluating(self.model):
+            one = self.data.train.to(device_of(self.model)).batch(slice(0, 1))
+            return weigh(self.model.generate, self.model.infer, *training_arguments(self.model, one))
+
+    @property
+    def has_density(self) -> bool:
+        """Whether the model is one of p(x)."""
+        return not isinstance(self.model, DeterministicModel)
 
 
 class Rule(NamedTuple):
@@ -38,35 +53,16 @@ class Rule(NamedTuple):
     broken: Callable[[Case], str | None]
 
 
-def hold_to_rules(model: LatentVariableModel, data: Data, objective: Any) -> None:
+def hold_to_rules(model: Any, data: Data, objective: Any) -> None:
     """Refuses a combination that cannot be right.
 
     Raises:
         InputError: naming both sides and what to declare.
     """
     same_event_shape(model, data)
-    for needed, method in ((ClosedForm, "solve"), (EM, "em_step")):
-        if isinstance(objective, needed) and not hasattr(model, method):
-            raise InputError(
-                f"{type(model).__name__} has no {declared_name(objective)} solution; declare another objective"
-            )
-    if isinstance(model, DeterministicModel):
-        if not isinstance(objective, SquaredError | ClosedForm):
-            raise InputError(
-                f"{type(model).__name__} has no density, so {declared_name(objective)} is not defined for it; "
-                "declare objective: squared_error"
-            )
-        return
-    if isinstance(objective, SquaredError):
-        raise InputError(
-            f"{type(model).__name__} has a density and is trained by a bound on it, not by squared_error; "
-            "declare objective: elbo, or model: autoencoder"
-        )
-    with torch.no_grad(), evaluating(model):
-        one = data.train.to(device_of(model)).batch(slice(0, 1))
-        weights = weigh(model.generate, model.infer, *training_arguments(model, one))
+    case = Case(model, data, objective)
     for rule in RULES:
-        message = rule.broken(Case(model, data, objective, weights))
+        message = rule.broken(case)
         if message:
             raise InputError(f"{message}; {rule.instead}")
 
@@ -103,11 +99,43 @@ def likelihood_name(model: LatentVariableModel) -> str:
     return declared_name(getattr(model.likelihood, "family", model.likelihood))
 
 
+def _solution(case: Case) -> str | None:
+    for objective, method in ((ClosedForm, "solve"), (EM, "em_step")):
+        if isinstance(case.objective, objective) and not hasattr(case.model, method):
+            return f"{type(case.model).__name__} has no {declared_name(case.objective)} solution"
+    return None
+
+
+def _complete_data(case: Case) -> str | None:
+    if isinstance(case.objective, ClosedForm) and case.data.train.mask is not None:
+        return f"closed_form is a solution for complete data, but {case.data.name} has a mask"
+    return None
+
+
+def _no_density(case: Case) -> str | None:
+    if not case.has_density and not isinstance(case.objective, SquaredError | ClosedForm):
+        return f"{type(case.model).__name__} has no density, so {declared_name(case.objective)} is not defined for it"
+    return None
+
+
+def _density(case: Case) -> str | None:
+    if case.has_density and isinstance(case.objective, SquaredError):
+        return f"{type(case.model).__name__} has a density and is trained by a bound on it, not by squared_error"
+    return None
+
+
 def _labels(case: Case) -> str | None:
     if case.model.label_dim and case.model.label_dim != case.data.label_dim:
         return (
             f"the model was built for labels of {case.model.label_dim}, but {case.data.name} has {case.data.label_dim}"
         )
+    return None
+
+
+def _label_vectors(case: Case) -> str | None:
+    y = case.data.train.y
+    if isinstance(case.model, SemiSupervisedVAE) and y is not None and y.is_floating_point():
+        return f"{type(case.model).__name__} sums classes out, but {case.data.name} has label vectors"
     return None
 
 
@@ -121,6 +149,8 @@ def _unknown_labels(case: Case) -> str | None:
 
 
 def _support(case: Case) -> str | None:
+    if not case.has_density:
+        return None
     case.data.check_support(
         case.weights.model_trace.nodes["x"]["fn"].support,
         declared_name(getattr(case.model.likelihood, "family", case.model.likelihood)),
@@ -129,6 +159,8 @@ def _support(case: Case) -> str | None:
 
 
 def _latent_supports(case: Case) -> str | None:
+    if not case.has_density:
+        return None
     for site in case.weights.latents:
         prior, posterior = (
             domain(trace.nodes[site]["fn"].support) for trace in (case.weights.model_trace, case.weights.guide_trace)
@@ -139,7 +171,7 @@ def _latent_supports(case: Case) -> str | None:
 
 
 def _pathwise(case: Case) -> str | None:
-    if not getattr(case.objective, "pathwise", False):
+    if not case.has_density or not getattr(case.objective, "pathwise", False):
         return None
     for site in case.weights.latents:
         node = case.weights.guide_trace.nodes[site]
@@ -152,18 +184,55 @@ def _pathwise(case: Case) -> str | None:
 
 
 def _training_term(case: Case) -> str | None:
-    method = type(case.model).training_term
+    method = getattr(type(case.model), "training_term", LatentVariableModel.training_term)
     if method is not LatentVariableModel.training_term and not isinstance(case.objective, Objective):
         objective = declared_name(case.objective)
         return f"{type(case.model).__name__} adds a term to the bound, which Pyro's {objective} leaves out"
     return None
 
 
+def _scoring_again(case: Case) -> str | None:
+    if not case.has_density:
+        return None
+    posterior = getattr(case.model.posterior, "family", None)
+    if getattr(case.objective, "scores_again", False) and not getattr(posterior, "scores_any_value", True):
+        return (
+            f"{declared_name(case.objective)} scores the draws of the posterior again, which "
+            f"{declared_name(posterior)} cannot: its inverse has no closed form"
+        )
+    return None
+
+
 RULES = (
+    Rule(
+        "closed_form or em for a model that has none",
+        "declare another objective",
+        _solution,
+    ),
+    Rule(
+        "closed_form on data with missing values",
+        "declare objective: em where the model has it, or elbo",
+        _complete_data,
+    ),
+    Rule(
+        "a bound on log p(x) for a model without a density",
+        "declare objective: squared_error, or closed_form where the model has it",
+        _no_density,
+    ),
+    Rule(
+        "squared_error for a model with a density",
+        "declare objective: elbo, or model: autoencoder",
+        _density,
+    ),
     Rule(
         "a model of labels on data without them or with others",
         "give data with the labels that the model was built for",
         _labels,
+    ),
+    Rule(
+        "a model that sums classes out where labels are vectors",
+        "give classes 0, 1, 2, ... and -1 where unknown, or declare conditional_vae",
+        _label_vectors,
     ),
     Rule(
         "a model of x given y where labels are unknown",
@@ -183,8 +252,13 @@ RULES = (
     ),
     Rule(
         "an objective that needs pathwise gradients with a posterior that has none",
-        "declare objective: TraceGraph_ELBO, a relaxed posterior, or estimator: enumerate",
+        "declare objective: vimco, rws or TraceGraph_ELBO, a relaxed posterior, or estimator: enumerate",
         _pathwise,
+    ),
+    Rule(
+        "an objective that scores draws again (dreg, stl) with a posterior that cannot (planar)",
+        "declare objective: iwae or elbo, or posterior: iaf, coupling or spline",
+        _scoring_again,
     ),
     Rule(
         "a model with a training term of its own under an objective of Pyro's",
@@ -195,10 +269,6 @@ RULES = (
 """The rules, in the order in which they are looked at."""
 
 BUILT_INTO_PARTS = (
-    (
-        "an objective that is a bound on log p(x) for a model without a density, or squared_error for one with",
-        "squared_error for autoencoder and pca, a bound for the rest",
-    ),
     (
         "prior vamp with a posterior that cannot score what it did not draw (planar), or that takes labels",
         "another prior or posterior",

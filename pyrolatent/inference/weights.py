@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -18,6 +18,7 @@ from torch.distributions import kl_divergence
 from pyrolatent.errors import InputError
 
 Program = Callable[..., Any]
+Score = Literal["full", "frozen", "held"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Weights:
     Attributes:
         model_trace: the model replayed on the guide's draws.
         guide_trace: the guide's draws.
+        rerun: runs the guide again on given values of its sites.
         scale: by which every site of the plate is scaled, as a plate that subsamples does; it belongs outside of any
             logarithm of a mean, so no property here has it in, and objectives multiply by it at the end.
     """
 
     model_trace: Any
     guide_trace: Any
+    rerun: Callable[[dict[str, Tensor]], Any]
     scale: float | Tensor = 1.0
 
     @cached_property
@@ -54,6 +57,31 @@ class Weights:
         return {site: _log_prob(self.guide_trace.nodes[site]) for site in self.latents}
 
     @cached_property
+    def log_posterior_frozen(self) -> dict[str, Tensor]:
+        """log q(z | x) by latent site with the guide's parameters held: its gradient goes through the draws alone.
+
+        The guide is run again, since the distribution of a lower site depends on the draws of those above it, and
+        holding its loc and scale would cut that path too.
+        """
+        parameters = _leaves(self.log_posterior.values())
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            trace = self.rerun({site: self.model_trace.nodes[site]["value"] for site in self.latents})
+            return {site: _log_prob(trace.nodes[site]) for site in self.latents}
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    @cached_property
+    def log_posterior_held(self) -> dict[str, Tensor]:
+        """log q(z | x) by latent site with the draws held: its gradient goes through the guide's parameters alone."""
+        if not any(draws.requires_grad for draws in self.latents.values()):
+            return self.log_posterior
+        trace = self.rerun({site: draws.detach() for site, draws in self.latents.items()})
+        return {site: _log_prob(trace.nodes[site]) for site in self.latents}
+
+    @cached_property
     def log_likelihood(self) -> Tensor:
         """log p(x | z) over all observed sites, (..., particles, batch), nats."""
         return _total(_log_prob(self.model_trace.nodes[site]) for site in self.model_trace.observation_nodes)
@@ -64,19 +92,52 @@ class Weights:
         sites = [site for site in self.latents if "_enumerate_dim" in self.guide_trace.nodes[site]["infer"]]
         return _total(self.log_posterior[site] for site in sites) if sites else None
 
-    def log_ratio(self, beta: float | Tensor = 1.0) -> Tensor:
-        """log p(x | z) + beta (log p(z) - log q(z | x)), (..., particles, batch); beta = 1 makes a bound."""
-        ratio = _total(self.log_prior[site] - self.log_posterior[site] for site in self.latents)
+    @property
+    def log_joint(self) -> Tensor:
+        """log p(x, z), (..., particles, batch), nats."""
+        return self.log_likelihood + _total(self.log_prior.values())
+
+    @property
+    def log_guide(self) -> Tensor:
+        """log q(z | x) over all sites, (..., particles, batch), nats."""
+        return _total(self.log_posterior.values())
+
+    def log_ratio(self, beta: float | Tensor = 1.0, *, score: Score = "full") -> Tensor:
+        """log p(x | z) + beta (log p(z) - log q(z | x)), (..., particles, batch); beta = 1 makes a bound.
+
+        Args:
+            beta: factor of the log-ratio of prior and posterior.
+            score: which gradient log q has: through its parameters and the draws, through the draws alone ("frozen")
+                or through the parameters alone ("held").
+        """
+        log_posterior = {
+            "full": lambda: self.log_posterior,
+            "frozen": lambda: self.log_posterior_frozen,
+            "held": lambda: self.log_posterior_held,
+        }[score]()
+        ratio = _total(self.log_prior[site] - log_posterior[site] for site in self.latents)
         return self.log_likelihood + beta * ratio
 
-    def log_weights(self, beta: float | Tensor = 1.0) -> Tensor:
+    def log_weights(self, beta: float | Tensor = 1.0, *, score: Score = "full") -> Tensor:
         """log w = log sum_s q(s) exp(log_ratio), (particles, batch): enumerated states s are summed out exactly."""
-        ratio = self.log_ratio(beta)
+        ratio = self.log_ratio(beta, score=score)
         if self.log_enumerated is None:
             return ratio
         # A state of probability 0 adds nothing, though its ratio is infinite.
         terms = torch.where(self.log_enumerated == -math.inf, -math.inf, ratio + self.log_enumerated)
         return terms.flatten(0, -3).logsumexp(0)
+
+    def scale_paths(self, factor: Tensor) -> None:
+        """Multiplies the gradient that reaches the guide through the draws, once whatever the guide's layers.
+
+        Args:
+            factor: (particles, batch).
+        """
+        for site in self.latents:
+            node = self.model_trace.nodes[site]
+            if node["value"].requires_grad:
+                shaped = factor.reshape(factor.shape + (1,) * node["fn"].event_dim)
+                node["value"].register_hook(lambda gradient, shaped=shaped: gradient * shaped)
 
     def expect(self, values: Tensor, event_dims: int = 0) -> Tensor:
         """sum_s q(s) values, (particles, batch, ...): the mean over enumerated states s.
@@ -94,13 +155,23 @@ class Weights:
     def kl(self) -> dict[str, Tensor]:
         """KL(q(z | x) || p(z)) by latent site, (..., particles, batch), nats.
 
-        Closed form where one is known, else its estimate log q(z | x) - log p(z).
+        Closed form where one is known and is this expectation, else its estimate log q(z | x) - log p(z).
         """
         return {site: self._kl(site) for site in self.latents}
 
+    def has_closed_kl(self, site: str) -> bool:
+        """Whether the expectation of log q - log p over the site, others held, is KL(q || p).
+
+        It is if whatever the model draws before the site the guide has drawn before it too. Else, as for
+        p(z1 | z2) with q(z1 | x) q(z2 | z1), the prior changes with the very draw that is averaged over.
+        """
+        before = [trace.stochastic_nodes for trace in (self.model_trace, self.guide_trace)]
+        above_in_model, above_in_guide = (set(names[: names.index(site)]) for names in before)
+        return above_in_model <= above_in_guide
+
     def _kl(self, site: str) -> Tensor:
         prior, posterior = self.model_trace.nodes[site], self.guide_trace.nodes[site]
-        closed = closed_kl(posterior["fn"], prior["fn"])
+        closed = closed_kl(posterior["fn"], prior["fn"]) if self.has_closed_kl(site) else None
         if closed is None:
             return self.log_posterior[site] - self.log_prior[site]
         return scale_and_mask(closed, 1.0, posterior["mask"])
@@ -130,12 +201,46 @@ def weigh(model: Program, guide: Program, *args: Any, particles: int = 1, **kwar
         InputError: a latent site that only one of the two has, or sites of different scales.
     """
     guide_trace = _trace(poutine.enum(guide, first_available_dim=-3), particles, args, kwargs)
-    model_trace = _trace(poutine.replay(model, trace=guide_trace), particles, args, kwargs)
+    draws = _seen_by_the_model(guide_trace)
+    model_trace = _trace(poutine.replay(model, trace=draws), particles, args, kwargs)
     latents = {"guide": {*guide_trace.stochastic_nodes}, "model": {*model_trace.stochastic_nodes}}
     for one, other in (("guide", "model"), ("model", "guide")):
         for site in latents[one] - latents[other]:
             raise InputError(f"the {one} samples the latent site {site!r}, but the {other} does not")
-    return Weights(model_trace, guide_trace, _common_scale(model_trace, guide_trace))
+
+    def rerun(values: dict[str, Tensor]) -> Any:
+        given = guide_trace.copy()
+        for site, value in values.items():
+            given.nodes[site] = {**given.nodes[site], "value": value}
+        return _trace(poutine.replay(guide, trace=given), particles, args, kwargs)
+
+    return Weights(model_trace, guide_trace, rerun, _common_scale(model_trace, guide_trace))
+
+
+def _seen_by_the_model(guide_trace: Any) -> Any:
+    """The guide's trace with its draws as views, so that gradients from the model can be told from those inside."""
+    draws = guide_trace.copy()
+    for site in draws.stochastic_nodes:
+        node = draws.nodes[site]
+        if node["value"].requires_grad:
+            draws.nodes[site] = {**node, "value": node["value"].view_as(node["value"])}
+    return draws
+
+
+def _leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors that a gradient of these would be accumulated in."""
+    found: dict[int, Tensor] = {}
+    waiting: list[Any] = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        for function, _ in node.next_functions:
+            if function is not None and function not in seen:
+                seen.add(function)
+                waiting.append(function)
+    return list(found.values())
 
 
 def _common_scale(*traces: Any) -> float | Tensor:

@@ -74,7 +74,7 @@ class Conditional(nn.Module):
         elementwise = self.family(numbers.reshape((*lead, *self.family.unconstrained_shape)))
         return elementwise.to_event(self.family.event_dims)
 
-    def initialise(self, batch: Tensor) -> None:
+    def initialise(self, batch: Tensor, mask: Tensor | None = None) -> None:
         """Sets the last bias to the constant u that maximises log p(batch; u), by 200 steps of Adam from 0."""
         if not self.start_at_data:
             return
@@ -83,7 +83,8 @@ class Conditional(nn.Module):
         for _ in range(200):
             optimizer.zero_grad()
             fitted = self.family(constant.unsqueeze(0)).to_event(self.family.event_dims)
-            fitted.log_prob(batch).mean().neg().backward()
+            observed = masked(fitted, mask)
+            observed.log_prob(filled(batch, mask, fitted.support)).mean().neg().backward()
             optimizer.step()
         set_output: Any = self.network.set_output
         set_output(constant.detach())

@@ -209,6 +209,7 @@ class Family(nn.Module):
                 supports = {repr(self(row).support) for row in numbers}
                 self.measure = "mass" if both.support.is_discrete else self.measure
                 scored = both.log_prob(both.sample()).shape
+                self(numbers).expand((3, *both.batch_shape))  # as a plate does
             except Exception as error:  # whatever a foreign class raises is the reason
                 reason = str(error).partition("\n")[0] or type(error).__name__
                 raise self._refuse(f"it cannot be built, drawn and scored ({reason})") from error
@@ -713,12 +714,12 @@ BY_CLASS = (
     "AsymmetricLaplace", "Bernoulli", "Beta", "BetaBinomial", "Binomial", "Categorical", "Cauchy", "Chi2",
     "ContinuousBernoulli", "Dirichlet", "DirichletMultinomial", "Exponential", "ExtendedBetaBinomial",
     "ExtendedBinomial", "FisherSnedecor", "Gamma", "GammaPoisson", "Geometric", "Gumbel", "HalfCauchy", "HalfNormal",
-    "InverseGamma", "Kumaraswamy", "LKJ", "LKJCholesky", "Laplace", "LogNormal", "Logistic",
+    "InverseGamma", "Kumaraswamy", "LKJCholesky", "Laplace", "LogNormal", "Logistic",
     "LowRankMultivariateNormal", "Multinomial", "MultivariateNormal", "MultivariateStudentT",
     "NanMaskedMultivariateNormal", "NanMaskedNormal", "NegativeBinomial", "Normal", "OneHotCategorical",
     "OneHotCategoricalStraightThrough", "OrderedLogistic", "Poisson", "ProjectedNormal", "RelaxedBernoulli",
     "RelaxedBernoulliStraightThrough", "RelaxedOneHotCategorical", "RelaxedOneHotCategoricalStraightThrough",
-    "SkewLogistic", "SoftAsymmetricLaplace", "SoftLaplace", "Stable", "StableWithLogProb", "StudentT", "VonMises",
+    "SkewLogistic", "SoftLaplace", "Stable", "StableWithLogProb", "StudentT", "VonMises",
     "Weibull", "ZeroInflatedNegativeBinomial", "ZeroInflatedPoisson",
 )  # fmt: skip
 """The distributions of Pyro that can be declared by the name of their class."""
@@ -758,5 +759,7 @@ def named_by_class(name: str) -> Component:
 for _name in BY_CLASS:
     if hasattr(dist, _name):
         register("likelihood", _name, named_by_class(_name))
-        if getattr(dist, _name).has_rsample is True:
+        # What rounds its draws but scores them unrounded is no density of a latent.
+        rounds = _name in ("RelaxedBernoulliStraightThrough", "RelaxedOneHotCategoricalStraightThrough")
+        if getattr(dist, _name).has_rsample is True and not rounds:
             register("posterior", _name, named_by_class(_name))

@@ -75,6 +75,10 @@ class FlowFamily(Family):
             transforms += [flow.condition(context), T.Permute(self.reversal)]
         return Flow(base, transforms[:-1])
 
+    def at_floor(self) -> bool:
+        """Never: no parameter of a flow is learned beside a floor."""
+        return False
+
     def __str__(self) -> str:
         return f"{type(self).__name__} flow ({len(self.flows)} layers) of Normal(loc, scale)"
 
@@ -208,7 +212,9 @@ class FlowPrior(nn.Module):
         transforms: list[Any] = []
         for flow in self.flows:
             transforms += [flow, T.Permute(self.reversal)]
-        return dist.TransformedDistribution(dist.Normal(zero, torch.ones_like(zero)).to_event(1), transforms[:-1])
+        flowed = dist.TransformedDistribution(dist.Normal(zero, torch.ones_like(zero)).to_event(1), transforms[:-1])
+        flowed.clear_cache()  # of inverses that an earlier step's parameters gave
+        return flowed
 
     def __str__(self) -> str:
         return f"{type(self).__name__} ({len(self.flows)} layers) of Normal(0, 1)"

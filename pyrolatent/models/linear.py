@@ -137,6 +137,9 @@ class LinearGaussian(LatentVariableModel):
         )  # E[(z, 1)(z, 1)'], (batch, d + 1, d + 1)
         gram = torch.einsum("ni,nab->iab", seen, second)
         cross = torch.einsum("ni,na->ia", flat, extended)
+        # A dimension that is never observed has no equations: its row goes to 0.
+        never = seen.sum(0) == 0
+        gram = gram + never[:, None, None] * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         rows = torch.linalg.solve(gram, cross.unsqueeze(-1)).squeeze(-1)
         residual = (flat.square().sum(0) - (rows * cross).sum(-1)).clamp(min=0)
         counts = seen.sum(0).clamp(min=1)
@@ -191,9 +194,11 @@ class _LinearNormal(nn.Module):
             above = (scale.double() - self.min_scale).clamp(min=1e-12)
             self.unconstrained_scale.copy_(above + (-torch.expm1(-above)).log())
 
-    def initialise(self, batch: Tensor) -> None:
-        """Starts b at the mean of the data."""
-        self.bias.data.copy_(batch.flatten(1).mean(0))
+    def initialise(self, batch: Tensor, mask: Tensor | None = None) -> None:
+        """Starts b at the mean of what is observed of the data."""
+        seen = torch.ones_like(batch) if mask is None else mask.to(batch)
+        mean = torch.where(seen > 0, batch, 0.0).sum(0) / seen.sum(0).clamp(min=1)
+        self.bias.data.copy_(mean.flatten())
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
         weight, bias, scale = self.parameters_flat()

@@ -250,7 +250,7 @@ class VampPrior(nn.Module):
         # In a tuple it is not registered: its weights are the model's and are saved once.
         self._posterior = (posterior,)
 
-    def initialise(self, batch: Tensor) -> None:
+    def initialise(self, batch: Tensor, mask: Tensor | None = None) -> None:
         """Sets the pseudo-inputs to datapoints, drawn with replacement where there are too few."""
         if self.start == "data":
             count = len(self.pseudo_inputs)
