@@ -154,7 +154,7 @@ def test_pathwise_objectives_are_refused_where_nothing_is_summed_out(binary_data
 
 
 def test_too_many_states_are_refused() -> None:
-    DiscreteVAE(EVENT, latent_dims=(10,), estimator="enumerate")
-    with pytest.raises(InputError, match=r"11 variables of 2 classes has 2.05e\+03 states"):
-        DiscreteVAE(EVENT, latent_dims=(11,), estimator="enumerate")
+    DiscreteVAE(EVENT, latent_dims=(6, 4), estimator="enumerate")
+    with pytest.raises(InputError, match=r"11 variables of 2 classes have 2.05e\+03 states"):
+        DiscreteVAE(EVENT, latent_dims=(6, 5), estimator="enumerate")
     DiscreteVAE(EVENT, latent_dims=(11,), estimator="score")

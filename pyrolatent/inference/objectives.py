@@ -69,9 +69,12 @@ class Objective(pyro.infer.ELBO):
         return self.bound(weights).detach().sum()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The negative target, summed over the minibatch, with gradients."""
+        """The negative bound, summed over the minibatch, with the gradient of the target."""
         weights = self.weigh(model, guide, *args, **kwargs)
-        return -(weights.scale * self.target(weights, self.beta)).sum()
+        target = self.target(weights, self.beta)
+        # The value is the bound's, also where the gradient is that of something else.
+        value = target + (self.bound(weights, self.beta) - target).detach()
+        return -(weights.scale * value).sum()
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The negative target, summed over the minibatch."""

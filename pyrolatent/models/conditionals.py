@@ -67,7 +67,7 @@ class Conditional(nn.Module):
         if y is None and not self.label_dim:
             numbers = self.network(value.reshape((-1, *self.input_shape)))
         else:
-            label = one_hot(y, self.label_dim)
+            label = one_hot(y, self.label_dim).to(value.dtype)
             lead = torch.broadcast_shapes(lead, label.shape[:-1])
             value = value.expand((*lead, *self.input_shape)).reshape((-1, *self.input_shape))
             numbers = self.network(value, label.expand((*lead, self.label_dim)).reshape(-1, self.label_dim))

@@ -95,7 +95,7 @@ class Family(nn.Module):
         batch, event = self.event_shape[: self.event_dims], self.event_shape[self.event_dims :]
         for name, constraint in self._free_parameters().items():
             try:
-                transform = _transform(constraint, self.floors.get(name, 0.0), (ceilings or {}).get(name))
+                transform = _transform(constraint, self.floors.get(name, 1e-12), (ceilings or {}).get(name))
             except NotImplementedError as error:
                 raise self._refuse(f"{name!r} has no map from unconstrained numbers ({error})") from error
             trailing = self._trailing_shape(name, constraint, event, (axes or {}).get(name))

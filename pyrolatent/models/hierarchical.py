@@ -229,7 +229,7 @@ class DiscreteVAE(LayeredModel):
         latent_dims: number of variables of z_1, ..., z_L.
         classes: of each variable: 2 for {0, 1}, more for one-hot vectors.
         estimator: "score" leaves gradients to the objective and gives it a baseline network of x for each site;
-            "enumerate" sums each layer out exactly, for at most 1,024 states a layer.
+            "enumerate" sums each layer out exactly, for at most 1,024 states over all layers.
         likelihood: the family of p(x | z_1).
         encoder: the network from x to q(z_1 | x).
         decoder: the network from z_1 to the likelihood's parameters.
@@ -249,12 +249,12 @@ class DiscreteVAE(LayeredModel):
         between: Annotated[Any, Kind("network")] = {"mlp": {"hidden": ()}},  # noqa: B006 (only read)
     ) -> None:
         self.estimator = estimator
-        for dim in latent_dims if estimator == "enumerate" else ():
-            if classes**dim > MOST_STATES:
-                raise InputError(
-                    f"a layer of {dim} variables of {classes} classes has {float(classes) ** dim:.3g} states, but "
-                    f"estimator: enumerate sums out at most {MOST_STATES}; declare fewer variables, or estimator: score"
-                )
+        variables = sum(latent_dims)
+        if estimator == "enumerate" and classes**variables > MOST_STATES:
+            raise InputError(
+                f"{variables} variables of {classes} classes have {float(classes) ** variables:.3g} states, but "
+                f"estimator: enumerate sums out at most {MOST_STATES}; declare fewer variables, or estimator: score"
+            )
         shapes = [(dim,) if classes == 2 else (dim, classes) for dim in latent_dims]
         family: Any = "bernoulli" if classes == 2 else "one_hot_categorical"
 

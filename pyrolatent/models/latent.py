@@ -1,6 +1,7 @@
 """A latent-variable model is three distributions; this file makes a generative function and a guide of them."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -137,7 +138,10 @@ class PyroProgram(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """Runs the function on a minibatch, as in `LatentVariableModel.generate`."""
-        pyro.module(_store_name(self.owner), self.owner)
+        with warnings.catch_warnings():
+            # An objective may hold the parameters for a while; they are in the store all the same.
+            warnings.filterwarnings("ignore", message=".*was not registered in the param store")
+            pyro.module(_store_name(self.owner), self.owner)
         self.function(x, y, mask)
 
 

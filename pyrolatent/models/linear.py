@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from annotated_types import Ge, Gt
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer import MCMC, NUTS
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn.functional import softplus
 
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
-from pyrolatent.models.conditionals import conditional
+from pyrolatent.models.conditionals import conditional, filled
 from pyrolatent.models.latent import LatentVariableModel
 
 PositiveFloat = Annotated[float, Gt(0)]
@@ -78,7 +79,7 @@ class LinearGaussian(LatentVariableModel):
             x: data (batch, *event_shape).
             mask: True where x is observed.
         """
-        weighted, precision = self._weighted(x, mask)
+        weighted, precision = self._weighted(filled(x, mask, constraints.real), mask)
         factor = torch.linalg.cholesky(precision)
         loc = torch.cholesky_solve(weighted.unsqueeze(-1), factor).squeeze(-1)
         inverse = torch.linalg.solve_triangular(
@@ -91,6 +92,7 @@ class LinearGaussian(LatentVariableModel):
 
         By the matrix determinant and inversion lemmas, so at the cost of latent_dim^3 for each datapoint.
         """
+        x = filled(x, mask, constraints.real)
         weighted, precision = self._weighted(x, mask)
         factor = torch.linalg.cholesky(precision)
         solved = torch.linalg.solve_triangular(factor, weighted.unsqueeze(-1), upper=False).squeeze(-1)

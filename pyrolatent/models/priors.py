@@ -295,7 +295,8 @@ class LabelNormalPrior(nn.Module):
         """The prior of each label, with batch shape (batch,)."""
         if y is None:
             raise InputError("prior label_normal is p(z | y), but no labels were given")
-        return self.conditional(one_hot(y, self.conditional.input_shape[0]))
+        parameter = next(self.parameters())
+        return self.conditional(one_hot(y, self.conditional.input_shape[0]).to(parameter))
 
     def __str__(self) -> str:
         return f"{self.conditional} given y"
