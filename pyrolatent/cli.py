@@ -28,7 +28,7 @@ from pyrolatent.inference.fit import Fit, choose_device
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.run import Run, scores, train
 
-COMPARED = 118  # columns that a comparison needs
+COMPARED = 140  # columns that a comparison needs
 ROWS = 20  # epochs that are printed, at most, beside the first and the last
 
 console = Console()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyrolatent import VAE, InputError, fit, load_data
 from pyrolatent.declaration import build, registered
 from pyrolatent.models.conditionals import Conditional
-from pyrolatent.models.families import Bernoulli, Normal
+from pyrolatent.models.named import Bernoulli, Normal
 from pyrolatent.models.networks import MLP, Conv, ResidualConv
 
 CLASSES = 3

@@ -1,6 +1,6 @@
 """What is believed: families, priors, conditionals, networks, and the models made of them."""
 
-from pyrolatent.models import flows, priors
+from pyrolatent.models import flows, named, priors
 from pyrolatent.models.autoencoder import PCA, Autoencoder
 from pyrolatent.models.conditionals import Conditional
 from pyrolatent.models.families import Family
@@ -27,5 +27,6 @@ __all__ = [
     "LogisticBernoulli",
     "SemiSupervisedVAE",
     "flows",
+    "named",
     "priors",
 ]

@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import Conditional, one_hot
-from pyrolatent.models.families import Normal
+from pyrolatent.models.named import Normal
 
 PositiveInt = Annotated[int, Gt(0)]
 PositiveFloat = Annotated[float, Gt(0)]
