@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from annotated_types import Ge, Gt, Le
 from pyro.distributions import constraints
-from pyro.distributions.transforms import SigmoidTransform
+from pyro.distributions.transforms import SigmoidTransform, SoftplusTransform
 from torch import Tensor, nn
 
 from pyrolatent.declaration import Component, Kind, build, component, register
@@ -26,7 +26,7 @@ Chosen = Literal["predicted", "learned", "learned_each"] | PositiveFloat
 event), or known."""
 
 
-class _PositiveSoftplus(Softplus):
+class _PositiveSoftplus(SoftplusTransform):
     """softplus that does not round to 0."""
 
     def _call(self, x: Tensor) -> Tensor:
