@@ -1,0 +1,57 @@
+"""The same calls on a CUDA device; run with `pytest -m gpu`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pyrolatent import Run, evaluate, fit, impute, load_data, report
+from pyrolatent.declaration import build
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
+]
+
+MODELS: list[tuple[Any, Any]] = [
+    ({"vae": {"latent_dim": 4}}, "elbo"),
+    ({"vae": {"latent_dim": 4, "prior": "vamp", "posterior": "coupling"}}, {"iwae": {"particles": 5}}),
+    ({"vae": {"latent_dim": 4, "prior": "mixture", "encoder": "conv", "decoder": "residual_conv"}}, "dreg"),
+    ({"vae": {"latent_dim": 4, "posterior": "iaf", "prior": "spline"}}, "analytic_elbo"),
+    ({"conditional_vae": {"latent_dim": 4, "prior": "label_normal"}}, "elbo"),
+    ({"semi_supervised_vae": {"latent_dim": 4}}, "elbo"),
+    ({"hierarchical_vae": {"latent_dims": [6, 3]}}, "stl"),
+    ({"discrete_vae": {"latent_dims": [6], "estimator": "enumerate"}}, "elbo"),
+    ({"discrete_vae": {"latent_dims": [6, 3]}}, "vimco"),
+]
+
+
+@pytest.mark.parametrize(("declaration", "objective"), MODELS)
+def test_a_model_trains_evaluates_and_comes_back(declaration: Any, objective: Any, tmp_path: Path) -> None:
+    data = load_data("digits", labelled=200)
+    model = build("model", declaration, event_shape=data.event_shape, label_dim=data.label_dim)
+    if "conditional_vae" in declaration:
+        data = load_data("digits")
+    fitted = fit(model, data, objective=objective, epochs=3, device="cuda", progress=False)
+    assert fitted.history[-1]["train_loss"] < fitted.history[0]["train_loss"]
+    on_device = evaluate(model, data, particles=200)
+    Run.save(tmp_path / "run", fitted)
+    loaded = Run.load(tmp_path / "run").model
+    assert next(loaded.parameters()).device.type == "cpu"
+    # The same estimate from other draws, to four of its Monte Carlo errors each.
+    on_cpu = evaluate(loaded, data, particles=200)
+    assert on_device.log_evidence_mcse is not None
+    assert on_cpu.log_evidence_mcse is not None
+    assert abs(on_device.log_evidence - on_cpu.log_evidence) < 4 * (  # type: ignore[operator]
+        on_device.log_evidence_mcse + on_cpu.log_evidence_mcse
+    )
+    assert report.draw(model, data, fitted.history)
+
+
+def test_what_is_missing_is_filled_on_the_device() -> None:
+    data = load_data("digits")
+    model = build("model", {"vae": {"latent_dim": 2}}, event_shape=data.event_shape).cuda()
+    x = data.test.to("cuda").batch(slice(0, 5)).x
+    mask = torch.rand_like(x) < 0.5
+    assert torch.equal(impute(model, x, mask, draws=2)[0][mask], x[mask])
