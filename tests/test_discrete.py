@@ -11,7 +11,7 @@ from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO
 from scipy.special import expit, logsumexp
 from torch import Tensor
 
-from pyrolatent import Data, InputError, fit
+from pyrolatent import Data, InputError, fit, reconstruct
 from pyrolatent.inference.evidence import score
 from pyrolatent.inference.objectives import ELBO, AnalyticELBO
 from pyrolatent.inference.weights import weigh
@@ -158,3 +158,12 @@ def test_too_many_states_are_refused() -> None:
     with pytest.raises(InputError, match=r"11 variables of 2 classes have 2.05e\+03 states"):
         DiscreteVAE(EVENT, latent_dims=(6, 5), estimator="enumerate")
     DiscreteVAE(EVENT, latent_dims=(11,), estimator="score")
+
+
+def test_one_hot_layers_decode_and_reconstruct() -> None:
+    """A site of several one-hot variables has two dimensions of its own."""
+    model = DiscreteVAE(EVENT, latent_dims=(3,), classes=4, **NETWORKS)
+    z = model.prior().sample((5,))
+    assert z.shape == (5, 3, 4)
+    torch.testing.assert_close(model.decode({"z1": z}).mean, model.likelihood(z).mean)
+    assert reconstruct(model, X).shape == X.shape

@@ -93,9 +93,12 @@ class LatentVariableModel(nn.Module):
         """
         if isinstance(latents, Tensor):
             latents = {"z": latents}
-        first = next(iter(latents.values()))
-        batch = first.shape[-2]
-        x = first.new_zeros(()).expand(batch, *self.event_shape)
+        name, value = next(iter(latents.items()))
+        with torch.random.fork_rng(devices=[value.device] if value.is_cuda else []):
+            one = value.new_zeros(1, *self.event_shape), None if y is None else y[:1]
+            drawn: Any = poutine.trace(poutine.uncondition(self.generate)).get_trace(*one)
+        batch = value.shape[-1 - drawn.nodes[name]["fn"].event_dim]
+        x = value.new_zeros(()).expand(batch, *self.event_shape)
         trace: Any = poutine.trace(poutine.condition(self.generate, data=dict(latents))).get_trace(x, y)
         return trace.nodes["x"]["fn"]
 
