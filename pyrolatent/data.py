@@ -210,7 +210,11 @@ class Data:
                 f"{values} that are not all 0 or 1, but {defined}: declare binarize: dynamic, static or threshold, "
                 "or relaxed to train on grey values as a cross-entropy"
             )
-        return f"{values} of which some lie outside, but {defined}: choose another likelihood, or transform x"
+        counts = low >= 0 and all(bool((x == x.round()).all()) for x in observed)
+        fitting = "poisson or negative_binomial" if counts else "normal or student_t"
+        return (
+            f"{values} of which some lie outside, but {defined}: declare a likelihood such as {fitting}, or transform x"
+        )
 
     def _values(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The values as they are modelled; one batch stands for a split where noise decides what they are."""
