@@ -36,8 +36,8 @@ class _BernoulliLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
         ctx.save_for_backward(logits, value)
-        normaliser = logits.abs().neg_().exp_().add_(1).log_().add_(logits.clamp(min=0))
-        return normaliser.neg_().addcmul_(logits, value)
+        normaliser = logits.abs().neg_().exp_().add_(1).log_()
+        return (logits * value).sub_(logits.clamp(min=0)).sub_(normaliser)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
