@@ -119,7 +119,7 @@ def fit(
     devices = [target] if target.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
         torch.manual_seed(seed)
-        trainer = _Trainer(run, data.to(target), build("objective", settings["objective"]))
+        trainer = Trainer(run, data.to(target), build("objective", settings["objective"]))
         trainer.rehearse()
         with pyro.validation_enabled(False), _bar(progress) as bar:
             trainer.train(on_epoch, bar)
@@ -147,7 +147,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-class _Trainer:
+class Trainer:
     """One run of `fit`: its optimiser, schedules and the state to fall back to."""
 
     def __init__(self, run: Fit, data: Data, objective: Any) -> None:
@@ -272,23 +272,23 @@ class _Trainer:
             return self._score(self.data.train)
         self.model.train()
         total = torch.zeros((), device=self.factor.device)
-        for index in self._indices():
+        for index in self.indices():
             if self.compiled is None and self._is_worth_compiling():
                 description = bar.tasks[task].description
                 bar.update(task, description="compiling")
-                self._compile(index)
+                self.compile(index)
                 bar.update(task, description=description)
-            total = total + self._step(index)
+            total = total + self.step(index)
             bar.advance(task)
         return total.item() / len(self.data.train)
 
-    def _indices(self) -> tuple[Tensor, ...]:
+    def indices(self) -> tuple[Tensor, ...]:
         """The training data in random order, in minibatches."""
         order = torch.randperm(len(self.data.train)).to(self.factor.device)
         distributed.same([order])
         return order.split(self.run.settings["batch_size"])
 
-    def _step(self, index: Tensor) -> Tensor:
+    def step(self, index: Tensor) -> Tensor:
         """One gradient step on the datapoints of a minibatch; returns the bound with beta = 1, summed over it."""
         if self.warmup:
             self.factor.fill_(self.warmup(self.steps / self.batches))
@@ -331,7 +331,8 @@ class _Trainer:
         left = self.batches * self.run.settings["epochs"] - self.steps
         return (time.perf_counter() - self.clock) / len(TIMED) * left > WORTH_COMPILING
 
-    def _compile(self, index: Tensor) -> None:
+    def compile(self, index: Tensor) -> None:
+        """Compiles the gradient for minibatches as large as this one, or says why it cannot be."""
         own, self.compiling = distributed.share(index), "never"
         try:
             self.compiled = compiled(self._gradient, (own, self.factor), self.model, self.run.settings["precision"])
@@ -379,9 +380,9 @@ class _Trainer:
         """Runs the epoch again, looking at every number, to name the step and the site that were not finite."""
         self._restore(state)
         self.model.train()
-        for index in self._indices():
+        for index in self.indices():
             before = self._state()
-            bound = self._step(index)
+            bound = self.step(index)
             if not torch.isfinite(bound) or not all(torch.isfinite(p).all() for p in self.parameters):
                 step = self.steps
                 self._restore(before)

@@ -16,7 +16,6 @@ from pyrolatent.declaration import build
 from pyrolatent.errors import InputError
 from pyrolatent.models.families import Family
 
-
 _precision: ContextVar[torch.dtype] = ContextVar("precision", default=torch.float32)
 
 
