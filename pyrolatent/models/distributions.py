@@ -8,7 +8,6 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.constraints import Constraint
-from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 from torch.quasirandom import SobolEngine
 
@@ -17,32 +16,19 @@ Size = torch.Size | list[int] | tuple[int, ...]
 
 
 class Bernoulli(dist.Bernoulli):
-    """log p(x) = u x - max(u, 0) - log(1 + exp(-|u|)), u the logits.
+    """log p(x) = u (x - 1/2) - |u| / 2 - log(1 + exp(-|u|)), u the logits.
 
     Pyro's class takes the logarithm by log1p, which on a processor is most of what a Bernoulli decoder costs. The
-    argument is between 1 and 2 here, so the logarithm's rounding is at most 6e-8 nat an element.
+    argument is between 1 and 2 here, so the logarithm's rounding is at most 6e-8 nat an element. The gradient is
+    x - sigmoid(u), also at 0.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log mass, nats; for values between 0 and 1 the negative cross-entropy."""
         if self._validate_args:
             self._validate_sample(value)
-        return _BernoulliLogProb.apply(*broadcast_all(self.logits, value))
-
-
-class _BernoulliLogProb(torch.autograd.Function):
-    """Its gradient is value - sigmoid(logits), also at 0, where max and |.| have none."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, value)
-        normaliser = logits.abs().neg_().exp_().add_(1).log_()
-        return (logits * value).sub_(logits.clamp(min=0)).sub_(normaliser)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits, value = ctx.saved_tensors
-        return gradient * (value - torch.sigmoid(logits)), gradient * logits if ctx.needs_input_grad[1] else None
+        size = self.logits.abs()
+        return self.logits * (value - 0.5) - 0.5 * size - torch.log(1 + torch.exp(-size))
 
 
 class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):
