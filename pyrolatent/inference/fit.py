@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from pyrolatent.data import Batch, Data, Split
 from pyrolatent.declaration import Component, Kind, build, choices, register
 from pyrolatent.errors import InputError, TrainingError
+from pyrolatent.inference.held_out import held_out
 from pyrolatent.inference.modes import evaluating
-from pyrolatent.inference.objectives import EM, AnalyticELBO, ClosedForm, Objective, PyroObjective, SquaredError
-from pyrolatent.inference.rules import hold_to_rules, likelihood_name
+from pyrolatent.inference.objectives import EM, ClosedForm, Objective, PyroObjective
+from pyrolatent.inference.rules import has_posterior, hold_to_rules, likelihood_name
 from pyrolatent.inference.weights import arguments, training_arguments, weigh
-from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -40,7 +40,7 @@ class Fit:
         settings: what was declared, as in an experiment file.
         history: a row an epoch: `epoch`, `train_loss` (running mean of the negative bound over the epoch's batches,
             nats a datapoint, lower is better), `validation_elbo` (nats a datapoint, higher is better),
-            `learning_rate`, `seconds` (of the epoch's training).
+            `learning_rate`, `seconds` (of the epoch's training); of models without a bound, what `held_out` says.
         best_epoch: the epoch whose weights were kept by early stopping.
     """
 
@@ -133,7 +133,7 @@ class _Trainer:
         self.run, self.model, self.data = run, run.model, data
         of_pyro = isinstance(objective, pyro.infer.ELBO) and not isinstance(objective, Objective)
         self.objective = PyroObjective(objective) if of_pyro else objective
-        self.has_density = not isinstance(self.model, DeterministicModel)
+        self.held_out = held_out(self.model)
         settings = run.settings
         if settings["kl_warmup"] and not isinstance(objective, Objective):
             raise InputError(
@@ -165,7 +165,7 @@ class _Trainer:
             if callable(initialise):
                 with pyro.validation_enabled(False):
                     initialise(several.x, several.mask)
-        if not self.has_density:
+        if not has_posterior(self.model):
             return
         validate = self.data.binarize != "relaxed"
         with torch.no_grad(), evaluating(self.model), pyro.validation_enabled(validate):
@@ -203,13 +203,13 @@ class _Trainer:
                 {
                     "epoch": epoch,
                     "train_loss": -training,
-                    "validation_elbo": validation if self.has_density else None,
+                    "validation_elbo": None,
                     "learning_rate": rate,
                     "seconds": seconds,
+                    self.held_out.name: -validation if self.held_out.name.endswith("loss") else validation,
+                    **self._watch(),
                 }
             )
-            if not self.has_density:
-                history[-1]["validation_loss"] = -validation
             bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
             if "patience" in settings and validation > best:
                 best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
@@ -256,17 +256,17 @@ class _Trainer:
         return min(1.0, self.steps / steps) if steps else 1.0
 
     def _score(self, split: Split) -> float:
-        """Mean bound, or negative squared error, with the same noise at each epoch so that epochs can be compared."""
+        """Mean held-out score, with the same noise at each epoch so that epochs can be compared."""
         total = 0.0
         with torch.no_grad(), evaluating(self.model, self.run.settings["seed"]):
             for batch in split.batches(1000):
-                inputs = arguments(self.model, batch)
-                if self.has_density:
-                    loss = AnalyticELBO().differentiable_loss(self.model.generate, self.model.infer, *inputs)
-                else:
-                    loss = SquaredError().loss(self.model, inputs).sum()
-                total -= loss.item()
+                total += self.held_out.score(arguments(self.model, batch)).item()
         return total / len(split)
+
+    def _watch(self) -> dict[str, float]:
+        """What is watched beside the score."""
+        with evaluating(self.model, self.run.settings["seed"]):
+            return self.held_out.monitor(self.data)
 
     def _state(self) -> dict[str, Any]:
         return copy.deepcopy(
@@ -307,6 +307,8 @@ class _Trainer:
 
     @torch.no_grad()
     def _culprit(self, batch: Batch) -> str:
+        if not has_posterior(self.model):
+            return "the loss or its gradient was not finite"
         particles = getattr(self.objective, "num_particles", 1)
         inputs = training_arguments(self.model, batch)
         weights = weigh(self.model.generate, self.model.infer, *inputs, particles=particles)
