@@ -193,11 +193,13 @@ class TemperedPCD(Contrastive):
 
     def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
         """The chains at β = 1 after all have been moved and have exchanged states."""
-        if len(model.chains) != self.chains * self.levels:
-            model.chains = model.flat(model.base(self.chains * self.levels))
+        if (len(model.chains), len(model.hotter)) != (self.chains, self.chains * (self.levels - 1)):
+            flat = model.flat(model.base(self.chains * self.levels))
+            model.chains, model.hotter = flat[: self.chains], flat[self.chains :]
         tempering = Tempering(self.levels, self.kernel or default_kernel(model))
-        state = model.restore(model.chains)
+        state = model.restore(torch.cat([model.chains, model.hotter]))
         for _ in range(self.steps):
             state = tempering(model, state)
-        model.chains = model.flat(state)
-        return model.restore(model.chains[: self.chains])
+        flat = model.flat(state)
+        model.chains, model.hotter = flat[: self.chains].clone(), flat[self.chains :].clone()
+        return model.restore(model.chains)

@@ -75,7 +75,7 @@ def hold_to_rules(model: Any, data: Data, objective: Any) -> None:
             raise InputError(f"{message}; {rule.instead}")
 
 
-def same_event_shape(model: LatentVariableModel, data: Data) -> None:
+def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Data) -> None:
     """Refuses data of another event shape than the model's."""
     if model.event_shape != torch.Size(data.event_shape):
         raise InputError(

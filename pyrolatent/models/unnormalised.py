@@ -31,11 +31,13 @@ class UnnormalisedDensity(nn.Module):
         measure: what log p(x) is of, "mass" or "density".
         levels: number of values of each element of x, (width,); None where they are real.
         chains: persistent chains (chains, width), empty unless training left some.
+        hotter: persistent chains at β < 1, (levels * chains, width), empty unless training tempered.
     """
 
     label_dim: int = 0
     conditional: bool = False
     chains: Tensor
+    hotter: Tensor
     levels: Tensor | None
 
     def __init__(self, event_shape: tuple[int, ...], support: Any, levels: Tensor | None = None) -> None:
@@ -44,10 +46,12 @@ class UnnormalisedDensity(nn.Module):
         self.support = support
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("chains", torch.empty(0))
+        self.register_buffer("hotter", torch.empty(0))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        if prefix + "chains" in state_dict:  # as many as there were in training
-            self.chains = self.chains.new_empty(state_dict[prefix + "chains"].shape)
+        for name in ("chains", "hotter"):
+            if prefix + name in state_dict:  # as many as there were in training
+                setattr(self, name, self.chains.new_empty(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
