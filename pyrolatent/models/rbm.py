@@ -12,7 +12,7 @@ from torch.nn import functional
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.latent import require_labels
-from pyrolatent.models.units import LabelledUnits, bernoulli
+from pyrolatent.models.units import LabelledUnits, bernoulli, softplus
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
 
 EXACT = 20
@@ -129,7 +129,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
     def log_density(self, state: Layers, beta: Beta = 1.0) -> Tensor:
         """log ∑_h exp(-E_β(x, h)), (chains,)."""
         v, field = state
-        hidden = functional.softplus(beta * field).sum(-1)
+        hidden = softplus(beta * field).sum(-1)
         return hidden + (v * self._visible_bias(beta)).sum(-1) + self.units.log_base(v)
 
     def _visible_bias(self, beta: Beta) -> Tensor:
@@ -184,7 +184,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         v, field = self.restore(without)
         of_x = (v * self.visible_bias).sum(-1) + self.units.log_base(v)
         fields = field[:, None] + self.weight[width:]
-        return -(of_x[:, None] + self.visible_bias[width:] + functional.softplus(fields).sum(-1))
+        return -(of_x[:, None] + self.visible_bias[width:] + softplus(fields).sum(-1))
 
     def classify(self, x: Tensor) -> Tensor:
         """p(y | x) ∝ exp(-F(x, y)), (batch, label_dim) (Larochelle and Bengio 2008)."""
