@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pyrolatent.errors import InputError
-from pyrolatent.figures import _COLOURS, _MUTED, Array, Values, _array, _figure, _grid, _tidy
+from pyrolatent.figures import _COLOURS, _MUTED, Array, Values, _array, _figure, _grid, _text, _tidy
 
 PANELS = {
     "validation_pseudo_likelihood": "pseudo-likelihood,\nvalidation [nats]",
@@ -43,8 +43,11 @@ def monitors(history: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_title(PANELS[key], fontsize=8)
         if key == "free_energy_gap":
             axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+        if key == "dead":
+            axes.set_ylim(-0.03, max(0.2, axes.get_ylim()[1]))
         if place >= len(shown) - columns:
             axes.set_xlabel("epoch", fontsize=8)
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _tidy(axes)
     return fig
@@ -98,12 +101,12 @@ def free_energies(groups: Mapping[str, Values]) -> Figure:
     values = {name: _array(found).ravel() for name, found in groups.items()}
     joined: Array = np.concatenate(list(values.values()))
     low, high = np.quantile(joined, [0.002, 0.998])
-    edges = np.linspace(low, high, 41)
+    edges = np.linspace(low, high, 31)
     fig = _figure(5.6, 3.4)
     axes = fig.add_subplot()
     for colour, (name, found) in zip(_COLOURS, values.items(), strict=False):
         density = np.histogram(found, edges)[0] / (len(found) * np.diff(edges))
-        axes.stairs(density, edges, color=colour, linewidth=1.4, label=f"{name}, mean {found.mean():.1f}")
+        axes.stairs(density, edges, color=colour, linewidth=1.4, label=f"{name}, mean {_text(found.mean(), 1)}")
     axes.set_xlabel("free energy F(x) = −log p(x) − log Z [nats]")
     axes.set_ylabel("density")
     fig.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=len(values))
@@ -112,7 +115,7 @@ def free_energies(groups: Mapping[str, Values]) -> Figure:
 
 
 def log_z_trace(estimates: Mapping[str, tuple[Values, Values]], exact: float | None = None) -> Figure:
-    """How annealing comes from the base to log Z, and how far its chains spread around their mean on the way.
+    """How annealing comes from the base to log Z, and how far its chains are spread around their mean on the way.
 
     Args:
         estimates: by name, β (points,) and the log-weights of each chain, log Z_0 in them, (points, chains).
@@ -123,17 +126,12 @@ def log_z_trace(estimates: Mapping[str, tuple[Values, Values]], exact: float | N
     for colour, (name, (betas, log_weights)) in zip(_COLOURS, estimates.items(), strict=False):
         beta, log_w = _array(betas), _array(log_weights)
         whole.plot(beta, log_w.mean(1), color=colour, label=name)
-        low, high = np.quantile(log_w, [0.05, 0.95], axis=1) - log_w[-1].mean()
+        low, high = np.quantile(log_w, [0.05, 0.95], axis=1) - log_w.mean(1)
         spread.fill_between(beta, low, high, color=colour, alpha=0.3, linewidth=0)
-        spread.plot(beta, log_w.mean(1) - log_w[-1].mean(), color=colour)
-        end = log_w[beta > 0.9]
     if exact is not None:
         whole.axhline(exact, color=_MUTED, linewidth=0.8, linestyle="--", label=f"exact, {exact:.2f}")
-    spread.set_xlim(0.9, 1.005)
-    margin = max(1.0, np.ptp(end - log_w[-1].mean()))
-    spread.set_ylim((end - log_w[-1].mean()).min() - 0.1 * margin, (end - log_w[-1].mean()).max() + 0.1 * margin)
     whole.set(xlabel="β", ylabel="mean log-weight [nats]")
-    spread.set(xlabel="β", ylabel="less its end; 90% of chains")
+    spread.set(xlabel="β", ylabel="90% of chains, less the mean [nats]")
     fig.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=len(estimates) + 1)
     for axes in (whole, spread):
         _tidy(axes)

@@ -163,7 +163,8 @@ def test_evaluate_gives_exact_log_p_with_what_annealing_says_beside(bits: Data) 
     assert found.measure == "mass"
     for estimate in (found.ais, found.reverse_ais):
         assert abs(estimate[0] - found.log_z) < 5 * estimate[1]
-    assert found.reverse_starts == "exact samples, a bound from above"
+    assert found.reverse_starts == "exact samples, a bound"
+    assert found.raised[1] == pytest.approx(found.each["log_evidence"][:3].mean().item())
     assert found.raised[2] == 3
     plain = evaluate(model, bits)
     assert plain.ais is None

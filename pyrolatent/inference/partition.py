@@ -243,7 +243,8 @@ class EnergyEvaluation:
         ais: log Z by annealing from the base, and its standard error, where it was asked for or needed.
         reverse_ais: log Z by annealing from samples of the model, and its standard error.
         reverse_starts: what these samples were, and whether the estimate is a bound.
-        raised: the bound on log p(x) of the annealing model, its standard error over datapoints, and their number.
+        raised: the mean bound on log p(x) of the annealing model over some datapoints, mean log p(x) by `log_z` of the
+            same, and their number.
         pseudo_likelihood: ∑_i log p(x_i | all others) over discrete x, no bound on log p(x).
         free_energy: mean F(x).
         datapoints: number of datapoints.
@@ -275,27 +276,20 @@ class EnergyEvaluation:
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, value and remark of each score, to be printed."""
-        errors = "" if self.log_evidence_se is None else f"± {self.log_evidence_se:.2g} over datapoints"
-        remarks = {"exact": "exact", "ais": f"± {self.log_z_se:.2g} by AIS, too low if anything"}
-        rows = [("log_evidence", f"{self.log_evidence:.3f}", f"{errors}, ± {self.log_evidence_mcse:.2g} of log Z")]
-        rows += [("log_z", f"{self.log_z:.3f}", remarks[self.log_z_method])]
+        rows = [("log_evidence", f"{self.log_evidence:.3f}", "")]
+        if self.log_evidence_se is not None:
+            remark = "exact log Z" if self.log_z_method == "exact" else f"± {self.log_z_se:.2g} of log Z"
+            rows = [(*rows[0][:2], f"± {self.log_evidence_se:.2g} over datapoints, {remark}")]
+        remarks = {"exact": "exact", "ais": f"± {self.log_z_se:.2g} by ais, too low if anything"}
+        rows.append(("log_z", f"{self.log_z:.3f}", remarks[self.log_z_method]))
         if self.ais and self.log_z_method != "ais":
             rows.append(("  by ais", f"{self.ais[0]:.3f}", f"± {self.ais[1]:.2g}"))
         if self.reverse_ais:
-            rows.append(
-                (
-                    "  by reverse ais",
-                    f"{self.reverse_ais[0]:.3f}",
-                    f"± {self.reverse_ais[1]:.2g}, started from {self.reverse_starts}",
-                )
-            )
-        if self.ais:
-            rows.append(("", "", f"{self.chains} chains, {self.temperatures:,} temperatures"))
+            value, error = self.reverse_ais
+            rows.append(("  by reverse ais", f"{value:.3f}", f"± {error:.2g}, started from {self.reverse_starts}"))
         if self.raised:
-            value, error, number = self.raised
-            rows.append(
-                ("raise", f"{value:.3f}", f"± {error:.2g} over {number:.0f} datapoints, of the annealing model")
-            )
+            bound, same, number = self.raised
+            rows.append(("raise", f"{bound:.3f}", f"for {number:.0f} datapoints of log_evidence {same:.3f}"))
         if self.pseudo_likelihood is not None:
             rows.append(("pseudo_likelihood", f"{self.pseudo_likelihood:.3f}", "no bound"))
         rows.append(("free_energy", f"{self.free_energy:.3f}", ""))
@@ -338,7 +332,7 @@ def evaluate_energy(
         return (lambda done: on_step(what, done, annealing.temperatures)) if on_step else None
 
     with evaluating(model, seed):
-        forward = reverse = raised = None
+        forward = reverse = bounds = None
         if annealing.always or not model.tractable:
             steps: dict[str, int] = {"temperatures": annealing.temperatures}
             forward = ais(model, chains=annealing.chains, on_step=told("ais"), **steps)
@@ -349,7 +343,6 @@ def evaluate_energy(
         if annealing.raised:
             some = part.batch(slice(0, annealing.raised)).x
             bounds = raise_log_prob(model, some, temperatures=annealing.temperatures, on_step=told("raise"))
-            raised = [bounds.mean().item(), _standard_error(bounds), len(bounds)]
         energies, pseudo = [], []
         for batch in part.batches(1000):
             energies.append(model.free_energy(batch.x).double().cpu())
@@ -358,7 +351,7 @@ def evaluate_energy(
         error = _classification_error(model, part)
     free_energy = torch.cat(energies)
     log_p = -free_energy - log_z.value
-    label = {"exact samples": "exact samples, a bound from above"}
+    label = {"exact samples": "exact samples, a bound"}
     return EnergyEvaluation(
         split=split,
         measure=f"{model.measure} (dequantized)" if model.measure == "density" and data.dequantize else model.measure,
@@ -371,12 +364,12 @@ def evaluate_energy(
         ais=[forward.value, forward.error] if forward else None,
         reverse_ais=[reverse.value, reverse.error] if reverse else None,
         reverse_starts=label.get(str(reverse.starts), f"{reverse.starts}, not a bound") if reverse else None,
-        raised=raised,
+        raised=None if bounds is None else [bounds.mean().item(), log_p[: len(bounds)].mean().item(), len(bounds)],
         pseudo_likelihood=torch.cat(pseudo).mean().item() if pseudo else None,
         free_energy=free_energy.mean().item(),
         datapoints=len(log_p),
         chains=annealing.chains if forward else None,
-        temperatures=annealing.temperatures if forward or raised else None,
+        temperatures=annealing.temperatures if forward or annealing.raised else None,
         classification_error=error,
         each={"log_evidence": log_p},
     )

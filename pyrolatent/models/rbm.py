@@ -51,6 +51,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         labels: whether to model p(x, y), with a unit for each class.
         centred: whether gradients are those of the energy in x - E[x], h - E[h] over the data, which learns faster and
             to a better likelihood (Melchior, Fischer and Wiskott 2016, 1311.1354); the model is the same.
+        spread: standard deviation of the initial weights; small machines gain from more.
     """
 
     mu: Tensor
@@ -66,6 +67,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         visible: Annotated[Any, Kind("units")] = "bernoulli",
         labels: bool = False,
         centred: bool = True,
+        spread: Annotated[float, Gt(0)] = 0.01,
     ) -> None:
         event_shape = tuple(event_shape)
         units = build("units", visible, event_shape=event_shape)
@@ -75,7 +77,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
             self.label_dim = label_dim
             units = LabelledUnits(units, label_dim)
         self.units, self.centred = units, centred
-        self.weight = nn.Parameter(0.01 * torch.randn(units.width, hidden))
+        self.weight = nn.Parameter(spread * torch.randn(units.width, hidden))
         self.visible_bias = nn.Parameter(torch.zeros(units.width))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
         self.register_buffer("base_bias", torch.zeros(units.width))
