@@ -32,6 +32,7 @@ from pyrolatent.models.unnormalised import UnnormalisedDensity
 from pyrolatent.run import Run, scores, train
 
 COMPARED = 140  # columns that a comparison needs
+SHORT = 1000  # temperatures of the evaluation that ends a training
 ROWS = 20  # epochs that are printed, at most, beside the first and the last
 
 console = Console()
@@ -129,7 +130,7 @@ def train_command(
     try:
         target = declared.settings.get("device", "auto")
         has_density = not isinstance(run.model, DeterministicModel)
-        short = Annealing(temperatures=1000)
+        short = Annealing(temperatures=SHORT)
         evaluation = _evaluate(run, data_dir, "test", particles, target, short, quiet=as_json) if has_density else None
         drawn = run.write_figures(report.draw(run.model, run.load_data(data_dir), run.history))
     except KeyboardInterrupt as interrupt:

@@ -14,6 +14,8 @@ from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 WATCHED = [0, 1, 2, 5, 10, 50, 100, 500, 1000]
 """Sweeps after which chains are drawn."""
+TEMPERATURES = 1000
+"""Of the annealing that is drawn."""
 
 
 @torch.no_grad()
@@ -34,15 +36,16 @@ def draw_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> d
         start = data.test.batch(slice(0, 4)).x
         frames = torch.cat([watch(model, 4, WATCHED, start=start), watch(model, 4, WATCHED)], 1)
         drawn["chains"] = figures_energy.chains(frames, WATCHED)
-        drawn["samples"] = figures.samples(sample_energy(model, 64, mean=True))
+        drawn["samples"] = figures.samples(sample_energy(model, 64, mean=True, sweeps=WATCHED[-1]))
         parts = {name: getattr(data, name).batch(slice(0, 1000)).x for name in ("train", "validation")}
+        number = 1000 if model.tractable else 300
         of_data = {name: model.free_energy(x) for name, x in parts.items()}
         drawn["free_energies"] = figures_energy.free_energies(
-            {**of_data, "samples": model.free_energy(sample_energy(model, 1000))}
+            {**of_data, "samples": model.free_energy(sample_energy(model, number, sweeps=WATCHED[-1]))}
         )
-        forward = ais(model, chains=50, temperatures=1000)
+        forward = ais(model, chains=50, temperatures=TEMPERATURES)
         start, starts = model_states(model, data, 50)
-        backward = reverse_ais(model, start, starts, temperatures=1000)
+        backward = reverse_ais(model, start, starts, temperatures=TEMPERATURES)
         drawn["log_z"] = figures_energy.log_z_trace(
             {
                 f"AIS, {forward.value:.2f} ± {forward.error:.2f}": (forward.betas, forward.log_weights),

@@ -15,6 +15,7 @@ from pyrolatent import RestrictedBoltzmannMachine as RBM  # noqa: N817
 from pyrolatent.chains import sample_energy, watch
 from pyrolatent.cli import app
 from pyrolatent.figures_energy import chains, filters, free_energies, log_z_trace, monitors
+from pyrolatent.inference.contrastive import CD
 from pyrolatent.inference.rules import hold_to_rules
 
 MODELS: dict[str, tuple[Any, str]] = {
@@ -50,6 +51,8 @@ def experiment(path: Path, data: Path, model: Any, objective: Any, **fields: Any
 @pytest.mark.parametrize("name", MODELS)
 def test_every_command_works_for_every_kind(name: str, file: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("pyrolatent.report_energy.WATCHED", [0, 1, 3])
+    monkeypatch.setattr("pyrolatent.report_energy.TEMPERATURES", 20)
+    monkeypatch.setattr("pyrolatent.cli.SHORT", 20)
     model, objective = MODELS[name]
     written = experiment(tmp_path / "e.yaml", file, model, objective)
     run = str(tmp_path / "run")
@@ -115,7 +118,7 @@ def test_what_cannot_be_right_is_one_line(model: Any, objective: Any, said: str,
 
 def test_data_outside_the_support_are_refused(binary_data: Data) -> None:
     grey = load_data(np.random.default_rng(0).random((40, 6)))
-    objective: Any = __import__("pyrolatent.inference.contrastive", fromlist=["CD"]).CD()
+    objective = CD()
     with pytest.raises(InputError, match="not all 0 or 1"):
         hold_to_rules(RBM((6,), hidden=2), grey, objective)
     with pytest.raises(InputError, match="declare other visible units"):

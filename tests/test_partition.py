@@ -49,8 +49,8 @@ def test_annealing_from_both_ends_brackets_the_exact_value(name: str) -> None:
     """Within 4.5 standard errors of log Z each; the means of several short runs lie on its two sides."""
     model: Any = MADE[name]()
     exact = exact_log_z(model).value
-    forward = ais(model, chains=400, temperatures=300)
-    backward = reverse_ais(model, model.exact_sample(400), "exact samples", temperatures=300)
+    forward = ais(model, chains=400, temperatures=100)
+    backward = reverse_ais(model, model.exact_sample(400), "exact samples", temperatures=100)
     assert abs(forward.value - exact) < 4.5 * forward.error + 1e-9
     assert abs(backward.value - exact) < 4.5 * backward.error + 1e-9
     assert (forward.side, backward.side) == ("below", "above")
@@ -107,6 +107,9 @@ def test_raise_is_unbiased_for_the_annealing_model_and_below_it_in_expectation(n
         assert abs(w.mean().item() - 1) < 4.5 * w.std().item() / math.sqrt(20_000)
         return
     model = machine()
+    with torch.no_grad():  # weights of light tails, of which a standard error says something
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
     x = torch.tensor(list(itertools.product([0.0, 1.0], repeat=5)))
     h = torch.tensor(list(itertools.product([0.0, 1.0], repeat=6)))
     p = model.log_density(model.state(x), 0.0).softmax(0)
@@ -117,10 +120,10 @@ def test_raise_is_unbiased_for_the_annealing_model_and_below_it_in_expectation(n
         eta = beta * (model.visible_bias + h @ model.weight.T) + (1 - beta) * model.base_bias
         p_x = ((x @ eta.T) - torch.nn.functional.softplus(eta).sum(-1)).T.exp()
         p = p @ p_h @ p_x
-    one = torch.stack([raise_log_prob(model, x, temperatures=temperatures) for _ in range(4000)])
+    one = raise_log_prob(model, x.repeat(4000, 1), temperatures=temperatures).reshape(4000, -1)
     assert (one.mean(0) < p.log() + 4 * one.std(0) / math.sqrt(4000)).all()
     w = one.exp()
-    assert ((w.mean(0) - p).abs() < 5 * w.std(0) / math.sqrt(4000)).all()
+    assert ((w.mean(0) - p).abs() < 4.5 * w.std(0) / math.sqrt(4000)).all()
 
 
 def test_raise_becomes_log_p_as_steps_grow() -> None:

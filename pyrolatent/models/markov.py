@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import opt_einsum
-import pyro.distributions as dist
 import torch
 from annotated_types import Gt
 from pyro.ops.contract import einsum
@@ -236,7 +235,9 @@ class MarkovNetwork(UnnormalisedDensity):
         tables = self.tables()
         for block in torch.randperm(len(self.blocks)).tolist():
             for i in self.blocks[block]:
-                x[:, i - 1] = dist.Categorical(logits=beta * -self._conditional_energy(i, x, tables)).sample()
+                energies = self._conditional_energy(i, x, tables)
+                # The largest of logits plus Gumbel noise is a draw.
+                x[:, i - 1] = (-beta * energies - torch.empty_like(energies).exponential_().log()).argmax(-1)
         return x.to(state.dtype)
 
     def _conditional_energy(self, variable: int, x: Tensor, tables: list[Tensor]) -> Tensor:
