@@ -101,6 +101,7 @@ def test_a_machine_is_compared_with_a_vae_on_the_same_scale(file: Path, tmp_path
         ({"rbm": {"hidden": 3}}, "sliced_score_matching", "x is discrete"),
         ({"rbm": {"hidden": 3}}, {"cd": {"kernel": "hmc"}}, "is sampled by kernel: gibbs"),
         ({"energy": {}}, {"cd": {"kernel": "gibbs"}}, "hmc or langevin"),
+        ({"energy": {"energy": "mlp"}}, "sliced_score_matching", "declare activation: silu"),
         ({"rbm": {"hidden": 3}}, {"pcd": {"chans": 3}}, "did you mean 'chains'"),
         ({"rbm": {"hiden": 3}}, "pcd", "did you mean 'hidden'"),
         ({"markov_network": {"cliques": [[1, 9]]}}, "exact_likelihood", "is no clique"),
@@ -133,7 +134,7 @@ def test_training_over_real_numbers_by_every_objective(tmp_path: Path) -> None:
     """The held-out loss is that of sliced score matching, and falls; a run is read again with its chains."""
     x = np.random.default_rng(0).normal(size=(300, 2)) * [0.5, 2.0] + [3.0, 0.0]
     data = load_data(x.astype(np.float32))
-    network = {"mlp": {"hidden": [16]}}
+    network = {"mlp": {"hidden": [16], "activation": "silu"}}
     for objective in (
         "sliced_score_matching",
         {"denoising_score_matching": {"noise": 0.3}},

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import constraints
+from torch import nn
 
 from pyrolatent.data import Data
 from pyrolatent.errors import InputError
@@ -165,9 +166,16 @@ def _tractable(case: Case) -> str | None:
     return None
 
 
-def _smooth(case: Case) -> str | None:
+def _discrete(case: Case) -> str | None:
     if isinstance(case.objective, ScoreMatching) and case.model.levels is not None:
         return f"{declared_name(case.objective)} needs the gradient of log p in x, but x is discrete"
+    return None
+
+
+def _smooth(case: Case) -> str | None:
+    real = isinstance(case.model, UnnormalisedDensity) and case.model.levels is None
+    if real and any(isinstance(module, nn.ReLU) for module in case.model.modules()):
+        return "score matching, by which energies over real numbers are scored, sees no curvature of rectifiers"
     return None
 
 
@@ -289,6 +297,11 @@ RULES = (
     Rule(
         "score matching over discrete x",
         "declare objective: pcd or cd",
+        _discrete,
+    ),
+    Rule(
+        "an energy of rectifiers over real numbers",
+        "declare activation: silu",
         _smooth,
     ),
     Rule(

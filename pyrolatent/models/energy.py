@@ -1,6 +1,7 @@
 """Energies of the user's own, and networks as energies."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,6 +10,9 @@ from torch.distributions import constraints
 
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
+
+SMOOTH: Mapping[str, Any] = {"mlp": {"activation": "silu"}}
+"""The energy by default: the gradient of its score is not 0 nearly everywhere, as that of rectifiers is."""
 
 
 @component("model", "energy")
@@ -33,7 +37,7 @@ class EnergyModel(UnnormalisedDensity):
         self,
         event_shape: tuple[int, ...],
         *,
-        energy: Annotated[Any, Kind("network")] = "mlp",
+        energy: Annotated[Any, Kind("network")] = SMOOTH,
         support: Literal["real", "binary"] = "real",
         reference: Literal["normal", "flat"] = "normal",
     ) -> None:
