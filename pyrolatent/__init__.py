@@ -2,12 +2,14 @@
 
 from torch import set_flush_denormal
 
+from pyrolatent.chains import watch
 from pyrolatent.compare import compare
 from pyrolatent.data import Data, load_data
 from pyrolatent.errors import InputError, TrainingError, TrustError
 from pyrolatent.experiment import Experiment
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, fit
+from pyrolatent.inference.partition import Annealing
 from pyrolatent.models import (
     PCA,
     VAE,
@@ -25,6 +27,7 @@ from pyrolatent.models import (
     MarkovNetwork,
     RestrictedBoltzmannMachine,
     SemiSupervisedVAE,
+    UnnormalisedDensity,
 )
 from pyrolatent.run import Run, train
 from pyrolatent.tasks import impute, interpolate, reconstruct, sample
@@ -34,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PCA",
     "VAE",
+    "Annealing",
     "Autoencoder",
     "Conditional",
     "ConditionalVAE",
@@ -56,6 +60,7 @@ __all__ = [
     "SemiSupervisedVAE",
     "TrainingError",
     "TrustError",
+    "UnnormalisedDensity",
     "compare",
     "evaluate",
     "fit",
@@ -66,4 +71,5 @@ __all__ = [
     "sample",
     "set_flush_denormal",
     "train",
+    "watch",
 ]

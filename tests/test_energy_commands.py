@@ -166,6 +166,19 @@ def test_training_is_the_same_again_with_the_same_seed(binary_data: Data) -> Non
     assert runs[0]["chains"].shape == (7, 6)
 
 
+def test_training_goes_on_from_where_it_ended(binary_data: Data) -> None:
+    """A second fit begins at the parameters, the base and the chains of the first, and not at the data's means."""
+    model = RBM((6,), hidden=4)
+    options: Any = {"progress": False, "objective": {"pcd": {"chains": 7}}, "epochs": 1}
+    fit(model, binary_data, **options)
+    model.visible_bias.data.fill_(1.5)
+    base, chains = model.base_bias.clone(), model.chains
+    fit(model, binary_data, **options, optimizer={"SGD": {"lr": 1e-9}})
+    torch.testing.assert_close(model.visible_bias.data, torch.full((6,), 1.5))
+    assert torch.equal(model.base_bias, base)
+    assert model.chains is not chains
+
+
 def test_samples_are_exact_where_they_can_be_and_follow_labels() -> None:
     """Exact means within 4.5 standard errors; with labels held, p(x | y) by enumeration."""
     torch.manual_seed(0)

@@ -53,8 +53,8 @@ class EnergyModel(UnnormalisedDensity):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Sets the base to the data's mean and standard deviation, where x is real."""
-        if self.levels is None:
+        """Sets the base to the data's mean and standard deviation, where x is real, unless it has been set before."""
+        if self.levels is None and not self.loc.any():
             self.loc.copy_(x.flatten(1).mean(0))
             self.scale.copy_(x.flatten(1).std(0).clamp(min=1e-3))
 

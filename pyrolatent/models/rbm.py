@@ -12,7 +12,7 @@ from torch.nn import functional
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.latent import require_labels
-from pyrolatent.models.units import LabelledUnits, bernoulli, softplus
+from pyrolatent.models.units import LabelledUnits, NormalUnits, bernoulli, softplus
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
 
 EXACT = 20
@@ -86,10 +86,15 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Sets visible biases and base to the data's means, one datapoint of each value added (Hinton 2010)."""
+        """Sets visible biases and base to the data's means, one datapoint of each value added (Hinton 2010).
+
+        Biases that are not 0 are those of a machine that has been trained, and stay.
+        """
+        if self.visible_bias.any():
+            return
         units = self.units.inner if isinstance(self.units, LabelledUnits) else self.units
-        if hasattr(units, "initialise"):
-            units.initialise(x, mask)
+        if isinstance(units, NormalUnits):
+            units.set_scale(x)
         seen = units.statistic(x)
         prior = units.mean(torch.zeros_like(seen[0]))
         mean = (seen.sum(0) + 2 * prior) / (len(x) + 2) if self.levels is not None else seen.mean(0)

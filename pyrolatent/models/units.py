@@ -109,7 +109,7 @@ class NormalUnits(nn.Module):
         self.log_sigma = nn.Parameter(torch.full((self.width,), math.log(scale)), requires_grad=learned)
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, mask: Tensor | None = None) -> None:
+    def set_scale(self, x: Tensor) -> None:
         """Sets σ to the standard deviation of the data times `scale`."""
         deviation = x.reshape(len(x), -1).std(0)
         self.log_sigma.copy_((self.scale * deviation.clamp(min=1e-3)).log())
