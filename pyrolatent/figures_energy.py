@@ -101,7 +101,8 @@ def free_energies(groups: Mapping[str, Values]) -> Figure:
     values = {name: _array(found).ravel() for name, found in groups.items()}
     joined: Array = np.concatenate(list(values.values()))
     low, high = np.quantile(joined, [0.002, 0.998])
-    edges = np.linspace(low, high, 31)
+    margin = 0.0 if high > low else 0.5  # a model that has learned nothing may give everything one energy
+    edges = np.linspace(low - margin, high + margin, 31)
     fig = _figure(5.6, 3.4)
     axes = fig.add_subplot()
     for colour, (name, found) in zip(_COLOURS, values.items(), strict=False):

@@ -215,4 +215,5 @@ def test_figures_refuse_what_they_cannot_draw() -> None:
         chains(np.zeros((3, 1, 4)), [0, 1])
     assert filters(np.random.default_rng(0).normal(size=(6, 3)), (2, 3)).axes
     assert free_energies({"train": np.arange(9.0), "samples": np.arange(5.0)}).axes
+    assert free_energies({"train": np.zeros(9)}).axes
     assert len(log_z_trace({"a": ([0.0, 1.0], np.zeros((2, 3)))}, exact=1.0).axes) == 2
