@@ -107,10 +107,9 @@ def measure(name: str, peers: list[str], options: argparse.Namespace, data: np.n
 
 def shown(row: dict[str, Any]) -> str:
     bound = "" if row["final_bound"] is None else f"   bound {row['final_bound']:8.2f}"
-    return (
-        f"{row['workload']:<10}{row['contender']:<12}{row['precision']:<9}{row['ratio']:5.2f}  ({row['ratio_min']:.2f} to "
-        f"{row['ratio_max']:.2f})  {row['share_of_limit']:4.0%} of the limit {row['steps_per_second']:9.1f} steps/s{bound}"
-    )
+    name = f"{row['workload']:<10}{row['contender']:<12}{row['precision']:<9}"
+    ratio = f"{row['ratio']:5.2f}  ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+    return f"{name}{ratio}  {row['share_of_limit']:4.0%} of the limit {row['steps_per_second']:9.1f} steps/s{bound}"
 
 
 def binary_images(directory: Path | None, count: int) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from torch import set_flush_denormal
 
+from pyrolatent.chains import watch
 from pyrolatent.compare import compare
 from pyrolatent.data import Data, load_data
 from pyrolatent.errors import InputError, TrainingError, TrustError
 from pyrolatent.experiment import Experiment
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, fit
+from pyrolatent.inference.partition import Annealing
 from pyrolatent.models import (
     PCA,
     VAE,
@@ -15,13 +17,17 @@ from pyrolatent.models import (
     Conditional,
     ConditionalVAE,
     DiscreteVAE,
+    EnergyModel,
     Family,
     GenerativeNetwork,
     HierarchicalVAE,
     LatentVariableModel,
     LinearGaussian,
     LogisticBernoulli,
+    MarkovNetwork,
+    RestrictedBoltzmannMachine,
     SemiSupervisedVAE,
+    UnnormalisedDensity,
 )
 from pyrolatent.run import Run, train
 from pyrolatent.tasks import impute, interpolate, reconstruct, sample
@@ -31,11 +37,13 @@ __version__ = "0.1.0"
 __all__ = [
     "PCA",
     "VAE",
+    "Annealing",
     "Autoencoder",
     "Conditional",
     "ConditionalVAE",
     "Data",
     "DiscreteVAE",
+    "EnergyModel",
     "Evaluation",
     "Experiment",
     "Family",
@@ -46,10 +54,13 @@ __all__ = [
     "LatentVariableModel",
     "LinearGaussian",
     "LogisticBernoulli",
+    "MarkovNetwork",
+    "RestrictedBoltzmannMachine",
     "Run",
     "SemiSupervisedVAE",
     "TrainingError",
     "TrustError",
+    "UnnormalisedDensity",
     "compare",
     "evaluate",
     "fit",
@@ -60,4 +71,5 @@ __all__ = [
     "sample",
     "set_flush_denormal",
     "train",
+    "watch",
 ]

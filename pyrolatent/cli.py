@@ -19,16 +19,20 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from pyrolatent import __version__, declaration, report, tasks
+from pyrolatent.chains import SWEEPS
 from pyrolatent.compare import compare
 from pyrolatent.errors import InputError, TrainingError
 from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value
 from pyrolatent.figures import samples as samples_figure
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, choose_device
-from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.inference.partition import Annealing, EnergyEvaluation, evaluate_energy
+from pyrolatent.models.autoencoder import DeterministicModel
+from pyrolatent.models.unnormalised import UnnormalisedDensity
 from pyrolatent.run import Run, scores, train
 
 COMPARED = 140  # columns that a comparison needs
+SHORT = 1000  # temperatures of the evaluation that ends a training
 ROWS = 20  # epochs that are printed, at most, beside the first and the last
 
 console = Console()
@@ -125,8 +129,9 @@ def train_command(
         print(f"\n{run.model}\n")
     try:
         target = declared.settings.get("device", "auto")
-        has_density = isinstance(run.model, LatentVariableModel)
-        evaluation = _evaluate(run, data_dir, "test", particles, target, quiet=as_json) if has_density else None
+        has_density = not isinstance(run.model, DeterministicModel)
+        short = Annealing(temperatures=SHORT)
+        evaluation = _evaluate(run, data_dir, "test", particles, target, short, quiet=as_json) if has_density else None
         drawn = run.write_figures(report.draw(run.model, run.load_data(data_dir), run.history))
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"{path} holds the trained model; evaluate and figures do the rest") from interrupt
@@ -144,13 +149,18 @@ def evaluate_command(
     run: RunPath,
     split: Annotated[Splits, typer.Option(help="The part of the data.")] = "test",
     particles: Annotated[int, typer.Option(min=1, help="Draws for each datapoint.")] = 5000,
+    chains: Annotated[int, typer.Option(min=1, help="Chains that estimate log Z of an energy.")] = 100,
+    temperatures: Annotated[int, typer.Option(min=1, help="Steps of these chains.")] = 10_000,
+    ais: Annotated[bool, typer.Option("--ais", help="Estimate log Z also where it is known.")] = False,
+    raised: Annotated[int, typer.Option("--raise", min=0, help="Datapoints to bound log p(x) of by RAISE.")] = 0,
     data_dir: DataDir = None,
     device: Annotated[Device, typer.Option(help="Where to evaluate.")] = "auto",
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Held-out bound, its parts, and log p(x) by importance sampling; written to evaluation.json."""
-    evaluation = _evaluate(Run.load(run, trust=trust), data_dir, split, particles, device, quiet=as_json)
+    annealing = Annealing(chains, temperatures, ais, raised)
+    evaluation = _evaluate(Run.load(run, trust=trust), data_dir, split, particles, device, annealing, quiet=as_json)
     if as_json:
         print(json.dumps(scores(evaluation)))
     else:
@@ -163,13 +173,14 @@ def sample_command(
     size: Annotated[int, typer.Option("--size", "-n", min=1, help="Number of draws.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     mean: Annotated[bool, typer.Option(help="Show E[x | z] instead of draws of x.")] = False,
+    sweeps: Annotated[int, typer.Option(min=1, help="Sweeps of the chains of an energy.")] = SWEEPS,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Draw from the model: an array samples.npy and a figure samples.png in the run."""
     loaded = Run.load(run, trust=trust)
     torch.manual_seed(seed)
-    drawn = tasks.sample(loaded.model, size, mean=mean)
+    drawn = tasks.sample(loaded.model, size, mean=mean, sweeps=sweeps)
     array = loaded.write_array("samples", drawn)
     (figure,) = loaded.write_figures({"samples": samples_figure(drawn[:100])})
     _print_paths({"array": array, "figure": figure}, as_json)
@@ -224,7 +235,7 @@ def compare_command(
                 "best" if best else _with_errors(row.difference, row.difference_se, row.difference_seeds),
                 {None: "" if best else "one seed", True: "differs", False: "no difference"}[row.significant],
                 "" if row.gap is None else f"{row.gap:.2f}",
-                f"{row.active_units:.0f}",
+                "" if row.active_units is None else f"{row.active_units:.0f}",
                 f"{row.parameters:,}",
                 f"{row.seconds:.0f} s",
             )
@@ -309,10 +320,10 @@ class _Rows:
     def __call__(self, fit: Fit) -> None:
         row = fit.history[-1]
         self.epoch = row["epoch"]
-        elbo = "none" if row["validation_elbo"] is None else f"{row['validation_elbo']:.3f}"
-        self._pending = f"{self.epoch:5}  {row['train_loss']:12.3f}  {elbo:>15}  {row['seconds']:7.1f}"
+        name = next(key for key in row if key.startswith("validation_") and row[key] is not None)
+        self._pending = f"{self.epoch:5}  {row['train_loss']:12.3f}  {row[name]:>{len(name)}.3f}  {row['seconds']:7.1f}"
         if self.epoch == 1 and not self.quiet:
-            print("epoch    train_loss  validation_elbo  seconds")
+            print(f"epoch    train_loss  {name}  seconds")
         if self.epoch == 1 or self.epoch % math.ceil(fit.settings["epochs"] / ROWS) == 0:
             self.finish()
 
@@ -323,9 +334,23 @@ class _Rows:
         self._pending = ""
 
 
-def _evaluate(run: Run, data_dir: Path | None, split: str, particles: int, device: str, *, quiet: bool) -> Evaluation:
+def _evaluate(
+    run: Run, data_dir: Path | None, split: str, particles: int, device: str, annealing: Annealing, *, quiet: bool
+) -> Evaluation | EnergyEvaluation:
     data, model = run.load_data(data_dir), run.model.to(choose_device(device))
     with Progress(console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
+        if isinstance(model, UnnormalisedDensity):
+            tasks_of: dict[str, Any] = {}
+
+            def told(what: str, done: int, total: int) -> None:
+                if what not in tasks_of:
+                    tasks_of[what] = bar.add_task(what, total=total)
+                bar.update(tasks_of[what], completed=done)
+
+            found = evaluate_energy(model, data, split=split, annealing=annealing, on_step=told)
+            model.cpu()
+            run.write_evaluation(found)
+            return found
         task = bar.add_task(f"log p(x), {particles} draws", total=len(getattr(data, split)))
         evaluation = evaluate(
             model, data, split=split, particles=particles, on_batch=lambda done: bar.update(task, completed=done)
@@ -335,7 +360,7 @@ def _evaluate(run: Run, data_dir: Path | None, split: str, particles: int, devic
     return evaluation
 
 
-def _print_evaluation(evaluation: Evaluation) -> None:
+def _print_evaluation(evaluation: Evaluation | EnergyEvaluation) -> None:
     table = Table(
         title=f"{evaluation.split}, {evaluation.datapoints} datapoints, nats of a {evaluation.measure} a datapoint",
         title_justify="left",
@@ -345,6 +370,11 @@ def _print_evaluation(evaluation: Evaluation) -> None:
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
+    if isinstance(evaluation, EnergyEvaluation):
+        for row in evaluation.rows():
+            table.add_row(*row)
+        console.print(table, "", highlight=False)
+        return
     table.add_row("elbo", f"{evaluation.elbo:.3f}", "higher is better")
     table.add_row("reconstruction", f"{evaluation.reconstruction:.3f}")
     table.add_row("kl", f"{evaluation.kl:.3f}")

@@ -39,6 +39,7 @@ from pyrolatent.errors import InputError, TrustError
 from pyrolatent.experiment import Experiment, FilesIn, declare, read_yaml, source_name, write_yaml
 from pyrolatent.inference.evidence import Evaluation
 from pyrolatent.inference.fit import Fit, Row
+from pyrolatent.inference.partition import EnergyEvaluation
 from pyrolatent.models.latent import LatentVariableModel
 
 
@@ -160,7 +161,7 @@ class Run:
             )
         return data
 
-    def write_evaluation(self, evaluation: Evaluation) -> Path:
+    def write_evaluation(self, evaluation: Evaluation | EnergyEvaluation) -> Path:
         """Writes held-out scores to evaluation.json and those of each datapoint to evaluation.safetensors."""
         _write(self.path / "evaluation.safetensors", safetensors.torch.save(evaluation.each))
         return _write_json(self.path / "evaluation.json", scores(evaluation))
@@ -261,7 +262,7 @@ def train(
             writer = board(str(output / "tensorboard")) if board else None
         _write_state(output, fit)
         if writer is not None:
-            for name in ("train_loss", "validation_elbo", "learning_rate"):
+            for name in row.keys() - {"epoch", "seconds"}:
                 if row[name] is not None:
                     writer.add_scalar(name, row[name], row["epoch"])
         if on_epoch:
@@ -281,7 +282,7 @@ def train(
     return Run.load(output, model=fit.model)
 
 
-def scores(evaluation: Evaluation) -> dict[str, Any]:
+def scores(evaluation: Evaluation | EnergyEvaluation) -> dict[str, Any]:
     """An evaluation as evaluation.json holds it: without `log_evidence` where there is no likelihood."""
     fields = asdict(replace(evaluation, each={}))
     del fields["each"]

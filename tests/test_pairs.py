@@ -12,13 +12,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, ReweightedWakeSleep, RenyiELBO
+from pyro.infer import SVI, RenyiELBO, ReweightedWakeSleep
 from pyro.infer.importance import psis_diagnostic, vectorized_importance_weights
 from torch import Tensor
 
 from pyrolatent import VAE, Data, InputError, fit
+from pyrolatent.inference import objectives
 from pyrolatent.inference.objectives import ELBO, IWAE, STL, VIMCO, AnalyticELBO, DReG, log_mean_exp
-from pyrolatent.inference.objectives import ReweightedWakeSleep as RWS
 from pyrolatent.inference.weights import weigh
 
 W = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
@@ -133,7 +133,7 @@ def test_a_site_outside_the_plate_is_refused_by_name(x: Tensor) -> None:
         guide(x)
 
     for name in (None, "rows"):
-        with pytest.raises(InputError, match="'shared' lies outside the plate 'rows'.*jointly"):
+        with pytest.raises(InputError, match=r"'shared' lies outside the plate 'rows'.*jointly"):
             IWAE(particles=2, plate=name).loss(outside, guide_outside, x)
 
 
@@ -215,7 +215,7 @@ def test_wake_sleep_of_pyro_weighs_jointly(x: Tensor) -> None:
     many = x.repeat(30, 1)
     pyros = ReweightedWakeSleep(num_particles=5, max_plate_nesting=1, vectorize_particles=True)
     joint, _ = pyros.loss(model, guide, many)
-    assert joint > RWS(particles=5).loss(model, guide, many) + 10
+    assert joint > objectives.ReweightedWakeSleep(particles=5).loss(model, guide, many) + 10
 
 
 def test_renyi_of_pyro_scales_inside_the_logarithm(x: Tensor) -> None:

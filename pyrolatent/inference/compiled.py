@@ -1,8 +1,8 @@
 """A function of tensors as a compiled graph: a Pyro pair is run once, and from then on without Python.
 
 `torch.fx.experimental.proxy_tensor.make_fx` records the operations that one call performs, those of its backward pass
-among them, so that whatever Pyro, an objective or a hook does in Python is done once; `torch.compile` makes a program of
-the record. It holds for the shapes that it was recorded with, and draws the same random numbers as the function.
+among them, so that whatever Pyro, an objective or a hook does in Python is done once; `torch.compile` makes a program
+of the record. It holds for the shapes that it was recorded with, and draws the same random numbers as the function.
 """
 
 import os

@@ -16,9 +16,11 @@ from torch.distributions.constraints import Constraint
 from pyrolatent.data import Batch, Data
 from pyrolatent.errors import InputError
 from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.partition import Annealing, evaluate_energy
 from pyrolatent.inference.rules import likelihood_name, same_event_shape
 from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 FLOATS = 2**21
 """Numbers in one decoded chunk of draws: small enough for a processor's cache, large enough to keep it busy."""
@@ -145,7 +147,7 @@ def score(
 
 
 def evaluate(
-    model: LatentVariableModel,
+    model: LatentVariableModel | UnnormalisedDensity,
     data: Data,
     *,
     split: str = "test",
@@ -153,7 +155,8 @@ def evaluate(
     batch_size: int = 100,
     seed: int = 0,
     on_batch: Callable[[int], Any] | None = None,
-) -> Evaluation:
+    annealing: Annealing | None = None,
+) -> Any:
     """Held-out bound, its parts, and log p(x) by importance sampling (Burda et al. 2016, 1509.00519).
 
     Args:
@@ -164,10 +167,17 @@ def evaluate(
         batch_size: datapoints at a time.
         seed: seed of the draws.
         on_batch: called with the number of datapoints done.
+        annealing: how log Z of an unnormalised density is estimated; the other arguments but `split` and `seed` say
+            nothing to these.
+
+    Returns:
+        An `Evaluation`, or an `EnergyEvaluation` of an unnormalised density.
 
     Raises:
         InputError: the data does not fit the model, or there is no such split.
     """
+    if isinstance(model, UnnormalisedDensity):
+        return evaluate_energy(model, data, split=split, annealing=annealing or Annealing(), seed=seed)
     if particles < 1:
         raise InputError(f"particles was {particles}; at least one draw is needed")
     if split not in ("train", "validation", "test"):

@@ -22,11 +22,11 @@ from pyrolatent.declaration import Component, Kind, build, choices, register
 from pyrolatent.errors import InputError, TrainingError
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import CaptureError, compiled
+from pyrolatent.inference.held_out import held_out
 from pyrolatent.inference.modes import evaluating
-from pyrolatent.inference.objectives import EM, AnalyticELBO, ClosedForm, Objective, PyroObjective, SquaredError
-from pyrolatent.inference.rules import hold_to_rules, likelihood_name
+from pyrolatent.inference.objectives import EM, ClosedForm, Objective, PyroObjective
+from pyrolatent.inference.rules import declared_name, has_posterior, hold_to_rules, likelihood_name
 from pyrolatent.inference.weights import arguments, training_arguments, weigh
-from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.conditionals import networks_in
 from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
@@ -52,7 +52,7 @@ class Fit:
         settings: what was declared, as in an experiment file.
         history: a row an epoch: `epoch`, `train_loss` (running mean of the negative bound over the epoch's batches,
             nats a datapoint, lower is better), `validation_elbo` (nats a datapoint, higher is better),
-            `learning_rate`, `seconds` (of the epoch's training).
+            `learning_rate`, `seconds` (of the epoch's training); of models without a bound, what `held_out` says.
         best_epoch: the epoch whose weights were kept by early stopping.
     """
 
@@ -154,7 +154,7 @@ class Trainer:
         self.run, self.model, self.data = run, run.model, data
         of_pyro = isinstance(objective, pyro.infer.ELBO) and not isinstance(objective, Objective)
         self.objective = PyroObjective(objective) if of_pyro else objective
-        self.has_density = not isinstance(self.model, DeterministicModel)
+        self.held_out = held_out(self.model)
         settings = run.settings
         self.warmup = build("warmup", settings["kl_warmup"]) if "kl_warmup" in settings else None
         if self.warmup and not isinstance(objective, Objective):
@@ -197,7 +197,7 @@ class Trainer:
             if callable(initialise):
                 with pyro.validation_enabled(False):
                     initialise(several.x, several.mask)
-        if not self.has_density:
+        if not has_posterior(self.model):
             return
         validate = self.data.binarize != "relaxed"
         with torch.no_grad(), evaluating(self.model), pyro.validation_enabled(validate):
@@ -216,6 +216,7 @@ class Trainer:
                     )
 
     def train(self, on_epoch: Callable[[Fit], Any] | None, bar: Progress) -> None:
+        """All epochs, with validation, schedules and early stopping."""
         settings, history = self.run.settings, self.run.history
         epochs = 1 if isinstance(self.objective, ClosedForm) else settings["epochs"]
         best, best_state = -math.inf, None
@@ -239,13 +240,13 @@ class Trainer:
                 {
                     "epoch": epoch,
                     "train_loss": -training,
-                    "validation_elbo": validation if self.has_density else None,
+                    "validation_elbo": None,
                     "learning_rate": rate,
                     "seconds": seconds,
+                    self.held_out.name: -validation if self.held_out.name.endswith("loss") else validation,
+                    **self._watch(),
                 }
             )
-            if not self.has_density:
-                history[-1]["validation_loss"] = -validation
             bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
             if "patience" in settings and validation > best:
                 best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
@@ -333,7 +334,12 @@ class Trainer:
 
     def compile(self, index: Tensor) -> None:
         """Compiles the gradient for minibatches as large as this one, or says why it cannot be."""
-        own, self.compiling = distributed.share(index), "never"
+        own, asked, self.compiling = distributed.share(index), self.compiling, "never"
+        if getattr(self.objective, "keeps_state", False):
+            if asked == "always":
+                name = declared_name(self.objective)
+                warnings.warn(f"training goes on uncompiled: {name} remembers what a graph would not", stacklevel=5)
+            return
         try:
             self.compiled = compiled(self._gradient, (own, self.factor), self.model, self.run.settings["precision"])
             self.compiled_size = len(own)
@@ -341,21 +347,20 @@ class Trainer:
             warnings.warn(f"training goes on uncompiled: {error}", stacklevel=5)
 
     def _score(self, split: Split) -> float:
-        """Mean bound, or negative squared error, with the same noise at each epoch so that epochs can be compared."""
+        """Mean held-out score, with the same noise at each epoch so that epochs can be compared."""
         total = torch.zeros((), dtype=torch.float64)
         with torch.no_grad(), evaluating(self.model, self.run.settings["seed"] + (distributed.rank() << 32)):
             for index in torch.arange(len(split), device=self.factor.device).split(1000):
                 own = distributed.share(index)
-                if not len(own):
-                    continue
-                inputs = arguments(self.model, split.batch(own))
-                if self.has_density:
-                    loss = AnalyticELBO().differentiable_loss(self.model.generate, self.model.infer, *inputs)
-                else:
-                    loss = SquaredError().loss(self.model, inputs).sum()
-                total -= loss.item()
+                if len(own):
+                    total += self.held_out.score(arguments(self.model, split.batch(own))).item()
         (total,) = distributed.total([total.to(self.factor)])
         return total.item() / len(split)
+
+    def _watch(self) -> dict[str, float]:
+        """What is watched beside the score."""
+        with evaluating(self.model, self.run.settings["seed"]):
+            return self.held_out.monitor(self.data)
 
     def _state(self) -> dict[str, Any]:
         return copy.deepcopy(
@@ -386,9 +391,10 @@ class Trainer:
             if not torch.isfinite(bound) or not all(torch.isfinite(p).all() for p in self.parameters):
                 step = self.steps
                 self._restore(before)
+                culprit = self._culprit(self.data.train.batch(index))
                 raise TrainingError(
-                    f"{self._culprit(self.data.train.batch(index))} at step {step} (epoch {epoch}); the model holds the state before that "
-                    "step: lower the learning rate, set clip_norm, or bound the scale with min_scale"
+                    f"{culprit} at step {step} (epoch {epoch}); the model holds the state before that step: "
+                    "lower the learning rate, set clip_norm, or bound the scale with min_scale"
                 )
         raise TrainingError(
             f"the validation bound was not finite after epoch {epoch}; the model holds that epoch's state"
@@ -396,6 +402,8 @@ class Trainer:
 
     @torch.no_grad()
     def _culprit(self, batch: Batch) -> str:
+        if not has_posterior(self.model):
+            return "the loss or its gradient was not finite"
         particles = getattr(self.objective, "num_particles", 1)
         inputs = training_arguments(self.model, batch)
         weights = weigh(self.model.generate, self.model.infer, *inputs, particles=particles)

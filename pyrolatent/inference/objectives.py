@@ -154,10 +154,10 @@ class EM:
 
 @component("objective", "elbo")
 class ELBO(Objective):
-    """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), all of it by Monte Carlo (Kingma and Welling 2014, 1312.6114).
+    """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), all of it by Monte Carlo.
 
-    With free bits the target has max(free_bits, mean KL) for the KL of each site, the mean being over the minibatch
-    (Kingma et al. 2016, 1606.04934), so that a site may carry that much at no cost.
+    Kingma and Welling 2014, 1312.6114. With free bits the target has max(free_bits, mean KL) for the KL of each site,
+    the mean being over the minibatch (Kingma et al. 2016, 1606.04934), so that a site may carry that much at no cost.
 
     Args:
         particles: number of draws from the posterior for each datapoint.

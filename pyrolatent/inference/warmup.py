@@ -1,4 +1,4 @@
-"""Warm-ups: the factor of log p(z) - log q(z | x) in the training target, as a function of the epochs that have passed."""
+"""Warm-ups: the factor of log p(z) - log q(z | x) in the training target after so many epochs."""
 
 import math
 from typing import Annotated

@@ -55,7 +55,7 @@ class Weights:
     model_trace: Any
     guide_trace: Any
     rerun: Callable[[dict[str, Tensor]], Any]
-    plate: Plate = Plate()
+    plate: Plate
     scale: float | Tensor = 1.0
 
     @cached_property
@@ -262,7 +262,8 @@ def find_plate(model: Program, guide: Program, *args: Any, name: str | None = No
         guide_trace: Any = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
         replayed = poutine.trace(poutine.replay(model, trace=guide_trace))
         model_trace: Any = prune_subsample_sites(replayed.get_trace(*args, **kwargs))
-    plates, dims = {}, {}
+    plates: dict[str, set[str]] = {}
+    dims: dict[str, int] = {}
     for trace in (guide_trace, model_trace):
         for site, node in trace.nodes.items():
             if node["type"] == "sample":
