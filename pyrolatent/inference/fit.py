@@ -40,7 +40,7 @@ class Fit:
         settings: what was declared, as in an experiment file.
         history: a row an epoch: `epoch`, `train_loss` (running mean of the negative bound over the epoch's batches,
             nats a datapoint, lower is better), `validation_elbo` (nats a datapoint, higher is better),
-            `learning_rate`, `seconds` (of the epoch's training).
+            `learning_rate`, `seconds` (of the epoch's training), and other losses that the objective names.
         best_epoch: the epoch whose weights were kept by early stopping.
     """
 
@@ -154,6 +154,7 @@ class _Trainer:
             raise InputError("scheduler mode max is for a score, but the validation loss is what it sees; declare min")
         self.batches = math.ceil(len(data.train) / settings["batch_size"])
         self.steps = 0
+        self.also: dict[str, float] = {}
 
     def rehearse(self) -> None:
         """One validated pass over one minibatch, before any training."""
@@ -208,6 +209,7 @@ class _Trainer:
                     "seconds": seconds,
                 }
             )
+            history[-1] |= self.also
             if not self.has_density:
                 history[-1]["validation_loss"] = -validation
             bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
@@ -236,9 +238,13 @@ class _Trainer:
             return self._score(self.data.train)
         self.model.train()
         total = torch.zeros((), device=self.parameters[0].device)
+        also: dict[str, Tensor] = {}
         for batch in self.data.train.batches(self.run.settings["batch_size"], shuffle=True):
             total = total + self._step(batch)
+            for name, loss in getattr(self.objective, "also", {}).items():
+                also[name] = also.get(name, 0.0) + loss
             on_step()
+        self.also = {name: loss.item() / len(self.data.train) for name, loss in also.items()}
         return total.item() / len(self.data.train)
 
     def _step(self, batch: Batch) -> Tensor:
