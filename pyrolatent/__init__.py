@@ -6,6 +6,7 @@ from pyrolatent.compare import compare
 from pyrolatent.data import Data, load_data
 from pyrolatent.errors import InputError, TrainingError, TrustError
 from pyrolatent.experiment import Experiment
+from pyrolatent.inference.annealed import AnnealedEvidence, Bracket, annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, fit
 from pyrolatent.models import (
@@ -31,7 +32,9 @@ __version__ = "0.1.0"
 __all__ = [
     "PCA",
     "VAE",
+    "AnnealedEvidence",
     "Autoencoder",
+    "Bracket",
     "Conditional",
     "ConditionalVAE",
     "Data",
@@ -50,6 +53,8 @@ __all__ = [
     "SemiSupervisedVAE",
     "TrainingError",
     "TrustError",
+    "annealed_evidence",
+    "bidirectional_evidence",
     "compare",
     "evaluate",
     "fit",
