@@ -2,6 +2,8 @@
 
 from torch import set_flush_denormal
 
+from pyrolatent.arviz_data import to_arviz
+from pyrolatent.check import Checks, Verdict, check
 from pyrolatent.compare import compare
 from pyrolatent.data import Data, load_data
 from pyrolatent.errors import InputError, TrainingError, TrustError
@@ -35,6 +37,7 @@ __all__ = [
     "AnnealedEvidence",
     "Autoencoder",
     "Bracket",
+    "Checks",
     "Conditional",
     "ConditionalVAE",
     "Data",
@@ -53,8 +56,10 @@ __all__ = [
     "SemiSupervisedVAE",
     "TrainingError",
     "TrustError",
+    "Verdict",
     "annealed_evidence",
     "bidirectional_evidence",
+    "check",
     "compare",
     "evaluate",
     "fit",
@@ -64,5 +69,6 @@ __all__ = [
     "reconstruct",
     "sample",
     "set_flush_denormal",
+    "to_arviz",
     "train",
 ]

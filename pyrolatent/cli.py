@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -19,10 +19,12 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from pyrolatent import __version__, declaration, report, tasks
+from pyrolatent.check import Checks, check
 from pyrolatent.compare import compare
 from pyrolatent.errors import InputError, TrainingError
 from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value
 from pyrolatent.figures import samples as samples_figure
+from pyrolatent.inference.annealed import AnnealedEvidence, annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, choose_device
 from pyrolatent.models.latent import LatentVariableModel
@@ -144,17 +146,71 @@ def evaluate_command(
     run: RunPath,
     split: Annotated[Splits, typer.Option(help="The part of the data.")] = "test",
     particles: Annotated[int, typer.Option(min=1, help="Draws for each datapoint.")] = 5000,
+    method: Annotated[
+        Literal["importance", "annealed"], typer.Option(help="How log p(x) is found; annealed asks no encoder.")
+    ] = "importance",
+    size: Annotated[int, typer.Option(min=1, help="annealed: datapoints, from the first.")] = 100,
+    chains: Annotated[int, typer.Option(min=1, help="annealed: chains for each datapoint.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="annealed: steps from the prior to the posterior.")] = 500,
     data_dir: DataDir = None,
     device: Annotated[Device, typer.Option(help="Where to evaluate.")] = "auto",
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Held-out bound, its parts, and log p(x) by importance sampling; written to evaluation.json."""
+    """Held-out bound, its parts, and log p(x) by importance sampling; written to evaluation.json.
+
+    With --method annealed, log p(x) by annealing from the prior, bracketed on simulated data; written to annealed.json.
+    """
+    if method == "annealed":
+        annealing = {"size": size, "chains": chains, "steps": steps}
+        _anneal(Run.load(run, trust=trust), data_dir, split, device, annealing, as_json)
+        return
     evaluation = _evaluate(Run.load(run, trust=trust), data_dir, split, particles, device, quiet=as_json)
     if as_json:
         print(json.dumps(scores(evaluation)))
     else:
         _print_evaluation(evaluation)
+
+
+@app.command("check")
+def check_command(
+    run: RunPath,
+    split: Annotated[Splits, typer.Option(help="The part of the data.")] = "test",
+    size: Annotated[int, typer.Option(help="Datapoints, from the first.")] = 1000,
+    draws: Annotated[int, typer.Option(help="Draws from q for each datapoint.")] = 1000,
+    simulations: Annotated[int, typer.Option(help="Datapoints that the model simulates, for calibration.")] = 500,
+    annealed: Annotated[int, typer.Option(help="Datapoints whose evidence is annealed; 0 leaves it out.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all draws.")] = 0,
+    data_dir: DataDir = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
+    trust: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Can the model be believed? Verdicts into checks.json, figures, and draws.nc for ArviZ."""
+    loaded = Run.load(run, trust=trust)
+    if not isinstance(loaded.model, LatentVariableModel):
+        raise InputError(f"{run} holds a model without a density, of which there is nothing to check; train a vae")
+    data, model = loaded.load_data(data_dir), loaded.model.to(choose_device(device))
+    options: dict[str, Any] = {"size": size, "draws": draws, "simulations": simulations, "annealed": annealed}
+    with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def on_step(name: str, place: int, steps: int) -> None:
+            bar.update(task, description=name, completed=place, total=steps)
+
+        found = check(model, data, split=split, seed=seed, on_step=on_step, **options)
+        bar.update(task, description="draws.nc")
+        model.cpu()
+        paths = [
+            loaded.write_json("checks", found.json()),
+            loaded.write_netcdf("draws", found.to_arviz(seed=seed)),
+            *loaded.write_figures(found.figures()),
+        ]
+    if as_json:
+        print(json.dumps(found.json()))
+    else:
+        _print_checks(found)
+        print(*paths, sep="\n")
 
 
 @app.command("sample")
@@ -335,6 +391,64 @@ def _evaluate(run: Run, data_dir: Path | None, split: str, particles: int, devic
     return evaluation
 
 
+def _anneal(
+    run: Run, data_dir: Path | None, split: str, device: str, options: Mapping[str, Any], as_json: bool
+) -> None:
+    """Evidence of held-out data and a bracket on simulated data, by annealing."""
+    data, model = run.load_data(data_dir), run.model.to(choose_device(device))
+    if not isinstance(model, LatentVariableModel):
+        raise InputError(f"{run.path} holds a model without a density, which has no evidence; train a vae")
+    with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
+        task = bar.add_task("annealing", total=2 * options["size"])
+        found = annealed_evidence(
+            model, data, split=split, on_batch=lambda done: bar.update(task, completed=done), **options
+        )
+        bracket = bidirectional_evidence(
+            model, on_batch=lambda done: bar.update(task, completed=found.datapoints + done), **options
+        )
+    model.cpu()
+    contents = {"evidence": asdict(replace(found, each={})), "bracket": asdict(replace(bracket, each={}))}
+    for part in contents.values():
+        del part["each"]
+    run.write_json("annealed", contents)
+    if as_json:
+        print(json.dumps(contents))
+        return
+    table = Table(
+        title=f"{found.split}, {found.datapoints} datapoints, nats of a {found.measure} a datapoint, "
+        f"{found.chains} chains of {found.steps} steps",
+        title_justify="left", box=None, show_header=False,
+    )  # fmt: skip
+    table.add_row("log_evidence", *_evidence(found))
+    if found.exact is not None:
+        table.add_row("exact", f"{found.exact:.3f}", "in closed form")
+    table.add_row("ess", f"{found.ess:.1f}", f"of {found.chains} chains")
+    table.add_row("acceptance", f"{found.acceptance:.2f}")
+    table.add_row("bracket", f"{bracket.lower:.3f}", f"to {bracket.upper:.3f} on simulated data")
+    table.add_row("width", f"{bracket.width:.3f}", "bounds the error where data are like the simulated")
+    console.print(table, "", highlight=False)
+
+
+def _print_checks(found: Checks) -> None:
+    title = (
+        f"{found.split} of {found.data.name}: {sum(v.passed for v in found.verdicts)} of {len(found.verdicts)} passed"
+    )
+    table = Table(title=title, title_justify="left", box=None)
+    for column in ("check", "value", "threshold", "", "what it says"):
+        table.add_column(column, justify="right" if column in ("value", "threshold") else "left", overflow="fold")
+    for verdict in found.verdicts:
+        mark = Text("passed", style="green") if verdict.passed else Text("FAILED", style="bold red")
+        table.add_row(
+            verdict.check, f"{verdict.value:.3g}", f"{verdict.relation} {verdict.threshold:.3g}", mark, verdict.advice
+        )
+    wide = Console(width=max(console.width, COMPARED))
+    wide.print(table, highlight=False)
+    for name, reason in found.skipped.items():
+        wide.print(f"{name}: left out; {reason}", highlight=False)
+    numbers = ", ".join(f"{name} {value:.3f}" for name, value in found.numbers.items())
+    wide.print(f"nats a datapoint: {numbers}", highlight=False)
+
+
 def _print_evaluation(evaluation: Evaluation) -> None:
     table = Table(
         title=f"{evaluation.split}, {evaluation.datapoints} datapoints, nats of a {evaluation.measure} a datapoint",
@@ -357,7 +471,7 @@ def _print_evaluation(evaluation: Evaluation) -> None:
     console.print(table, "", highlight=False)
 
 
-def _evidence(evaluation: Evaluation) -> tuple[str, str]:
+def _evidence(evaluation: Evaluation | AnnealedEvidence) -> tuple[str, str]:
     """The value of log p(x) and its two errors, or why there is none."""
     if evaluation.log_evidence is None:
         return "none", "a cross-entropy on grey values is no likelihood"

@@ -16,11 +16,13 @@ from pyrolatent.checks.calibration import (
     tarp,
     uniformity,
 )
-from pyrolatent.checks.draws import Draws, draw, log_posterior_of, simulate
+from pyrolatent.checks.draws import Draws, draw, joined, log_posterior_of, simulate
 from pyrolatent.checks.gaps import Gaps, gaps
 from pyrolatent.checks.predictive import (
     STATISTICS,
+    Statistic,
     conditional_draws,
+    nearer,
     nearest_distances,
     predictive_p_values,
     replicate,
@@ -31,6 +33,7 @@ __all__ = [
     "STATISTICS",
     "Draws",
     "Gaps",
+    "Statistic",
     "active_units",
     "aggregated_log_prob",
     "binomial_interval",
@@ -41,11 +44,13 @@ __all__ = [
     "ecdf_band",
     "fractional_ranks",
     "gaps",
+    "joined",
     "khat",
     "khat_threshold",
     "log_posterior_of",
     "marginal_kl",
     "mutual_information",
+    "nearer",
     "nearest_distances",
     "predictive_p_values",
     "references_from_data",

@@ -62,8 +62,9 @@ def predictive_p_values(
     """How extreme each statistic of the data is among those of replicated data sets.
 
     A vector T is reduced to its distance sqrt(mean_d ((T_d - m_d) / s_d)^2) from the mean of the first half of the
-    replicates, over entries that vary there, and only larger distances are extreme; a number is extreme on both sides. p-values are those of one
-    more draw from a normal distribution estimated from the replicates: sums over a data set are nearly normal.
+    replicates, over entries that vary there, and only larger distances are extreme; a number is extreme on both sides.
+    p-values are those of one more draw from a normal distribution estimated from the replicates: sums over a data set
+    are nearly normal.
 
     Args:
         observed: by name, (k,).
@@ -127,3 +128,18 @@ def nearest_distances(points: Tensor, among: Tensor, floats: int = 2**26) -> tup
     for rows in points.flatten(1).split(max(1, floats // len(among))):
         found.append(torch.cdist(rows, among.flatten(1)).min(1))
     return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
+
+
+def nearer(distances: Tensor, usual: Tensor) -> tuple[float, float]:
+    """How often a distance of the first kind is below one of the second, and the p-value of that by Mann and Whitney.
+
+    With distances of samples and of held-out datapoints to the nearest training datapoint it is the test for copied
+    data of Meehan et al. 2020 (2004.05675).
+
+    Args:
+        distances: (n,).
+        usual: (m,).
+    """
+    one, other = (values.double().cpu().numpy() for values in (distances, usual))
+    statistic, p_value = scipy.stats.mannwhitneyu(one, other, alternative="less")
+    return 1 - float(statistic) / (len(one) * len(other)), float(p_value)
