@@ -36,22 +36,22 @@ ENTRIES = 64
 BATCH = 100
 
 SOURCES = {
-    "k-hat": "share above min(1 - 1/log10 S, 0.7), Vehtari et al. 2024; at most 5 %",
-    "inference gap": "5 % of the rate, or 3 standard errors; Cremer et al. 2018",
-    "annealed evidence": "3 standard errors; Wu et al. 2017",
-    "evidence bracket": "1 nat; Grosse et al. 2015, Wu et al. 2017",
-    "active units": "1 dimension of variance > 0.01; Burda et al. 2016",
-    "aggregated posterior": "accuracy at 1 %; Lopez-Paz and Oquab 2017",
-    "sbc latents": "p at 1 %; Talts et al. 2018, Sailynoja et al. 2022",
-    "sbc log p(x | z)": "p at 1 %; Modrak et al. 2023",
-    "coverage": "p at 1 %; Hermans et al. 2022",
-    "tarp": "p at 1 %; Lemos et al. 2023",
-    "prior predictive": "p at 1 %; Box 1980",
-    "posterior predictive": "p at 1 %; Gelman et al. 1996",
-    "predictive intervals": "p of PIT at 1 %; Gneiting et al. 2007",
-    "memorisation": "p at 1 %; Meehan et al. 2020",
+    "k-hat": ("≤", "share above min(1 - 1/log10 S, 0.7), Vehtari et al. 2024; at most 5 %"),
+    "inference gap": ("≤", "5 % of the rate, or 3 standard errors; Cremer et al. 2018"),
+    "annealed evidence": ("≤", "3 standard errors; Wu et al. 2017"),
+    "evidence bracket": ("≤", "1 nat; Grosse et al. 2015, Wu et al. 2017"),
+    "active units": ("≥", "1 dimension of variance > 0.01; Burda et al. 2016"),
+    "aggregated posterior": ("≤", "accuracy at 1 %; Lopez-Paz and Oquab 2017"),
+    "sbc latents": ("≥", "p at 1 %; Talts et al. 2018, Sailynoja et al. 2022"),
+    "sbc log p(x | z)": ("≥", "p at 1 %; Modrak et al. 2023"),
+    "coverage": ("≥", "p at 1 %; Hermans et al. 2022"),
+    "tarp": ("≥", "p at 1 %; Lemos et al. 2023"),
+    "prior predictive": ("≥", "p at 1 %; Box 1980"),
+    "posterior predictive": ("≥", "p at 1 %; Gelman et al. 1996"),
+    "predictive intervals": ("≥", "p of PIT at 1 %; Gneiting et al. 2007"),
+    "memorisation": ("≥", "p at 1 %; Meehan et al. 2020"),
 }
-"""What each verdict's threshold is and where it comes from."""
+"""How each value must stand to its threshold, what that is and where it comes from."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class Verdict:
     @property
     def relation(self) -> str:
         """How the value must stand to the threshold."""
-        return "≥" if (self.value >= self.threshold) == self.passed and self.value != self.threshold else "≤"
+        return SOURCES[self.check][0]
 
     @property
     def source(self) -> str:
         """What the threshold is and where it comes from."""
-        return SOURCES[self.check]
+        return SOURCES[self.check][1]
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class _Session:
         threshold = checks.khat_threshold(self.draws)
         above = (khat > threshold).double().mean().item()
         self._verdict(
-            "k-hat", above, SHARE, above <= SHARE,
+            "k-hat", above, SHARE,
             f"the share of datapoints with k-hat above {threshold:.2f}: q misses mass there; declare posterior: "
             "multivariate_normal, student_t or a flow, train with iwae, and take log p(x) from --method annealed",
             f"importance sampling from q can be relied on (k-hat at most {threshold:.2f})",
@@ -247,7 +247,7 @@ class _Session:
             by_dimension = torch.cat([torch.cat([*each.kl_dimensions.values()], -1) for each in scores])
             self._array(kl_dimensions=by_dimension.mean(0))
         self._verdict(
-            "active units", float(active.sum()), 1.0, bool(active.any()),
+            "active units", float(active.sum()), 1.0,
             "posterior collapse: q(z | x) does not depend on x and the decoder ignores z; train with kl_warmup, a "
             "smaller beta, a weaker decoder or more training, or declare another likelihood",
             f"of {len(active)} dimensions; what is not active costs nothing and holds nothing",
@@ -261,7 +261,7 @@ class _Session:
         accuracy, threshold = checks.classifier_two_sample(latents, prior, seed=self.seed)
         self._array(aggregated=latents, prior=prior)
         self._verdict(
-            "aggregated posterior", accuracy, threshold, accuracy <= threshold,
+            "aggregated posterior", accuracy, threshold,
             "a classifier tells posterior draws from prior draws: the prior has holes, so samples are worse than "
             "reconstructions; declare prior: mixture, vamp, coupling or spline",
             "a classifier cannot tell posterior draws from prior draws",
@@ -294,7 +294,7 @@ class _Session:
         p = [checks.uniformity(column) for column in ranks.T]
         worst = min(1.0, len(p) * min(p))
         self._verdict(
-            "sbc latents", worst, LEVEL, worst >= LEVEL,
+            "sbc latents", worst, LEVEL,
             f"latents that the model draws are not where q says, worst in dimension {int(np.argmin(p)) + 1} of "
             f"{len(p)}: declare another posterior, a wider encoder, train longer, or objective: local",
             f"the smallest of {len(p)} p-values, times {len(p)}",
@@ -304,7 +304,7 @@ class _Session:
         p_value = checks.uniformity(ranks)
         low = ranks.median() > 0.5
         self._verdict(
-            "sbc log p(x | z)", p_value, LEVEL, p_value >= LEVEL,
+            "sbc log p(x | z)", p_value, LEVEL,
             f"draws from q explain x {'worse' if low else 'better'} than the z it came from: q is "
             f"{'too wide, off, or ignores x' if low else 'too narrow'}; declare another posterior or a wider encoder",
             "draws from q explain x as well as the z it came from",
@@ -315,7 +315,7 @@ class _Session:
         self._array(tarp=ranks)
         p_value = checks.uniformity(ranks)
         self._verdict(
-            "tarp", p_value, LEVEL, p_value >= LEVEL,
+            "tarp", p_value, LEVEL,
             "distances to points that depend on x are not those of the exact posterior: declare another posterior, "
             "a wider encoder, or train longer",
             "distances to points that depend on x are those of the exact posterior",
@@ -331,7 +331,7 @@ class _Session:
         self._array(coverage_ranks=ranks, coverage_levels=levels, coverage=checks.coverage(ranks, levels))
         p_value, at_90 = checks.uniformity(ranks), checks.coverage(ranks, levels[17:18]).item()
         self._verdict(
-            "coverage", p_value, LEVEL, p_value >= LEVEL,
+            "coverage", p_value, LEVEL,
             f"regions of 90 % of q hold {at_90:.0%} of the latents that the model drew: q is too "
             f"{'narrow' if at_90 < 0.9 else 'wide'}; declare posterior: multivariate_normal or a flow",
             f"regions of 90 % of q hold {at_90:.0%} of the latents that the model drew",
@@ -355,7 +355,7 @@ class _Session:
         self._number(inference_gap=gap)
         value = gap.mean().item()
         self._verdict(
-            "inference gap", value, threshold, value <= threshold,
+            "inference gap", value, threshold,
             {
                 "family": "most of it is the family's: declare posterior: multivariate_normal or a flow",
                 "encoder": "most of it is the encoder's: declare a wider encoder, train longer, or objective: local",
@@ -378,7 +378,7 @@ class _Session:
         # The log of a mean lies below the mean of it by half its squared error.
         threshold = 3 * error + 0.5 * error**2 * len(truth) + 1e-4
         self._verdict(
-            "annealed evidence", value, threshold, value <= threshold,
+            "annealed evidence", value, threshold,
             "annealing finds more log p(x) than sampling from q, which so misses mass: declare another posterior, "
             "and report evaluate --method annealed",
             "nats by which annealed log p(x) exceeds that by importance sampling",
@@ -386,7 +386,7 @@ class _Session:
         bracket = bidirectional_evidence(self.model, y=self._labels(settings["size"]), **settings)
         self._number(bracket_lower=torch.tensor(bracket.lower), bracket_upper=torch.tensor(bracket.upper))
         self._verdict(
-            "evidence bracket", bracket.width, 1.0, bracket.width <= 1,
+            "evidence bracket", bracket.width, 1.0,
             "so short an annealing does not reach this decoder's posterior; give evaluate --method annealed more steps",
             "nats between the bounds on log p(x) of data that the model drew",
         )  # fmt: skip
@@ -410,7 +410,7 @@ class _Session:
             for name, (number, values) in compared.items():
                 self.found.arrays[f"{kind}: {name}"] = np.concatenate([[number], values])
             self._verdict(
-                kind, value, LEVEL, value >= LEVEL,
+                kind, value, LEVEL,
                 f"the {worst} of the data is not that of data drawn {'given' if posterior else 'without'} x: declare "
                 + ("another likelihood or a larger decoder" if posterior else "another prior, likelihood or decoder"),
                 f"the smallest of {len(p)} p-values ({worst}), times {len(p)}",
@@ -436,7 +436,7 @@ class _Session:
         value, inside = min(1.0, len(p) * min(p)), ((pit[seen] - 0.5).abs() < 0.45).double().mean().item()
         self._number(interval_coverage=torch.tensor(inside))
         self._verdict(
-            "predictive intervals", value, LEVEL, value >= LEVEL,
+            "predictive intervals", value, LEVEL,
             f"intervals of 90 % hold {inside:.0%} of held-out entries, worst entry {int(np.argmin(p)) + 1}: declare a "
             "likelihood with other tails (student_t, a learned or predicted scale, zero-inflated), or another prior",
             f"intervals of 90 % hold {inside:.0%} of held-out entries",
@@ -459,7 +459,7 @@ class _Session:
         self._array(nearest_samples=samples[order], nearest_training=among[nearest[order]])
         self._number(nearer_share=torch.tensor(share))
         self._verdict(
-            "memorisation", p_value, LEVEL, p_value >= LEVEL,
+            "memorisation", p_value, LEVEL,
             f"samples lie nearer to training datapoints than held-out ones do in {share:.0%} of pairs: the model "
             "copies or blurs them; look at them, then declare a smaller decoder, patience or another likelihood",
             f"samples lie nearer to training datapoints than held-out ones do in {share:.0%} of pairs",
@@ -488,8 +488,9 @@ class _Session:
         """Whether every posterior can score values that it did not draw."""
         return all(getattr(module, "scores_any_value", True) for module in self.model.modules())
 
-    def _verdict(self, name: str, value: float, threshold: float, passed: bool, advice: str, otherwise: str) -> None:
-        self.found.verdicts.append(Verdict(name, value, threshold, bool(passed), otherwise if passed else advice))
+    def _verdict(self, name: str, value: float, threshold: float, advice: str, otherwise: str) -> None:
+        passed = value >= threshold if SOURCES[name][0] == "≥" else value <= threshold
+        self.found.verdicts.append(Verdict(name, value, threshold, passed, otherwise if passed else advice))
 
     def _number(self, **values: Tensor) -> None:
         self.found.numbers.update({name: value.double().mean().item() for name, value in values.items()})
