@@ -1,5 +1,6 @@
 """A fitted model's draws, predictions and data as ArviZ knows them, whichever ArviZ there is."""
 
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -136,7 +137,10 @@ def _from_dict(groups: Mapping[str, Mapping[str, Array]], coords: Mapping[str, A
         names = {name for dimensions in dims[group].values() for name in dimensions}
         described = {"coords": {name: coords[name] for name in names if name in coords}, "dims": dims[group]}
         if _below_1():
-            one = import_module("arviz").from_dict(**{group: variables}, **described)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # it announces ArviZ 1 when it is first imported
+                arviz = import_module("arviz")
+            one = arviz.from_dict(**{group: variables}, **described)
         else:
             one = import_module("arviz_base").from_dict({group: variables}, **described)
         if found is None:

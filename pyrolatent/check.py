@@ -121,7 +121,7 @@ class Checks:
     def figures(self) -> dict[str, Figure]:
         """That page, and pictures of the datapoints with the largest k-hat and of the samples nearest to training."""
         drawn = {"checks": self.figure()}
-        if "worst_khat" in self.arrays:
+        if np.isfinite(self.arrays.get("worst_khat", np.empty(0))).any():
             drawn["worst_khat"] = check_figures.worst(self.arrays)
         if "nearest_samples" in self.arrays:
             drawn["nearest_training"] = check_figures.neighbours(self.arrays)

@@ -61,11 +61,11 @@ def _khat(axes: Axes, arrays: Arrays) -> None:
     constant = len(arrays["khat"]) - len(values)
     if len(values):
         axes.hist(values, bins=30, color=COLOURS[0])
+        axes.axvline(0.7, color=COLOURS[2], linewidth=1, label="0.7")
+        axes.legend(frameon=False, fontsize=7)
     else:
         axes.text(0.5, 0.5, "all weights are equal:\nq is the exact posterior", ha="center", transform=axes.transAxes)
-        axes.set_xlim(-1, 1)
-    axes.axvline(0.7, color=COLOURS[2], linewidth=1, label="0.7")
-    axes.legend(frameon=False, fontsize=7)
+        axes.set(xticks=[], yticks=[])
     rest = f", {constant} with equal weights" if constant and len(values) else ""
     axes.set(title=f"Tails of the weights{rest}", xlabel="k-hat", ylabel="datapoints")
 
@@ -118,6 +118,8 @@ def _gaps(axes: Axes, arrays: Arrays) -> None:
         medianprops={"color": COLOURS[0]},
     )
     axes.set_yticks(range(1, len(shown) + 1), [*shown])
+    if max(np.abs(values).max() for values in shown.values()) < 0.01:  # rounding, which is not worth a scale
+        axes.set_xlim(-0.01, 0.01)
     axes.set(title="Gaps of single datapoints", xlabel="nats")
 
 
@@ -125,12 +127,12 @@ def _dimensions(axes: Axes, arrays: Arrays) -> None:
     values = arrays["kl_dimensions"]
     order = np.argsort(-values)
     active = arrays["active"][order] if len(arrays["active"]) == len(values) else np.ones(len(values), dtype=bool)
-    axes.bar(range(1, len(values) + 1), values[order], color=np.where(active, COLOURS[0], "0.75"))
+    axes.bar(range(1, len(values) + 1), values[order], color=[COLOURS[0] if each else "0.75" for each in active])
     axes.set(title=f"{active.sum()} active of {len(values)} dimensions", xlabel="dimension, sorted", ylabel="KL [nats]")
 
 
 def _aggregate(axes: Axes, arrays: Arrays) -> None:
-    chosen = np.argsort(-arrays["mean_variance"][: arrays["prior"].shape[1]])[:2]
+    chosen = np.sort(np.argsort(-arrays["mean_variance"][: arrays["prior"].shape[1]])[:2])
     for name, colour, label in (("prior", MUTED, "prior"), ("aggregated", COLOURS[0], "posteriors")):
         drawn = arrays[name][:, chosen]
         if len(chosen) == 1:
@@ -170,12 +172,10 @@ def _pit(axes: Axes, arrays: Arrays) -> None:
 
 
 def _distances(axes: Axes, arrays: Arrays) -> None:
-    both = np.concatenate([arrays["sample_distances"], arrays["held_out_distances"]])
-    bins = np.linspace(both.min(), both.max(), 40).tolist()
     for name, colour, label in (("held_out_distances", MUTED, "held out"), ("sample_distances", COLOURS[0], "samples")):
-        axes.hist(arrays[name], bins=bins, histtype="step", color=colour, label=label, linewidth=1.4)
+        axes.ecdf(arrays[name], color=colour, label=label)
     axes.legend(frameon=False, fontsize=7)
-    axes.set(title="Nearest training datapoint", xlabel="Euclidean distance", ylabel="datapoints")
+    axes.set(title="Nearest training datapoint", xlabel="Euclidean distance", ylabel="share below")
 
 
 def _evidence(axes: Axes, arrays: Arrays) -> None:

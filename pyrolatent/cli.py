@@ -20,15 +20,16 @@ from typer.core import TyperGroup
 
 from pyrolatent import __version__, declaration, report, tasks
 from pyrolatent.check import Checks, check
-from pyrolatent.compare import compare
+from pyrolatent.compare import Group, compare, forest
 from pyrolatent.errors import InputError, TrainingError
-from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value
+from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value, read_yaml
 from pyrolatent.figures import samples as samples_figure
 from pyrolatent.inference.annealed import AnnealedEvidence, annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, choose_device
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.run import Run, scores, train
+from pyrolatent.sweep import sweep
 
 COMPARED = 140  # columns that a comparison needs
 ROWS = 20  # epochs that are printed, at most, beside the first and the last
@@ -259,33 +260,119 @@ def show_command(
 
 @app.command("compare")
 def compare_command(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs.")], as_json: Json = False
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs.")],
+    figure: Annotated[Path | None, typer.Option(help="A PNG file for the forest plot.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Compare evaluated runs, grouped by measure: paired differences, with errors over datapoints and seeds."""
     groups = compare([Run(path) for path in paths])
+    if figure:
+        _save_figure(figure, groups)
+    _print_comparison(groups, as_json)
+
+
+@app.command("sweep")
+def sweep_command(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="An experiment file.")],
+    over: Annotated[list[str], typer.Option(help="A field and its values: model.vae.prior=normal,mixture.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds for each combination.")] = 3,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory of the runs (default: runs/ and the file's name).")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes at a time (default: one a processor).")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: model.vae.latent_dim=20.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    particles: Annotated[int, typer.Option(min=1, help="Draws for each datapoint in the evaluation.")] = 500,
+    checked: Annotated[bool, typer.Option("--check", help="Check every run too.")] = False,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to train on, or auto or local.")] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train a grid of experiments in parallel and compare them; what is finished is not trained again."""
+    fields = override(read_yaml(experiment), _overrides(set_, {"epochs": epochs}))
+    path = output or Path("runs") / f"{experiment.stem}-sweep"
+
+    def on_run(name: str, failure: str | None, done: int, total: int) -> None:
+        if not as_json:
+            print(f"{done}/{total}  {name}" + (f"  FAILED: {failure}" if failure else ""), flush=True)
+        elif failure:
+            errors.print(f"{name} failed: {failure}", soft_wrap=True, highlight=False)
+
+    try:
+        runs = sweep(
+            fields,
+            _values(over),
+            path,
+            seeds=seeds,
+            jobs=jobs,
+            ray=ray,
+            directory=experiment.resolve().parent,
+            data_dir=data_dir,
+            particles=particles,
+            checked=checked,
+            on_run=on_run,
+        )
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"finished runs are kept in {path}; the same command goes on from there") from interrupt
+    groups = compare(runs)
+    _save_figure(path / "comparison.png", groups)
+    (path / "comparison.json").write_text(json.dumps([asdict(group) for group in groups], indent=2) + "\n")
+    _print_comparison(groups, as_json)
+    if not as_json:
+        print(path / "comparison.json", path / "comparison.png", sep="\n")
+
+
+def _values(assignments: list[str]) -> dict[str, list[Any]]:
+    """`model.vae.prior=normal,{vamp: {components: 100}}` as a field and the list of its values."""
+    found = {}
+    for assignment in assignments:
+        path, equals, values = assignment.partition("=")
+        if not equals or not values.strip():
+            raise InputError(f"--over was given {assignment!r}; write it as --over model.vae.prior=normal,mixture")
+        found[path.strip()] = parse_value(f"[{values}]")
+    return found
+
+
+def _save_figure(path: Path, groups: list[Group]) -> None:
+    try:
+        forest(groups).savefig(path, format="png")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _print_comparison(groups: list[Group], as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(group) for group in groups]))
         return
     for group in groups:
         title = f"{group.data}, {group.split}, {group.datapoints} datapoints, nats of a {group.measure} a datapoint"
         table = Table(title=title, title_justify="left", box=None, caption_justify="left")
-        for column in ("declaration", "seeds", group.score, "to the best", "", "gap", "active", "parameters", "time"):
+        known = any(row.khat_share is not None for row in group.rows)
+        columns = ["declaration", "seeds", group.score, "to the best", "", "gap", "active"]
+        columns += ["k-hat"] * known + ["parameters", "time"]
+        for column in columns:
             table.add_column(column, justify="left" if column in ("declaration", "") else "right", no_wrap=column != "")
         for row in group.rows:
             best = row is group.rows[0]
-            table.add_row(
-                row.name.replace(", ", "\n"),
-                str(row.seeds),
-                _with_errors(row.score, row.score_se, row.score_seeds),
-                "best" if best else _with_errors(row.difference, row.difference_se, row.difference_seeds),
-                {None: "" if best else "one seed", True: "differs", False: "no difference"}[row.significant],
-                "" if row.gap is None else f"{row.gap:.2f}",
-                f"{row.active_units:.0f}",
-                f"{row.parameters:,}",
-                f"{row.seconds:.0f} s",
-            )
+            difference = _with_errors(row.difference, row.difference_se, row.difference_seeds)
+            cells = {
+                "declaration": row.name.replace(", ", "\n"),
+                "seeds": str(row.seeds),
+                group.score: _with_errors(row.score, row.score_se, row.score_seeds),
+                "to the best": "best"
+                if best
+                else _with_errors(row.difference, row.difference_se, row.difference_seeds),
+                "": {None: "" if best else "one seed", True: "differs", False: "no difference"}[row.significant],
+                "gap": "" if row.gap is None else f"{row.gap:.2f}",
+                "active": f"{row.active_units:.0f}",
+                "k-hat": "" if row.khat_share is None else f"{row.khat_share:.1%}",
+                "parameters": f"{row.parameters:,}",
+                "time": f"{row.seconds:.0f} s",
+            }
+            table.add_row(*(cells[column] for column in columns))
         Console(width=max(console.width, COMPARED)).print(table, highlight=False)
-        console.print("± over datapoints (paired in differences) ± over seeds; gap: log p(x) less the bound\n")
+        about = "± over datapoints (paired in differences) ± over seeds; gap: log p(x) less the bound"
+        console.print(about + ("; k-hat: share too large" * known) + "\n")
 
 
 def _with_errors(value: float, *errors: float | None) -> str:

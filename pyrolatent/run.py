@@ -141,6 +141,11 @@ class Run:
         return self._json("evaluation.json") if (self.path / "evaluation.json").is_file() else None
 
     @property
+    def checks(self) -> dict[str, Any] | None:
+        """The contents of checks.json."""
+        return self._json("checks.json") if (self.path / "checks.json").is_file() else None
+
+    @property
     def evaluation_each(self) -> dict[str, Tensor]:
         """The scores of each datapoint, (datapoints,), nats."""
         file = self.path / "evaluation.safetensors"
