@@ -359,9 +359,7 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
                 "declaration": row.name.replace(", ", "\n"),
                 "seeds": str(row.seeds),
                 group.score: _with_errors(row.score, row.score_se, row.score_seeds),
-                "to the best": "best"
-                if best
-                else _with_errors(row.difference, row.difference_se, row.difference_seeds),
+                "to the best": "best" if best else difference,
                 "": {None: "" if best else "one seed", True: "differs", False: "no difference"}[row.significant],
                 "gap": "" if row.gap is None else f"{row.gap:.2f}",
                 "active": f"{row.active_units:.0f}",

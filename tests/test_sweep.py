@@ -1,4 +1,4 @@
-"""A grid of experiments: what it makes, what it keeps when it is killed, and that one failure does not lose the rest."""
+"""A grid of experiments: what it makes, what it keeps when killed, and that one failure does not lose the rest."""
 
 import json
 import os
