@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ REPLICATES = 100
 ENTRIES = 64
 """Entries of a vector up to which each is predicted from the others."""
 BATCH = 100
+LEAST = 20
+"""Datapoints without which nothing can be said."""
+OF_LIKELIHOODS = ("annealed evidence", "predictive checks", "predictive intervals", "memorisation")
+"""Steps that have no meaning for a cross-entropy."""
 
 SOURCES = {
     "k-hat": ("≤", "share above min(1 - 1/log10 S, 0.7), Vehtari et al. 2024; at most 5 %"),
@@ -89,7 +93,7 @@ class Checks:
 
     Attributes:
         model: the model.
-        data: the data.
+        data: the data, the split cut to the datapoints that were looked at.
         split: which part of it was held against the model.
         verdicts: the answers.
         skipped: checks that do not apply, with the reason.
@@ -165,16 +169,23 @@ def check(
     if split not in ("train", "validation", "test"):
         raise InputError(f"there is no split {split!r}; valid: train, validation, test")
     for name, number, least in (
-        ("size", size, 20), ("draws", draws, 25), ("simulations", simulations, 50), ("annealed", annealed, 0)
+        ("size", size, LEAST), ("draws", draws, 25), ("simulations", simulations, 50), ("annealed", annealed, 0)
     ):  # fmt: skip
         if number < least:
             raise InputError(f"{name} was {number}; at least {least} are needed")
-    held_out = getattr(data, split).to(device_of(model))
-    support = observation_support(model, held_out.batch(slice(0, 1)), data)
+    part = getattr(data, split)
+    if len(part) < LEAST:
+        raise InputError(f"the {split} split of {data.name} has {len(part)} datapoints; at least {LEAST} are needed")
+    part = part.to(device_of(model))
+    support = observation_support(model, part.batch(slice(0, 1)), data)
     data.check_support(support, likelihood_name(model))
+    with evaluating(model, seed):
+        # One draw of what is drawn anew for each batch, so that all steps are about the same datapoints.
+        fixed: Any = {split: Split(*part.batch(slice(0, size)))}
+    data = replace(data, **fixed)
     found = Checks(model, data, split)
     likelihood = measure(model, data, support) != "cross-entropy"
-    session = _Session(found, held_out, min(size, len(held_out)), draws, simulations, seed)
+    session = _Session(found, draws, simulations, seed)
     steps: dict[str, Callable[[], None]] = {
         "weights": session.weights,
         "aggregated posterior": session.aggregated,
@@ -188,12 +199,7 @@ def check(
     for place, (name, step) in enumerate(steps.items()):
         if on_step:
             on_step(name, place, len(steps))
-        if not likelihood and name in (
-            "annealed evidence",
-            "predictive checks",
-            "predictive intervals",
-            "memorisation",
-        ):
+        if not likelihood and name in OF_LIKELIHOODS:
             found.skipped[name] = "grey values under a Bernoulli are no draws of it; binarize the data"
             continue
         with pyro.validation_enabled(False), evaluating(model, seed), session.skipping(name):
@@ -204,9 +210,10 @@ def check(
 class _Session:
     """The steps of `check`, which share draws."""
 
-    def __init__(self, found: Checks, split: Split, size: int, draws: int, simulations: int, seed: int) -> None:
-        self.found, self.split, self.model = found, split, found.model
-        self.size, self.draws, self.simulations, self.seed = size, draws, simulations, seed
+    def __init__(self, found: Checks, draws: int, simulations: int, seed: int) -> None:
+        self.found, self.model = found, found.model
+        self.split: Split = getattr(found.data, found.split)
+        self.size, self.draws, self.simulations, self.seed = len(self.split), draws, simulations, seed
         self.log_weights = torch.empty(0)
         self.rate = math.nan
 
@@ -367,7 +374,7 @@ class _Session:
     def annealed(self, size: int) -> None:
         """Evidence without the encoder, and a bracket of it on data that the model drew."""
         if not size:
-            raise InputError("annealed: 0 leaves it out")
+            raise InputError("annealed was 0")
         settings: Any = {"size": min(size, self.size), "chains": 8, "steps": 150, "leapfrog": 5, "seed": self.seed}
         found = annealed_evidence(self.model, self.found.data, split=self.found.split, **settings)
         truth = found.each["log_evidence"]
@@ -447,16 +454,22 @@ class _Session:
         train = self.found.data.train.to(self.split.x.device)
         if train.mask is not None:
             raise InputError("distances are between complete datapoints, but the data has a mask")
+        if self.found.split == "train":
+            raise InputError("samples are held against held-out datapoints; give split: validation or test")
         count = min(500, self.size)
-        among = train.batch(slice(None)).x
-        held_out = self.split.batch(slice(0, count)).x
         samples = checks.simulate(self.model, count, self._labels(count))[0]
-        distances, nearest = checks.nearest_distances(samples, among)
-        usual, _ = checks.nearest_distances(held_out, among)
+        both = torch.cat([samples, self.split.batch(slice(0, count)).x])
+        distances, nearest = torch.full((len(both),), math.inf, device=both.device), torch.zeros_like(both)
+        for batch in train.batches(10_000):
+            found, place = checks.nearest_distances(both, batch.x)
+            closer = found < distances
+            nearest[closer] = batch.x[place[closer]]
+            distances = torch.minimum(found, distances)
+        (distances, usual), nearest = distances.split([count, len(both) - count]), nearest[:count]
         share, p_value = checks.nearer(distances, usual)
         order = distances.argsort()[:10]
         self._array(sample_distances=distances, held_out_distances=usual)
-        self._array(nearest_samples=samples[order], nearest_training=among[nearest[order]])
+        self._array(nearest_samples=samples[order], nearest_training=nearest[order])
         self._number(nearer_share=torch.tensor(share))
         self._verdict(
             "memorisation", p_value, LEVEL,
