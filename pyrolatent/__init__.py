@@ -2,11 +2,14 @@
 
 from torch import set_flush_denormal
 
+from pyrolatent.arviz_data import to_arviz
 from pyrolatent.chains import watch
+from pyrolatent.check import Checks, Verdict, check
 from pyrolatent.compare import compare
 from pyrolatent.data import Data, load_data
 from pyrolatent.errors import InputError, TrainingError, TrustError
 from pyrolatent.experiment import Experiment
+from pyrolatent.inference.annealed import AnnealedEvidence, Bracket, annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, fit
 from pyrolatent.inference.partition import Annealing
@@ -37,8 +40,11 @@ __version__ = "0.1.0"
 __all__ = [
     "PCA",
     "VAE",
+    "AnnealedEvidence",
     "Annealing",
     "Autoencoder",
+    "Bracket",
+    "Checks",
     "Conditional",
     "ConditionalVAE",
     "Data",
@@ -61,6 +67,10 @@ __all__ = [
     "TrainingError",
     "TrustError",
     "UnnormalisedDensity",
+    "Verdict",
+    "annealed_evidence",
+    "bidirectional_evidence",
+    "check",
     "compare",
     "evaluate",
     "fit",
@@ -70,6 +80,7 @@ __all__ = [
     "reconstruct",
     "sample",
     "set_flush_denormal",
+    "to_arviz",
     "train",
     "watch",
 ]

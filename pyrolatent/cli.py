@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -20,16 +20,20 @@ from typer.core import TyperGroup
 
 from pyrolatent import __version__, declaration, report, tasks
 from pyrolatent.chains import SWEEPS
-from pyrolatent.compare import compare
+from pyrolatent.check import Checks, check
+from pyrolatent.compare import Group, compare, forest
 from pyrolatent.errors import InputError, TrainingError
-from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value
+from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value, read_yaml
 from pyrolatent.figures import samples as samples_figure
+from pyrolatent.inference.annealed import AnnealedEvidence, annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, choose_device
 from pyrolatent.inference.partition import Annealing, EnergyEvaluation, evaluate_energy
 from pyrolatent.models.autoencoder import DeterministicModel
+from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 from pyrolatent.run import Run, scores, train
+from pyrolatent.sweep import sweep
 
 COMPARED = 140  # columns that a comparison needs
 SHORT = 1000  # temperatures of the evaluation that ends a training
@@ -149,22 +153,76 @@ def evaluate_command(
     run: RunPath,
     split: Annotated[Splits, typer.Option(help="The part of the data.")] = "test",
     particles: Annotated[int, typer.Option(min=1, help="Draws for each datapoint.")] = 5000,
-    chains: Annotated[int, typer.Option(min=1, help="Chains that estimate log Z of an energy.")] = 100,
-    temperatures: Annotated[int, typer.Option(min=1, help="Steps of these chains.")] = 10_000,
-    ais: Annotated[bool, typer.Option("--ais", help="Estimate log Z also where it is known.")] = False,
+    method: Annotated[
+        Literal["importance", "annealed"], typer.Option(help="How log p(x) is found; annealed asks no encoder.")
+    ] = "importance",
+    size: Annotated[int, typer.Option(min=1, help="annealed: datapoints, from the first.")] = 100,
+    chains: Annotated[int | None, typer.Option(min=1, help="Annealed chains: 16 a datapoint; 100 for log Z.")] = None,
+    temperatures: Annotated[
+        int | None, typer.Option(min=1, help="Steps of these chains: 500 a datapoint; 10000 for log Z.")
+    ] = None,
+    ais: Annotated[bool, typer.Option("--ais", help="Estimate log Z of an energy also where it is known.")] = False,
     raised: Annotated[int, typer.Option("--raise", min=0, help="Datapoints to bound log p(x) of by RAISE.")] = 0,
     data_dir: DataDir = None,
     device: Annotated[Device, typer.Option(help="Where to evaluate.")] = "auto",
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Held-out bound, its parts, and log p(x) by importance sampling; written to evaluation.json."""
-    annealing = Annealing(chains, temperatures, ais, raised)
+    """Held-out bound, its parts, and log p(x) by importance sampling; written to evaluation.json.
+
+    With --method annealed, log p(x) by annealing from the prior, bracketed on simulated data; written to annealed.json.
+    """
+    if method == "annealed":
+        chosen = {"size": size, "chains": chains or 16, "steps": temperatures or 500}
+        _anneal(Run.load(run, trust=trust), data_dir, split, device, chosen, as_json)
+        return
+    annealing = Annealing(chains or 100, temperatures or 10_000, ais, raised)
     evaluation = _evaluate(Run.load(run, trust=trust), data_dir, split, particles, device, annealing, quiet=as_json)
     if as_json:
         print(json.dumps(scores(evaluation)))
     else:
         _print_evaluation(evaluation)
+
+
+@app.command("check")
+def check_command(
+    run: RunPath,
+    split: Annotated[Splits, typer.Option(help="The part of the data.")] = "test",
+    size: Annotated[int, typer.Option(help="Datapoints, from the first.")] = 1000,
+    draws: Annotated[int, typer.Option(help="Draws from q for each datapoint.")] = 1000,
+    simulations: Annotated[int, typer.Option(help="Datapoints that the model simulates, for calibration.")] = 500,
+    annealed: Annotated[int, typer.Option(help="Datapoints whose evidence is annealed; 0 leaves it out.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all draws.")] = 0,
+    data_dir: DataDir = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
+    trust: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Can the model be believed? Verdicts into checks.json, figures, and draws.nc for ArviZ."""
+    loaded = Run.load(run, trust=trust)
+    if not isinstance(loaded.model, LatentVariableModel):
+        raise InputError(f"{run} holds a model without a density, of which there is nothing to check; train a vae")
+    data, model = loaded.load_data(data_dir), loaded.model.to(choose_device(device))
+    options: dict[str, Any] = {"size": size, "draws": draws, "simulations": simulations, "annealed": annealed}
+    with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def on_step(name: str, place: int, steps: int) -> None:
+            bar.update(task, description=name, completed=place, total=steps)
+
+        found = check(model, data, split=split, seed=seed, on_step=on_step, **options)
+        bar.update(task, description="draws.nc")
+        model.cpu()
+        paths = [
+            loaded.write_json("checks", found.json()),
+            loaded.write_netcdf("draws", found.to_arviz(seed=seed)),
+            *loaded.write_figures(found.figures()),
+        ]
+    if as_json:
+        print(json.dumps(found.json()))
+    else:
+        _print_checks(found)
+        print(*paths, sep="\n")
 
 
 @app.command("sample")
@@ -214,33 +272,117 @@ def show_command(
 
 @app.command("compare")
 def compare_command(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs.")], as_json: Json = False
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs.")],
+    figure: Annotated[Path | None, typer.Option(help="A PNG file for the forest plot.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Compare evaluated runs, grouped by measure: paired differences, with errors over datapoints and seeds."""
     groups = compare([Run(path) for path in paths])
+    if figure:
+        _save_figure(figure, groups)
+    _print_comparison(groups, as_json)
+
+
+@app.command("sweep")
+def sweep_command(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="An experiment file.")],
+    over: Annotated[list[str], typer.Option(help="A field and its values: model.vae.prior=normal,mixture.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds for each combination.")] = 3,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory of the runs (default: runs/ and the file's name).")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes at a time (default: one a processor).")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: model.vae.latent_dim=20.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    particles: Annotated[int, typer.Option(min=1, help="Draws for each datapoint in the evaluation.")] = 500,
+    checked: Annotated[bool, typer.Option("--check", help="Check every run too.")] = False,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to train on, or auto or local.")] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train a grid of experiments in parallel and compare them; what is finished is not trained again."""
+    fields = override(read_yaml(experiment), _overrides(set_, {"epochs": epochs}))
+    path = output or Path("runs") / f"{experiment.stem}-sweep"
+
+    def on_run(name: str, failure: str | None, done: int, total: int) -> None:
+        if not as_json:
+            print(f"{done}/{total}  {name}" + (f"  FAILED: {failure}" if failure else ""), flush=True)
+        elif failure:
+            errors.print(f"{name} failed: {failure}", soft_wrap=True, highlight=False)
+
+    try:
+        runs = sweep(
+            fields,
+            _values(over),
+            path,
+            seeds=seeds,
+            jobs=jobs,
+            ray=ray,
+            directory=experiment.resolve().parent,
+            data_dir=data_dir,
+            particles=particles,
+            checked=checked,
+            on_run=on_run,
+        )
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"finished runs are kept in {path}; the same command goes on from there") from interrupt
+    groups = compare(runs)
+    _save_figure(path / "comparison.png", groups)
+    (path / "comparison.json").write_text(json.dumps([asdict(group) for group in groups], indent=2) + "\n")
+    _print_comparison(groups, as_json)
+    if not as_json:
+        print(path / "comparison.json", path / "comparison.png", sep="\n")
+
+
+def _values(assignments: list[str]) -> dict[str, list[Any]]:
+    """`model.vae.prior=normal,{vamp: {components: 100}}` as a field and the list of its values."""
+    found = {}
+    for assignment in assignments:
+        path, equals, values = assignment.partition("=")
+        if not equals or not values.strip():
+            raise InputError(f"--over was given {assignment!r}; write it as --over model.vae.prior=normal,mixture")
+        found[path.strip()] = parse_value(f"[{values}]")
+    return found
+
+
+def _save_figure(path: Path, groups: list[Group]) -> None:
+    try:
+        forest(groups).savefig(path, format="png")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _print_comparison(groups: list[Group], as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(group) for group in groups]))
         return
     for group in groups:
         title = f"{group.data}, {group.split}, {group.datapoints} datapoints, nats of a {group.measure} a datapoint"
         table = Table(title=title, title_justify="left", box=None, caption_justify="left")
-        for column in ("declaration", "seeds", group.score, "to the best", "", "gap", "active", "parameters", "time"):
+        known = any(row.khat_share is not None for row in group.rows)
+        columns = ["declaration", "seeds", group.score, "to the best", "", "gap", "active"]
+        columns += ["k-hat"] * known + ["parameters", "time"]
+        for column in columns:
             table.add_column(column, justify="left" if column in ("declaration", "") else "right", no_wrap=column != "")
         for row in group.rows:
             best = row is group.rows[0]
-            table.add_row(
-                row.name.replace(", ", "\n"),
-                str(row.seeds),
-                _with_errors(row.score, row.score_se, row.score_seeds),
-                "best" if best else _with_errors(row.difference, row.difference_se, row.difference_seeds),
-                {None: "" if best else "one seed", True: "differs", False: "no difference"}[row.significant],
-                "" if row.gap is None else f"{row.gap:.2f}",
-                "" if row.active_units is None else f"{row.active_units:.0f}",
-                f"{row.parameters:,}",
-                f"{row.seconds:.0f} s",
-            )
+            difference = _with_errors(row.difference, row.difference_se, row.difference_seeds)
+            cells = {
+                "declaration": row.name.replace(", ", "\n"),
+                "seeds": str(row.seeds),
+                group.score: _with_errors(row.score, row.score_se, row.score_seeds),
+                "to the best": "best" if best else difference,
+                "": {None: "" if best else "one seed", True: "differs", False: "no difference"}[row.significant],
+                "gap": "" if row.gap is None else f"{row.gap:.2f}",
+                "active": "" if row.active_units is None else f"{row.active_units:.0f}",
+                "k-hat": "" if row.khat_share is None else f"{row.khat_share:.1%}",
+                "parameters": f"{row.parameters:,}",
+                "time": f"{row.seconds:.0f} s",
+            }
+            table.add_row(*(cells[column] for column in columns))
         Console(width=max(console.width, COMPARED)).print(table, highlight=False)
-        console.print("± over datapoints (paired in differences) ± over seeds; gap: log p(x) less the bound\n")
+        about = "± over datapoints (paired in differences) ± over seeds; gap: log p(x) less the bound"
+        console.print(about + ("; k-hat: share too large" * known) + "\n")
 
 
 def _with_errors(value: float, *errors: float | None) -> str:
@@ -360,6 +502,64 @@ def _evaluate(
     return evaluation
 
 
+def _anneal(
+    run: Run, data_dir: Path | None, split: str, device: str, options: Mapping[str, Any], as_json: bool
+) -> None:
+    """Evidence of held-out data and a bracket on simulated data, by annealing."""
+    data, model = run.load_data(data_dir), run.model.to(choose_device(device))
+    if not isinstance(model, LatentVariableModel):
+        raise InputError(f"{run.path} holds a model without a density, which has no evidence; train a vae")
+    with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
+        task = bar.add_task("annealing", total=2 * options["size"])
+        found = annealed_evidence(
+            model, data, split=split, on_batch=lambda done: bar.update(task, completed=done), **options
+        )
+        bracket = bidirectional_evidence(
+            model, on_batch=lambda done: bar.update(task, completed=found.datapoints + done), **options
+        )
+    model.cpu()
+    contents = {"evidence": asdict(replace(found, each={})), "bracket": asdict(replace(bracket, each={}))}
+    for part in contents.values():
+        del part["each"]
+    run.write_json("annealed", contents)
+    if as_json:
+        print(json.dumps(contents))
+        return
+    table = Table(
+        title=f"{found.split}, {found.datapoints} datapoints, nats of a {found.measure} a datapoint, "
+        f"{found.chains} chains of {found.steps} steps",
+        title_justify="left", box=None, show_header=False,
+    )  # fmt: skip
+    table.add_row("log_evidence", *_evidence(found))
+    if found.exact is not None:
+        table.add_row("exact", f"{found.exact:.3f}", "in closed form")
+    table.add_row("ess", f"{found.ess:.1f}", f"of {found.chains} chains")
+    table.add_row("acceptance", f"{found.acceptance:.2f}")
+    table.add_row("bracket", f"{bracket.lower:.3f}", f"to {bracket.upper:.3f} on simulated data")
+    table.add_row("width", f"{bracket.width:.3f}", "bounds the error where data are like the simulated")
+    console.print(table, "", highlight=False)
+
+
+def _print_checks(found: Checks) -> None:
+    title = (
+        f"{found.split} of {found.data.name}: {sum(v.passed for v in found.verdicts)} of {len(found.verdicts)} passed"
+    )
+    table = Table(title=title, title_justify="left", box=None)
+    for column in ("check", "value", "threshold", "", "what it says"):
+        table.add_column(column, justify="right" if column in ("value", "threshold") else "left", overflow="fold")
+    for verdict in found.verdicts:
+        mark = Text("passed", style="green") if verdict.passed else Text("FAILED", style="bold red")
+        table.add_row(
+            verdict.check, f"{verdict.value:.3g}", f"{verdict.relation} {verdict.threshold:.3g}", mark, verdict.advice
+        )
+    wide = Console(width=max(console.width, COMPARED))
+    wide.print(table, highlight=False)
+    for name, reason in found.skipped.items():
+        wide.print(f"{name}: left out; {reason}", highlight=False)
+    numbers = ", ".join(f"{name} {value:.3f}" for name, value in found.numbers.items())
+    wide.print(f"nats a datapoint: {numbers}", highlight=False)
+
+
 def _print_evaluation(evaluation: Evaluation | EnergyEvaluation) -> None:
     table = Table(
         title=f"{evaluation.split}, {evaluation.datapoints} datapoints, nats of a {evaluation.measure} a datapoint",
@@ -387,7 +587,7 @@ def _print_evaluation(evaluation: Evaluation | EnergyEvaluation) -> None:
     console.print(table, "", highlight=False)
 
 
-def _evidence(evaluation: Evaluation) -> tuple[str, str]:
+def _evidence(evaluation: Evaluation | AnnealedEvidence) -> tuple[str, str]:
     """The value of log p(x) and its two errors, or why there is none."""
     if evaluation.log_evidence is None:
         return "none", "a cross-entropy on grey values is no likelihood"

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from matplotlib import color_sequences
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyrolatent.errors import InputError
 from pyrolatent.run import Run
+
+COLOUR = color_sequences["petroff10"][0]
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Row:
             there is one seed, from which no difference between declarations follows.
         gap: log p(x) minus the bound; None for a cross-entropy and where there is no bound.
         active_units: mean over seeds; None without latents.
+        khat_share: mean share of datapoints whose k-hat is too large, of runs that were all checked; else None.
         parameters: number of trained numbers.
         seconds: mean time of training.
     """
@@ -47,6 +52,7 @@ class Row:
     significant: bool | None
     gap: float | None
     active_units: float | None
+    khat_share: float | None
     parameters: int
     seconds: float
 
@@ -135,9 +141,48 @@ def _row(name: str, runs: list[Run], scores: Tensor, best: Tensor | None) -> Row
         significant=significant,
         gap=sum(gaps) / len(gaps) if gaps else None,
         active_units=sum(active) / len(active) if active else None,
+        khat_share=_khat_share(runs),
         parameters=runs[0].record["parameters"],
         seconds=sum(row["seconds"] for run in runs for row in run.history) / len(runs),
     )
+
+
+def _khat_share(runs: Sequence[Run]) -> float | None:
+    shares = [
+        verdict["value"]
+        for run in runs
+        for verdict in (run.checks or {}).get("verdicts", [])
+        if verdict["check"] == "k-hat"
+    ]
+    return sum(shares) / len(shares) if len(shares) == len(runs) else None
+
+
+def forest(groups: Sequence[Group]) -> Figure:
+    """The difference of each declaration to the best of its group, with two standard errors, as a forest plot.
+
+    Thick: over datapoints, which are paired. Thin: together with the error over seeds. Hollow where the difference is
+    not significant, or was seen in one seed.
+    """
+    heights = [0.35 * len(group.rows) + 0.9 for group in groups]
+    fig = Figure(figsize=(8, sum(heights) + 0.3), dpi=130, layout="constrained")
+    panels = fig.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axes, group in zip(panels, groups, strict=True):
+        for place, row in enumerate(group.rows):
+            inner, outer = 2 * row.difference_se, 2 * math.hypot(row.difference_se, row.difference_seeds or 0.0)
+            ends = {1.0: outer, 3.5: inner}
+            for width, half in ends.items():
+                axes.plot([row.difference - half, row.difference + half], [place] * 2, color=COLOUR, linewidth=width)
+            face = COLOUR if row.significant or place == 0 else "white"
+            axes.plot(row.difference, place, "o", color=COLOUR, markerfacecolor=face, markersize=6, zorder=3)
+        axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+        axes.set_yticks(range(len(group.rows)), [f"{row.name} ({row.seeds})" for row in group.rows], fontsize=8)
+        axes.set_ylim(len(group.rows) - 0.5, -0.5)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.set_title(f"{group.data}, {group.split}: {group.score}, nats of a {group.measure}", fontsize=9, loc="left")
+    panels[-1].set_xlabel("difference to the best [nats a datapoint], right is better", fontsize=8)
+    return fig
 
 
 def _standard_error(values: Tensor) -> float:

@@ -68,12 +68,15 @@ def training_curve(history: Sequence[Mapping[str, float | None]]) -> Figure:
     return fig
 
 
-def reconstructions(originals: Values, means: Values) -> Figure:
+def reconstructions(
+    originals: Values, means: Values, names: tuple[str, str] = ("original", "reconstruction")
+) -> Figure:
     """Originals and, below each, its reconstruction; points in the plane are joined instead.
 
     Args:
         originals: (n, *event_shape).
         means: (n, *event_shape), means of the likelihood given codes of the originals.
+        names: what the two are called.
 
     Raises:
         InputError: the shapes differ, or n is 0.
@@ -85,7 +88,7 @@ def reconstructions(originals: Values, means: Values) -> Figure:
         fig = _figure(5, 4.2)
         axes = _plane(fig)
         axes.plot(*np.stack([above, below]).transpose(2, 0, 1), color="0.75", linewidth=0.6, zorder=0)
-        for points, colour, label in ((above, _MUTED, "original"), (below, _COLOURS[0], "reconstruction")):
+        for points, colour, label in ((above, _MUTED, names[0]), (below, _COLOURS[0], names[1])):
             _scatter(axes, points, color=colour, label=label)
         axes.legend(frameon=False, fontsize=8)
         return fig
@@ -97,9 +100,7 @@ def reconstructions(originals: Values, means: Values) -> Figure:
         cells=[(i % columns, i // columns * pitch + row) for row in (0, 1) for i in range(len(above))],
         size=(columns, (lines - 1) * pitch + 2),
     )
-    axes.set_yticks(
-        [line * pitch + row + 0.5 for line in range(lines) for row in (0, 1)], ["original", "reconstruction"] * lines
-    )
+    axes.set_yticks([line * pitch + row + 0.5 for line in range(lines) for row in (0, 1)], [*names] * lines)
     return fig
 
 

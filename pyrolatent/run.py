@@ -6,6 +6,8 @@ metrics.jsonl         a row an epoch: epoch, train_loss, validation_elbo, learni
 record.json           versions, the data's record with its hash, the hashes of components of the user's own, whether
                       training came to its end
 evaluation.json       held-out scores; evaluation.safetensors, those of each datapoint
+checks.json           verdicts on whether the model can be believed; annealed.json, its evidence by annealing
+draws.nc              draws, predictions and data for ArviZ
 figures/              pictures
 samples.npy           draws that were asked for
 my_module.py          copies of the files of components of the user's own
@@ -41,6 +43,10 @@ from pyrolatent.inference.evidence import Evaluation
 from pyrolatent.inference.fit import Fit, Row
 from pyrolatent.inference.partition import EnergyEvaluation
 from pyrolatent.models.latent import LatentVariableModel
+
+STALE = ("weights.safetensors", "metrics.jsonl", "evaluation.json", "evaluation.safetensors", "samples.npy",
+         "checks.json", "annealed.json", "draws.nc")  # fmt: skip
+"""What says something of the model that was in the directory before."""
 
 
 class Run:
@@ -136,6 +142,11 @@ class Run:
         return self._json("evaluation.json") if (self.path / "evaluation.json").is_file() else None
 
     @property
+    def checks(self) -> dict[str, Any] | None:
+        """The contents of checks.json."""
+        return self._json("checks.json") if (self.path / "checks.json").is_file() else None
+
+    @property
     def evaluation_each(self) -> dict[str, Tensor]:
         """The scores of each datapoint, (datapoints,), nats."""
         file = self.path / "evaluation.safetensors"
@@ -165,6 +176,18 @@ class Run:
         """Writes held-out scores to evaluation.json and those of each datapoint to evaluation.safetensors."""
         _write(self.path / "evaluation.safetensors", safetensors.torch.save(evaluation.each))
         return _write_json(self.path / "evaluation.json", scores(evaluation))
+
+    def write_json(self, name: str, contents: Mapping[str, Any]) -> Path:
+        """Writes NAME.json."""
+        return _write_json(self.path / f"{name}.json", contents)
+
+    def write_netcdf(self, name: str, groups: Any) -> Path:
+        """Writes what `to_arviz` gave as NAME.nc."""
+        path = self.path / f"{name}.nc"
+        with tempfile.TemporaryDirectory(dir=self.path) as directory:
+            groups.to_netcdf(str(Path(directory) / path.name), engine="h5netcdf")
+            os.replace(Path(directory) / path.name, path)
+        return path
 
     def write_figures(self, figures: Mapping[str, Figure]) -> list[Path]:
         """Writes figures as PNG files into figures/."""
@@ -344,7 +367,7 @@ def _write_json(path: Path, contents: Mapping[str, Any]) -> Path:
 
 def _begin(path: Path, fit: Fit, declaration: Mapping[str, Any], sources: Mapping[str, bytes]) -> None:
     """Writes what stays the same from epoch to epoch; of a run that was there the weights go first."""
-    for stale in ("weights.safetensors", "metrics.jsonl", "evaluation.json", "evaluation.safetensors", "samples.npy"):
+    for stale in STALE:
         (path / stale).unlink(missing_ok=True)
     for stale in ("figures", "tensorboard"):
         shutil.rmtree(path / stale, ignore_errors=True)

@@ -52,7 +52,8 @@ class Fit:
         settings: what was declared, as in an experiment file.
         history: a row an epoch: `epoch`, `train_loss` (running mean of the negative bound over the epoch's batches,
             nats a datapoint, lower is better), `validation_elbo` (nats a datapoint, higher is better),
-            `learning_rate`, `seconds` (of the epoch's training); of models without a bound, what `held_out` says.
+            `learning_rate`, `seconds` (of the epoch's training), and other losses that the objective names; of models
+            without a bound, what `held_out` says.
         best_epoch: the epoch whose weights were kept by early stopping.
     """
 
@@ -186,6 +187,7 @@ class Trainer:
         self.compiled: Callable[..., Any] | None = None
         self.compiled_size = 0
         self.clock = 0.0
+        self.also: dict[str, float] = {}
 
     def rehearse(self) -> None:
         """One validated pass over one minibatch, before any training."""
@@ -247,6 +249,7 @@ class Trainer:
                     **self._watch(),
                 }
             )
+            history[-1] |= self.also
             bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
             if "patience" in settings and validation > best:
                 best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
@@ -273,6 +276,7 @@ class Trainer:
             return self._score(self.data.train)
         self.model.train()
         total = torch.zeros((), device=self.factor.device)
+        also: dict[str, Tensor] = {}
         for index in self.indices():
             if self.compiled is None and self._is_worth_compiling():
                 description = bar.tasks[task].description
@@ -280,7 +284,11 @@ class Trainer:
                 self.compile(index)
                 bar.update(task, description=description)
             total = total + self.step(index)
+            for name, loss in getattr(self.objective, "also", {}).items():
+                also[name] = also.get(name, 0.0) + loss
             bar.advance(task)
+        sums = zip(also, distributed.total([*also.values()]) if also else [], strict=True)
+        self.also = {name: loss.item() / len(self.data.train) for name, loss in sums}
         return total.item() / len(self.data.train)
 
     def indices(self) -> tuple[Tensor, ...]:

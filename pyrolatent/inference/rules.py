@@ -12,6 +12,7 @@ from torch import nn
 from pyrolatent.data import Data
 from pyrolatent.errors import InputError
 from pyrolatent.inference.contrastive import EnergyObjective, ExactLikelihood
+from pyrolatent.inference.local import Local, encoded
 from pyrolatent.inference.modes import device_of, evaluating
 from pyrolatent.inference.objectives import EM, ClosedForm, Objective, SquaredError
 from pyrolatent.inference.score_matching import ScoreMatching
@@ -246,6 +247,17 @@ def _training_term(case: Case) -> str | None:
     return None
 
 
+def _local(case: Case) -> str | None:
+    if case.has_posterior and isinstance(case.objective, Local):
+        with torch.no_grad(), evaluating(case.model):
+            one = case.data.train.to(device_of(case.model)).batch(slice(0, 1))
+            try:
+                encoded(case.model, training_arguments(case.model, one))
+            except InputError as error:
+                return str(error)
+    return None
+
+
 def _scoring_again(case: Case) -> str | None:
     if not case.has_posterior:
         return None
@@ -339,6 +351,11 @@ RULES = (
         "an objective that scores draws again (dreg, stl) with a posterior that cannot (planar)",
         "declare objective: iwae or elbo, or posterior: iaf, coupling or spline",
         _scoring_again,
+    ),
+    Rule(
+        "local with a posterior that is no network and family (exact, the prior itself, a ladder's)",
+        "declare objective: elbo, or for hierarchical_vae inference: bottom_up",
+        _local,
     ),
     Rule(
         "a model with a training term of its own under an objective of Pyro's",

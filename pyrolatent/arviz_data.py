@@ -1,0 +1,168 @@
+"""A fitted model's draws, predictions and data as ArviZ knows them, whichever ArviZ there is."""
+
+import warnings
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyro
+import torch
+from torch import Tensor
+from xarray import DataArray
+
+from pyrolatent import checks
+from pyrolatent.data import Data
+from pyrolatent.errors import InputError
+from pyrolatent.inference.evidence import observation_support
+from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.rules import likelihood_name
+from pyrolatent.inference.weights import arguments
+from pyrolatent.models.latent import LatentVariableModel
+
+Array = npt.NDArray[Any]
+CHAINS = 4
+"""Draws from q are independent, so that chains are only a partition that convergence diagnostics like to see."""
+EVENT_NAMES = {1: ("feature",), 2: ("row", "column"), 3: ("channel", "row", "column")}
+
+
+def to_arviz(
+    model: LatentVariableModel,
+    data: Data,
+    *,
+    split: str = "test",
+    size: int = 50,
+    draws: int = 400,
+    predictive: int = 100,
+    seed: int = 0,
+) -> Any:
+    """One object with everything about a fitted model and some datapoints.
+
+    | group | variables and dimensions |
+    | --- | --- |
+    | posterior | a variable for each latent site (chain, draw, datapoint, site_dim), drawn from q(z or x) |
+    | sample_stats | log_weight (chain, draw, datapoint), nats; khat (datapoint) |
+    | log_likelihood | x: log p(x or z) (chain, draw, datapoint), nats |
+    | posterior_predictive | x (chain, draw, datapoint, ...), drawn at the first posterior draws |
+    | prior, prior_predictive | the latent sites (chain, draw, site_dim) and x (chain, draw, ...) |
+    | observed_data, constant_data | x (datapoint, ...); label (datapoint), observed (datapoint, ...) of masked data |
+
+    Draws are independent; weighted by exp(log_weight) they are draws from the exact posterior. There is no PSIS-LOO on
+    it: leaving a datapoint out leaves its own latents without data, so that weights of any quality do not exist.
+
+    Args:
+        model: a fitted model.
+        data: data with the event shape and in the support of the model's likelihood.
+        split: "train", "validation" or "test".
+        size: number of its datapoints, from the first.
+        draws: from q for each datapoint, and from the prior, over all chains.
+        predictive: draws of x for each datapoint, over all chains; at most `draws`.
+        seed: of all draws.
+
+    Returns:
+        With ArviZ below 1 an `InferenceData`, else a `DataTree`; `to_netcdf` of either writes a file that
+        `arviz.from_netcdf` reads.
+
+    Raises:
+        InputError: the data does not fit the model, there is no such split, or there are too few draws.
+    """
+    if split not in ("train", "validation", "test"):
+        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
+    if size < 1 or draws < CHAINS or not CHAINS <= predictive <= draws:
+        raise InputError(
+            f"size, draws and predictive were {size}, {draws} and {predictive}; at least 1 datapoint and {CHAINS} "
+            "draws of each kind are needed, of x no more than of z"
+        )
+    part = getattr(data, split).to(device_of(model))
+    data.check_support(observation_support(model, part.batch(slice(0, 1)), data), likelihood_name(model))
+    batch = part.batch(slice(0, min(size, len(part))))
+    inputs = arguments(model, batch)
+    x, y, _ = inputs
+    count, per_chain = len(x), draws // CHAINS
+    with torch.no_grad(), pyro.validation_enabled(False), evaluating(model, seed):
+        drawn = checks.draw(model, inputs, per_chain * CHAINS)
+        few = predictive // CHAINS
+        chosen = {site: _chains(value)[:, :few] for site, value in drawn.latents.items()}
+        flat = {site: value.flatten(0, 1) for site, value in chosen.items()}
+        replicates = [model.decode({s: v[i] for s, v in flat.items()}, y).sample() for i in range(CHAINS * few)]
+        labels = None if y is None else y[torch.arange(per_chain * CHAINS, device=y.device) % count]
+        prior_x, prior = checks.simulate(model, per_chain * CHAINS, labels)
+    event = EVENT_NAMES.get(len(model.event_shape), tuple(f"x_dim_{i}" for i in range(len(model.event_shape))))
+    latents = {site: [f"{site}_dim_{i}" for i in range(v.dim() - 1)] for site, v in prior.items()}
+    latents = {site: [f"{site}_dim"] if len(names) == 1 else names for site, names in latents.items()}
+    groups: dict[str, dict[str, Array]] = {
+        "posterior": {site: _array(_chains(value)) for site, value in drawn.latents.items()},
+        "sample_stats": {"log_weight": _array(_chains(drawn.log_weights))},
+        "log_likelihood": {"x": _array(_chains(drawn.log_likelihood))},
+        "posterior_predictive": {"x": _array(_chains(torch.stack(replicates)))},
+        "prior": {site: _array(_chains(value)) for site, value in prior.items()},
+        "prior_predictive": {"x": _array(_chains(prior_x))},
+        "observed_data": {"x": _array(x)},
+        "constant_data": {},
+    }
+    if batch.y is not None:
+        groups["constant_data"]["label"] = _array(batch.y)
+    if batch.mask is not None:
+        groups["constant_data"]["observed"] = _array(batch.mask)
+    over, vectors = ["datapoint"], int(batch.y is not None and batch.y.dim() > 1)
+    dims: dict[str, dict[str, list[str]]] = {
+        "posterior": {site: over + names for site, names in latents.items()},
+        "sample_stats": {"log_weight": over},
+        "log_likelihood": {"x": over},
+        "posterior_predictive": {"x": [*over, *event]},
+        "prior": latents,
+        "prior_predictive": {"x": [*event]},
+        "observed_data": {"x": [*over, *event]},
+        "constant_data": {"label": over + ["label_dim"] * vectors, "observed": [*over, *event]},
+    }
+    coords: dict[str, Any] = {"datapoint": np.arange(count)}
+    coords |= dict(zip(event, map(np.arange, model.event_shape), strict=True))
+    for site, names in latents.items():
+        coords |= dict(zip(names, map(np.arange, prior[site].shape[1:]), strict=True))
+    found = _from_dict({name: group for name, group in groups.items() if group}, coords, dims)
+    khat = _array(checks.khat(drawn.log_weights))
+    found["sample_stats"]["khat"] = DataArray(khat, dims=over, coords={"datapoint": coords["datapoint"]})
+    return found
+
+
+def _from_dict(groups: Mapping[str, Mapping[str, Array]], coords: Mapping[str, Any], dims: Mapping[str, Any]) -> Any:
+    """`from_dict` group by group, as a variable has other dimensions in each.
+
+    ArviZ below 1 takes a keyword a group and gives an `InferenceData`, ArviZ 1 a mapping of groups and a `DataTree`.
+    """
+    found = None
+    for group, variables in groups.items():
+        names = {name for dimensions in dims[group].values() for name in dimensions}
+        described = {"coords": {name: coords[name] for name in names if name in coords}, "dims": dims[group]}
+        if _below_1():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # it announces ArviZ 1 when it is first imported
+                arviz = import_module("arviz")
+            one = arviz.from_dict(**{group: variables}, **described)
+        else:
+            one = import_module("arviz_base").from_dict({group: variables}, **described)
+        if found is None:
+            found = one
+        elif _below_1():
+            found.extend(one)
+        else:
+            found[group] = one[group]
+    return found
+
+
+def _below_1() -> bool:
+    try:
+        return int(version("arviz").partition(".")[0]) < 1
+    except PackageNotFoundError:  # arviz-base alone, which is of ArviZ 1
+        return False
+
+
+def _chains(values: Tensor) -> Tensor:
+    """(chains, draws / chains, ...) from (draws, ...)."""
+    return values.unflatten(0, (CHAINS, -1))
+
+
+def _array(values: Tensor) -> Array:
+    return values.detach().cpu().numpy()

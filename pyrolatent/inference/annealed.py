@@ -1,0 +1,478 @@
+"""log p(x) by annealing from the prior, which asks nothing of the encoder, and brackets of it on simulated data.
+
+    f_b(z) = p(z)^(1 - b) p(x, z)^b,  0 = b_0 < b_1 < ... < b_T = 1
+
+Annealed importance sampling draws z ~ p(z) and moves it by Hamiltonian Monte Carlo from each f_b to the next; its
+weight prod_t (p(x, z_t) / p(z_t))^(b_t+1 - b_t) has the mean p(x) whatever the moves (Neal 2001). All continuous sites
+move together, in unconstrained coordinates u with the Jacobian of z(u); enumerated sites are summed out of p.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.constraints import MixtureSameFamilyConstraint
+
+from pyrolatent.data import Data
+from pyrolatent.errors import InputError
+from pyrolatent.inference.evidence import measure, observation_support
+from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.objectives import Inputs
+from pyrolatent.inference.rules import likelihood_name
+from pyrolatent.inference.weights import arguments, weigh
+from pyrolatent.models.latent import LatentVariableModel
+
+Schedule = Literal["sigmoid", "linear"]
+FLOATS = 2**22
+"""Numbers in one decoded chunk of chains and datapoints, whose gradients are kept."""
+ACCEPTANCE = 0.65
+"""Acceptance that step sizes are adapted to, which is optimal for Hamiltonian Monte Carlo (Beskos et al. 2013)."""
+PILOTS = 8
+"""Chains that step sizes are adapted on."""
+
+
+@dataclass(frozen=True)
+class AnnealedEvidence:
+    """log p(x) by annealed importance sampling, means over datapoints in nats.
+
+    Attributes:
+        split: which part of the data.
+        measure: what the nats are of, as in `Evaluation`.
+        log_evidence: log (1/K) sum_k w_k, a lower bound in expectation.
+        log_evidence_se: its standard error over datapoints.
+        log_evidence_mcse: its Monte Carlo standard error of the chains, by the delta method.
+        ess: mean effective sample size of the chains.
+        acceptance: mean acceptance of the moves.
+        exact: the exact log p(x) of the same datapoints, of models that have it.
+        datapoints: number of datapoints.
+        chains: number K of chains for each datapoint.
+        steps: number T of annealing steps.
+        each: log p(x) and effective sample size of each datapoint, (datapoints,), float64.
+    """
+
+    split: str
+    measure: str
+    log_evidence: float
+    log_evidence_se: float | None
+    log_evidence_mcse: float | None
+    ess: float
+    acceptance: float
+    exact: float | None
+    datapoints: int
+    chains: int
+    steps: int
+    each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Bounds on the log p(x) of data that the model itself has drawn, means over datapoints in nats.
+
+    Attributes:
+        lower: log (1/K) sum_k w_k of chains from the prior; below log p(x) in expectation.
+        upper: -log (1/K) sum_k 1 / w_k of chains from the latents that x was drawn with; above it in expectation.
+        width: upper - lower, which bounds the error of either.
+        width_se: its standard error over datapoints.
+        exact: the exact log p(x), of models that have it.
+        ess: mean effective sample size of the forward chains.
+        acceptance: mean acceptance of the moves.
+        datapoints: number of simulated datapoints.
+        chains: number K of chains in each direction.
+        steps: number T of annealing steps.
+        each: lower and upper bound of each datapoint, (datapoints,), float64.
+    """
+
+    lower: float
+    upper: float
+    width: float
+    width_se: float | None
+    exact: float | None
+    ess: float
+    acceptance: float
+    datapoints: int
+    chains: int
+    steps: int
+    each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+
+def annealed_evidence(
+    model: LatentVariableModel,
+    data: Data,
+    *,
+    split: str = "test",
+    size: int | None = 100,
+    chains: int = 16,
+    steps: int = 500,
+    leapfrog: int = 10,
+    schedule: Schedule = "sigmoid",
+    seed: int = 0,
+    on_batch: Callable[[int], Any] | None = None,
+) -> AnnealedEvidence:
+    """Held-out log p(x) by annealed importance sampling (Neal 2001; of decoders: Wu et al. 2017, 1611.04273).
+
+    Args:
+        model: a fitted model.
+        data: data with the event shape and in the support of the model's likelihood.
+        split: "train", "validation" or "test".
+        size: how many of its datapoints, from the first; None for all.
+        chains: number of chains for each datapoint.
+        steps: number of annealing steps.
+        leapfrog: leapfrog steps of each move.
+        schedule: of b: "linear", or "sigmoid", which is slower at both ends.
+        seed: seed of the draws.
+        on_batch: called with the number of datapoints done.
+
+    Raises:
+        InputError: the data does not fit the model, or a latent is discrete and not enumerated.
+    """
+    _at_least_one(size=size, chains=chains, steps=steps, leapfrog=leapfrog)
+    if split not in ("train", "validation", "test"):
+        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
+    part = getattr(data, split).to(device_of(model))
+    support = observation_support(model, part.batch(slice(0, 1)), data)
+    data.check_support(support, likelihood_name(model))
+    unit = measure(model, data, support)
+    if unit == "cross-entropy":
+        raise InputError("a cross-entropy on grey values is no likelihood, so it has no evidence; binarize the data")
+    count = len(part) if size is None else min(size, len(part))
+    batch_size = _batch_size(model, chains)
+    summaries, acceptance, exact = [], [], []
+    betas = _betas(steps, schedule)
+    with pyro.validation_enabled(False), evaluating(model, seed):
+        for start in range(0, count, batch_size):
+            batch = arguments(model, part.batch(slice(start, min(start + batch_size, count))))
+            target = _Target(model, batch, chains)
+            log_weights, accepted = target.annealed(betas, leapfrog)
+            summaries.append(torch.stack(summary(log_weights)))
+            acceptance.append(accepted)
+            exact.append(_exact(model, batch))
+            if on_batch:
+                on_batch(start + len(batch[0]))
+    evidence, mcse, ess = torch.cat(summaries, -1).double().cpu()
+    return AnnealedEvidence(
+        split=split,
+        measure=unit,
+        log_evidence=evidence.mean().item(),
+        log_evidence_se=_standard_error(evidence),
+        log_evidence_mcse=mcse.square().sum().sqrt().item() / count if chains > 1 else None,
+        ess=ess.mean().item(),
+        acceptance=torch.cat(acceptance).mean().item(),
+        exact=_mean(exact),
+        datapoints=count,
+        chains=chains,
+        steps=steps,
+        each={"log_evidence": evidence, "ess": ess},
+    )
+
+
+def bidirectional_evidence(
+    model: LatentVariableModel,
+    *,
+    size: int = 100,
+    y: Tensor | None = None,
+    chains: int = 16,
+    steps: int = 500,
+    leapfrog: int = 10,
+    schedule: Schedule = "sigmoid",
+    seed: int = 0,
+    on_batch: Callable[[int], Any] | None = None,
+) -> Bracket:
+    """Bidirectional Monte Carlo on data simulated from the model (Grosse et al. 2015, 1511.02543).
+
+    (z, x) ~ p(z, x) makes z an exact draw from p(z | x), from which chains run back to the prior: the mean of their
+    1 / w is 1 / p(x). A wide bracket says that so many steps and chains do not suffice for this decoder.
+
+    Args:
+        model: a fitted model.
+        size: number of datapoints to simulate.
+        y: labels (size,) of conditional models; if None, the classes in turn.
+        chains: number of chains for each datapoint in each direction.
+        steps: number of annealing steps.
+        leapfrog: leapfrog steps of each move.
+        schedule: as in `annealed_evidence`.
+        seed: seed of the simulation and of the chains.
+        on_batch: called with the number of datapoints done.
+
+    Raises:
+        InputError: a latent is discrete and not enumerated.
+    """
+    _at_least_one(size=size, chains=chains, steps=steps, leapfrog=leapfrog)
+    device, batch_size = device_of(model), _batch_size(model, chains)
+    if y is None and model.conditional:
+        y = torch.arange(size, device=device) % model.label_dim
+    lower, upper, ess, acceptance, exact = [], [], [], [], []
+    betas = _betas(steps, schedule)
+    with pyro.validation_enabled(False), evaluating(model, seed):
+        for start in range(0, size, batch_size):
+            labels = None if y is None else y[start : start + batch_size]
+            x, latents = simulate(model, min(batch_size, size - start), labels)
+            target = _Target(model, (x, labels, None), chains)
+            sizes = target.step_sizes(betas, leapfrog)
+            log_weights, accepted = target.annealed(betas, leapfrog, sizes)
+            back, _ = target.annealed(betas, leapfrog, sizes, start=latents)
+            found, _, effective = summary(log_weights)
+            lower.append(found)
+            upper.append(math.log(chains) - (-back).logsumexp(0))
+            ess.append(effective)
+            acceptance.append(accepted)
+            exact.append(_exact(model, (x, labels, None)))
+            if on_batch:
+                on_batch(start + len(x))
+    below, above = (torch.cat(part).double().cpu() for part in (lower, upper))
+    return Bracket(
+        lower=below.mean().item(),
+        upper=above.mean().item(),
+        width=(above - below).mean().item(),
+        width_se=_standard_error(above - below),
+        exact=_mean(exact),
+        ess=torch.cat(ess).mean().item(),
+        acceptance=torch.cat(acceptance).mean().item(),
+        datapoints=size,
+        chains=chains,
+        steps=steps,
+        each={"lower": below, "upper": above},
+    )
+
+
+@torch.no_grad()
+def simulate(model: LatentVariableModel, size: int, y: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """(z, x) ~ p(z, x): data (size, *event_shape) with latents by site, (size, ...).
+
+    Args:
+        model: any latent-variable model.
+        size: number of draws.
+        y: labels (size,) of conditional models.
+    """
+    x = torch.zeros((), device=device_of(model)).expand(size, *model.event_shape)
+    trace: Any = prune_subsample_sites(poutine.trace(poutine.uncondition(model.generate)).get_trace(x, y))
+    latents = [name for name in trace.stochastic_nodes if "was_observed" not in trace.nodes[name]["infer"]]
+    return trace.nodes["x"]["value"], {name: trace.nodes[name]["value"] for name in latents}
+
+
+def summary(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log-mean-exp of log weights (draws, batch), its standard error by the delta method, and the ESS, (batch,)."""
+    draws = len(log_weights)
+    log_sum = log_weights.logsumexp(0)
+    ess = (2 * log_sum - (2 * log_weights).logsumexp(0)).exp()
+    variance = (1 / ess - 1 / draws).clamp(min=0) * draws / (draws - 1) if draws > 1 else ess * math.nan
+    return log_sum - math.log(draws), variance.sqrt(), ess
+
+
+class _Target:
+    """log p(z) and log p(x, z) of the continuous latents of a batch, in unconstrained coordinates.
+
+    Args:
+        model: the model.
+        inputs: x, y, mask.
+        chains: number of chains.
+
+    Raises:
+        InputError: a discrete site that is not enumerated, or no continuous one.
+    """
+
+    def __init__(self, model: LatentVariableModel, inputs: Inputs, chains: int) -> None:
+        self.model, self.inputs, self.chains = model, inputs, chains
+        with torch.no_grad():
+            probe = weigh(model.generate, model.infer, *inputs)
+        self.enumerated, self.transforms, self.event_dims, self.shapes = {}, {}, {}, {}
+        for site in probe.latents:
+            guide, prior = (trace.nodes[site] for trace in (probe.guide_trace, probe.model_trace))
+            if "_enumerate_dim" in guide["infer"]:
+                self.enumerated[site] = guide["fn"]
+            elif prior["fn"].support.is_discrete:
+                raise InputError(
+                    f"annealing moves continuous latents, but {site} of {type(model).__name__} is discrete and not "
+                    "enumerated; declare estimator: enumerate, a relaxed posterior, or use importance sampling"
+                )
+            else:
+                self.transforms[site] = biject_to(_of_components(prior["fn"].support))
+                self.event_dims[site] = prior["fn"].event_dim
+                self.shapes[site] = self.transforms[site].inverse_shape(prior["fn"].event_shape)
+        if not self.transforms:
+            raise InputError(
+                f"every latent of {type(model).__name__} is summed out, so that nothing is left to anneal: its "
+                "evidence by importance sampling is exact"
+            )
+
+    def coordinates(self, latents: dict[str, Tensor]) -> Tensor:
+        """Latents by site, (..., batch, *event), as one vector, (..., batch, dimensions)."""
+        parts = [transform.inv(latents[site]) for site, transform in self.transforms.items()]
+        return torch.cat([u.flatten(u.dim() - len(s)) for u, s in zip(parts, self.shapes.values(), strict=True)], -1)
+
+    def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(z(u)) and log p(x, z(u)) with the Jacobian |dz / du|, (chains, batch), enumerated sites summed out."""
+        values, jacobian = {}, u.new_zeros(u.shape[:-1])
+        flat = u.split([shape.numel() for shape in self.shapes.values()], -1)
+        for (site, transform), part in zip(self.transforms.items(), flat, strict=True):
+            own = part.unflatten(-1, self.shapes[site])
+            values[site] = transform(own)
+            jacobian = jacobian + transform.log_abs_det_jacobian(own, values[site])
+
+        def guide(x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                for site, fn in self.enumerated.items():
+                    pyro.sample(site, fn, infer={"enumerate": "parallel"})
+                for site, value in values.items():
+                    pyro.sample(site, dist.Delta(value, event_dim=self.event_dims[site]))
+
+        weights = weigh(self.model.generate, guide, *self.inputs, particles=len(u))
+        prior, joint = functools.reduce(torch.add, weights.log_prior.values()), weights.log_joint
+        return self._summed(prior) + jacobian, self._summed(joint) + jacobian
+
+    def annealed(
+        self, betas: list[float], leapfrog: int, sizes: Tensor | None = None, start: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log weights, (chains, batch), and mean acceptance, (batch,), of chains from the prior to the posterior.
+
+        Args:
+            betas: exponents b_0 = 0 ... b_T = 1.
+            leapfrog: leapfrog steps of each move.
+            sizes: step sizes (T, batch), from `step_sizes` if None.
+            start: exact draws of the latents given x, (batch, ...), from which chains run back to the prior.
+        """
+        sizes = self.step_sizes(betas, leapfrog) if sizes is None else sizes
+        state = self._state(self._prior() if start is None else self._repeated(start))
+        log_weights = torch.zeros_like(state.log_prior)
+        accepted, steps = log_weights.new_zeros(log_weights.shape[1:]), range(1, len(betas))
+        for t in steps if start is None else reversed(steps):
+            # Between the increments t and t + 1 of the weight stands a move that leaves f of b_t as it is.
+            if start is None:
+                log_weights = log_weights + (betas[t] - betas[t - 1]) * state.log_likelihood
+            if t < len(betas) - 1:
+                state, probability = self._moved(state, betas[t], sizes[t], leapfrog)
+                accepted = accepted + probability.mean(0) / max(len(betas) - 2, 1)
+            if start is not None:
+                log_weights = log_weights + (betas[t] - betas[t - 1]) * state.log_likelihood
+        return log_weights, accepted
+
+    def step_sizes(self, betas: list[float], leapfrog: int) -> Tensor:
+        """Step sizes (T, batch) of each datapoint, from pilot chains of their own.
+
+        Adapted within the chains that are weighed they would depend on these, and the weights would be biased.
+        """
+        state = self._state(self._prior()[:PILOTS])
+        size = state.log_prior.new_full((len(self.inputs[0]),), 0.5)
+        sizes = []
+        for t in [1] * 15 + list(range(1, len(betas) - 1)):
+            state, probability = self._moved(state, betas[min(t, len(betas) - 2)], size, leapfrog)
+            size = size * (0.5 * (probability.mean(0) - ACCEPTANCE)).exp()
+            sizes.append(size)
+        return torch.stack([sizes[14], *sizes[14:]])
+
+    def _prior(self) -> Tensor:
+        """Coordinates of draws from the prior, (chains, batch, dimensions)."""
+        x, y, _ = self.inputs
+        with torch.no_grad(), pyro.plate("particles", self.chains, dim=-2):
+            trace: Any = poutine.trace(poutine.uncondition(self.model.generate)).get_trace(x, y)
+            return self.coordinates({site: trace.nodes[site]["value"] for site in self.transforms})
+
+    def _repeated(self, latents: dict[str, Tensor]) -> Tensor:
+        return self.coordinates(latents).expand(self.chains, -1, -1)
+
+    def _state(self, u: Tensor) -> "_State":
+        with torch.no_grad():
+            return _State(u, *self.log_densities(u))
+
+    def _moved(self, state: "_State", beta: float, size: Tensor, leapfrog: int) -> tuple["_State", Tensor]:
+        """One move of Hamiltonian Monte Carlo that leaves f_b as it is; the acceptance probability, (chains, batch)."""
+        # A step size that varies keeps trajectories from closing on themselves.
+        epsilon = (size * (0.8 + 0.4 * torch.rand_like(state.log_prior))).unsqueeze(-1)
+        momentum = torch.randn_like(state.u)
+        energy = 0.5 * momentum.square().sum(-1) - state.log_density(beta)
+        u = state.u
+        gradient, _ = self._slope(u, beta)
+        for _ in range(leapfrog):
+            momentum = momentum + 0.5 * epsilon * gradient
+            u = u + epsilon * momentum
+            gradient, proposed = self._slope(u, beta)
+            momentum = momentum + 0.5 * epsilon * gradient
+        change = energy - (0.5 * momentum.square().sum(-1) - proposed.log_density(beta))
+        probability = change.clamp(max=0).exp().nan_to_num(0.0)  # a trajectory that left the numbers is not accepted
+        accept = torch.rand_like(probability) < probability
+        return proposed.where(accept, state), probability
+
+    def _slope(self, u: Tensor, beta: float) -> tuple[Tensor, "_State"]:
+        """The gradient of log f_b at u, (chains, batch, dimensions), and the state there."""
+        u = u.detach().requires_grad_()
+        with torch.enable_grad():
+            state = _State(u, *self.log_densities(u))
+            (gradient,) = torch.autograd.grad(state.log_density(beta).sum(), u)
+        return gradient, _State(u.detach(), state.log_prior.detach(), state.log_joint.detach())
+
+    def _summed(self, values: Tensor) -> Tensor:
+        return values.flatten(0, -3).logsumexp(0) if self.enumerated else values
+
+
+@dataclass(frozen=True)
+class _State:
+    """Coordinates (chains, batch, dimensions) with log p(z) and log p(x, z) there, (chains, batch)."""
+
+    u: Tensor
+    log_prior: Tensor
+    log_joint: Tensor
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        return self.log_joint - self.log_prior
+
+    def log_density(self, beta: float) -> Tensor:
+        """log f_b."""
+        return torch.lerp(self.log_prior, self.log_joint, beta)
+
+    def where(self, chosen: Tensor, other: "_State") -> "_State":
+        return _State(
+            torch.where(chosen.unsqueeze(-1), self.u, other.u),
+            torch.where(chosen, self.log_prior, other.log_prior),
+            torch.where(chosen, self.log_joint, other.log_joint),
+        )
+
+
+def _betas(steps: int, schedule: Schedule) -> list[float]:
+    """b_0 = 0, ..., b_T = 1; sigmoid: those of sigma(4 (2 t / T - 1)), scaled to [0, 1] (Grosse et al. 2015)."""
+    line = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    if schedule == "linear":
+        return line.tolist()
+    if schedule != "sigmoid":
+        raise InputError(f"there is no schedule {schedule!r}; valid: sigmoid, linear")
+    curve = torch.sigmoid(4 * (2 * line - 1))
+    return ((curve - curve[0]) / (curve[-1] - curve[0])).tolist()
+
+
+def _of_components(support: Any) -> Any:
+    """A mixture's support, as that of its components."""
+    return support.base_constraint if isinstance(support, MixtureSameFamilyConstraint) else support
+
+
+def _batch_size(model: LatentVariableModel, chains: int) -> int:
+    return max(1, FLOATS // (chains * model.event_shape.numel()))
+
+
+def _exact(model: Any, inputs: Inputs) -> Tensor | None:
+    """log p(x) in closed form, (batch,), where the model has it."""
+    x, _, mask = inputs
+    with torch.no_grad():
+        return model.log_evidence(x, mask) if hasattr(model, "log_evidence") else None
+
+
+def _mean(parts: list[Tensor | None]) -> float | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known).double().mean().item() if known else None
+
+
+def _standard_error(values: Tensor) -> float | None:
+    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _at_least_one(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} was {count}; at least 1 is needed")
