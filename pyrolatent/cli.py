@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -25,6 +27,7 @@ from pyrolatent.compare import Group, compare, forest
 from pyrolatent.errors import InputError, TrainingError
 from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value, read_yaml
 from pyrolatent.figures import samples as samples_figure
+from pyrolatent.inference import distributed
 from pyrolatent.inference.annealed import AnnealedEvidence, annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, choose_device
@@ -77,7 +80,14 @@ Splits = Literal["train", "validation", "test"]
 def main() -> None:
     """Entry point."""
     torch.set_flush_denormal(True)
-    app()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was finished is kept
+    distributed.start()
+    if distributed.rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
+    try:
+        app()
+    finally:
+        distributed.stop()
 
 
 def _version(asked: bool) -> None:
@@ -114,6 +124,7 @@ def train_command(
     overrides = _overrides(set_, {"epochs": epochs, "seed": seed, "device": device, "data": data})
     declared = Experiment.load(experiment, overrides) if experiment else Experiment(**override({}, overrides))
     path = output or _new_directory(experiment or Path(_data_name(declared)))
+    path = Path(distributed.agreed(str(path)))
     rows = _Rows(quiet=as_json)
     try:
         run = train(
@@ -136,6 +147,8 @@ def train_command(
         has_density = not isinstance(run.model, DeterministicModel)
         short = Annealing(temperatures=SHORT)
         evaluation = _evaluate(run, data_dir, "test", particles, target, short, quiet=as_json) if has_density else None
+        if distributed.rank():
+            return
         drawn = run.write_figures(report.draw(run.model, run.load_data(data_dir), run.history))
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"{path} holds the trained model; evaluate and figures do the rest") from interrupt
@@ -491,14 +504,16 @@ def _evaluate(
 
             found = evaluate_energy(model, data, split=split, annealing=annealing, on_step=told)
             model.cpu()
-            run.write_evaluation(found)
+            if not distributed.rank():
+                run.write_evaluation(found)
             return found
         task = bar.add_task(f"log p(x), {particles} draws", total=len(getattr(data, split)))
         evaluation = evaluate(
             model, data, split=split, particles=particles, on_batch=lambda done: bar.update(task, completed=done)
         )
     model.cpu()
-    run.write_evaluation(evaluation)
+    if not distributed.rank():
+        run.write_evaluation(evaluation)
     return evaluation
 
 

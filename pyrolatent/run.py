@@ -39,6 +39,7 @@ from pyrolatent.data import Data, load_data
 from pyrolatent.declaration import build, import_paths, importing
 from pyrolatent.errors import InputError, TrustError
 from pyrolatent.experiment import Experiment, FilesIn, declare, read_yaml, source_name, write_yaml
+from pyrolatent.inference import distributed
 from pyrolatent.inference.evidence import Evaluation
 from pyrolatent.inference.fit import Fit, Row
 from pyrolatent.inference.partition import EnergyEvaluation
@@ -260,6 +261,8 @@ def train(
 ) -> Run:
     """Trains an experiment into a directory, which holds the state of the last finished epoch at any time.
 
+    Of several processes under torchrun the first writes; the directory must be one that all of them see.
+
     Args:
         experiment: what to train.
         output: the directory of the run.
@@ -274,7 +277,9 @@ def train(
     model = experiment.build(data)
     declaration, sources = experiment.declaration | {"data": data.declaration}, experiment.sources
     board = _tensorboard() if tensorboard else None
-    claim(output, overwrite)
+    writes = distributed.rank() == 0
+    if writes:
+        claim(output, overwrite)
     writer: Any = None
 
     def save(fit: Fit) -> None:
@@ -292,7 +297,7 @@ def train(
             on_epoch(fit)
 
     try:
-        fit = experiment.fit(model, data, save, progress)
+        fit = experiment.fit(model, data, save if writes else None, progress and writes)
     except BaseException:
         with suppress(OSError):  # a directory that is not empty stays
             output.rmdir()
@@ -300,8 +305,10 @@ def train(
     finally:
         if writer is not None:
             writer.close()
-    _write_state(output, fit)
-    _write_record(output, fit, sources, finished=True)
+    if writes:
+        _write_state(output, fit)
+        _write_record(output, fit, sources, finished=True)
+    distributed.wait()
     return Run.load(output, model=fit.model)
 
 

@@ -18,6 +18,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 Function = Callable[..., Any]
 
+WORTH_COMPILING = 60.0
+"""Seconds of uncompiled work ahead from which "auto" compiles, which takes from 3 to 25 of them."""
+
 AGREEMENT = {"float32": 1e-3, "bf16": 5e-2}
 """Largest norm of the difference between a recorded result and the function's, relative to the latter's."""
 

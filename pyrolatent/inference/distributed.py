@@ -32,6 +32,26 @@ def start() -> None:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
+def stop() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Returns when every process has come here."""
+    if size() > 1:
+        _reached(dist.barrier)
+
+
+def agreed(text: str) -> str:
+    """The first process's text, in all of them."""
+    found = [text]
+    if size() > 1:
+        _reached(dist.broadcast_object_list, found, 0)
+    return found[0]
+
+
 def share(index: Tensor) -> Tensor:
     """This process's part of a minibatch, every n-th datapoint."""
     return index[rank() :: size()]

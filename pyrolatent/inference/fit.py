@@ -21,7 +21,7 @@ from pyrolatent.data import Batch, Data, Split
 from pyrolatent.declaration import Component, Kind, build, choices, register
 from pyrolatent.errors import InputError, TrainingError
 from pyrolatent.inference import distributed
-from pyrolatent.inference.compiled import CaptureError, compiled
+from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
 from pyrolatent.inference.held_out import held_out
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import EM, ClosedForm, Objective, PyroObjective
@@ -32,9 +32,6 @@ from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
 
 Row = dict[str, Any]
-
-WORTH_COMPILING = 60.0
-"""Seconds of uncompiled training ahead from which `compile="auto"` compiles, which takes from 3 to 25 of them."""
 
 TIMED = range(5, 25)
 """The steps whose duration says how long training will take."""
