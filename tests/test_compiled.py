@@ -79,7 +79,7 @@ def gradient_of(model: nn.Module, objective: Any, data: Data) -> Callable[..., A
 @pytest.mark.usefixtures("uncompiled_graphs")
 @pytest.mark.parametrize(("declaration", "objective"), CAPTURED)
 def test_the_record_of_a_step_is_the_step(declaration: Any, objective: Any) -> None:
-    """Bit for bit, at new datapoints, factor of the KL and noise; buffers and the random state are left as they were."""
+    """Bit for bit, at new datapoints, factor of the KL and noise; buffers and the random state stay as they were."""
     data = load_data("digits", binarize="dynamic")
     torch.manual_seed(0)
     model = build("model", declaration, event_shape=data.event_shape, label_dim=data.label_dim).train()
