@@ -163,3 +163,19 @@ def test_ray_that_is_not_there(experiment: Path, monkeypatch: pytest.MonkeyPatch
     fields = yaml.safe_load(experiment.read_text())
     with pytest.raises(InputError, match="ray is not installed"):
         sweep(fields, OVER, "runs", directory=Path.cwd(), ray="auto")
+
+
+@pytest.mark.slow
+def test_on_ray(experiment: Path) -> None:
+    """On a cluster of this machine alone: one run fails with its reason, the others are there."""
+    pytest.importorskip("ray")
+    fields = yaml.safe_load(experiment.read_text())
+    failed: dict[str, str | None] = {}
+    over: dict[str, list[Any]] = {"optimizer.SGD.lr": [0.01, 0.02, 1e30]}
+    runs = sweep(
+        fields, over, Path.cwd() / "runs", directory=Path.cwd(), particles=5, jobs=2, ray="local",
+        on_run=lambda name, failure, *_: failed.update({name: failure}),
+    )  # fmt: skip
+    assert [run.path.name for run in runs] == ["lr=0.01,seed=0", "lr=0.02,seed=0"]
+    (reason,) = [failure for failure in failed.values() if failure]
+    assert "not finite" in reason
