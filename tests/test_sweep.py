@@ -125,13 +125,14 @@ def test_six_runs_killed_half_way_and_resumed(experiment: Path) -> None:
     command = [sys.executable, "-m", "pyrolatent", "sweep", str(experiment), "--over", "model.vae.prior=normal,mixture",
                "--seeds=3", "--jobs=2", "--output=runs", "--particles=20", "--epochs=30"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("2/6"):
-            break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen(
+        command, start_new_session=True, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("2/6"):
+                break
+        os.killpg(process.pid, signal.SIGKILL)
     finished = [path.parent for path in Path("runs").glob("*/evaluation.json")]
     assert 2 <= len(finished) < 6
     before = {path: (path / "weights.safetensors").stat().st_mtime_ns for path in finished}
