@@ -375,7 +375,7 @@ class _Session:
         """Evidence without the encoder, and a bracket of it on data that the model drew."""
         if not size:
             raise InputError("annealed was 0")
-        settings: Any = {"size": min(size, self.size), "chains": 8, "steps": 150, "leapfrog": 5, "seed": self.seed}
+        settings: Any = {"size": min(size, self.size), "chains": 8, "steps": 400, "leapfrog": 5, "seed": self.seed}
         found = annealed_evidence(self.model, self.found.data, split=self.found.split, **settings)
         truth = found.each["log_evidence"]
         sampled, mcse, _ = summary(self.log_weights[:, : len(truth)].double().cpu())

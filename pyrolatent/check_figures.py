@@ -9,6 +9,7 @@ import numpy.typing as npt
 from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pyrolatent import checks, figures
 
@@ -128,6 +129,7 @@ def _dimensions(axes: Axes, arrays: Arrays) -> None:
     order = np.argsort(-values)
     active = arrays["active"][order] if len(arrays["active"]) == len(values) else np.ones(len(values), dtype=bool)
     axes.bar(range(1, len(values) + 1), values[order], color=[COLOURS[0] if each else "0.75" for each in active])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title=f"{active.sum()} active of {len(values)} dimensions", xlabel="dimension, sorted", ylabel="KL [nats]")
 
 

@@ -395,7 +395,7 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
             table.add_row(*(cells[column] for column in columns))
         Console(width=max(console.width, COMPARED)).print(table, highlight=False)
         about = "± over datapoints (paired in differences) ± over seeds; gap: log p(x) less the bound"
-        console.print(about + ("; k-hat: share too large" * known) + "\n")
+        console.print(about + ("; k-hat: share too large" * known) + "\n", soft_wrap=True)
 
 
 def _with_errors(value: float, *errors: float | None) -> str:

@@ -77,6 +77,8 @@ def test_uniformity_holds_its_level_and_sees_what_is_not_uniform() -> None:
         assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / 400))
     for wrong in (random.beta(1.5, 1.5, 500), random.beta(1, 1.4, 500), 0.5 * random.random(500)):
         assert checks.uniformity(torch.from_numpy(wrong)) < 0.01
+    # Half of (0, 1) alone: the chance that 500 values all lie there is 2^-500, far below what could be simulated.
+    assert checks.uniformity(torch.from_numpy(0.5 * random.random(500))) < 1e-100
 
 
 def test_the_band_holds_uniform_ecdfs_as_often_as_it_says() -> None:

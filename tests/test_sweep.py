@@ -125,13 +125,14 @@ def test_six_runs_killed_half_way_and_resumed(experiment: Path) -> None:
     command = [sys.executable, "-m", "pyrolatent", "sweep", str(experiment), "--over", "model.vae.prior=normal,mixture",
                "--seeds=3", "--jobs=2", "--output=runs", "--particles=20", "--epochs=30"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("2/6"):
-            break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen(
+        command, start_new_session=True, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("2/6"):
+                break
+        os.killpg(process.pid, signal.SIGKILL)
     finished = [path.parent for path in Path("runs").glob("*/evaluation.json")]
     assert 2 <= len(finished) < 6
     before = {path: (path / "weights.safetensors").stat().st_mtime_ns for path in finished}
@@ -163,3 +164,19 @@ def test_ray_that_is_not_there(experiment: Path, monkeypatch: pytest.MonkeyPatch
     fields = yaml.safe_load(experiment.read_text())
     with pytest.raises(InputError, match="ray is not installed"):
         sweep(fields, OVER, "runs", directory=Path.cwd(), ray="auto")
+
+
+@pytest.mark.slow
+def test_on_ray(experiment: Path) -> None:
+    """On a cluster of this machine alone: one run fails with its reason, the others are there."""
+    pytest.importorskip("ray")
+    fields = yaml.safe_load(experiment.read_text())
+    failed: dict[str, str | None] = {}
+    over: dict[str, list[Any]] = {"optimizer.SGD.lr": [0.01, 0.02, 1e30]}
+    runs = sweep(
+        fields, over, Path.cwd() / "runs", directory=Path.cwd(), particles=5, jobs=2, ray="local",
+        on_run=lambda name, failure, *_: failed.update({name: failure}),
+    )  # fmt: skip
+    assert [run.path.name for run in runs] == ["lr=0.01,seed=0", "lr=0.02,seed=0"]
+    (reason,) = [failure for failure in failed.values() if failure]
+    assert "not finite" in reason

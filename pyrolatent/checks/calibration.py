@@ -33,14 +33,15 @@ def uniformity(ranks: Tensor) -> float:
     """The p-value of the hypothesis that values in (0, 1) are uniform, simultaneously over their whole ECDF.
 
     The statistic is the smallest of the binomial tail probabilities 2 min(P(B <= k), P(B >= k)), B ~ Bin(n, t), of
-    the counts k of values up to t = 1/K, ..., 1; its distribution is simulated (Sailynoja et al. 2022, 2103.10522).
+    the counts k of values up to t = 1/K, ..., 1; its distribution is simulated (Sailynoja et al. 2022, 2103.10522), and
+    where that is too coarse, bounded by K times the statistic.
 
     Args:
         ranks: (n,).
     """
     counts = _counts(np.sort(ranks.double().cpu().numpy()))
-    reference = _reference(len(ranks))
-    return float((1 + (reference <= _least_tail(counts, len(ranks))).sum()) / (1 + len(reference)))
+    least, reference = float(_least_tail(counts, len(ranks))), _reference(len(ranks))
+    return min(float((1 + (reference <= least).sum()) / (1 + len(reference))), len(counts) * least)
 
 
 def ecdf_band(n: int, level: float = 0.99) -> tuple[Array, Array, Array]:
