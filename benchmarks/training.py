@@ -1,185 +1,176 @@
 """Training steps a second, as ratios to hand-written eager PyTorch in the same run.
 
-    python -m benchmarks.training --workload notebook iwae wide --rounds 5 --json FILE
+    python -m benchmarks.training --workload notebook iwae wide --peers eager pyro numpyro pythae --rounds 5 \
+        --data-dir DIR --json FILE
 
-Contenders take turns, on the same random binary data in memory, with the same sizes and Adam; `eager` is the VAE
-written out by hand, `pyro` is `pyro.infer.SVI` on the model's pair, `pyrolatent` is what `fit` does in a step. Each
-ends by the bound that it reached, so that none is fast by doing something else.
+Contenders take turns, each in a process of its own, on the same binary data (MNIST, thresholded, where its folder is
+given, else random), with the same sizes, Adam at the same rate, and denormal numbers flushed to zero. `matmul` does the
+matrix products of a step and nothing else, which is the limit. Afterwards fresh copies take equally many steps, so that
+nobody is fast by doing something else: the bounds that they reach are printed.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
+import sys
 import time
-from collections.abc import Callable
-from itertools import pairwise
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyro
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+import numpy as np
 
-import pyrolatent as pl
-from pyrolatent.declaration import build
-from pyrolatent.inference.evidence import score
+from benchmarks.contenders import CONTENDERS, SCORED
+from benchmarks.workloads import WORKLOADS
 
-
-class Workload(NamedTuple):
-    hidden: tuple[int, ...]
-    latent_dim: int
-    batch_size: int
-    particles: int
+OURS = ("pyrolatent", "pyrolatent-bf16")
+CHUNK = 50  # steps between looks at the clock
 
 
-WORKLOADS = {
-    "notebook": Workload((200,), 10, 128, 1),
-    "iwae": Workload((200, 200), 50, 20, 50),
-    "wide": Workload((400,), 20, 1024, 1),
-}
-LR = 1e-3
+def work(pipe: Any, name: str, workload: str, data: np.ndarray, device: str) -> None:
+    """Serves one contender: ("rate", seconds) -> steps a second, ("bound", steps, seed) -> the bound reached."""
+    import torch
+
+    torch.set_flush_denormal(True)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
+    made: Any = None
+    while (order := pipe.recv()) is not None:
+        try:
+            if order[0] == "rate":
+                if made is None:
+                    made = CONTENDERS[name](WORKLOADS[workload], data, 0, device)
+                    made.train(CHUNK)
+                steps, started = 0, time.perf_counter()
+                while time.perf_counter() - started < order[1]:
+                    made.train(CHUNK)
+                    steps += CHUNK
+                pipe.send(steps / (time.perf_counter() - started))
+            else:
+                fresh = CONTENDERS[name](WORKLOADS[workload], data, order[2], device)
+                fresh.train(order[1])
+                pipe.send(fresh.bound())
+        except Exception as error:
+            pipe.send(error)
 
 
-class ByHand(nn.Module):
-    """The same networks, one tensor of bounds, no distributions."""
+class Contender:
+    """A contender in its process."""
 
-    def __init__(self, size: Workload) -> None:
-        super().__init__()
-        widths = [784, *size.hidden]
-        layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.ReLU())]
-        self.encoder = nn.Sequential(*layers, nn.Linear(widths[-1], 2 * size.latent_dim))
-        widths = [size.latent_dim, *size.hidden[::-1]]
-        layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.ReLU())]
-        self.decoder = nn.Sequential(*layers, nn.Linear(widths[-1], 784))
-        self.particles = size.particles
+    def __init__(self, name: str, workload: str, data: np.ndarray, device: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        context.Process(target=work, args=(other, name, workload, data, device), daemon=True).start()
 
-    def forward(self, x: Tensor) -> Tensor:
-        loc, scale = self.encoder(x).chunk(2, -1)
-        scale = 1e-3 + functional.softplus(scale)
-        e = torch.randn(self.particles, *loc.shape, device=x.device)
-        z = loc + scale * e
-        logits = self.decoder(z)
-        log_p = -functional.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
-        log_w = log_p + (0.5 * e.square() + scale.log() - 0.5 * z.square()).sum(-1)
-        return -(log_w.logsumexp(0) - torch.tensor(float(self.particles)).log()).mean()
+    def ask(self, *order: Any) -> float:
+        self.pipe.send(order)
+        answer = self.pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
-def model_of(size: Workload) -> pl.VAE:
-    networks = {name: {"mlp": {"hidden": list(size.hidden)}} for name in ("encoder", "decoder")}
-    networks["decoder"] = {"mlp": {"hidden": list(size.hidden[::-1])}}
-    return pl.VAE((784,), latent_dim=size.latent_dim, **networks)
-
-
-def objective_of(size: Workload) -> Any:
-    return build("objective", "elbo" if size.particles == 1 else {"iwae": {"particles": size.particles}})
-
-
-def eager(size: Workload, device: str) -> tuple[Callable[[Tensor], None], nn.Module]:
-    model = ByHand(size).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), LR)
-
-    def step(x: Tensor) -> None:
-        optimizer.zero_grad()
-        model(x).backward()
-        optimizer.step()
-
-    return step, model
-
-
-def pyrolatent(size: Workload, device: str) -> tuple[Callable[[Tensor], None], nn.Module]:
-    model, objective = model_of(size).to(device), objective_of(size)
-    optimizer = torch.optim.Adam(model.parameters(), LR)
-
-    def step(x: Tensor) -> None:
-        optimizer.zero_grad()
-        objective.accumulate(model, (x, None, None))
-        optimizer.step()
-
-    return step, model
-
-
-def stock_pyro(size: Workload, device: str) -> tuple[Callable[[Tensor], None], nn.Module]:
-    model = model_of(size).to(device)
-    one = size.particles == 1
-    loss = pyro.infer.Trace_ELBO() if one else pyro.infer.RenyiELBO(0.0, size.particles, 1, vectorize_particles=True)
-    svi = pyro.infer.SVI(model.model, model.guide, pyro.optim.Adam({"lr": LR}), loss)
-    return svi.step, model
-
-
-CONTENDERS = {"eager": eager, "pyro": stock_pyro, "pyrolatent": pyrolatent}
-
-
-def bound(model: nn.Module, particles: int, x: Tensor) -> float:
-    """The bound at the end, which tells a contender that learned nothing."""
-    with torch.no_grad():
-        if isinstance(model, ByHand):
-            return -sum(model(x).item() for _ in range(20)) / 20
-        draws = [score(model, x, particles=particles).log_evidence.mean().item() for _ in range(20)]
-        return sum(draws) / 20
-
-
-def measure(name: str, rounds: int, seconds: float, device: str) -> list[dict[str, Any]]:
-    size = WORKLOADS[name]
-    generator = torch.Generator().manual_seed(0)
-    likely = torch.rand(10, 784, generator=generator).square()
-    x = (torch.rand(5000, 784, generator=generator) < likely[torch.randint(10, (5000,), generator=generator)]).float()
-    x = x.to(device)
-    made = {contender: make(size, device) for contender, make in CONTENDERS.items()}
-    rates: dict[str, list[float]] = {contender: [] for contender in made}
-    for _ in range(rounds + 1):  # the first warms up
-        for contender, (step, _) in made.items():
-            steps, started = 0, time.perf_counter()
-            while time.perf_counter() - started < seconds:
-                step(x[torch.randint(len(x), (size.batch_size,), device=device)])
-                steps += 1
-            if device == "cuda":
-                torch.cuda.synchronize()
-            rates[contender].append(steps / (time.perf_counter() - started))
+def measure(name: str, peers: list[str], options: argparse.Namespace, data: np.ndarray) -> list[dict[str, Any]]:
+    contenders = {peer: Contender(peer, name, data, options.device) for peer in peers}
+    rates: dict[str, list[float]] = {peer: [] for peer in peers}
+    for turn in range(options.rounds + 1):  # the first warms up
+        for peer, contender in contenders.items():
+            rate = contender.ask("rate", options.seconds)
+            if turn:
+                rates[peer].append(rate)
     rows = []
-    for contender, (_, model) in made.items():
-        ratios = [own / base for own, base in zip(rates[contender][1:], rates["eager"][1:], strict=True)]
+    for peer, contender in contenders.items():
+        ratios = [own / base for own, base in zip(rates[peer], rates["eager"], strict=True)]
+        shares = [own / limit for own, limit in zip(rates[peer], rates["matmul"], strict=True)]
+        seeds = options.seeds if peer in OURS else 1
+        bounds = [contender.ask("bound", options.steps, seed) for seed in range(seeds)] if peer != "matmul" else []
         rows.append(
             {
                 "workload": name,
-                "contender": contender,
-                "precision": "float32",
+                "contender": "pyrolatent" if peer in OURS else peer,
+                "precision": "bf16" if peer.endswith("bf16") else "float32",
                 "ratio": median(ratios),
                 "ratio_min": min(ratios),
                 "ratio_max": max(ratios),
-                "steps_per_second": median(rates[contender][1:]),
-                "final_bound": bound(model, size.particles, x[:500]),
+                "share_of_limit": median(shares),
+                "steps_per_second": median(rates[peer]),
+                "final_bound": median(bounds) if bounds else None,
+                "final_bounds": bounds,
             }
         )
+        print(shown(rows[-1]), flush=True)
+        contender.pipe.send(None)
     return rows
+
+
+def shown(row: dict[str, Any]) -> str:
+    bound = "" if row["final_bound"] is None else f"   bound {row['final_bound']:8.2f}"
+    name = f"{row['workload']:<10}{row['contender']:<12}{row['precision']:<9}"
+    ratio = f"{row['ratio']:5.2f}  ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+    return f"{name}{ratio}  {row['share_of_limit']:4.0%} of the limit {row['steps_per_second']:9.1f} steps/s{bound}"
+
+
+def binary_images(directory: Path | None, count: int) -> np.ndarray:
+    """MNIST, 1 where a pixel is above one half, (count, 784) uint8; or ten random patterns with noise."""
+    if directory is not None:
+        from torchvision.datasets import MNIST
+
+        images = MNIST(str(directory), download=False).data[:count].flatten(1).numpy()
+        return (images > 127).astype(np.uint8)
+    random = np.random.default_rng(0)
+    likely = random.random((10, 784)) ** 2
+    return (random.random((count, 784)) < likely[random.integers(10, size=count)]).astype(np.uint8)
+
+
+def machine(device: str) -> str:
+    """The processor or GPU in words."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0].partition(': ')[2]}, {os.cpu_count()} cores"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python and of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--peers", nargs="*", choices=[n for n in CONTENDERS if n not in OURS], default=["pyro"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each contender in each round")
+    parser.add_argument("--steps", type=int, default=1000, help="after which the bounds are compared")
+    parser.add_argument("--seeds", type=int, default=1, help="of the bounds of this package")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    torch.set_flush_denormal(True)
-    pyro.enable_validation(False)
-    rounds, seconds, device = arguments.rounds, arguments.seconds, arguments.device
-    results = [row for name in arguments.workload for row in measure(name, rounds, seconds, device)]
-    for row in results:
-        print(
-            f"{row['workload']:<10}{row['contender']:<12}{row['ratio']:6.2f}  ({row['ratio_min']:.2f} to "
-            f"{row['ratio_max']:.2f}){row['steps_per_second']:10.1f} steps/s   bound {row['final_bound']:9.2f}"
-        )
-    if arguments.json:
-        cores = f"{torch.get_num_threads()} cores, {platform.machine()}"
+    options = parser.parse_args()
+    data = binary_images(options.data_dir, 20_000)
+    assert len(data) >= SCORED
+    peers = list(dict.fromkeys(["eager", "matmul", *OURS, *options.peers]))
+    results = [row for name in options.workload for row in measure(name, peers, options, data)]
+    if options.json:
         found = {
-            "machine": torch.cuda.get_device_name() if device == "cuda" else cores,
-            "versions": {"torch": torch.__version__, "pyro": pyro.__version__, "python": platform.python_version()},
+            "machine": machine(options.device),
+            "versions": versions("torch", "pyro-ppl", "numpyro", "jax", "pythae"),
+            "data": "MNIST, thresholded" if options.data_dir else "random patterns",
+            "steps": options.steps,
             "results": results,
         }
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from torch import set_flush_denormal
 
 from pyrolatent.arviz_data import to_arviz
+from pyrolatent.chains import watch
 from pyrolatent.check import Checks, Verdict, check
 from pyrolatent.compare import compare
 from pyrolatent.data import Data, load_data
@@ -11,6 +12,7 @@ from pyrolatent.experiment import Experiment
 from pyrolatent.inference.annealed import AnnealedEvidence, Bracket, annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, fit
+from pyrolatent.inference.partition import Annealing
 from pyrolatent.models import (
     PCA,
     VAE,
@@ -18,13 +20,17 @@ from pyrolatent.models import (
     Conditional,
     ConditionalVAE,
     DiscreteVAE,
+    EnergyModel,
     Family,
     GenerativeNetwork,
     HierarchicalVAE,
     LatentVariableModel,
     LinearGaussian,
     LogisticBernoulli,
+    MarkovNetwork,
+    RestrictedBoltzmannMachine,
     SemiSupervisedVAE,
+    UnnormalisedDensity,
 )
 from pyrolatent.run import Run, train
 from pyrolatent.tasks import impute, interpolate, reconstruct, sample
@@ -35,6 +41,7 @@ __all__ = [
     "PCA",
     "VAE",
     "AnnealedEvidence",
+    "Annealing",
     "Autoencoder",
     "Bracket",
     "Checks",
@@ -42,6 +49,7 @@ __all__ = [
     "ConditionalVAE",
     "Data",
     "DiscreteVAE",
+    "EnergyModel",
     "Evaluation",
     "Experiment",
     "Family",
@@ -52,10 +60,13 @@ __all__ = [
     "LatentVariableModel",
     "LinearGaussian",
     "LogisticBernoulli",
+    "MarkovNetwork",
+    "RestrictedBoltzmannMachine",
     "Run",
     "SemiSupervisedVAE",
     "TrainingError",
     "TrustError",
+    "UnnormalisedDensity",
     "Verdict",
     "annealed_evidence",
     "bidirectional_evidence",
@@ -71,4 +82,5 @@ __all__ = [
     "set_flush_denormal",
     "to_arviz",
     "train",
+    "watch",
 ]

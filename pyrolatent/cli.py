@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -19,19 +21,25 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from pyrolatent import __version__, declaration, report, tasks
+from pyrolatent.chains import SWEEPS
 from pyrolatent.check import Checks, check
 from pyrolatent.compare import Group, compare, forest
 from pyrolatent.errors import InputError, TrainingError
 from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value, read_yaml
 from pyrolatent.figures import samples as samples_figure
+from pyrolatent.inference import distributed
 from pyrolatent.inference.annealed import AnnealedEvidence, annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, choose_device
+from pyrolatent.inference.partition import Annealing, EnergyEvaluation, evaluate_energy
+from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.unnormalised import UnnormalisedDensity
 from pyrolatent.run import Run, scores, train
 from pyrolatent.sweep import sweep
 
 COMPARED = 140  # columns that a comparison needs
+SHORT = 1000  # temperatures of the evaluation that ends a training
 ROWS = 20  # epochs that are printed, at most, beside the first and the last
 
 console = Console()
@@ -72,7 +80,14 @@ Splits = Literal["train", "validation", "test"]
 def main() -> None:
     """Entry point."""
     torch.set_flush_denormal(True)
-    app()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was finished is kept
+    distributed.start()
+    if distributed.rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
+    try:
+        app()
+    finally:
+        distributed.stop()
 
 
 def _version(asked: bool) -> None:
@@ -109,6 +124,7 @@ def train_command(
     overrides = _overrides(set_, {"epochs": epochs, "seed": seed, "device": device, "data": data})
     declared = Experiment.load(experiment, overrides) if experiment else Experiment(**override({}, overrides))
     path = output or _new_directory(experiment or Path(_data_name(declared)))
+    path = Path(distributed.agreed(str(path)))
     rows = _Rows(quiet=as_json)
     try:
         run = train(
@@ -128,8 +144,11 @@ def train_command(
         print(f"\n{run.model}\n")
     try:
         target = declared.settings.get("device", "auto")
-        has_density = isinstance(run.model, LatentVariableModel)
-        evaluation = _evaluate(run, data_dir, "test", particles, target, quiet=as_json) if has_density else None
+        has_density = not isinstance(run.model, DeterministicModel)
+        short = Annealing(temperatures=SHORT)
+        evaluation = _evaluate(run, data_dir, "test", particles, target, short, quiet=as_json) if has_density else None
+        if distributed.rank():
+            return
         drawn = run.write_figures(report.draw(run.model, run.load_data(data_dir), run.history))
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"{path} holds the trained model; evaluate and figures do the rest") from interrupt
@@ -151,8 +170,12 @@ def evaluate_command(
         Literal["importance", "annealed"], typer.Option(help="How log p(x) is found; annealed asks no encoder.")
     ] = "importance",
     size: Annotated[int, typer.Option(min=1, help="annealed: datapoints, from the first.")] = 100,
-    chains: Annotated[int, typer.Option(min=1, help="annealed: chains for each datapoint.")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="annealed: steps from the prior to the posterior.")] = 500,
+    chains: Annotated[int | None, typer.Option(min=1, help="Annealed chains: 16 a datapoint; 100 for log Z.")] = None,
+    temperatures: Annotated[
+        int | None, typer.Option(min=1, help="Steps of these chains: 500 a datapoint; 10000 for log Z.")
+    ] = None,
+    ais: Annotated[bool, typer.Option("--ais", help="Estimate log Z of an energy also where it is known.")] = False,
+    raised: Annotated[int, typer.Option("--raise", min=0, help="Datapoints to bound log p(x) of by RAISE.")] = 0,
     data_dir: DataDir = None,
     device: Annotated[Device, typer.Option(help="Where to evaluate.")] = "auto",
     trust: Trust = False,
@@ -163,10 +186,11 @@ def evaluate_command(
     With --method annealed, log p(x) by annealing from the prior, bracketed on simulated data; written to annealed.json.
     """
     if method == "annealed":
-        annealing = {"size": size, "chains": chains, "steps": steps}
-        _anneal(Run.load(run, trust=trust), data_dir, split, device, annealing, as_json)
+        chosen = {"size": size, "chains": chains or 16, "steps": temperatures or 500}
+        _anneal(Run.load(run, trust=trust), data_dir, split, device, chosen, as_json)
         return
-    evaluation = _evaluate(Run.load(run, trust=trust), data_dir, split, particles, device, quiet=as_json)
+    annealing = Annealing(chains or 100, temperatures or 10_000, ais, raised)
+    evaluation = _evaluate(Run.load(run, trust=trust), data_dir, split, particles, device, annealing, quiet=as_json)
     if as_json:
         print(json.dumps(scores(evaluation)))
     else:
@@ -220,13 +244,14 @@ def sample_command(
     size: Annotated[int, typer.Option("--size", "-n", min=1, help="Number of draws.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     mean: Annotated[bool, typer.Option(help="Show E[x | z] instead of draws of x.")] = False,
+    sweeps: Annotated[int, typer.Option(min=1, help="Sweeps of the chains of an energy.")] = SWEEPS,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Draw from the model: an array samples.npy and a figure samples.png in the run."""
     loaded = Run.load(run, trust=trust)
     torch.manual_seed(seed)
-    drawn = tasks.sample(loaded.model, size, mean=mean)
+    drawn = tasks.sample(loaded.model, size, mean=mean, sweeps=sweeps)
     array = loaded.write_array("samples", drawn)
     (figure,) = loaded.write_figures({"samples": samples_figure(drawn[:100])})
     _print_paths({"array": array, "figure": figure}, as_json)
@@ -362,7 +387,7 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
                 "to the best": "best" if best else difference,
                 "": {None: "" if best else "one seed", True: "differs", False: "no difference"}[row.significant],
                 "gap": "" if row.gap is None else f"{row.gap:.2f}",
-                "active": f"{row.active_units:.0f}",
+                "active": "" if row.active_units is None else f"{row.active_units:.0f}",
                 "k-hat": "" if row.khat_share is None else f"{row.khat_share:.1%}",
                 "parameters": f"{row.parameters:,}",
                 "time": f"{row.seconds:.0f} s",
@@ -450,10 +475,10 @@ class _Rows:
     def __call__(self, fit: Fit) -> None:
         row = fit.history[-1]
         self.epoch = row["epoch"]
-        elbo = "none" if row["validation_elbo"] is None else f"{row['validation_elbo']:.3f}"
-        self._pending = f"{self.epoch:5}  {row['train_loss']:12.3f}  {elbo:>15}  {row['seconds']:7.1f}"
+        name = next(key for key in row if key.startswith("validation_") and row[key] is not None)
+        self._pending = f"{self.epoch:5}  {row['train_loss']:12.3f}  {row[name]:>{len(name)}.3f}  {row['seconds']:7.1f}"
         if self.epoch == 1 and not self.quiet:
-            print("epoch    train_loss  validation_elbo  seconds")
+            print(f"epoch    train_loss  {name}  seconds")
         if self.epoch == 1 or self.epoch % math.ceil(fit.settings["epochs"] / ROWS) == 0:
             self.finish()
 
@@ -464,15 +489,31 @@ class _Rows:
         self._pending = ""
 
 
-def _evaluate(run: Run, data_dir: Path | None, split: str, particles: int, device: str, *, quiet: bool) -> Evaluation:
+def _evaluate(
+    run: Run, data_dir: Path | None, split: str, particles: int, device: str, annealing: Annealing, *, quiet: bool
+) -> Evaluation | EnergyEvaluation:
     data, model = run.load_data(data_dir), run.model.to(choose_device(device))
     with Progress(console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
+        if isinstance(model, UnnormalisedDensity):
+            tasks_of: dict[str, Any] = {}
+
+            def told(what: str, done: int, total: int) -> None:
+                if what not in tasks_of:
+                    tasks_of[what] = bar.add_task(what, total=total)
+                bar.update(tasks_of[what], completed=done)
+
+            found = evaluate_energy(model, data, split=split, annealing=annealing, on_step=told)
+            model.cpu()
+            if not distributed.rank():
+                run.write_evaluation(found)
+            return found
         task = bar.add_task(f"log p(x), {particles} draws", total=len(getattr(data, split)))
         evaluation = evaluate(
             model, data, split=split, particles=particles, on_batch=lambda done: bar.update(task, completed=done)
         )
     model.cpu()
-    run.write_evaluation(evaluation)
+    if not distributed.rank():
+        run.write_evaluation(evaluation)
     return evaluation
 
 
@@ -534,7 +575,7 @@ def _print_checks(found: Checks) -> None:
     wide.print(f"nats a datapoint: {numbers}", highlight=False)
 
 
-def _print_evaluation(evaluation: Evaluation) -> None:
+def _print_evaluation(evaluation: Evaluation | EnergyEvaluation) -> None:
     table = Table(
         title=f"{evaluation.split}, {evaluation.datapoints} datapoints, nats of a {evaluation.measure} a datapoint",
         title_justify="left",
@@ -544,6 +585,11 @@ def _print_evaluation(evaluation: Evaluation) -> None:
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
+    if isinstance(evaluation, EnergyEvaluation):
+        for row in evaluation.rows():
+            table.add_row(*row)
+        console.print(table, "", highlight=False)
+        return
     table.add_row("elbo", f"{evaluation.elbo:.3f}", "higher is better")
     table.add_row("reconstruction", f"{evaluation.reconstruction:.3f}")
     table.add_row("kl", f"{evaluation.kl:.3f}")

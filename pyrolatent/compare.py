@@ -33,8 +33,8 @@ class Row:
         difference_seeds: standard error of it over seeds; None where either has one seed.
         significant: whether the difference exceeds twice its two errors together; None for the best itself and where
             there is one seed, from which no difference between declarations follows.
-        gap: log p(x) minus the bound; None for a cross-entropy.
-        active_units: mean over seeds.
+        gap: log p(x) minus the bound; None for a cross-entropy and where there is no bound.
+        active_units: mean over seeds; None without latents.
         khat_share: mean share of datapoints whose k-hat is too large, of runs that were all checked; else None.
         parameters: number of trained numbers.
         seconds: mean time of training.
@@ -51,7 +51,7 @@ class Row:
     difference_seeds: float | None
     significant: bool | None
     gap: float | None
-    active_units: float
+    active_units: float | None
     khat_share: float | None
     parameters: int
     seconds: float
@@ -125,7 +125,8 @@ def _row(name: str, runs: list[Run], scores: Tensor, best: Tensor | None) -> Row
             spread = math.sqrt(spreads[0] ** 2 / len(scores) + spreads[1] ** 2 / len(best))
             significant = abs(difference) > 2 * math.hypot(error, spread)
     evaluations: list[Any] = [run.evaluation for run in runs]
-    likelihood = "log_evidence" in evaluations[0]
+    likelihood = "log_evidence" in evaluations[0] and "elbo" in evaluations[0]
+    active = [each["active_units"] for each in evaluations if "active_units" in each]
     gaps = [each["log_evidence"] - each["elbo"] for each in evaluations] if likelihood else []
     return Row(
         name=name,
@@ -139,7 +140,7 @@ def _row(name: str, runs: list[Run], scores: Tensor, best: Tensor | None) -> Row
         difference_seeds=spread,
         significant=significant,
         gap=sum(gaps) / len(gaps) if gaps else None,
-        active_units=sum(each["active_units"] for each in evaluations) / len(runs),
+        active_units=sum(active) / len(active) if active else None,
         khat_share=_khat_share(runs),
         parameters=runs[0].record["parameters"],
         seconds=sum(row["seconds"] for run in runs for row in run.history) / len(runs),

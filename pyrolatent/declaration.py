@@ -293,7 +293,19 @@ def options_schema(entry: Component) -> dict[str, Any]:
     }
 
 
-_KINDS = ("model", "prior", "likelihood", "posterior", "network", "objective", "optimizer", "scheduler")
+_KINDS = (
+    "model",
+    "prior",
+    "likelihood",
+    "posterior",
+    "network",
+    "units",
+    "kernel",
+    "objective",
+    "warmup",
+    "optimizer",
+    "scheduler",
+)
 _registry: dict[str, dict[str, Component]] = {kind: {} for kind in _KINDS}
 _importer: ContextVar[Importer] = ContextVar("importer", default=import_path)
 

@@ -8,9 +8,13 @@ from pyrolatent.data import Data
 from pyrolatent.inference.fit import Row
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.unnormalised import UnnormalisedDensity
+from pyrolatent.report_energy import draw_energy
 
 
-def draw(model: LatentVariableModel, data: Data, history: list[Row], *, split: str = "test") -> dict[str, Figure]:
+def draw(
+    model: LatentVariableModel | UnnormalisedDensity, data: Data, history: list[Row], *, split: str = "test"
+) -> dict[str, Figure]:
     """Every figure of a trained model, by name.
 
     Samples are drawn of models with a density, and a latent grid of those with one vector z.
@@ -21,6 +25,8 @@ def draw(model: LatentVariableModel, data: Data, history: list[Row], *, split: s
         history: the rows of its training; none, no training curve.
         split: the part of the data that is reconstructed and embedded.
     """
+    if isinstance(model, UnnormalisedDensity):
+        return draw_energy(model, data, history)
     part = getattr(data, split).to(next(model.parameters()).device)
     shown = part.batch(slice(0, 10))
     coded = part.batch(slice(0, 1000))

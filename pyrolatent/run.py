@@ -39,8 +39,10 @@ from pyrolatent.data import Data, load_data
 from pyrolatent.declaration import build, import_paths, importing
 from pyrolatent.errors import InputError, TrustError
 from pyrolatent.experiment import Experiment, FilesIn, declare, read_yaml, source_name, write_yaml
+from pyrolatent.inference import distributed
 from pyrolatent.inference.evidence import Evaluation
 from pyrolatent.inference.fit import Fit, Row
+from pyrolatent.inference.partition import EnergyEvaluation
 from pyrolatent.models.latent import LatentVariableModel
 
 STALE = ("weights.safetensors", "metrics.jsonl", "evaluation.json", "evaluation.safetensors", "samples.npy",
@@ -171,7 +173,7 @@ class Run:
             )
         return data
 
-    def write_evaluation(self, evaluation: Evaluation) -> Path:
+    def write_evaluation(self, evaluation: Evaluation | EnergyEvaluation) -> Path:
         """Writes held-out scores to evaluation.json and those of each datapoint to evaluation.safetensors."""
         _write(self.path / "evaluation.safetensors", safetensors.torch.save(evaluation.each))
         return _write_json(self.path / "evaluation.json", scores(evaluation))
@@ -259,6 +261,8 @@ def train(
 ) -> Run:
     """Trains an experiment into a directory, which holds the state of the last finished epoch at any time.
 
+    Of several processes under torchrun the first writes; the directory must be one that all of them see.
+
     Args:
         experiment: what to train.
         output: the directory of the run.
@@ -273,7 +277,9 @@ def train(
     model = experiment.build(data)
     declaration, sources = experiment.declaration | {"data": data.declaration}, experiment.sources
     board = _tensorboard() if tensorboard else None
-    claim(output, overwrite)
+    writes = distributed.rank() == 0
+    if writes:
+        claim(output, overwrite)
     writer: Any = None
 
     def save(fit: Fit) -> None:
@@ -284,14 +290,14 @@ def train(
             writer = board(str(output / "tensorboard")) if board else None
         _write_state(output, fit)
         if writer is not None:
-            for name in ("train_loss", "validation_elbo", "learning_rate"):
+            for name in row.keys() - {"epoch", "seconds"}:
                 if row[name] is not None:
                     writer.add_scalar(name, row[name], row["epoch"])
         if on_epoch:
             on_epoch(fit)
 
     try:
-        fit = experiment.fit(model, data, save, progress)
+        fit = experiment.fit(model, data, save if writes else None, progress and writes)
     except BaseException:
         with suppress(OSError):  # a directory that is not empty stays
             output.rmdir()
@@ -299,12 +305,14 @@ def train(
     finally:
         if writer is not None:
             writer.close()
-    _write_state(output, fit)
-    _write_record(output, fit, sources, finished=True)
+    if writes:
+        _write_state(output, fit)
+        _write_record(output, fit, sources, finished=True)
+    distributed.wait()
     return Run.load(output, model=fit.model)
 
 
-def scores(evaluation: Evaluation) -> dict[str, Any]:
+def scores(evaluation: Evaluation | EnergyEvaluation) -> dict[str, Any]:
     """An evaluation as evaluation.json holds it: without `log_evidence` where there is no likelihood."""
     fields = asdict(replace(evaluation, each={}))
     del fields["each"]

@@ -9,24 +9,36 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyrolatent.chains import SWEEPS, sample_energy
 from pyrolatent.errors import InputError
 from pyrolatent.inference.weights import weigh
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 
 @torch.no_grad()
-def sample(model: LatentVariableModel, size: int, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
-    """Draws z ~ p(z), x ~ p(x | z).
+def sample(
+    model: LatentVariableModel | UnnormalisedDensity,
+    size: int,
+    y: Tensor | None = None,
+    *,
+    mean: bool = False,
+    sweeps: int = SWEEPS,
+) -> Tensor:
+    """Draws z ~ p(z), x ~ p(x | z); of unnormalised densities, as `sample_energy` does.
 
     Args:
         model: a fitted model.
         size: number of draws.
         y: labels (size,) of conditional models; if None, the classes in turn.
         mean: whether to return E[x | z] instead of a draw of x, which for images is smoother to look at.
+        sweeps: of the chains of unnormalised densities.
 
     Returns:
         (size, *event_shape).
     """
+    if isinstance(model, UnnormalisedDensity):
+        return sample_energy(model, size, y, mean=mean, sweeps=sweeps)
     trace = _ancestral(model, size, y)
     return trace.nodes["x"]["fn"].mean if mean else trace.nodes["x"]["value"]
 

@@ -230,7 +230,7 @@ def test_on_the_command_line(run: Path) -> None:
 
 def test_evaluate_by_annealing(run: Path) -> None:
     before = (run / "evaluation.json").read_text()
-    result = call("evaluate", run, "--method=annealed", "--size=3", "--chains=4", "--steps=5", "--device=cpu")
+    result = call("evaluate", run, "--method=annealed", "--size=3", "--chains=4", "--temperatures=5", "--device=cpu")
     assert result.exit_code == 0, result.output
     assert "bracket" in result.stdout
     printed = json.loads((run / "annealed.json").read_text())

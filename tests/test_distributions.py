@@ -12,6 +12,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from pyrolatent.models import distributions as ours
 from pyrolatent.models.distributions import (
     CategoricalLevels,
     ContinuousBernoulli,
@@ -281,3 +282,35 @@ def test_expanding_and_events(given: dist.TorchDistribution) -> None:
     assert draws.shape == (6, 4, 3)
     torch.testing.assert_close(wide.log_prob(draws), given.log_prob(draws).sum(-1))
     assert wide.mean.shape == (4, 3)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_bernoulli_is_pyro_s_with_its_gradient(value: float) -> None:
+    """Values to 1e-7 an element, gradients x - sigmoid(u) also at u = 0, where max and |.| have none."""
+    u = torch.tensor([-90.0, -20.0, -1.0, 0.0, 1e-4, 3.0, 15.0, 90.0], requires_grad=True)
+    x = torch.full_like(u, value).requires_grad_()
+    found = ours.Bernoulli(logits=u, validate_args=False).log_prob(x)
+    exact = dist.Bernoulli(logits=u.double(), validate_args=False).log_prob(x.double())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1.2e-7)
+    by_u, by_x = torch.autograd.grad(found.sum(), (u, x))
+    torch.testing.assert_close(by_u, x.detach() - torch.sigmoid(u.detach()))
+    assert torch.equal(by_x, u.detach())
+
+
+def test_bernoulli_broadcasts_and_expands() -> None:
+    u, x = torch.randn(3, 1, 4, requires_grad=True), (torch.rand(2, 4) < 0.5).float()
+    found = ours.Bernoulli(logits=u).expand((3, 2, 4)).log_prob(x)
+    expected = dist.Bernoulli(logits=u).log_prob(x)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(value.sum(), u)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_low_rank_normal_with_a_large_factor() -> None:
+    """W' diag(d)^-1 W about 1e8, beside which float32 has no 1: as the dense normal in float64."""
+    w, d = torch.full((3, 2), 30.0) + torch.randn(3, 2), torch.full((3,), 1e-4)
+    x = torch.randn(5, 3)
+    found = ours.LowRankMultivariateNormal(torch.zeros(3), w, d).expand((5,)).log_prob(x)
+    covariance = w.double() @ w.double().T + d.double().diag()
+    exact = dist.MultivariateNormal(torch.zeros(3).double(), covariance).log_prob(x.double())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=0)

@@ -224,7 +224,7 @@ def test_min_scale_is_a_hard_floor(scale: Any) -> None:
 
 
 def test_components_are_pyro_s_distributions() -> None:
-    assert Bernoulli((3,)).distribution is dist.Bernoulli
+    assert issubclass(Bernoulli((3,)).distribution, dist.Bernoulli)
     named = named_by_class("RelaxedBernoulli").target((3,), temperature=0.25)
     torch.testing.assert_close(named(torch.zeros(3)).temperature, torch.tensor(0.25))
     assert str(named) == "RelaxedBernoulli(logits, temperature=0.25)"

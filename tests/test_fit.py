@@ -192,8 +192,10 @@ class Recording(Objective):
 def test_kl_warmup_rises_linearly_from_zero(beta: float, vae: Build, binary_data: Data) -> None:
     """Three batches an epoch over two epochs of warm-up: beta 0, 1/6, ..., 5/6, then beta for good."""
     recording = Recording(beta)
-    run(vae(), binary_data, objective=recording, kl_warmup=2, epochs=3)
-    targets = recording.factors[::2]  # each step asks for its target, then for the bound that is reported
+    run(vae(), binary_data, objective=recording, kl_warmup={"linear": {"epochs": 2}}, epochs=3)
+    targets = [
+        float(factor) for factor in recording.factors[::2]
+    ]  # each step asks for its target, then for the bound that is reported
     assert targets == pytest.approx([beta * min(1, step / 6) for step in range(9)])
     assert recording.factors[1::2] == [1.0] * 9
 
@@ -201,7 +203,7 @@ def test_kl_warmup_rises_linearly_from_zero(beta: float, vae: Build, binary_data
 def test_the_first_step_of_a_warmup_is_a_step_with_beta_zero(vae: Build, binary_data: Data, parameters: Vector) -> None:
     warm, none, full = vae(), vae(), vae()
     settings = {"epochs": 1, "batch_size": 1000, "optimizer": {"SGD": {"lr": 0.1}}}
-    run(warm, binary_data, objective="analytic_elbo", kl_warmup=5, **settings)
+    run(warm, binary_data, objective="analytic_elbo", kl_warmup={"linear": {"epochs": 5}}, **settings)
     run(none, binary_data, objective={"analytic_elbo": {"beta": 0}}, **settings)
     run(full, binary_data, objective="analytic_elbo", **settings)
     assert torch.equal(parameters(warm), parameters(none))

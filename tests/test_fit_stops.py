@@ -111,7 +111,7 @@ def test_relaxed_data_go_with_a_bernoulli_alone(vae: Build) -> None:
         ({"epochs": 1.5}, "fit.epochs was given 1.5: input should be a valid integer"),
         ({"batch_size": 0}, "fit.batch_size was given 0"),
         ({"clip_norm": 0.0}, "fit.clip_norm was given 0.0"),
-        ({"kl_warmup": -1}, "fit.kl_warmup was given -1"),
+        ({"kl_warmup": {"linear": {"epochs": -1}}}, "fit.kl_warmup.linear.epochs was given -1"),
         ({"patience": 0}, "fit.patience was given 0"),
         ({"seed": -1}, "fit.seed was given -1"),
         ({"device": "tpu"}, "fit.device was given 'tpu': input should be 'auto', 'cpu', 'cuda' or 'mps'"),
@@ -121,7 +121,7 @@ def test_relaxed_data_go_with_a_bernoulli_alone(vae: Build) -> None:
         ({"scheduler": "StepLR"}, "fit.scheduler.StepLR needs the option 'step_size', which was not given"),
         ({"objective": {"elbo": {"particles": 0}}}, "fit.objective.elbo.particles was given 0"),
         (
-            {"objective": "Trace_ELBO", "kl_warmup": 2},
+            {"objective": "Trace_ELBO", "kl_warmup": {"linear": {"epochs": 2}}},
             "kl_warmup scales the KL .*Trace_ELBO.* declare objective:? elbo",
         ),
     ],

@@ -8,6 +8,7 @@ import torch
 
 from pyrolatent import Run, evaluate, fit, impute, load_data, report
 from pyrolatent.declaration import build
+from pyrolatent.inference.partition import Annealing
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,3 +56,22 @@ def test_what_is_missing_is_filled_on_the_device() -> None:
     x = data.test.to("cuda").batch(slice(0, 5)).x
     mask = torch.rand_like(x) < 0.5
     assert torch.equal(impute(model, x, mask, draws=2)[0][mask], x[mask])
+
+
+@pytest.mark.parametrize(("declaration", "objective"), [
+    ({"rbm": {"hidden": 8}}, {"pcd": {"chains": 50}}),
+    ({"rbm": {"hidden": 8, "labels": True}}, {"tempered_pcd": {"chains": 20}}),
+    ({"markov_network": {"cliques": [[i, i + 1] for i in range(1, 64)]}}, "exact_likelihood"),
+])  # fmt: skip
+def test_an_energy_trains_evaluates_and_comes_back(declaration: Any, objective: Any, tmp_path: Path) -> None:
+    """log Z is exact on either device, so that log p(x) must agree to float32."""
+    data = load_data("digits", binarize="threshold")
+    model = build("model", declaration, event_shape=data.event_shape, label_dim=data.label_dim)
+    fitted = fit(model, data, objective=objective, epochs=3, device="cuda", progress=False)
+    short = Annealing(temperatures=50, always=True)
+    on_device = evaluate(model, data, annealing=short)
+    Run.save(tmp_path / "run", fitted)
+    on_cpu = evaluate(Run.load(tmp_path / "run").model, data, annealing=short)
+    assert on_device.log_evidence == pytest.approx(on_cpu.log_evidence, abs=1e-3)
+    assert abs(on_device.ais[0] - on_device.log_z) < 6 * on_device.ais[1]
+    assert report.draw(model, data, fitted.history)

@@ -2,9 +2,11 @@
 
 import functools
 import math
+import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -15,10 +17,15 @@ from torch.distributions.constraints import Constraint
 
 from pyrolatent.data import Batch, Data
 from pyrolatent.errors import InputError
+from pyrolatent.inference import distributed
+from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
 from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.objectives import Inputs
+from pyrolatent.inference.partition import Annealing, evaluate_energy
 from pyrolatent.inference.rules import likelihood_name, same_event_shape
 from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 FLOATS = 2**21
 """Numbers in one decoded chunk of draws: small enough for a processor's cache, large enough to keep it busy."""
@@ -91,6 +98,71 @@ class Evaluation:
     each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
 
+Chunk = Callable[..., dict[str, Tensor]]
+"""Some draws of each datapoint, scored: (x, y, mask) to the terms of `score`."""
+
+
+def chunk(model: LatentVariableModel, particles: int) -> Chunk:
+    """Scores this many draws at a time; what it gives is added up by `score`.
+
+    Returns:
+        A function of x, y and mask to log sum w and log sum w^2, and to the means over draws of log p(x | z), of the
+        KL, of each site and of the KL of each of its dimensions.
+    """
+
+    def scored(x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Tensor]:
+        weights = weigh(model.generate, model.infer, x, y, mask, particles=particles)
+        log_weights = weights.log_weights()
+        terms = {
+            "log_sum": log_weights.logsumexp(0),
+            "log_square_sum": (2 * log_weights).logsumexp(0),
+            "reconstruction": weights.expect(weights.log_likelihood).mean(0),
+            "kl": weights.expect(functools.reduce(torch.add, weights.kl.values())).mean(0),
+        }
+        for site in weights.latents:
+            terms[f"mean {site}"] = _mean(weights, site)
+            by_dimension = _kl_dimensions(weights, site)
+            if by_dimension is not None:
+                terms[f"kl {site}"] = by_dimension
+        return terms
+
+    return scored
+
+
+def compiled_chunk(model: LatentVariableModel, particles: int, inputs: tuple[Tensor | None, ...]) -> Chunk:
+    """`chunk` as a compiled graph for batches like these inputs, and uncompiled for others.
+
+    Raises:
+        CaptureError: the model depends on values in Python, or there is no compiler.
+    """
+    uncompiled = chunk(model, particles)
+    given = [place for place, tensor in enumerate(inputs) if tensor is not None]
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        placed: list[Tensor | None] = [None] * len(inputs)
+        for place, tensor in zip(given, tensors, strict=True):
+            placed[place] = tensor
+        terms = uncompiled(*placed)
+        names[:] = terms
+        return tuple(terms.values())
+
+    names: list[str] = []
+    program = compiled(run, tuple(tensor for tensor in inputs if tensor is not None), model)
+    shape = inputs[0].shape  # type: ignore[union-attr]
+
+    def scored(*batch: Tensor | None) -> dict[str, Tensor]:
+        if batch[0].shape != shape:  # type: ignore[union-attr]
+            return uncompiled(*batch)
+        return dict(zip(names, program(*(batch[place] for place in given)), strict=True))
+
+    return scored
+
+
+def draws_at_once(x: Tensor, particles: int, floats: int = FLOATS) -> int:
+    """How many draws of each datapoint of a batch are decoded at a time."""
+    return max(1, min(particles, floats // x.numel()))
+
+
 @torch.no_grad()
 def score(
     model: LatentVariableModel,
@@ -100,6 +172,7 @@ def score(
     *,
     particles: int = 5000,
     floats: int = FLOATS,
+    several: Chunk | None = None,
 ) -> Scores:
     """Scores a batch by importance sampling with the posterior as proposal, in chunks that stay in log space.
 
@@ -110,28 +183,22 @@ def score(
         mask: True where x is observed; what is not is left out of the likelihood, so this is log p of the rest.
         particles: number K of draws for each datapoint.
         floats: bound on the numbers decoded at a time.
+        several: what scores `draws_at_once(x, particles, floats)` draws, by default `chunk`.
     """
-    at_once = max(1, floats // x.numel())
-    counts = [min(at_once, particles - start) for start in range(0, particles, at_once)]
+    at_once = draws_at_once(x, particles, floats)
+    several = several or chunk(model, at_once)
     log_sum = log_square_sum = x.new_full((len(x),), -math.inf)
-    reconstruction, kl = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
     means: dict[str, Tensor] = {}
-    kl_dimensions: dict[str, Tensor] = {}
-    for count in counts:
-        weights = weigh(model.generate, model.infer, x, y, mask, particles=count)
-        log_weights = weights.log_weights()
-        log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
-        log_square_sum = torch.logaddexp(log_square_sum, (2 * log_weights).logsumexp(0))
-        share = count / particles
-        reconstruction = reconstruction + share * weights.expect(weights.log_likelihood).mean(0)
-        kl = kl + share * weights.expect(functools.reduce(torch.add, weights.kl.values())).mean(0)
-        for site in weights.latents:
-            means[site] = means.get(site, 0.0) + share * _mean(weights, site)
-            by_dimension = _kl_dimensions(weights, site)
-            if by_dimension is not None:
-                kl_dimensions[site] = kl_dimensions.get(site, 0.0) + share * by_dimension
+    for start in range(0, particles, at_once):
+        count = min(at_once, particles - start)
+        terms = (several if count == at_once else chunk(model, count))(x, y, mask)
+        log_sum = torch.logaddexp(log_sum, terms.pop("log_sum"))
+        log_square_sum = torch.logaddexp(log_square_sum, terms.pop("log_square_sum"))
+        for name, value in terms.items():
+            means[name] = means.get(name, 0.0) + count / particles * value
     ess = (2 * log_sum - log_square_sum).exp()
     variance = (1 / ess - 1 / particles).clamp(min=0) * particles / (particles - 1) if particles > 1 else ess * math.nan
+    reconstruction, kl = means.pop("reconstruction"), means.pop("kl")
     return Scores(
         reconstruction - kl,
         reconstruction,
@@ -139,13 +206,13 @@ def score(
         log_sum - math.log(particles),
         variance.sqrt(),
         ess,
-        means,
-        kl_dimensions,
+        {name.removeprefix("mean "): value for name, value in means.items() if name.startswith("mean ")},
+        {name.removeprefix("kl "): value for name, value in means.items() if name.startswith("kl ")},
     )
 
 
 def evaluate(
-    model: LatentVariableModel,
+    model: LatentVariableModel | UnnormalisedDensity,
     data: Data,
     *,
     split: str = "test",
@@ -153,8 +220,12 @@ def evaluate(
     batch_size: int = 100,
     seed: int = 0,
     on_batch: Callable[[int], Any] | None = None,
-) -> Evaluation:
+    annealing: Annealing | None = None,
+    compile: Literal["auto", "always", "never"] = "auto",
+) -> Any:
     """Held-out bound, its parts, and log p(x) by importance sampling (Burda et al. 2016, 1509.00519).
+
+    Where torch.distributed has a process group, as under torchrun, the processes share the datapoints.
 
     Args:
         model: a fitted model; it is evaluated where its parameters are.
@@ -163,27 +234,67 @@ def evaluate(
         particles: number of draws for each datapoint.
         batch_size: datapoints at a time.
         seed: seed of the draws.
-        on_batch: called with the number of datapoints done.
+        on_batch: called with the number of datapoints done, all processes together.
+        annealing: how log Z of an unnormalised density is estimated; the other arguments but `split` and `seed` say
+            nothing to these.
+        compile: whether the scoring is compiled; "auto" does where a minute or more of it is ahead.
+
+    Returns:
+        An `Evaluation`, or an `EnergyEvaluation` of an unnormalised density.
 
     Raises:
         InputError: the data does not fit the model, or there is no such split.
     """
+    if isinstance(model, UnnormalisedDensity):
+        return evaluate_energy(model, data, split=split, annealing=annealing or Annealing(), seed=seed)
     if particles < 1:
         raise InputError(f"particles was {particles}; at least one draw is needed")
+    if batch_size < 1:
+        raise InputError(f"a batch of {batch_size} datapoints was asked for; at least 1 is needed")
     if split not in ("train", "validation", "test"):
         raise InputError(f"there is no split {split!r}; valid: train, validation, test")
     part = getattr(data, split).to(device_of(model))
     support = observation_support(model, part.batch(slice(0, 1)), data)
     data.check_support(support, likelihood_name(model))
-    with pyro.validation_enabled(False), evaluating(model, seed):
-        scores, done = [], 0
-        for batch in part.batches(batch_size):
-            scores.append(score(model, *arguments(model, batch), particles=particles))
-            done += len(batch.x)
+    own = distributed.share(torch.arange(len(part), device=part.x.device))
+    several: Chunk | None = None
+    scores: list[Scores] = []
+    done = 0
+    with pyro.validation_enabled(False), evaluating(model, seed + (distributed.rank() << 32)):
+        for index in own.split(batch_size):
+            inputs, started = arguments(model, part.batch(index)), time.perf_counter()
+            if compile == "always" and not scores:
+                several = _compiled(model, inputs, particles)
+            scores.append(score(model, *inputs, particles=particles, several=several))
+            if compile == "auto" and len(scores) == 1:
+                ahead = (time.perf_counter() - started) * (len(own) / len(index) - 1)
+                several = _compiled(model, inputs, particles) if ahead > WORTH_COMPILING else None
+            done += len(index)
             if on_batch:
-                on_batch(done)
-    found = _summarise(scores, split, measure(model, data, support), particles)
-    return replace(found, classification_error=_classification_error(scores, part.y))
+                on_batch(min(done * distributed.size(), len(part)))
+    joined = _joined(scores, len(part))
+    found = _summarise(joined, split, measure(model, data, support), particles)
+    return replace(found, classification_error=_classification_error(joined, part.y))
+
+
+@torch.no_grad()
+def _compiled(model: LatentVariableModel, inputs: Inputs, particles: int) -> Chunk | None:
+    try:
+        return compiled_chunk(model, draws_at_once(inputs[0], particles), inputs)
+    except CaptureError as error:
+        warnings.warn(f"evaluation goes on uncompiled: {error}", stacklevel=3)
+        return None
+
+
+def _joined(scores: list[Scores], count: int) -> Scores:
+    """The scores of all datapoints in their order, those of other processes among them."""
+
+    def joined(values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {name: joined([value[name] for value in values]) for name in values[0]}
+        return distributed.gather(torch.cat(values), count)
+
+    return Scores(*(joined([getattr(score, field.name) for score in scores]) for field in fields(Scores)))
 
 
 def measure(model: LatentVariableModel, data: Data, support: Constraint) -> str:
@@ -211,8 +322,7 @@ def _mean(weights: Weights, site: str) -> Tensor:
         mean = fn.mean
     except NotImplementedError:
         mean = draws
-    if torch.isnan(mean).any():
-        mean = draws
+    mean = torch.where(torch.isnan(mean).any(), draws, mean)  # a Student-t of few degrees of freedom has none
     mean = weights.expect(mean, fn.event_dim).mean(0)
     return mean.reshape(len(mean), -1)
 
@@ -230,36 +340,33 @@ def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
     return kl.reshape(len(kl), -1)
 
 
-def _summarise(scores: list[Scores], split: str, measure: str, particles: int) -> Evaluation:
-    def joined(name: str) -> Tensor:
-        return torch.cat([getattr(score, name) for score in scores]).double().cpu()
-
-    evidence, mcse, ess = joined("log_evidence"), joined("mcse"), joined("ess")
+def _summarise(scores: Scores, split: str, measure: str, particles: int) -> Evaluation:
+    each = {name: getattr(scores, name).double().cpu() for name in ("elbo", "reconstruction", "kl", "ess", "mcse")}
+    evidence = scores.log_evidence.double().cpu()
     n = len(evidence)
-    means = torch.cat([torch.cat([*score.means.values()], -1) for score in scores])
-    factorised = all(score.kl_dimensions.keys() == score.means.keys() for score in scores)
-    by_dimension = [torch.cat([*score.kl_dimensions.values()], -1) for score in scores] if factorised else None
+    means = torch.cat([*scores.means.values()], -1)
+    factorised = scores.kl_dimensions.keys() == scores.means.keys()
+    by_dimension = torch.cat([*scores.kl_dimensions.values()], -1).mean(0).tolist() if factorised else None
     likelihood = measure != "cross-entropy"
     return Evaluation(
         split=split,
         measure=measure,
-        elbo=joined("elbo").mean().item(),
-        reconstruction=joined("reconstruction").mean().item(),
-        kl=joined("kl").mean().item(),
+        elbo=each["elbo"].mean().item(),
+        reconstruction=each["reconstruction"].mean().item(),
+        kl=each["kl"].mean().item(),
         log_evidence=evidence.mean().item() if likelihood else None,
         log_evidence_se=evidence.std().item() / math.sqrt(n) if likelihood and n > 1 else None,
-        log_evidence_mcse=mcse.square().sum().sqrt().item() / n if likelihood and particles > 1 else None,
-        ess=ess.mean().item() if likelihood else None,
-        kl_per_dimension=torch.cat(by_dimension).mean(0).tolist() if by_dimension else None,
+        log_evidence_mcse=each["mcse"].square().sum().sqrt().item() / n if likelihood and particles > 1 else None,
+        ess=each["ess"].mean().item() if likelihood else None,
+        kl_per_dimension=by_dimension,
         active_units=int((means.var(0) > 0.01).sum()) if n > 1 else 0,
         datapoints=n,
         particles=particles,
-        each={"elbo": joined("elbo")} | ({"log_evidence": evidence} if likelihood else {}),
+        each={"elbo": each["elbo"]} | ({"log_evidence": evidence} if likelihood else {}),
     )
 
 
-def _classification_error(scores: list[Scores], y: Tensor | None) -> float | None:
-    if "y" not in scores[0].means or y is None:
+def _classification_error(scores: Scores, y: Tensor | None) -> float | None:
+    if "y" not in scores.means or y is None:
         return None
-    probable = torch.cat([score.means["y"] for score in scores]).argmax(-1)
-    return (probable != y)[y >= 0].double().mean().item()
+    return (scores.means["y"].argmax(-1) != y)[y >= 0].double().mean().item()

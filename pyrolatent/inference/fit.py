@@ -5,29 +5,38 @@ import inspect
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pyro
 import torch
 from annotated_types import Ge, Gt
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+import pyrolatent.inference.warmup  # noqa: F401 (registers the warm-ups)
 from pyrolatent.data import Batch, Data, Split
 from pyrolatent.declaration import Component, Kind, build, choices, register
 from pyrolatent.errors import InputError, TrainingError
+from pyrolatent.inference import distributed
+from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
+from pyrolatent.inference.held_out import held_out
 from pyrolatent.inference.modes import evaluating
-from pyrolatent.inference.objectives import EM, AnalyticELBO, ClosedForm, Objective, PyroObjective, SquaredError
-from pyrolatent.inference.rules import hold_to_rules, likelihood_name
+from pyrolatent.inference.objectives import EM, ClosedForm, Objective, PyroObjective
+from pyrolatent.inference.rules import declared_name, has_posterior, hold_to_rules, likelihood_name
 from pyrolatent.inference.weights import arguments, training_arguments, weigh
-from pyrolatent.models.autoencoder import DeterministicModel
+from pyrolatent.models.conditionals import networks_in
 from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
 
 Row = dict[str, Any]
+
+TIMED = range(5, 25)
+"""The steps whose duration says how long training will take."""
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass
@@ -40,7 +49,8 @@ class Fit:
         settings: what was declared, as in an experiment file.
         history: a row an epoch: `epoch`, `train_loss` (running mean of the negative bound over the epoch's batches,
             nats a datapoint, lower is better), `validation_elbo` (nats a datapoint, higher is better),
-            `learning_rate`, `seconds` (of the epoch's training), and other losses that the objective names.
+            `learning_rate`, `seconds` (of the epoch's training), and other losses that the objective names; of models
+            without a bound, what `held_out` says.
         best_epoch: the epoch whose weights were kept by early stopping.
     """
 
@@ -63,12 +73,16 @@ def fit(
     optimizer: Annotated[Any, Kind("optimizer")] = "Adam",
     scheduler: Annotated[Any, Kind("scheduler")] = None,
     clip_norm: Annotated[float, Gt(0)] | None = None,
-    kl_warmup: Annotated[int, Ge(0)] = 0,
+    kl_warmup: Annotated[Any, Kind("warmup")] = None,
     patience: Annotated[int, Gt(0)] | None = None,
     seed: Annotated[int, Ge(0)] = 0,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    compile: Literal["auto", "always", "never"] = "auto",
+    precision: Literal["float32", "bf16"] = "float32",
 ) -> Fit:
     """Trains a model by stochastic variational inference.
+
+    Where torch.distributed has a process group, as under torchrun, the processes share each minibatch.
 
     Args:
         model: the model; it is trained in place.
@@ -81,10 +95,15 @@ def fit(
         optimizer: a class of `torch.optim`.
         scheduler: a class of `torch.optim.lr_scheduler`, stepped after each epoch.
         clip_norm: bound on the norm of the gradient of the loss a datapoint.
-        kl_warmup: epochs over which the factor of log p(z) - log q(z | x) in the target rises linearly from 0.
+        kl_warmup: how the factor of log p(z) - log q(z | x) in the target rises to 1.
         patience: stop when the validation bound has not risen for so many epochs, and keep the best weights.
         seed: of everything that is random in training; the caller's random state is left as it was.
         device: where to train; "auto" takes an accelerator where there is one.
+        compile: whether the gradient is compiled; "auto" does where a minute or more of training is ahead. Compiled
+            and uncompiled steps draw the same numbers and agree to rounding. What cannot be compiled is trained
+            uncompiled, with a warning.
+        precision: of the products in networks: "bf16" is faster on processors and GPUs that have it. Parameters and
+            all probabilities stay in float32.
 
     Raises:
         InputError: a declaration that cannot be right, or data that the model does not fit, before any training.
@@ -98,7 +117,7 @@ def fit(
     devices = [target] if target.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
         torch.manual_seed(seed)
-        trainer = _Trainer(run, data.to(target), build("objective", settings["objective"]))
+        trainer = Trainer(run, data.to(target), build("objective", settings["objective"]))
         trainer.rehearse()
         with pyro.validation_enabled(False), _bar(progress) as bar:
             trainer.train(on_epoch, bar)
@@ -126,16 +145,17 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-class _Trainer:
+class Trainer:
     """One run of `fit`: its optimiser, schedules and the state to fall back to."""
 
     def __init__(self, run: Fit, data: Data, objective: Any) -> None:
         self.run, self.model, self.data = run, run.model, data
         of_pyro = isinstance(objective, pyro.infer.ELBO) and not isinstance(objective, Objective)
         self.objective = PyroObjective(objective) if of_pyro else objective
-        self.has_density = not isinstance(self.model, DeterministicModel)
+        self.held_out = held_out(self.model)
         settings = run.settings
-        if settings["kl_warmup"] and not isinstance(objective, Objective):
+        self.warmup = build("warmup", settings["kl_warmup"]) if "kl_warmup" in settings else None
+        if self.warmup and not isinstance(objective, Objective):
             raise InputError(
                 f"kl_warmup scales the KL inside a bound of this package, but the objective is "
                 f"{type(objective).__name__}; declare objective: elbo or analytic_elbo, or leave kl_warmup out"
@@ -145,15 +165,25 @@ class _Trainer:
             raise InputError("the model has no parameter to train: none of them requires a gradient")
         scheduler = settings.get("scheduler")
         try:
-            self.optimizer = build("optimizer", settings["optimizer"], params=self.parameters)
+            self.optimizer = _optimizer(settings["optimizer"], self.parameters)
             self.scheduler = build("scheduler", scheduler, optimizer=self.optimizer) if scheduler else None
         except (TypeError, ValueError) as error:
             declared = {name: settings[name] for name in ("optimizer", "scheduler") if settings.get(name)}
             raise InputError(f"{declared} cannot be built: {' '.join(str(error).split())}") from error
         if getattr(self.scheduler, "mode", None) == "max":
             raise InputError("scheduler mode max is for a score, but the validation loss is what it sees; declare min")
+        if distributed.size() > settings["batch_size"]:
+            raise InputError(
+                f"a batch of {settings['batch_size']} datapoints cannot be shared by {distributed.size()} processes; "
+                "declare a larger batch_size, or start fewer"
+            )
         self.batches = math.ceil(len(data.train) / settings["batch_size"])
         self.steps = 0
+        self.factor = torch.ones((), device=self.parameters[0].device)
+        self.compiling = settings["compile"] if self.factor.device.type in ("cpu", "cuda") else "never"
+        self.compiled: Callable[..., Any] | None = None
+        self.compiled_size = 0
+        self.clock = 0.0
         self.also: dict[str, float] = {}
 
     def rehearse(self) -> None:
@@ -166,7 +196,7 @@ class _Trainer:
             if callable(initialise):
                 with pyro.validation_enabled(False):
                     initialise(several.x, several.mask)
-        if not self.has_density:
+        if not has_posterior(self.model):
             return
         validate = self.data.binarize != "relaxed"
         with torch.no_grad(), evaluating(self.model), pyro.validation_enabled(validate):
@@ -185,14 +215,19 @@ class _Trainer:
                     )
 
     def train(self, on_epoch: Callable[[Fit], Any] | None, bar: Progress) -> None:
+        """All epochs, with validation, schedules and early stopping."""
         settings, history = self.run.settings, self.run.history
         epochs = 1 if isinstance(self.objective, ClosedForm) else settings["epochs"]
         best, best_state = -math.inf, None
         task = bar.add_task("epoch 1", total=self.batches * epochs)
+        distributed.same([*(p.data for p in self.parameters), *self.model.buffers()])
+        if distributed.rank():  # draws of its own from here on
+            torch.manual_seed(settings["seed"] + (distributed.rank() << 32))
         for epoch in range(1, epochs + 1):
             state, started = self._state(), time.perf_counter()
             rate = self.optimizer.param_groups[0]["lr"]
-            training = self._epoch(lambda: bar.advance(task))
+            training = self._epoch(bar, task)
+            distributed.average_buffers(self.model)
             seconds = time.perf_counter() - started
             validation = self._score(self.data.validation)
             if not math.isfinite(training) or not math.isfinite(validation):
@@ -204,14 +239,14 @@ class _Trainer:
                 {
                     "epoch": epoch,
                     "train_loss": -training,
-                    "validation_elbo": validation if self.has_density else None,
+                    "validation_elbo": None,
                     "learning_rate": rate,
                     "seconds": seconds,
+                    self.held_out.name: -validation if self.held_out.name.endswith("loss") else validation,
+                    **self._watch(),
                 }
             )
             history[-1] |= self.also
-            if not self.has_density:
-                history[-1]["validation_loss"] = -validation
             bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
             if "patience" in settings and validation > best:
                 best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
@@ -230,49 +265,107 @@ class _Trainer:
                     stacklevel=4,
                 )
 
-    def _epoch(self, on_step: Callable[[], Any]) -> float:
+    def _epoch(self, bar: Progress, task: TaskID) -> float:
         """One pass over the training data; returns the mean of what is maximised, a datapoint."""
         if isinstance(self.objective, ClosedForm | EM):
             with torch.no_grad():
                 self.objective.update(self.model, training_arguments(self.model, self.data.train.batch(slice(None))))
             return self._score(self.data.train)
         self.model.train()
-        total = torch.zeros((), device=self.parameters[0].device)
+        total = torch.zeros((), device=self.factor.device)
         also: dict[str, Tensor] = {}
-        for batch in self.data.train.batches(self.run.settings["batch_size"], shuffle=True):
-            total = total + self._step(batch)
+        for index in self.indices():
+            if self.compiled is None and self._is_worth_compiling():
+                description = bar.tasks[task].description
+                bar.update(task, description="compiling")
+                self.compile(index)
+                bar.update(task, description=description)
+            total = total + self.step(index)
             for name, loss in getattr(self.objective, "also", {}).items():
                 also[name] = also.get(name, 0.0) + loss
-            on_step()
-        self.also = {name: loss.item() / len(self.data.train) for name, loss in also.items()}
+            bar.advance(task)
+        sums = zip(also, distributed.total([*also.values()]) if also else [], strict=True)
+        self.also = {name: loss.item() / len(self.data.train) for name, loss in sums}
         return total.item() / len(self.data.train)
 
-    def _step(self, batch: Batch) -> Tensor:
-        """One gradient step; returns the bound with beta = 1, summed over the minibatch."""
-        self.optimizer.zero_grad()
-        bound = self.objective.accumulate(self.model, training_arguments(self.model, batch), self._warmup())
+    def indices(self) -> tuple[Tensor, ...]:
+        """The training data in random order, in minibatches."""
+        order = torch.randperm(len(self.data.train)).to(self.factor.device)
+        distributed.same([order])
+        return order.split(self.run.settings["batch_size"])
+
+    def step(self, index: Tensor) -> Tensor:
+        """One gradient step on the datapoints of a minibatch; returns the bound with beta = 1, summed over it."""
+        if self.warmup:
+            self.factor.fill_(self.warmup(self.steps / self.batches))
+        own = distributed.share(index)
+        weight = len(own) / len(index)
+        own = own if len(own) else index[:1]  # a process without a part of the minibatch takes part with weight 0
+        compiled = self.compiled if len(own) == self.compiled_size else None
+        bound, *gradients = (compiled or self._gradient)(own, self.factor)
+        if distributed.size() > 1:
+            parts = [bound * (weight > 0), *(g * weight for g in gradients if g is not None)]
+            bound, *totals = distributed.total(parts)
+            left = iter(totals)
+            gradients = [None if g is None else next(left) for g in gradients]
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
         if "clip_norm" in self.run.settings:
             nn.utils.clip_grad_norm_(self.parameters, self.run.settings["clip_norm"])
         self.optimizer.step()
         self.steps += 1
         return bound
 
-    def _warmup(self) -> float:
-        steps = self.run.settings["kl_warmup"] * self.batches
-        return min(1.0, self.steps / steps) if steps else 1.0
+    def _gradient(self, index: Tensor, factor: Tensor) -> tuple[Any, ...]:
+        """The bound summed over these datapoints, and the gradient of the mean negative target by each parameter."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        inputs = training_arguments(self.model, self.data.train.batch(index))
+        with networks_in(PRECISIONS[self.run.settings["precision"]]):
+            bound = self.objective.accumulate(self.model, inputs, factor)
+        return bound, *(parameter.grad for parameter in self.parameters)
+
+    def _is_worth_compiling(self) -> bool:
+        if self.compiling != "auto":
+            return self.compiling == "always"
+        if self.steps in (TIMED.start, TIMED.stop) and self.factor.is_cuda:
+            torch.cuda.synchronize()
+        if self.steps == TIMED.start:
+            self.clock = time.perf_counter()
+        if self.steps != TIMED.stop:
+            return False
+        left = self.batches * self.run.settings["epochs"] - self.steps
+        return (time.perf_counter() - self.clock) / len(TIMED) * left > WORTH_COMPILING
+
+    def compile(self, index: Tensor) -> None:
+        """Compiles the gradient for minibatches as large as this one, or says why it cannot be."""
+        own, asked, self.compiling = distributed.share(index), self.compiling, "never"
+        if getattr(self.objective, "keeps_state", False):
+            if asked == "always":
+                name = declared_name(self.objective)
+                warnings.warn(f"training goes on uncompiled: {name} remembers what a graph would not", stacklevel=5)
+            return
+        try:
+            self.compiled = compiled(self._gradient, (own, self.factor), self.model, self.run.settings["precision"])
+            self.compiled_size = len(own)
+        except CaptureError as error:
+            warnings.warn(f"training goes on uncompiled: {error}", stacklevel=5)
 
     def _score(self, split: Split) -> float:
-        """Mean bound, or negative squared error, with the same noise at each epoch so that epochs can be compared."""
-        total = 0.0
-        with torch.no_grad(), evaluating(self.model, self.run.settings["seed"]):
-            for batch in split.batches(1000):
-                inputs = arguments(self.model, batch)
-                if self.has_density:
-                    loss = AnalyticELBO().differentiable_loss(self.model.generate, self.model.infer, *inputs)
-                else:
-                    loss = SquaredError().loss(self.model, inputs).sum()
-                total -= loss.item()
-        return total / len(split)
+        """Mean held-out score, with the same noise at each epoch so that epochs can be compared."""
+        total = torch.zeros((), dtype=torch.float64)
+        with torch.no_grad(), evaluating(self.model, self.run.settings["seed"] + (distributed.rank() << 32)):
+            for index in torch.arange(len(split), device=self.factor.device).split(1000):
+                own = distributed.share(index)
+                if len(own):
+                    total += self.held_out.score(arguments(self.model, split.batch(own))).item()
+        (total,) = distributed.total([total.to(self.factor)])
+        return total.item() / len(split)
+
+    def _watch(self) -> dict[str, float]:
+        """What is watched beside the score."""
+        with evaluating(self.model, self.run.settings["seed"]):
+            return self.held_out.monitor(self.data)
 
     def _state(self) -> dict[str, Any]:
         return copy.deepcopy(
@@ -297,15 +390,16 @@ class _Trainer:
         """Runs the epoch again, looking at every number, to name the step and the site that were not finite."""
         self._restore(state)
         self.model.train()
-        for batch in self.data.train.batches(self.run.settings["batch_size"], shuffle=True):
+        for index in self.indices():
             before = self._state()
-            bound = self._step(batch)
+            bound = self.step(index)
             if not torch.isfinite(bound) or not all(torch.isfinite(p).all() for p in self.parameters):
                 step = self.steps
                 self._restore(before)
+                culprit = self._culprit(self.data.train.batch(index))
                 raise TrainingError(
-                    f"{self._culprit(batch)} at step {step} (epoch {epoch}); the model holds the state before that "
-                    "step: lower the learning rate, set clip_norm, or bound the scale with min_scale"
+                    f"{culprit} at step {step} (epoch {epoch}); the model holds the state before that step: "
+                    "lower the learning rate, set clip_norm, or bound the scale with min_scale"
                 )
         raise TrainingError(
             f"the validation bound was not finite after epoch {epoch}; the model holds that epoch's state"
@@ -313,6 +407,8 @@ class _Trainer:
 
     @torch.no_grad()
     def _culprit(self, batch: Batch) -> str:
+        if not has_posterior(self.model):
+            return "the loss or its gradient was not finite"
         particles = getattr(self.objective, "num_particles", 1)
         inputs = training_arguments(self.model, batch)
         weights = weigh(self.model.generate, self.model.infer, *inputs, particles=particles)
@@ -323,6 +419,19 @@ class _Trainer:
             if bad:
                 return f"{name} was not finite for {bad} of {len(batch.x)} datapoints"
         return "the gradient was not finite, though every log-probability was,"
+
+
+def _optimizer(declaration: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The declared optimiser, with its update in one kernel where it has one and nothing else was asked for."""
+    if isinstance(declaration, str):
+        declaration = {declaration: {}}
+    if isinstance(declaration, Mapping):
+        ((name, options),) = declaration.items()
+        fused = "fused" in inspect.signature(getattr(torch.optim, name, object)).parameters
+        if fused and not {"fused", "foreach", "differentiable"} & {*options}:
+            with suppress(RuntimeError):
+                return build("optimizer", {name: {**options, "fused": True}}, params=parameters)
+    return build("optimizer", declaration, params=parameters)
 
 
 @contextmanager

@@ -202,6 +202,8 @@ class Local(AnalyticELBO):
         beta: factor of the KL in the training target.
     """
 
+    keeps_state = True  # the amortized bound, for the history
+
     def __init__(
         self,
         *,

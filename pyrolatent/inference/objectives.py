@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from pyrolatent.declaration import Component, component, register
-from pyrolatent.inference.weights import Program, Weights, weigh
+from pyrolatent.inference.weights import Plate, Program, Weights, find_plate, weigh
 
 Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 """x, y, mask."""
@@ -27,6 +27,8 @@ class Objective(pyro.infer.ELBO):
     Args:
         particles: number of draws from the posterior for each datapoint.
         beta: factor of log p(z) - log q(z | x); other than 1 it makes a training target, not a bound.
+        plate: name of the plate over datapoints, of Pyro pairs that have several; None takes the one that all sites
+            share.
     """
 
     pathwise: bool = True
@@ -35,9 +37,11 @@ class Objective(pyro.infer.ELBO):
     scores_again: bool = False
     """Whether the guide must score draws again, which some flows cannot."""
 
-    def __init__(self, *, particles: int = 1, beta: float = 1.0) -> None:
+    def __init__(self, *, particles: int = 1, beta: float = 1.0, plate: str | None = None) -> None:
         super().__init__(num_particles=particles, vectorize_particles=True)
         self.beta: float | Tensor = beta
+        self.plate = plate
+        self._found: tuple[Program, Program, Plate] | None = None
 
     @abstractmethod
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
@@ -49,7 +53,9 @@ class Objective(pyro.infer.ELBO):
 
     def weigh(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Weights:
         """The draws and weights that this objective asks for."""
-        return weigh(model, guide, *args, particles=self.num_particles, **kwargs)
+        if self._found is None or self._found[0] is not model or self._found[1] is not guide:
+            self._found = model, guide, find_plate(model, guide, *args, name=self.plate, **kwargs)
+        return weigh(model, guide, *args, particles=self.num_particles, plate=self._found[2], **kwargs)
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
         """Adds the gradient of the mean negative target of a minibatch to the parameters'.
@@ -148,37 +154,61 @@ class EM:
 
 @component("objective", "elbo")
 class ELBO(Objective):
-    """E_q[log p(x, z) - log q(z | x)], all of it by Monte Carlo (Kingma and Welling 2014, 1312.6114).
+    """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), all of it by Monte Carlo.
 
-    Args:
-        particles: number of draws from the posterior for each datapoint.
-        beta: factor of log p(z) - log q(z | x) in the training target (Higgins et al. 2017).
-    """
-
-    def __init__(self, *, particles: Annotated[int, Gt(0)] = 1, beta: Annotated[float, Ge(0)] = 1.0) -> None:
-        super().__init__(particles=particles, beta=beta)
-
-    def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
-        """mean_k log p(x, z_k) - log q(z_k | x), (batch,)."""
-        return weights.expect(weights.log_ratio(beta)).mean(0)
-
-
-@component("objective", "analytic_elbo")
-class AnalyticELBO(Objective):
-    """E_q[log p(x | z)] - KL(q(z | x) || p(z)), the KL in closed form for each site where one is known.
+    Kingma and Welling 2014, 1312.6114. With free bits the target has max(free_bits, mean KL) for the KL of each site,
+    the mean being over the minibatch (Kingma et al. 2016, 1606.04934), so that a site may carry that much at no cost.
 
     Args:
         particles: number of draws from the posterior for each datapoint.
         beta: factor of the KL in the training target (Higgins et al. 2017).
+        free_bits: nats of the KL of each latent site that the training target does not count.
+        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
-    def __init__(self, *, particles: Annotated[int, Gt(0)] = 1, beta: Annotated[float, Ge(0)] = 1.0) -> None:
-        super().__init__(particles=particles, beta=beta)
+    def __init__(
+        self,
+        *,
+        particles: Annotated[int, Gt(0)] = 1,
+        beta: Annotated[float, Ge(0)] = 1.0,
+        free_bits: Annotated[float, Ge(0)] = 0.0,
+        plate: str | None = None,
+    ) -> None:
+        super().__init__(particles=particles, beta=beta, plate=plate)
+        self.free_bits = free_bits
+
+    def kl(self, weights: Weights) -> dict[str, Tensor]:
+        """log q(z_k | x) - log p(z_k) of each site, (..., particles, batch)."""
+        return {site: weights.log_posterior[site] - weights.log_prior[site] for site in weights.latents}
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """mean_k log p(x | z_k) - beta KL, (batch,)."""
-        kl = functools.reduce(torch.add, weights.kl.values())
+        kl = functools.reduce(torch.add, self.kl(weights).values())
         return weights.expect(weights.log_likelihood - beta * kl).mean(0)
+
+    def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
+        """The bound, with the KL of a site replaced by free_bits where its mean is below, (batch,)."""
+        if not self.free_bits:
+            return self.bound(weights, beta)
+        by_site = [weights.expect(kl).mean(0) for kl in self.kl(weights).values()]
+        counted = [torch.where(kl.mean() > self.free_bits, kl, self.free_bits) for kl in by_site]
+        return weights.expect(weights.log_likelihood).mean(0) - beta * functools.reduce(torch.add, counted)
+
+
+@component("objective", "analytic_elbo")
+class AnalyticELBO(ELBO):
+    """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), the KL in closed form for each site where one is known.
+
+    Args:
+        particles: number of draws from the posterior for each datapoint.
+        beta: factor of the KL in the training target (Higgins et al. 2017).
+        free_bits: nats of the KL of each latent site that the training target does not count, as in `elbo`.
+        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
+    """
+
+    def kl(self, weights: Weights) -> dict[str, Tensor]:
+        """KL(q(z | x) || p(z)) of each site, (..., particles, batch)."""
+        return weights.kl
 
 
 @component("objective", "iwae")
@@ -188,10 +218,13 @@ class IWAE(Objective):
     Args:
         particles: number K of draws from the posterior for each datapoint.
         beta: factor of log p(z) - log q(z | x) in the training target.
+        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
-    def __init__(self, *, particles: Annotated[int, Gt(0)] = 50, beta: Annotated[float, Ge(0)] = 1.0) -> None:
-        super().__init__(particles=particles, beta=beta)
+    def __init__(
+        self, *, particles: Annotated[int, Gt(0)] = 50, beta: Annotated[float, Ge(0)] = 1.0, plate: str | None = None
+    ) -> None:
+        super().__init__(particles=particles, beta=beta, plate=plate)
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """log (1/K) sum_k w_k, (batch,)."""
@@ -208,12 +241,15 @@ class STL(IWAE):
     Args:
         particles: number K of draws from the posterior for each datapoint.
         beta: factor of log p(z) - log q(z | x) in the training target.
+        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
     scores_again = True
 
-    def __init__(self, *, particles: Annotated[int, Gt(0)] = 1, beta: Annotated[float, Ge(0)] = 1.0) -> None:
-        super().__init__(particles=particles, beta=beta)
+    def __init__(
+        self, *, particles: Annotated[int, Gt(0)] = 1, beta: Annotated[float, Ge(0)] = 1.0, plate: str | None = None
+    ) -> None:
+        super().__init__(particles=particles, beta=beta, plate=plate)
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """log (1/K) sum_k w_k with the parameters of q held in log q, (batch,)."""
@@ -231,6 +267,7 @@ class DReG(IWAE):
     Args:
         particles: number K of draws from the posterior for each datapoint.
         beta: factor of log p(z) - log q(z | x) in the training target.
+        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
     scores_again = True
@@ -253,6 +290,7 @@ class Renyi(Objective):
         alpha: order of the divergence.
         particles: number K of draws from the posterior for each datapoint.
         beta: factor of log p(z) - log q(z | x) in the training target.
+        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
     def __init__(
@@ -261,8 +299,9 @@ class Renyi(Objective):
         alpha: float = 0.5,
         particles: Annotated[int, Gt(0)] = 50,
         beta: Annotated[float, Ge(0)] = 1.0,
+        plate: str | None = None,
     ) -> None:
-        super().__init__(particles=particles, beta=beta)
+        super().__init__(particles=particles, beta=beta, plate=plate)
         self.alpha = alpha
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
@@ -283,6 +322,7 @@ class CombinationIWAE(Objective):
         share: of the ELBO.
         particles: number K of draws from the posterior for each datapoint.
         beta: factor of log p(z) - log q(z | x) in the training target.
+        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
     def __init__(
@@ -291,8 +331,9 @@ class CombinationIWAE(Objective):
         share: Annotated[float, Interval(ge=0, le=1)] = 0.5,
         particles: Annotated[int, Gt(0)] = 50,
         beta: Annotated[float, Ge(0)] = 1.0,
+        plate: str | None = None,
     ) -> None:
-        super().__init__(particles=particles, beta=beta)
+        super().__init__(particles=particles, beta=beta, plate=plate)
         self.share = share
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
@@ -311,6 +352,7 @@ class MultiplyIWAE(Objective):
         groups: number M.
         particles: number K of draws in each group.
         beta: factor of log p(z) - log q(z | x) in the training target.
+        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
     def __init__(
@@ -319,8 +361,9 @@ class MultiplyIWAE(Objective):
         groups: Annotated[int, Gt(0)] = 8,
         particles: Annotated[int, Gt(0)] = 8,
         beta: Annotated[float, Ge(0)] = 1.0,
+        plate: str | None = None,
     ) -> None:
-        super().__init__(particles=groups * particles, beta=beta)
+        super().__init__(particles=groups * particles, beta=beta, plate=plate)
         self.groups = groups
 
     def grouped(self, log_weights: Tensor) -> Tensor:
@@ -340,6 +383,7 @@ class PartiallyIWAE(MultiplyIWAE):
         groups: number M.
         particles: number K of draws in each group.
         beta: factor of log p(z) - log q(z | x) in the training target.
+        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
@@ -366,12 +410,15 @@ class VIMCO(IWAE):
     Args:
         particles: number K of draws from the posterior for each datapoint.
         beta: factor of log p(z) - log q(z | x) in the training target.
+        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
     pathwise = False
 
-    def __init__(self, *, particles: Annotated[int, Gt(1)] = 10, beta: Annotated[float, Ge(0)] = 1.0) -> None:
-        super().__init__(particles=particles, beta=beta)
+    def __init__(
+        self, *, particles: Annotated[int, Gt(1)] = 10, beta: Annotated[float, Ge(0)] = 1.0, plate: str | None = None
+    ) -> None:
+        super().__init__(particles=particles, beta=beta, plate=plate)
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """L + sum_k (L - L_-k) log q(z_k | x), the difference held, (batch,)."""
@@ -396,6 +443,7 @@ class ReweightedWakeSleep(IWAE):
     Args:
         particles: number K of draws from the posterior for each datapoint.
         beta: factor of log p(z) - log q(z | x) in the weights.
+        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
     pathwise = False
@@ -413,5 +461,5 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     return values.logsumexp(dim) - math.log(values.shape[dim])
 
 
-for _pyro in ("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO"):
+for _pyro in ("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO", "RenyiELBO"):
     register("objective", _pyro, Component(getattr(pyro.infer, _pyro), ()))

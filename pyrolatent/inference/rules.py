@@ -7,16 +7,20 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import constraints
+from torch import nn
 
 from pyrolatent.data import Data
 from pyrolatent.errors import InputError
+from pyrolatent.inference.contrastive import EnergyObjective, ExactLikelihood
 from pyrolatent.inference.local import Local, encoded
 from pyrolatent.inference.modes import device_of, evaluating
 from pyrolatent.inference.objectives import EM, ClosedForm, Objective, SquaredError
+from pyrolatent.inference.score_matching import ScoreMatching
 from pyrolatent.inference.weights import Weights, training_arguments, weigh
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.semisupervised import SemiSupervisedVAE
+from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ class Case:
     def has_density(self) -> bool:
         """Whether the model is one of p(x)."""
         return not isinstance(self.model, DeterministicModel)
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the model has latents and a guide, which alone give a bound."""
+        return has_posterior(self.model)
 
 
 class Rule(NamedTuple):
@@ -68,13 +77,18 @@ def hold_to_rules(model: Any, data: Data, objective: Any) -> None:
             raise InputError(f"{message}; {rule.instead}")
 
 
-def same_event_shape(model: LatentVariableModel, data: Data) -> None:
+def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Data) -> None:
     """Refuses data of another event shape than the model's."""
     if model.event_shape != torch.Size(data.event_shape):
         raise InputError(
             f"the model is over events of shape {tuple(model.event_shape)}, but {data.name} holds {data.event_shape}; "
             "build the model for data.event_shape"
         )
+
+
+def has_posterior(model: Any) -> bool:
+    """Whether a model has latents and a guide, which alone give a bound."""
+    return not isinstance(model, DeterministicModel | UnnormalisedDensity)
 
 
 def domain(support: Any) -> str:
@@ -120,8 +134,49 @@ def _no_density(case: Case) -> str | None:
 
 
 def _density(case: Case) -> str | None:
-    if case.has_density and isinstance(case.objective, SquaredError):
+    if case.has_posterior and isinstance(case.objective, SquaredError):
         return f"{type(case.model).__name__} has a density and is trained by a bound on it, not by squared_error"
+    return None
+
+
+def _energy(case: Case) -> str | None:
+    of_energies = isinstance(case.objective, EnergyObjective)
+    if isinstance(case.model, UnnormalisedDensity) != of_energies:
+        a, b = (
+            ("has no energy", "is of one") if of_energies else ("has an energy and no posterior", "is not of energies")
+        )
+        return f"{type(case.model).__name__} {a}, but {declared_name(case.objective)} {b}"
+    return None
+
+
+def _energy_data(case: Case) -> str | None:
+    if not isinstance(case.model, UnnormalisedDensity):
+        return None
+    name = declared_name(case.model)
+    if case.data.train.mask is not None:
+        return f"{name} is trained on complete data, but {case.data.name} has a mask"
+    if case.data.binarize == "relaxed":
+        return f"{name} is a density of x, not a cross-entropy, but {case.data.name} is declared binarize: relaxed"
+    case.data.check_support(case.model.support, name)
+    return None
+
+
+def _tractable(case: Case) -> str | None:
+    if isinstance(case.objective, ExactLikelihood) and not case.model.tractable:
+        return f"log Z of {declared_name(case.model)} is a sum over too many states for exact_likelihood"
+    return None
+
+
+def _discrete(case: Case) -> str | None:
+    if isinstance(case.objective, ScoreMatching) and case.model.levels is not None:
+        return f"{declared_name(case.objective)} needs the gradient of log p in x, but x is discrete"
+    return None
+
+
+def _smooth(case: Case) -> str | None:
+    real = isinstance(case.model, UnnormalisedDensity) and case.model.levels is None
+    if real and any(isinstance(module, nn.ReLU) for module in case.model.modules()):
+        return "score matching, by which energies over real numbers are scored, sees no curvature of rectifiers"
     return None
 
 
@@ -150,7 +205,7 @@ def _unknown_labels(case: Case) -> str | None:
 
 
 def _support(case: Case) -> str | None:
-    if not case.has_density:
+    if not case.has_posterior:
         return None
     case.data.check_support(
         case.weights.model_trace.nodes["x"]["fn"].support,
@@ -160,7 +215,7 @@ def _support(case: Case) -> str | None:
 
 
 def _latent_supports(case: Case) -> str | None:
-    if not case.has_density:
+    if not case.has_posterior:
         return None
     for site in case.weights.latents:
         prior, posterior = (
@@ -172,7 +227,7 @@ def _latent_supports(case: Case) -> str | None:
 
 
 def _pathwise(case: Case) -> str | None:
-    if not case.has_density or not getattr(case.objective, "pathwise", False):
+    if not case.has_posterior or not getattr(case.objective, "pathwise", False):
         return None
     for site in case.weights.latents:
         node = case.weights.guide_trace.nodes[site]
@@ -193,7 +248,7 @@ def _training_term(case: Case) -> str | None:
 
 
 def _local(case: Case) -> str | None:
-    if case.has_density and isinstance(case.objective, Local):
+    if case.has_posterior and isinstance(case.objective, Local):
         with torch.no_grad(), evaluating(case.model):
             one = case.data.train.to(device_of(case.model)).batch(slice(0, 1))
             try:
@@ -204,7 +259,7 @@ def _local(case: Case) -> str | None:
 
 
 def _scoring_again(case: Case) -> str | None:
-    if not case.has_density:
+    if not case.has_posterior:
         return None
     posterior = getattr(case.model.posterior, "family", None)
     if getattr(case.objective, "scores_again", False) and not getattr(posterior, "scores_any_value", True):
@@ -235,6 +290,31 @@ RULES = (
         "squared_error for a model with a density",
         "declare objective: elbo, or model: autoencoder",
         _density,
+    ),
+    Rule(
+        "an objective of energies for a model without one, or any other for an energy",
+        "declare objective: cd, pcd, tempered_pcd or exact_likelihood for energies, elbo for latent-variable models",
+        _energy,
+    ),
+    Rule(
+        "an energy over data outside its support, with missing values or of grey values in a cross-entropy",
+        "declare other visible units, or how the data are binarized",
+        _energy_data,
+    ),
+    Rule(
+        "exact_likelihood where log Z cannot be summed",
+        "declare objective: pcd or cd",
+        _tractable,
+    ),
+    Rule(
+        "score matching over discrete x",
+        "declare objective: pcd or cd",
+        _discrete,
+    ),
+    Rule(
+        "an energy of rectifiers over real numbers",
+        "declare activation: silu",
+        _smooth,
     ),
     Rule(
         "a model of labels on data without them or with others",

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
@@ -16,9 +16,24 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrolatent.errors import InputError
+from pyrolatent.models.latent import LatentVariableModel
 
 Program = Callable[..., Any]
 Score = Literal["full", "frozen", "held"]
+
+
+class Plate(NamedTuple):
+    """The plate over datapoints.
+
+    Attributes:
+        name: of the plate.
+        dim: its dimension, from the right.
+        nesting: number of dimensions that plates take; the particles stand to the left of them.
+    """
+
+    name: str = "data"
+    dim: int = -1
+    nesting: int = 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class Weights:
         model_trace: the model replayed on the guide's draws.
         guide_trace: the guide's draws.
         rerun: runs the guide again on given values of its sites.
+        plate: over the datapoints; log-probabilities are summed over any plates inside it.
         scale: by which every site of the plate is scaled, as a plate that subsamples does; it belongs outside of any
             logarithm of a mean, so no property here has it in, and objectives multiply by it at the end.
     """
@@ -39,6 +55,7 @@ class Weights:
     model_trace: Any
     guide_trace: Any
     rerun: Callable[[dict[str, Tensor]], Any]
+    plate: Plate
     scale: float | Tensor = 1.0
 
     @cached_property
@@ -49,12 +66,12 @@ class Weights:
     @cached_property
     def log_prior(self) -> dict[str, Tensor]:
         """log p(z) by latent site, (..., particles, batch), nats."""
-        return {site: _log_prob(self.model_trace.nodes[site]) for site in self.latents}
+        return {site: self._log_prob(self.model_trace.nodes[site]) for site in self.latents}
 
     @cached_property
     def log_posterior(self) -> dict[str, Tensor]:
         """log q(z | x) by latent site, (..., particles, batch), nats."""
-        return {site: _log_prob(self.guide_trace.nodes[site]) for site in self.latents}
+        return {site: self._log_prob(self.guide_trace.nodes[site]) for site in self.latents}
 
     @cached_property
     def log_posterior_frozen(self) -> dict[str, Tensor]:
@@ -68,7 +85,7 @@ class Weights:
             parameter.requires_grad_(False)
         try:
             trace = self.rerun({site: self.model_trace.nodes[site]["value"] for site in self.latents})
-            return {site: _log_prob(trace.nodes[site]) for site in self.latents}
+            return {site: self._log_prob(trace.nodes[site]) for site in self.latents}
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(True)
@@ -79,12 +96,12 @@ class Weights:
         if not any(draws.requires_grad for draws in self.latents.values()):
             return self.log_posterior
         trace = self.rerun({site: draws.detach() for site, draws in self.latents.items()})
-        return {site: _log_prob(trace.nodes[site]) for site in self.latents}
+        return {site: self._log_prob(trace.nodes[site]) for site in self.latents}
 
     @cached_property
     def log_likelihood(self) -> Tensor:
         """log p(x | z) over all observed sites, (..., particles, batch), nats."""
-        return _total(_log_prob(self.model_trace.nodes[site]) for site in self.model_trace.observation_nodes)
+        return _total(self._log_prob(self.model_trace.nodes[site]) for site in self.model_trace.observation_nodes)
 
     @cached_property
     def log_enumerated(self) -> Tensor | None:
@@ -136,7 +153,9 @@ class Weights:
         for site in self.latents:
             node = self.model_trace.nodes[site]
             if node["value"].requires_grad:
-                shaped = factor.reshape(factor.shape + (1,) * node["fn"].event_dim)
+                dim, nesting = self.plate.dim, self.plate.nesting
+                plates = (1,) * (nesting + dim) + factor.shape[-1:] + (1,) * (-1 - dim)
+                shaped = factor.reshape(factor.shape[:-1] + plates + (1,) * node["fn"].event_dim)
                 node["value"].register_hook(lambda gradient, shaped=shaped: gradient * shaped)
 
     def expect(self, values: Tensor, event_dims: int = 0) -> Tensor:
@@ -174,7 +193,15 @@ class Weights:
         closed = closed_kl(posterior["fn"], prior["fn"]) if self.has_closed_kl(site) else None
         if closed is None:
             return self.log_posterior[site] - self.log_prior[site]
-        return scale_and_mask(closed, 1.0, posterior["mask"])
+        return self._by_datapoint(scale_and_mask(closed, 1.0, posterior["mask"]))
+
+    def _log_prob(self, site: Any) -> Tensor:
+        return self._by_datapoint(scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"]))
+
+    def _by_datapoint(self, values: Tensor) -> Tensor:
+        """Sums over the plates inside the datapoints', (..., particles, batch)."""
+        inside = [dim for dim in range(-self.plate.nesting, 0) if dim != self.plate.dim]
+        return values.sum(inside) if inside else values
 
 
 def closed_kl(posterior: Any, prior: Any) -> Tensor | None:
@@ -187,22 +214,26 @@ def closed_kl(posterior: Any, prior: Any) -> Tensor | None:
         return None
 
 
-def weigh(model: Program, guide: Program, *args: Any, particles: int = 1, **kwargs: Any) -> Weights:
+def weigh(
+    model: Program, guide: Program, *args: Any, particles: int = 1, plate: Plate | None = None, **kwargs: Any
+) -> Weights:
     """Draws every latent from the guide and scores the draws under the guide and the model.
 
     Args:
-        model: generative function whose sites all lie in one plate over datapoints, at dim -1.
+        model: generative function whose sites all lie in one plate over datapoints.
         guide: function with the same arguments that samples the model's latent sites, in the same plate.
         *args: arguments of both: x, y, mask for the models of this package.
         particles: number K of draws for each datapoint, in one vectorised pass.
+        plate: over the datapoints; None finds it, by one more run of a pair that is not a model of this package.
         **kwargs: keyword arguments of both.
 
     Raises:
-        InputError: a latent site that only one of the two has, or sites of different scales.
+        InputError: a latent site that only one of the two has, a site outside the plate, or sites of different scales.
     """
-    guide_trace = _trace(poutine.enum(guide, first_available_dim=-3), particles, args, kwargs)
+    plate = plate or find_plate(model, guide, *args, **kwargs)
+    guide_trace = _trace(poutine.enum(guide, first_available_dim=-plate.nesting - 2), particles, plate, args, kwargs)
     draws = _seen_by_the_model(guide_trace)
-    model_trace = _trace(poutine.replay(model, trace=draws), particles, args, kwargs)
+    model_trace = _trace(poutine.replay(model, trace=draws), particles, plate, args, kwargs)
     latents = {"guide": {*guide_trace.stochastic_nodes}, "model": {*model_trace.stochastic_nodes}}
     for one, other in (("guide", "model"), ("model", "guide")):
         for site in latents[one] - latents[other]:
@@ -212,9 +243,49 @@ def weigh(model: Program, guide: Program, *args: Any, particles: int = 1, **kwar
         given = guide_trace.copy()
         for site, value in values.items():
             given.nodes[site] = {**given.nodes[site], "value": value}
-        return _trace(poutine.replay(guide, trace=given), particles, args, kwargs)
+        return _trace(poutine.replay(guide, trace=given), particles, plate, args, kwargs)
 
-    return Weights(model_trace, guide_trace, rerun, _common_scale(model_trace, guide_trace))
+    return Weights(model_trace, guide_trace, rerun, plate, _common_scale(model_trace, guide_trace))
+
+
+def find_plate(model: Program, guide: Program, *args: Any, name: str | None = None, **kwargs: Any) -> Plate:
+    """The plate over datapoints of a Pyro pair: the one that all sites share, or the one of this name.
+
+    Raises:
+        InputError: sites outside of it, by name, or several plates that all sites share.
+    """
+    owner = getattr(model, "owner", getattr(model, "__self__", None))
+    if isinstance(owner, LatentVariableModel) and name in (None, "data"):
+        return Plate()
+    devices = {value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        guide_trace: Any = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+        replayed = poutine.trace(poutine.replay(model, trace=guide_trace))
+        model_trace: Any = prune_subsample_sites(replayed.get_trace(*args, **kwargs))
+    plates: dict[str, set[str]] = {}
+    dims: dict[str, int] = {}
+    for trace in (guide_trace, model_trace):
+        for site, node in trace.nodes.items():
+            if node["type"] == "sample":
+                frames = {frame.name: frame.dim for frame in node["cond_indep_stack"] if frame.vectorized}
+                plates[site] = plates.get(site, {*frames}) & {*frames}
+                dims |= frames
+    common = set.intersection(*plates.values()) if name is None else {name}
+    candidates = common or dims
+    if len(candidates) != 1:
+        listed = ", ".join(map(repr, sorted(candidates))) or "none"
+        raise InputError(
+            f"the plate over datapoints cannot be told: {'all' if common else 'some'} sites lie in {listed}; "
+            "put every site into one plate, or name it with plate=..."
+        )
+    (found,) = candidates
+    outside = [site for site in plates if found not in plates[site]]
+    if outside:
+        raise InputError(
+            f"the site {outside[0]!r} lies outside the plate {found!r}, so that datapoints would be weighed jointly; "
+            "move it into the plate, or train with Pyro's Trace_ELBO"
+        )
+    return Plate(found, dims[found], -min(dims.values()))
 
 
 def _seen_by_the_model(guide_trace: Any) -> Any:
@@ -255,13 +326,9 @@ def _common_scale(*traces: Any) -> float | Tensor:
     return scale
 
 
-def _trace(program: Program, particles: int, args: Any, kwargs: Any) -> Any:
-    with pyro.plate("particles", particles, dim=-2):
+def _trace(program: Program, particles: int, plate: Plate, args: Any, kwargs: Any) -> Any:
+    with pyro.plate("particles", particles, dim=-plate.nesting - 1):
         return prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
-
-
-def _log_prob(site: Any) -> Tensor:
-    return scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:

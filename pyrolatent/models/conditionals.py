@@ -1,5 +1,8 @@
 """Conditional distributions: a likelihood p(x | z) and a posterior q(z | x) are a network and a family."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,6 +15,26 @@ from torch.distributions.constraints import Constraint
 from pyrolatent.declaration import build
 from pyrolatent.errors import InputError
 from pyrolatent.models.families import Family
+
+_precision: ContextVar[torch.dtype] = ContextVar("precision", default=torch.float32)
+
+
+@contextmanager
+def networks_in(precision: torch.dtype) -> Iterator[None]:
+    """Within this context networks multiply in this type; what they give, and all probability, stays as it was."""
+    token = _precision.set(precision)
+    try:
+        yield
+    finally:
+        _precision.reset(token)
+
+
+def apply_network(network: nn.Module, *inputs: Tensor) -> Tensor:
+    """What a network gives, in the type of its input, computed in the precision of the present context."""
+    precision = _precision.get()
+    with torch.autocast(inputs[0].device.type, precision, enabled=precision != torch.float32):
+        given = network(*inputs)
+    return given.to(inputs[0].dtype)
 
 
 class Conditional(nn.Module):
@@ -65,12 +88,14 @@ class Conditional(nn.Module):
         """
         lead = value.shape[: value.dim() - len(self.input_shape)]
         if y is None and not self.label_dim:
-            numbers = self.network(value.reshape((-1, *self.input_shape)))
+            numbers = apply_network(self.network, value.reshape((-1, *self.input_shape)))
         else:
             label = one_hot(y, self.label_dim).to(value.dtype)
             lead = torch.broadcast_shapes(lead, label.shape[:-1])
             value = value.expand((*lead, *self.input_shape)).reshape((-1, *self.input_shape))
-            numbers = self.network(value, label.expand((*lead, self.label_dim)).reshape(-1, self.label_dim))
+            numbers = apply_network(
+                self.network, value, label.expand((*lead, self.label_dim)).reshape(-1, self.label_dim)
+            )
         elementwise = self.family(numbers.reshape((*lead, *self.family.unconstrained_shape)))
         return elementwise.to_event(self.family.event_dims)
 

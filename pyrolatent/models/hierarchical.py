@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
-from pyrolatent.models.conditionals import conditional, filled, masked
+from pyrolatent.models.conditionals import apply_network, conditional, filled, masked
 from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -185,7 +185,7 @@ class _Proposal(nn.Module):
         self.head = nn.Linear(width, 2 * latent_dim)
 
     def forward(self, below: Tensor) -> tuple[Tensor, dist.Normal]:
-        hidden = torch.relu(self.network(below))
+        hidden = torch.relu(apply_network(self.network, below))
         loc, scale = self.head(hidden).chunk(2, dim=-1)
         return hidden, dist.Normal(loc, MIN_SCALE + softplus(scale))
 

@@ -51,7 +51,7 @@ class Bernoulli(Family):
     """p(x) = prod_i p_i^x_i (1 - p_i)^(1 - x_i) over {0, 1}, p = sigmoid(u)."""
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, dist.Bernoulli)
+        super().__init__(event_shape, ours.Bernoulli)
 
 
 @component("likelihood", "continuous_bernoulli")
@@ -405,7 +405,7 @@ class LowRankNormal(Family):
     def __init__(self, event_shape: tuple[int, ...], *, rank: PositiveInt = 1, min_scale: PositiveFloat = 1e-2) -> None:
         super().__init__(
             event_shape,
-            dist.LowRankMultivariateNormal,
+            ours.LowRankMultivariateNormal,
             floors={"cov_diag": min_scale**2},
             axes={"cov_factor": rank},
         )

@@ -1,0 +1,184 @@
+"""Updates a second of a 784 x 500 restricted Boltzmann machine, batch 100, as ratios to hand-written PyTorch.
+
+    python -m benchmarks.rbm --rounds 5 --json FILE
+
+Contenders take turns on the same random binary data in memory. `eager` is CD-1 written out by hand with the update in
+place, `autograd` the difference of free energies with torch's SGD, `scikit-learn` is `BernoulliRBM.partial_fit` in
+float32 (persistent chains, as many matrix products), `pyrolatent` is what `fit` does in a step, by CD-1 and by PCD-1,
+with plain and centred gradients. Each ends by the mean pseudo-likelihood that it reached, so that none is fast by doing
+something else.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.neural_network import BernoulliRBM
+from torch import Tensor
+from torch.nn import functional
+
+import pyrolatent as pl
+from pyrolatent.declaration import build
+from pyrolatent.inference.held_out import pseudo_likelihood
+
+VISIBLE, HIDDEN, BATCH, LR = 784, 500, 100, 0.01
+Parameters = Callable[[], tuple[Tensor, Tensor, Tensor]]
+
+
+def eager(device: str) -> tuple[Callable[[Tensor], None], Parameters]:
+    weight = 0.01 * torch.randn(VISIBLE, HIDDEN, device=device)
+    b, c = torch.zeros(VISIBLE, device=device), torch.zeros(HIDDEN, device=device)
+
+    def step(x: Tensor) -> None:
+        h = torch.sigmoid(torch.addmm(c, x, weight))
+        v = torch.bernoulli(torch.sigmoid(torch.addmm(b, torch.bernoulli(h), weight.T)))
+        g = torch.sigmoid(torch.addmm(c, v, weight))
+        rate = LR / len(x)
+        weight.addmm_(x.T, h, alpha=rate).addmm_(v.T, g, alpha=-rate)
+        b.add_((x - v).sum(0), alpha=rate)
+        c.add_((h - g).sum(0), alpha=rate)
+
+    return step, lambda: (weight, b, c)
+
+
+def autograd(device: str) -> tuple[Callable[[Tensor], None], Parameters]:
+    weight = (0.01 * torch.randn(VISIBLE, HIDDEN, device=device)).requires_grad_()
+    b = torch.zeros(VISIBLE, device=device, requires_grad=True)
+    c = torch.zeros(HIDDEN, device=device, requires_grad=True)
+    optimizer = torch.optim.SGD([weight, b, c], LR)
+
+    def free_energy(x: Tensor) -> Tensor:
+        return -(x @ b) - functional.softplus(torch.addmm(c, x, weight)).sum(-1)
+
+    def step(x: Tensor) -> None:
+        with torch.no_grad():
+            h = torch.bernoulli(torch.sigmoid(torch.addmm(c, x, weight)))
+            v = torch.bernoulli(torch.sigmoid(torch.addmm(b, h, weight.T)))
+        optimizer.zero_grad()
+        (free_energy(x) - free_energy(v)).mean().backward()
+        optimizer.step()
+
+    return step, lambda: (weight, b, c)
+
+
+def scikit_learn(device: str) -> tuple[Callable[[Tensor], None], Parameters]:
+    machine = BernoulliRBM(n_components=HIDDEN, learning_rate=LR, batch_size=BATCH, random_state=0)
+
+    def step(x: Tensor) -> None:
+        machine.partial_fit(x.numpy())
+
+    def parameters() -> tuple[Tensor, Tensor, Tensor]:
+        found = (machine.components_.T, machine.intercept_visible_, machine.intercept_hidden_)
+        weight, b, c = (torch.from_numpy(np.ascontiguousarray(each)).float() for each in found)
+        return weight, b, c
+
+    return step, parameters
+
+
+def of_ours(objective: str, centred: bool) -> Callable[[str], tuple[Callable[[Tensor], None], Parameters]]:
+    def make(device: str) -> tuple[Callable[[Tensor], None], Parameters]:
+        model = pl.RestrictedBoltzmannMachine((VISIBLE,), hidden=HIDDEN, centred=centred).to(device)
+        made = build("objective", objective)
+        optimizer = torch.optim.SGD(model.parameters(), LR)
+
+        def step(x: Tensor) -> None:
+            optimizer.zero_grad()
+            made.accumulate(model, (x, None, None))
+            optimizer.step()
+
+        return step, lambda: (model.weight, model.visible_bias, model.hidden_bias)
+
+    return make
+
+
+CONTENDERS = {
+    "eager": eager,
+    "autograd": autograd,
+    "scikit-learn": scikit_learn,
+    "pyrolatent cd": of_ours("cd", centred=False),
+    "pyrolatent cd, centred": of_ours("cd", centred=True),
+    "pyrolatent pcd": of_ours("pcd", centred=False),
+}
+
+
+def reached(parameters: Parameters, x: Tensor) -> float:
+    model = pl.RestrictedBoltzmannMachine((VISIBLE,), hidden=HIDDEN).to(x.device)
+    for own, found in zip((model.weight, model.visible_bias, model.hidden_bias), parameters(), strict=True):
+        own.data.copy_(found)
+    torch.manual_seed(0)
+    return pseudo_likelihood(model, x, entries=20).mean().item()
+
+
+def measure(rounds: int, seconds: float, device: str) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    likely = torch.rand(10, VISIBLE, generator=generator).square()
+    chosen = torch.randint(10, (5000,), generator=generator)
+    x = (torch.rand(5000, VISIBLE, generator=generator) < likely[chosen]).float().to(device)
+    names = [name for name in CONTENDERS if device == "cpu" or name != "scikit-learn"]
+    made = {name: CONTENDERS[name](device) for name in names}
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds + 1):  # the first warms up
+        for name, (step, _) in made.items():
+            steps, started = 0, time.perf_counter()
+            while time.perf_counter() - started < seconds:
+                step(x[torch.randint(len(x), (BATCH,), device=device)])
+                steps += 1
+            if device == "cuda":
+                torch.cuda.synchronize()
+            rates[name].append(steps / (time.perf_counter() - started))
+    rows = []
+    for name, (_, parameters) in made.items():
+        ratios = [own / base for own, base in zip(rates[name][1:], rates["eager"][1:], strict=True)]
+        rows.append(
+            {
+                "workload": f"{VISIBLE} x {HIDDEN}, batch {BATCH}",
+                "contender": name,
+                "precision": "float32",
+                "ratio": median(ratios),
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
+                "steps_per_second": median(rates[name][1:]),
+                "final_pseudo_likelihood": reached(parameters, x[:500]),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each contender in each round")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_flush_denormal(True)
+    results = measure(arguments.rounds, arguments.seconds, arguments.device)
+    for row in results:
+        print(
+            f"{row['contender']:<24}{row['ratio']:6.2f}  ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+            f"{row['steps_per_second']:10.1f} updates/s   pseudo-likelihood {row['final_pseudo_likelihood']:9.2f}"
+        )
+    if arguments.json:
+        cores = f"{torch.get_num_threads()} cores, {platform.machine()}"
+        found = {
+            "machine": torch.cuda.get_device_name() if arguments.device == "cuda" else cores,
+            "versions": {
+                "torch": torch.__version__,
+                "scikit-learn": sklearn.__version__,
+                "python": platform.python_version(),
+            },
+            "results": results,
+        }
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Samples of unnormalised densities, and chains that can be watched."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pyrolatent.errors import InputError
+from pyrolatent.inference.kernels import default_kernel
+from pyrolatent.inference.modes import device_of
+from pyrolatent.inference.partition import in_double
+from pyrolatent.models.rbm import Layers, RestrictedBoltzmannMachine
+from pyrolatent.models.unnormalised import UnnormalisedDensity
+
+SWEEPS = 1000
+"""Of chains that begin at the base, before what they hold is called a sample."""
+
+
+@torch.no_grad()
+def sample_energy(
+    model: UnnormalisedDensity, size: int, y: Tensor | None = None, *, mean: bool = False, sweeps: int = SWEEPS
+) -> Tensor:
+    """Draws of x: exact where log Z can be summed, else what chains hold after so many sweeps.
+
+    Args:
+        model: a fitted model.
+        size: number of draws.
+        y: labels (size,) of models with label units; chains then hold them, and x ~ p(x | y).
+        mean: whether a machine returns E[x | h] at the last h instead of a draw of x.
+        sweeps: of the chains.
+
+    Returns:
+        (size, *event_shape).
+    """
+    if model.tractable and y is None:
+        state = model.restore(in_double(model).flat(in_double(model).exact_sample(size)).to(_dtype(model)))
+    else:
+        *_, state = _walk(model, size, sweeps, y)
+    return _shown(model, state, mean)
+
+
+@torch.no_grad()
+def watch(model: UnnormalisedDensity, size: int, sweeps: list[int], *, start: Tensor | None = None) -> Tensor:
+    """What chains hold after so many sweeps from their start, (len(sweeps), size, *event_shape).
+
+    Machines show E[x | h] after the first sweep, and the start as it is.
+
+    Args:
+        model: a fitted model.
+        size: number of chains.
+        sweeps: when they are looked at, rising, 0 being the start.
+        start: data (size, *event_shape); None: draws of the base.
+    """
+    state = model.base(size) if start is None else model.state(start)
+    frames, done, move = [], 0, default_kernel(model)
+    for until in sweeps:
+        for _ in range(until - done):
+            state = move(model, state)
+        done = until
+        frames.append(_shown(model, state, mean=done > 0))
+    return torch.stack(frames)
+
+
+def _walk(model: UnnormalisedDensity, size: int, sweeps: int, y: Tensor | None) -> list[object]:
+    """The last state of chains that begin at persistent ones where there are any, else at the base."""
+    if y is not None and not model.label_dim:
+        raise InputError(f"{type(model).__name__} has no label units; leave y out")
+    if len(model.chains):
+        state = model.restore(model.chains[torch.arange(size, device=device_of(model)) % len(model.chains)])
+    else:
+        state = model.base(size)
+    move = default_kernel(model)
+    for _ in range(sweeps):
+        state = move(model, state)
+        if y is not None:
+            flat = model.flat(state)
+            code = functional.one_hot(y.to(flat.device), model.label_dim).to(flat)
+            state = model.restore(torch.cat([flat[:, : -model.label_dim], code], -1))
+    return [state]
+
+
+def _shown(model: UnnormalisedDensity, state: object, mean: bool) -> Tensor:
+    if mean and isinstance(model, RestrictedBoltzmannMachine):
+        assert isinstance(state, Layers)
+        return model.mean_visible(state)
+    return model.visible(state)
+
+
+def _dtype(model: UnnormalisedDensity) -> torch.dtype:
+    return next((p.dtype for p in model.parameters()), torch.get_default_dtype())

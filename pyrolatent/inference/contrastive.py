@@ -1,0 +1,208 @@
+"""Objectives of unnormalised densities whose gradient is a difference of two means of F: over data and over samples.
+
+-d log p(x) = d F(x) - E_p[d F], and the objectives differ in where the samples of p come from.
+"""
+
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt, Interval
+from torch import Tensor
+
+from pyrolatent.declaration import Kind, build, component
+from pyrolatent.errors import InputError
+from pyrolatent.inference.kernels import Tempering, default_kernel
+from pyrolatent.inference.objectives import Inputs
+from pyrolatent.models.rbm import RestrictedBoltzmannMachine
+from pyrolatent.models.unnormalised import UnnormalisedDensity
+
+Share = Annotated[float, Interval(ge=0, le=1)]
+
+
+class EnergyObjective:
+    """What training of an unnormalised density maximises."""
+
+    keeps_state: bool = True
+    """Whether a step changes Python attributes, here chains and running means of the model."""
+
+    def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
+        """Adds a gradient of a mean over the minibatch; returns what it maximises, a sum over the minibatch."""
+        raise NotImplementedError
+
+
+@component("objective", "exact_likelihood")
+class ExactLikelihood(EnergyObjective):
+    """log p(x) = -F(x) - log Z with its exact gradient, of models whose log Z can be summed."""
+
+    def accumulate(self, model: UnnormalisedDensity, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
+        """Adds the gradient of the mean negative log-likelihood; returns the sum of log p(x)."""
+        x, y, _ = inputs
+        with torch.no_grad():
+            model.observe(model.state(x, y))
+        log_p = model.log_prob(x, y)
+        log_p.mean().neg().backward()
+        model.adjust_gradients()
+        return log_p.detach().sum()
+
+
+class Contrastive(EnergyObjective):
+    """Chains give the negative samples.
+
+    Args:
+        steps: moves of the chains for each step of the optimiser.
+        kernel: what moves them; null is the model's Gibbs sampler, or HMC where it has none.
+        weight_decay: of the weights of a machine, not of its biases; that of torch's optimisers is of everything.
+        sparsity_target: mean activity that each hidden unit of a machine is drawn to.
+        sparsity_cost: how strongly.
+    """
+
+    def __init__(
+        self, steps: int, kernel: Any, weight_decay: float, sparsity_target: float | None, sparsity_cost: float
+    ) -> None:
+        self.steps = steps
+        self.kernel = None if kernel is None else build("kernel", kernel)
+        self.weight_decay, self.sparsity_target, self.sparsity_cost = weight_decay, sparsity_target, sparsity_cost
+
+    def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
+        """The states of the chains after they have been moved."""
+        raise NotImplementedError
+
+    def move(self, model: UnnormalisedDensity, state: Any) -> Any:
+        """The chains some steps later."""
+        kernel = self.kernel or default_kernel(model)
+        for _ in range(self.steps):
+            state = kernel(model, state)
+        return state
+
+    def accumulate(self, model: UnnormalisedDensity, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
+        """Adds the gradient of mean F(data) - mean F(samples); returns its negative times the size of the minibatch.
+
+        The difference is no likelihood, and says nothing of how good the model is.
+        """
+        x, y, _ = inputs
+        with torch.no_grad():
+            positive = model.state(x, y)
+            negative = self.negatives(model, positive)
+        difference = model.contrast(positive, negative)
+        model.observe(positive)
+        model.adjust_gradients()
+        if isinstance(model, RestrictedBoltzmannMachine):
+            model.penalise(self.weight_decay, self.sparsity_target, self.sparsity_cost)
+        elif self.weight_decay or self.sparsity_target is not None:
+            raise InputError(f"{type(model).__name__} has no hidden units; leave weight_decay and sparsity_target out")
+        return -difference * len(x)
+
+
+@component("objective", "cd")
+class CD(Contrastive):
+    """Contrastive divergence: chains begin at the data (Hinton 2002). Biased, by less the more steps there are.
+
+    Args:
+        steps: k of CD-k.
+        kernel: what moves the chains; null is the model's Gibbs sampler, or HMC where it has none.
+        weight_decay: of the weights of a machine, not of its biases.
+        sparsity_target: mean activity that each hidden unit of a machine is drawn to.
+        sparsity_cost: how strongly.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: Annotated[int, Gt(0)] = 1,
+        kernel: Annotated[Any, Kind("kernel")] = None,
+        weight_decay: Annotated[float, Ge(0)] = 0.0,
+        sparsity_target: Share | None = None,
+        sparsity_cost: Annotated[float, Ge(0)] = 0.1,
+    ) -> None:
+        super().__init__(steps, kernel, weight_decay, sparsity_target, sparsity_cost)
+
+    def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
+        """k moves from the data."""
+        return self.move(model, positive)
+
+
+@component("objective", "pcd")
+class PCD(Contrastive):
+    """Persistent contrastive divergence: chains go on from step to step (Younes 1989; Tieleman 2008).
+
+    They are kept in the model, `model.chains`, and so in its run.
+
+    Args:
+        chains: number of chains.
+        steps: moves for each step of the optimiser.
+        restarts: share of the chains that begin anew at the base, at each step.
+        kernel: what moves the chains; null is the model's Gibbs sampler, or HMC where it has none.
+        weight_decay: of the weights of a machine, not of its biases.
+        sparsity_target: mean activity that each hidden unit of a machine is drawn to.
+        sparsity_cost: how strongly.
+    """
+
+    def __init__(
+        self,
+        *,
+        chains: Annotated[int, Gt(0)] = 100,
+        steps: Annotated[int, Gt(0)] = 1,
+        restarts: Share = 0.0,
+        kernel: Annotated[Any, Kind("kernel")] = None,
+        weight_decay: Annotated[float, Ge(0)] = 0.0,
+        sparsity_target: Share | None = None,
+        sparsity_cost: Annotated[float, Ge(0)] = 0.1,
+    ) -> None:
+        super().__init__(steps, kernel, weight_decay, sparsity_target, sparsity_cost)
+        self.chains, self.restarts = chains, restarts
+
+    def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
+        """The persistent chains, moved."""
+        if len(model.chains) != self.chains:
+            model.chains = model.flat(model.base(self.chains))
+        flat = model.chains
+        if self.restarts:
+            anew = torch.rand(self.chains, 1, device=flat.device) < self.restarts
+            flat = torch.where(anew, model.flat(model.base(self.chains)), flat)
+        state = self.move(model, model.restore(flat))
+        model.chains = model.flat(state)
+        return state
+
+
+@component("objective", "tempered_pcd")
+class TemperedPCD(Contrastive):
+    """Persistent chains at several β from 1 to 0 that exchange states (Desjardins et al. 2010; Cho et al. 2010).
+
+    For densities of several modes, which a chain at β = 1 alone does not leave.
+
+    Args:
+        chains: number of chains at each β; those at 1 are the negative samples.
+        levels: number of β, evenly spaced.
+        steps: moves and rounds of exchanges for each step of the optimiser.
+        kernel: what moves the chains; null is the model's Gibbs sampler, or HMC where it has none.
+        weight_decay: of the weights of a machine, not of its biases.
+        sparsity_target: mean activity that each hidden unit of a machine is drawn to.
+        sparsity_cost: how strongly.
+    """
+
+    def __init__(
+        self,
+        *,
+        chains: Annotated[int, Gt(0)] = 100,
+        levels: Annotated[int, Gt(1)] = 10,
+        steps: Annotated[int, Gt(0)] = 1,
+        kernel: Annotated[Any, Kind("kernel")] = None,
+        weight_decay: Annotated[float, Ge(0)] = 0.0,
+        sparsity_target: Share | None = None,
+        sparsity_cost: Annotated[float, Ge(0)] = 0.1,
+    ) -> None:
+        super().__init__(steps, kernel, weight_decay, sparsity_target, sparsity_cost)
+        self.chains, self.levels = chains, levels
+
+    def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
+        """The chains at β = 1 after all have been moved and have exchanged states."""
+        if (len(model.chains), len(model.hotter)) != (self.chains, self.chains * (self.levels - 1)):
+            flat = model.flat(model.base(self.chains * self.levels))
+            model.chains, model.hotter = flat[: self.chains], flat[self.chains :]
+        tempering = Tempering(self.levels, self.kernel or default_kernel(model))
+        state = model.restore(torch.cat([model.chains, model.hotter]))
+        for _ in range(self.steps):
+            state = tempering(model, state)
+        flat = model.flat(state)
+        model.chains, model.hotter = flat[: self.chains].clone(), flat[self.chains :].clone()
+        return model.restore(model.chains)

@@ -1,0 +1,104 @@
+"""Several processes on one training: each takes every n-th datapoint of a minibatch, and gradients are summed.
+
+`torch.distributed` does the work; alone, or before a process group exists, every function here does nothing.
+"""
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pyrolatent.errors import TrainingError
+
+
+def rank() -> int:
+    """Number of this process, 0 for the one that writes and prints."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def start() -> None:
+    """Joins the process group that torchrun has prepared, by nccl on CUDA and by gloo elsewhere; else does nothing."""
+    if not dist.is_torchelastic_launched():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def stop() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Returns when every process has come here."""
+    if size() > 1:
+        _reached(dist.barrier)
+
+
+def agreed(text: str) -> str:
+    """The first process's text, in all of them."""
+    found = [text]
+    if size() > 1:
+        _reached(dist.broadcast_object_list, found, 0)
+    return found[0]
+
+
+def share(index: Tensor) -> Tensor:
+    """This process's part of a minibatch, every n-th datapoint."""
+    return index[rank() :: size()]
+
+
+def same(tensors: Iterable[Tensor]) -> None:
+    """Gives every process the tensors of the first, in place."""
+    if size() > 1:
+        for tensor in tensors:
+            _reached(dist.broadcast, tensor, 0)
+
+
+def total(tensors: list[Tensor]) -> list[Tensor]:
+    """The sums of tensors over all processes, in one exchange."""
+    if size() == 1:
+        return tensors
+    joined = torch.cat([tensor.flatten() for tensor in tensors])
+    _reached(dist.all_reduce, joined)
+    parts = joined.split([tensor.numel() for tensor in tensors])
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def average_buffers(module: nn.Module) -> None:
+    """Gives every process the mean of its running statistics over all."""
+    if size() > 1:
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(total([buffer])[0] / size())
+
+
+def gather(part: Tensor, count: int) -> Tensor:
+    """Joins what `share` has taken apart: (count, ...) from each process's rows, in the original order."""
+    if size() == 1:
+        return part
+    rows = -(-count // size())
+    padded = part.new_zeros(rows, *part.shape[1:])
+    padded[: len(part)] = part
+    parts = [torch.empty_like(padded) for _ in range(size())]
+    _reached(dist.all_gather, parts, padded)
+    return torch.stack(parts, 1).flatten(0, 1)[:count]
+
+
+def _reached(exchange: object, *arguments: object) -> None:
+    try:
+        exchange(*arguments)  # type: ignore[operator]
+    except (RuntimeError, dist.DistError) as error:
+        raise TrainingError(
+            f"process {rank()} of {size()} lost another one ({str(error).partition(chr(10))[0][:120]}); "
+            "what was written after the last epoch is kept"
+        ) from error

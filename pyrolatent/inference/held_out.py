@@ -1,0 +1,100 @@
+"""What each kind of model is scored by on held-out data after each epoch: one number, higher is better."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyrolatent.data import Data
+from pyrolatent.inference.objectives import AnalyticELBO, Inputs, SquaredError
+from pyrolatent.inference.score_matching import sliced_score_matching
+from pyrolatent.models.autoencoder import DeterministicModel
+from pyrolatent.models.unnormalised import UnnormalisedDensity
+
+
+class HeldOut(NamedTuple):
+    """A held-out score.
+
+    Attributes:
+        name: under which it stands in the history; a name that ends in `loss` stands there with its sign changed.
+        score: sum over a minibatch x, y, mask; higher is better.
+        monitor: further numbers, from the data.
+    """
+
+    name: str
+    score: Callable[[Inputs], Tensor]
+    monitor: Callable[[Data], dict[str, float]]
+
+
+def held_out(model: Any) -> HeldOut:
+    """What a model of this kind is scored by.
+
+    A bound where there is a posterior, squared error where there is no density, and of unnormalised densities the
+    pseudo-likelihood over discrete x and sliced score matching over real x, which need no normaliser.
+    """
+    if isinstance(model, DeterministicModel):
+        return HeldOut("validation_loss", lambda inputs: -SquaredError().loss(model, inputs).sum(), lambda data: {})
+    if isinstance(model, UnnormalisedDensity):
+        if model.levels is None:
+            return HeldOut(
+                "validation_loss",
+                lambda inputs: -sliced_score_matching(model, inputs[0]).detach().sum(),
+                lambda data: monitor(model, data),
+            )
+        return HeldOut(
+            "validation_pseudo_likelihood",
+            lambda inputs: pseudo_likelihood(model, inputs[0], entries=1).sum(),
+            lambda data: monitor(model, data),
+        )
+    return HeldOut(
+        "validation_elbo",
+        lambda inputs: -AnalyticELBO().differentiable_loss(model.generate, model.infer, *inputs),
+        lambda data: {},
+    )
+
+
+@torch.no_grad()
+def pseudo_likelihood(model: UnnormalisedDensity, x: Tensor, *, entries: int | None = None) -> Tensor:
+    """∑_i log p(x_i | all others), (batch,), nats (Besag 1975), without log Z; no bound on log p(x).
+
+    Args:
+        model: over discrete x.
+        x: data (batch, *event_shape).
+        entries: how many entries i are drawn for each datapoint, their mean standing for all; None: all.
+    """
+    assert model.levels is not None
+    flat = x.reshape(len(x), -1)
+    width = flat.shape[1]
+    rows = torch.arange(len(x), device=x.device)
+    chosen = (
+        torch.arange(width, device=x.device).expand(len(x), -1)
+        if entries is None
+        else torch.randint(width, (len(x), entries), device=x.device)
+    )
+    total = torch.zeros(len(x), dtype=flat.dtype, device=x.device)
+    for i in chosen.T:
+        log_p = []
+        for value in range(int(model.levels.max())):
+            other = flat.clone()
+            other[rows, i] = value
+            possible = value < model.levels[i]
+            other[rows, i] = torch.where(possible, other[rows, i], 0)
+            found = -model.free_energy(other.reshape(x.shape))
+            log_p.append(torch.where(possible, found, -torch.inf))
+        own = torch.stack(log_p)[flat[rows, i].long(), rows]
+        total = total + own - torch.stack(log_p).logsumexp(0)
+    return total * (width / chosen.shape[1])
+
+
+@torch.no_grad()
+def monitor(model: UnnormalisedDensity, data: Data) -> dict[str, float]:
+    """The gap of free energies, mean F(validation) - mean F(training), which grows as a model overfits, and its own.
+
+    As many training datapoints as there are validation ones are used, at most 1,000 (Hinton 2010, section 6).
+    """
+    size = min(1000, len(data.validation), len(data.train))
+    train, validation = (split.batch(slice(0, size)) for split in (data.train, data.validation))
+    gap = model.free_energy(validation.x).mean() - model.free_energy(train.x).mean()
+    y = train.y if model.label_dim else None
+    return {"free_energy_gap": gap.item(), **model.monitor(train.x, y)}

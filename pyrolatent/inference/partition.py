@@ -1,0 +1,401 @@
+"""log Z and held-out log p(x) of unnormalised densities: exact, by annealing, and bounds from either side.
+
+Annealed importance sampling moves chains from the base to the model along the path p_β and weighs them. With
+
+    log w = ∑_k log p̃_{β_k}(x_{k-1}) - log p̃_{β_{k-1}}(x_{k-1}),     x_k from a kernel that leaves p_{β_k} as it is,
+
+E[w] = Z / Z_0, so that the logarithm of the mean weight is below log(Z / Z_0) in expectation, and log p(x) with it is
+too high if anything. The same chains run backwards from *exact samples* give a bound on the other side.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pyrolatent.data import Data
+from pyrolatent.errors import InputError
+from pyrolatent.inference.held_out import pseudo_likelihood
+from pyrolatent.inference.kernels import default_kernel, run
+from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.objectives import log_mean_exp
+from pyrolatent.inference.rules import same_event_shape
+from pyrolatent.models.unnormalised import UnnormalisedDensity
+
+Starts = Literal["exact samples", "persistent chains", "chains begun at training data"]
+POINTS = 200
+"""Of the path at which the weights are kept to be looked at."""
+
+
+@dataclass(frozen=True)
+class LogZ:
+    """An estimate of log Z, nats.
+
+    Attributes:
+        value: the estimate.
+        error: its standard error over chains, by the delta method; 0 where it is exact.
+        method: "exact", "ais" or "reverse ais".
+        side: "below" or "above" where the estimate is a bound in expectation, else None.
+        starts: what reverse chains began at.
+        betas: points of the path (points,) and ...
+        log_weights: ... the weights of each chain up to there plus log Z_0, (points, chains).
+    """
+
+    value: float
+    error: float
+    method: str
+    side: Literal["below", "above"] | None = None
+    starts: Starts | None = None
+    betas: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
+    log_weights: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """How log Z is estimated.
+
+    Attributes:
+        chains: number of chains.
+        temperatures: number of steps from the base to the model.
+        always: whether to anneal also where log Z is known, for comparison.
+        raised: number of datapoints for which the bound `raise_log_prob` is computed.
+    """
+
+    chains: int = 100
+    temperatures: int = 10_000
+    always: bool = False
+    raised: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("chains", "temperatures"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} was {getattr(self, name)}; at least 1 is needed")
+
+
+@torch.no_grad()
+def exact_log_z(model: UnnormalisedDensity) -> LogZ:
+    """log Z summed in double precision.
+
+    Raises:
+        InputError: there are too many states.
+    """
+    return LogZ(in_double(model).log_z().item(), 0.0, "exact")
+
+
+@torch.no_grad()
+def ais(
+    model: UnnormalisedDensity,
+    *,
+    chains: int = 100,
+    temperatures: int = 10_000,
+    kernel: Any = None,
+    on_step: Callable[[int], Any] | None = None,
+) -> LogZ:
+    """log Z by annealed importance sampling from the base (Neal 2001; Salakhutdinov and Murray 2008).
+
+    Args:
+        model: an unnormalised density.
+        chains: number of chains, from whose spread the error comes.
+        temperatures: steps of the path, evenly spaced.
+        kernel: what moves the chains; None: the model's Gibbs sampler, or HMC where it has none.
+        on_step: called with the number of steps done.
+    """
+    move = kernel or default_kernel(model)
+    state = model.base(chains)
+    log_w, kept, betas = _begin(model, chains)
+    for k in range(1, temperatures + 1):
+        before, beta = (k - 1) / temperatures, k / temperatures
+        log_w += (model.log_density(state, beta) - model.log_density(state, before)).double()
+        if k < temperatures:
+            state = move(model, state, beta)
+        if k % math.ceil(temperatures / POINTS) == 0 or k == temperatures:
+            kept.append(log_w.clone())
+            betas.append(beta)
+        if on_step:
+            on_step(k)
+    return _estimate(log_w, kept, betas, "ais", "below", None)
+
+
+@torch.no_grad()
+def reverse_ais(
+    model: UnnormalisedDensity,
+    start: Any,
+    starts: Starts,
+    *,
+    temperatures: int = 10_000,
+    kernel: Any = None,
+    on_step: Callable[[int], Any] | None = None,
+) -> LogZ:
+    """log Z by the same path run backwards: minus the logarithm of the mean inverse weight.
+
+    It is above log Z in expectation if the starts are exact samples, and only then (Grosse et al. 2013; Burda et al.
+    2015); chains that have not reached the model give no bound.
+
+    Args:
+        model: an unnormalised density.
+        start: states of the model, one for each chain.
+        starts: what they are.
+        temperatures: steps of the path.
+        kernel: what moves the chains, reversible.
+        on_step: called with the number of steps done.
+    """
+    move = kernel or default_kernel(model)
+    state, size = start, len(model.flat(start))
+    log_w, _, _ = _begin(model, size)
+    base = log_w.clone()
+    gathered, betas = [torch.zeros_like(log_w)], [1.0]
+    for k in range(temperatures, 0, -1):
+        before, beta = (k - 1) / temperatures, k / temperatures
+        if k < temperatures:
+            state = move(model, state, beta)
+        log_w += (model.log_density(state, beta) - model.log_density(state, before)).double()
+        if (k - 1) % math.ceil(temperatures / POINTS) == 0:
+            gathered.append(log_w - base)
+            betas.append(before)
+        if on_step:
+            on_step(temperatures - k + 1)
+    # What was gathered from β = 1 down to a point is what lies above it.
+    kept = [log_w - above for above in gathered[::-1]]
+    side: Any = "above" if starts == "exact samples" else None
+    found = _estimate(-log_w, kept, betas[::-1], "reverse ais", side, starts)
+    return replace(found, value=-found.value)
+
+
+@torch.no_grad()
+def raise_log_prob(
+    model: UnnormalisedDensity,
+    x: Tensor,
+    *,
+    temperatures: int = 1000,
+    chains: int = 1,
+    kernel: Any = None,
+    on_step: Callable[[int], Any] | None = None,
+) -> Tensor:
+    """RAISE: a lower bound in expectation on log p_ann(x), (batch,), the density of what annealed chains end at.
+
+    log p_0(x_0) + ∑_k log p̃_{β_k}(x_k) - log p̃_{β_k}(x_{k-1}) over chains that begin at x_K = x and go down to the
+    base (Burda, Grosse and Salakhutdinov 2015, 1412.8566). The annealing model is what sampling by these steps draws
+    from; as steps grow it becomes the model.
+
+    Args:
+        model: an unnormalised density with a reversible kernel.
+        x: data (batch, *event_shape).
+        temperatures: steps of the path.
+        chains: for each datapoint; the bound is the logarithm of their mean weight.
+        kernel: what moves the chains, reversible.
+        on_step: called with the number of steps done.
+    """
+    move = kernel or default_kernel(model)
+    state = model.state(x.repeat_interleave(chains, 0))
+    log_w = torch.zeros(len(x) * chains, dtype=torch.float64, device=x.device)
+    for k in range(temperatures, 0, -1):
+        beta = k / temperatures
+        log_w += model.log_density(state, beta).double()
+        state = move(model, state, beta)
+        log_w -= model.log_density(state, beta).double()
+        if on_step:
+            on_step(temperatures - k + 1)
+    log_w += (model.log_density(state, 0.0) - model.base_log_z()).double()
+    return log_mean_exp(log_w.reshape(-1, chains), 1)
+
+
+def in_double(model: UnnormalisedDensity) -> UnnormalisedDensity:
+    """A copy in double precision, for sums over many states."""
+    return copy.deepcopy(model).double()
+
+
+def model_states(model: UnnormalisedDensity, data: Data, chains: int, sweeps: int = 1000) -> tuple[Any, Starts]:
+    """States of the model and what they are: exact samples where there are any, else chains after so many sweeps."""
+    if model.tractable:
+        exact = in_double(model).exact_sample(chains)
+        return model.restore(
+            in_double(model).flat(exact).to(device_of(model), torch.get_default_dtype())
+        ), "exact samples"
+    starts: Starts = "persistent chains" if len(model.chains) else "chains begun at training data"
+    if len(model.chains):
+        state = model.restore(model.chains[torch.randperm(len(model.chains))[:chains].to(model.chains.device)])
+    else:
+        index = torch.randperm(len(data.train))[:chains].to(data.train.x.device)
+        batch = data.train.batch(index)
+        state = model.state(batch.x, batch.y if model.label_dim else None)
+    for after in run(model, state, sweeps):
+        state = after
+    return state, starts
+
+
+@dataclass(frozen=True)
+class EnergyEvaluation:
+    """Held-out scores of an unnormalised density, means over datapoints in nats; None where it is not defined.
+
+    Attributes:
+        split: which part of the data.
+        measure: what log p(x) is of, as for latent-variable models.
+        log_evidence: log p(x) = -F(x) - log Z; with log Z from `log_z_method`.
+        log_evidence_se: its standard error over datapoints.
+        log_evidence_mcse: the standard error of log Z.
+        log_z: log Z.
+        log_z_se: its standard error.
+        log_z_method: "exact" or "ais"; the latter is too low in expectation, and log p(x) then too high.
+        ais: log Z by annealing from the base, and its standard error, where it was asked for or needed.
+        reverse_ais: log Z by annealing from samples of the model, and its standard error.
+        reverse_starts: what these samples were, and whether the estimate is a bound.
+        raised: the mean bound on log p(x) of the annealing model over some datapoints, mean log p(x) by `log_z` of the
+            same, and their number.
+        pseudo_likelihood: ∑_i log p(x_i | all others) over discrete x, no bound on log p(x).
+        free_energy: mean F(x).
+        datapoints: number of datapoints.
+        chains: of the annealing.
+        temperatures: of the annealing.
+        classification_error: share of known labels that the class of least F(x, y) misses, of models with label units.
+        each: log p(x) of each datapoint, (datapoints,), float64.
+    """
+
+    split: str
+    measure: str
+    log_evidence: float
+    log_evidence_se: float | None
+    log_evidence_mcse: float
+    log_z: float
+    log_z_se: float
+    log_z_method: str
+    ais: list[float] | None
+    reverse_ais: list[float] | None
+    reverse_starts: str | None
+    raised: list[float] | None
+    pseudo_likelihood: float | None
+    free_energy: float
+    datapoints: int
+    chains: int | None
+    temperatures: int | None
+    classification_error: float | None = None
+    each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Name, value and remark of each score, to be printed."""
+        rows = [("log_evidence", f"{self.log_evidence:.3f}", "")]
+        if self.log_evidence_se is not None:
+            remark = "exact log Z" if self.log_z_method == "exact" else f"± {self.log_z_se:.2g} of log Z"
+            rows = [(*rows[0][:2], f"± {self.log_evidence_se:.2g} over datapoints, {remark}")]
+        remarks = {"exact": "exact", "ais": f"± {self.log_z_se:.2g} by ais, too low if anything"}
+        rows.append(("log_z", f"{self.log_z:.3f}", remarks[self.log_z_method]))
+        if self.ais and self.log_z_method != "ais":
+            rows.append(("  by ais", f"{self.ais[0]:.3f}", f"± {self.ais[1]:.2g}"))
+        if self.reverse_ais:
+            value, error = self.reverse_ais
+            rows.append(("  by reverse ais", f"{value:.3f}", f"± {error:.2g}, started from {self.reverse_starts}"))
+        if self.raised:
+            bound, same, number = self.raised
+            rows.append(("raise", f"{bound:.3f}", f"for {number:.0f} datapoints of log_evidence {same:.3f}"))
+        if self.pseudo_likelihood is not None:
+            rows.append(("pseudo_likelihood", f"{self.pseudo_likelihood:.3f}", "no bound"))
+        rows.append(("free_energy", f"{self.free_energy:.3f}", ""))
+        if self.classification_error is not None:
+            rows.append(("classification_error", f"{self.classification_error:.2%}", ""))
+        return rows
+
+
+@torch.no_grad()
+def evaluate_energy(
+    model: UnnormalisedDensity,
+    data: Data,
+    *,
+    split: str = "test",
+    annealing: Annealing = Annealing(),
+    seed: int = 0,
+    on_step: Callable[[str, int, int], Any] | None = None,
+) -> EnergyEvaluation:
+    """Held-out log p(x), by the exact log Z where it can be summed and else by annealed importance sampling.
+
+    Args:
+        model: a fitted model.
+        data: data in its support.
+        split: "train", "validation" or "test".
+        annealing: chains and steps, and what is estimated beside.
+        seed: of the chains.
+        on_step: called with what is being done, the number of steps done and of all steps.
+
+    Raises:
+        InputError: the data does not fit the model, or there is no such split.
+    """
+    if split not in ("train", "validation", "test"):
+        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
+    same_event_shape(model, data)
+    data.check_support(model.support, type(model).__name__)
+    data = data.to(device_of(model))
+    part = getattr(data, split)
+
+    def told(what: str) -> Callable[[int], Any] | None:
+        return (lambda done: on_step(what, done, annealing.temperatures)) if on_step else None
+
+    with evaluating(model, seed):
+        forward = reverse = bounds = None
+        if annealing.always or not model.tractable:
+            steps: dict[str, int] = {"temperatures": annealing.temperatures}
+            forward = ais(model, chains=annealing.chains, on_step=told("ais"), **steps)
+            start, starts = model_states(model, data, annealing.chains)
+            reverse = reverse_ais(model, start, starts, on_step=told("reverse ais"), **steps)
+        log_z = exact_log_z(model) if model.tractable else forward
+        assert log_z is not None
+        if annealing.raised:
+            some = part.batch(slice(0, annealing.raised)).x
+            bounds = raise_log_prob(model, some, temperatures=annealing.temperatures, on_step=told("raise"))
+        energies, pseudo = [], []
+        for batch in part.batches(1000):
+            energies.append(model.free_energy(batch.x).double().cpu())
+            if model.levels is not None:
+                pseudo.append(pseudo_likelihood(model, batch.x, entries=10).double().cpu())
+        error = _classification_error(model, part)
+    free_energy = torch.cat(energies)
+    log_p = -free_energy - log_z.value
+    label = {"exact samples": "exact samples, a bound"}
+    return EnergyEvaluation(
+        split=split,
+        measure=f"{model.measure} (dequantized)" if model.measure == "density" and data.dequantize else model.measure,
+        log_evidence=log_p.mean().item(),
+        log_evidence_se=_standard_error(log_p) if len(log_p) > 1 else None,
+        log_evidence_mcse=log_z.error,
+        log_z=log_z.value,
+        log_z_se=log_z.error,
+        log_z_method=log_z.method,
+        ais=[forward.value, forward.error] if forward else None,
+        reverse_ais=[reverse.value, reverse.error] if reverse else None,
+        reverse_starts=label.get(str(reverse.starts), f"{reverse.starts}, not a bound") if reverse else None,
+        raised=None if bounds is None else [bounds.mean().item(), log_p[: len(bounds)].mean().item(), len(bounds)],
+        pseudo_likelihood=torch.cat(pseudo).mean().item() if pseudo else None,
+        free_energy=free_energy.mean().item(),
+        datapoints=len(log_p),
+        chains=annealing.chains if forward else None,
+        temperatures=annealing.temperatures if forward or annealing.raised else None,
+        classification_error=error,
+        each={"log_evidence": log_p},
+    )
+
+
+def _begin(model: UnnormalisedDensity, chains: int) -> tuple[Tensor, list[Tensor], list[float]]:
+    log_w = torch.full((chains,), float(model.base_log_z()), dtype=torch.float64, device=device_of(model))
+    return log_w, [log_w.clone()], [0.0]
+
+
+def _estimate(
+    log_w: Tensor, kept: list[Tensor], betas: list[float], method: str, side: Any, starts: Starts | None
+) -> LogZ:
+    w = (log_w - log_w.max()).exp()
+    error = (w.std() / w.mean() / math.sqrt(len(w))).item() if len(w) > 1 else math.nan
+    value = log_mean_exp(log_w).item()
+    return LogZ(value, error, method, side, starts, torch.tensor(betas), torch.stack(kept).cpu())
+
+
+def _standard_error(values: Tensor) -> float:
+    return values.std().item() / math.sqrt(len(values))
+
+
+def _classification_error(model: UnnormalisedDensity, part: Any) -> float | None:
+    classify = getattr(model, "classify", None)
+    if classify is None or not model.label_dim or part.y is None or part.y.is_floating_point():
+        return None
+    wrong = [(classify(x).argmax(-1) != y)[y >= 0] for x, y, _ in part.batches(1000)]
+    return torch.cat(wrong).double().mean().item()

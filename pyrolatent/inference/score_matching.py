@@ -1,0 +1,99 @@
+"""Objectives of energies over real numbers that need neither log Z nor samples: they match ∇log p."""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+from torch import Tensor
+
+from pyrolatent.declaration import component
+from pyrolatent.inference.contrastive import EnergyObjective
+from pyrolatent.inference.objectives import Inputs
+from pyrolatent.models.unnormalised import UnnormalisedDensity
+
+
+def score(model: UnnormalisedDensity, x: Tensor) -> Tensor:
+    """∇ log p(x) = -∇F(x), (batch, width), differentiable in the parameters; x requires a gradient."""
+    (gradient,) = torch.autograd.grad(-model.free_energy(x).sum(), x, create_graph=True)
+    return gradient.flatten(1)
+
+
+def sliced_score_matching(model: UnnormalisedDensity, x: Tensor, projections: int = 1) -> Tensor:
+    """E_v[v·∇(v·s) + |s|² / 2], s = ∇log p(x), v ~ N(0, I), for each datapoint, (batch,) (Song et al. 2019).
+
+    Up to a constant of the data half the Fisher divergence E|∇log p_data - s|²; lower is better.
+
+    Args:
+        model: over real numbers.
+        x: data (batch, *event_shape).
+        projections: number of v for each datapoint.
+    """
+    with torch.enable_grad():
+        x = x.repeat(projections, *[1] * (x.dim() - 1)).detach().requires_grad_()
+        s = score(model, x)
+        v = torch.randn_like(s)
+        (curvature,) = torch.autograd.grad((v * s).sum(), x, create_graph=True)
+        each = (v * curvature.flatten(1)).sum(-1) + 0.5 * s.square().sum(-1)
+    return each.unflatten(0, (projections, -1)).mean(0)
+
+
+def denoising_score_matching(model: UnnormalisedDensity, x: Tensor, noise: float) -> Tensor:
+    """|σ s(x + σ e) + e|² / 2 for each datapoint, (batch,), e ~ N(0, I) (Vincent 2011).
+
+    Its minimum is the density of the data with the noise added.
+
+    Args:
+        model: over real numbers.
+        x: data (batch, *event_shape).
+        noise: σ, in the units of x.
+    """
+    with torch.enable_grad():
+        e = torch.randn_like(x)
+        s = score(model, (x + noise * e).detach().requires_grad_())
+        return 0.5 * (noise * s + e.flatten(1)).square().sum(-1)
+
+
+class ScoreMatching(EnergyObjective):
+    """A loss of each datapoint that the gradient of log p in x decides."""
+
+    def loss(self, model: UnnormalisedDensity, x: Tensor) -> Tensor:
+        """The loss, (batch,); lower is better."""
+        raise NotImplementedError
+
+    def accumulate(self, model: UnnormalisedDensity, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
+        """Adds the gradient of the mean loss; returns its negative, summed over the minibatch."""
+        loss = self.loss(model, inputs[0])
+        loss.mean().backward()
+        return -loss.detach().sum()
+
+
+@component("objective", "sliced_score_matching")
+class SlicedScoreMatching(ScoreMatching):
+    """-E_v[v·∇(v·s) + |s|² / 2], s = ∇log p(x): score matching along random directions (Song et al. 2019, 1905.07088).
+
+    Args:
+        projections: number of directions for each datapoint.
+    """
+
+    def __init__(self, *, projections: Annotated[int, Gt(0)] = 1) -> None:
+        self.projections = projections
+
+    def loss(self, model: UnnormalisedDensity, x: Tensor) -> Tensor:
+        """The loss of each datapoint, (batch,)."""
+        return sliced_score_matching(model, x, self.projections)
+
+
+@component("objective", "denoising_score_matching")
+class DenoisingScoreMatching(ScoreMatching):
+    """-|σ s(x + σ e) + e|² / 2, s = ∇log p: score matching to the data with noise (Vincent 2011).
+
+    Args:
+        noise: σ, in the units of x.
+    """
+
+    def __init__(self, *, noise: Annotated[float, Gt(0)] = 0.1) -> None:
+        self.noise = noise
+
+    def loss(self, model: UnnormalisedDensity, x: Tensor) -> Tensor:
+        """The loss of each datapoint, (batch,)."""
+        return denoising_score_matching(model, x, self.noise)

@@ -1,0 +1,69 @@
+"""Warm-ups: the factor of log p(z) - log q(z | x) in the training target after so many epochs."""
+
+import math
+from typing import Annotated
+
+from annotated_types import Gt, Interval
+
+from pyrolatent.declaration import component
+
+Epochs = Annotated[float, Gt(0)]
+
+
+@component("warmup", "linear")
+class Linear:
+    """min(1, t / epochs) (Bowman et al. 2016, 1511.06349).
+
+    Args:
+        epochs: until the factor is 1.
+    """
+
+    def __init__(self, *, epochs: Epochs) -> None:
+        self.epochs = epochs
+
+    def __call__(self, t: float) -> float:
+        """The factor after t epochs."""
+        return min(1.0, t / self.epochs)
+
+
+@component("warmup", "cyclical")
+class Cyclical:
+    """Cycles in each of which the factor rises linearly from 0 and then stays 1 (Fu et al. 2019, 1903.10145).
+
+    Args:
+        epochs: until the last cycle ends; from there on the factor is 1.
+        cycles: their number.
+        share: of each cycle in which the factor rises.
+    """
+
+    def __init__(
+        self,
+        *,
+        epochs: Epochs,
+        cycles: Annotated[int, Gt(0)] = 4,
+        share: Annotated[float, Interval(gt=0, le=1)] = 0.5,
+    ) -> None:
+        self.epochs, self.cycles, self.share = epochs, cycles, share
+
+    def __call__(self, t: float) -> float:
+        """The factor after t epochs."""
+        if t >= self.epochs:
+            return 1.0
+        return min(1.0, t * self.cycles / self.epochs % 1 / self.share)
+
+
+@component("warmup", "sigmoid")
+class Sigmoid:
+    """sigmoid(steepness (t / epochs - 1/2)) (Bowman et al. 2016, 1511.06349).
+
+    Args:
+        epochs: twice those until the factor is 1/2.
+        steepness: of the rise.
+    """
+
+    def __init__(self, *, epochs: Epochs, steepness: Annotated[float, Gt(0)] = 10.0) -> None:
+        self.epochs, self.steepness = epochs, steepness
+
+    def __call__(self, t: float) -> float:
+        """The factor after t epochs."""
+        return 1 / (1 + math.exp(-min(self.steepness * (t / self.epochs - 0.5), 700.0)))

@@ -1,0 +1,107 @@
+"""Energies of the user's own, and networks as energies."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyrolatent.declaration import Kind, build, component
+from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
+
+SMOOTH: Mapping[str, Any] = {"mlp": {"activation": "silu"}}
+"""The energy by default: the gradient of its score is not 0 nearly everywhere, as that of rectifiers is."""
+
+
+@component("model", "energy")
+class EnergyModel(UnnormalisedDensity):
+    """p(x) = exp(-f(x)) p_0(x) / Z for any function f, p_0 being a normal density or 1.
+
+    The energy is f(x) - log p_0(x). A network f alone need not grow with x, and exp(-f) then has no finite integral;
+    a normal p_0 with the data's mean and standard deviation sees to that, and f is what the data differ by from it.
+
+    Args:
+        event_shape: shape of one datapoint x.
+        energy: f, a network, or in Python a module or function, from (batch, *event_shape) to (batch,) or (batch, 1).
+        support: "real", or "binary": x in {0, 1}.
+        reference: p_0 over real numbers, "normal", or "flat" for an energy that grows by itself. Chains begin there
+            in both cases; over bits p_0 is uniform.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        energy: Annotated[Any, Kind("network")] = SMOOTH,
+        support: Literal["real", "binary"] = "real",
+        reference: Literal["normal", "flat"] = "normal",
+    ) -> None:
+        event_shape = tuple(event_shape)
+        binary = support == "binary"
+        width = torch.Size(event_shape).numel()
+        levels = torch.full((width,), 2) if binary else None
+        super().__init__(event_shape, constraints.boolean if binary else constraints.real, levels)
+        self.function = build("network", energy, input_shape=event_shape, output_shape=(1,))
+        self.tilts = reference == "normal" and not binary
+        self.register_buffer("loc", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Sets the base to the data's mean and standard deviation, where x is real, unless it has been set before."""
+        if self.levels is None and not self.loc.any():
+            self.loc.copy_(x.flatten(1).mean(0))
+            self.scale.copy_(x.flatten(1).std(0).clamp(min=1e-3))
+
+    def free_energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The energy f(x) - log p_0(x), (batch,), p_0 without its normaliser."""
+        energy = self.function(x).reshape(len(x))
+        return energy + self._quadratic(x.reshape(len(x), -1)) if self.tilts else energy
+
+    def _quadratic(self, flat: Tensor) -> Tensor:
+        return 0.5 * ((flat - self.loc) / self.scale).square().sum(-1)
+
+    def log_density(self, state: Tensor, beta: Beta = 1.0) -> Tensor:
+        """-β E(x) + (1 - β) log p_0(x), p_0 without its normaliser, (chains,)."""
+        energy = self.free_energy(self.visible(state))
+        if isinstance(beta, float) and beta == 1.0:
+            return -energy
+        base = self._quadratic(state) if self.levels is None else torch.zeros_like(energy)
+        return -(beta * energy[:, None] + (1 - beta) * base[:, None]).squeeze(-1)
+
+    @torch.no_grad()
+    def gibbs(self, state: Tensor, beta: Beta = 1.0) -> Tensor:
+        """One sweep over the bits of x in a random order, each drawn given all others; an energy for each."""
+        if self.levels is None:
+            return super().gibbs(state, beta)
+        x = state.clone()
+        log_p = self.log_density(x, beta)
+        for i in torch.randperm(x.shape[1]).tolist():
+            flipped = x.clone()
+            flipped[:, i] = 1 - flipped[:, i]
+            other = self.log_density(flipped, beta)
+            flips = torch.rand_like(log_p) < torch.sigmoid(other - log_p)
+            x, log_p = torch.where(flips[:, None], flipped, x), torch.where(flips, other, log_p)
+        return x
+
+    def base(self, size: int) -> Tensor:
+        """Independent draws (size, width) of p_0: normal with the data's moments, or fair coins."""
+        if self.levels is not None:
+            return torch.full((size, len(self.loc)), 0.5).to(self.loc).bernoulli()
+        return self.loc + self.scale * torch.randn(size, len(self.loc), device=self.loc.device, dtype=self.loc.dtype)
+
+    def base_log_z(self) -> Tensor:
+        """log of the integral of p_0 without its normaliser, ()."""
+        if self.levels is not None:
+            return self.loc.new_tensor(math.log(2)) * len(self.loc)
+        return self.scale.log().sum() + 0.5 * math.log(2 * math.pi) * len(self.loc)
+
+    def __str__(self) -> str:
+        base = " N(x | m, s²)" if self.tilts else ""
+        name = self.function if isinstance(self.function, nn.Module) else getattr(self.function, "__name__", "f")
+        return f"{super().__str__()}\n  p(x) = exp(-f(x)){base} / Z\n  f = {name}"

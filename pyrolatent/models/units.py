@@ -1,0 +1,258 @@
+"""Visible units of a restricted Boltzmann machine: exponential families that a hidden layer moves.
+
+Units have a statistic t(x) and a base measure m(x), so that p(x | η) = m(x) exp(t(x)·η - A(η)) with natural parameters
+η = b + W h (Welling et al. 2004, "Exponential family harmoniums").
+"""
+
+import math
+from typing import Annotated, Any, Protocol
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn import functional
+
+from pyrolatent.declaration import component
+
+
+class Units(Protocol):
+    """What a machine asks of its visible units; statistics t are (n, width), data x (n, *event_shape)."""
+
+    width: int
+    levels: Tensor | None
+    support: Any
+
+    def statistic(self, x: Tensor) -> Tensor:
+        """t(x) of x flattened, (n, entries)."""
+
+    def value(self, t: Tensor) -> Tensor:
+        """x of a statistic, flattened, (n, entries)."""
+
+    def log_base(self, t: Tensor) -> Tensor | float:
+        """log m(x), (n,)."""
+
+    def log_partition(self, eta: Tensor) -> Tensor:
+        """A(η) = log ∑_x m(x) exp(t(x)·η), (n,)."""
+
+    def sample(self, eta: Tensor) -> Tensor:
+        """t(x) of draws x ~ p(x | η)."""
+
+    def mean(self, eta: Tensor) -> Tensor:
+        """E[t(x) | η]."""
+
+    def natural(self, mean: Tensor) -> Tensor:
+        """η of which E[t(x)] is `mean`."""
+
+
+@component("units", "bernoulli")
+class BernoulliUnits(nn.Module):
+    """x_i in {0, 1}: t = x, A(η) = ∑ log(1 + exp η_i).
+
+    Args:
+        event_shape: shape of x.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.width = torch.Size(event_shape).numel()
+        self.levels: Tensor | None = torch.full((self.width,), 2)
+        self.support = constraints.boolean
+
+    def statistic(self, x: Tensor) -> Tensor:
+        """x itself, flattened."""
+        return x.reshape(len(x), -1)
+
+    value = statistic
+
+    def log_base(self, t: Tensor) -> Tensor | float:
+        """0: every x counts alike."""
+        return 0.0
+
+    def log_partition(self, eta: Tensor) -> Tensor:
+        """∑_i log(1 + exp η_i), (n,)."""
+        return softplus(eta).sum(-1)
+
+    def sample(self, eta: Tensor) -> Tensor:
+        """x_i = 1 with probability sigmoid(η_i)."""
+        return bernoulli(eta)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        """sigmoid(η)."""
+        return torch.sigmoid(eta)
+
+    def natural(self, mean: Tensor) -> Tensor:
+        """log(m / (1 - m))."""
+        return torch.logit(mean)
+
+
+@component("units", "normal")
+class NormalUnits(nn.Module):
+    """x_i = σ_i t_i with t | h ~ N(b + W h, 1): t = x / σ, A(η) = ∑ η_i² / 2 + log(2π) / 2, over t.
+
+    σ is learned, one number for each entry, and begins at the data's standard deviation times `scale`.
+
+    Args:
+        event_shape: shape of x.
+        scale: factor of the data's standard deviation at the beginning.
+        learned: whether σ is trained.
+    """
+
+    def __init__(
+        self, event_shape: tuple[int, ...], *, scale: Annotated[float, Gt(0)] = 1.0, learned: bool = True
+    ) -> None:
+        super().__init__()
+        self.width = torch.Size(event_shape).numel()
+        self.levels: Tensor | None = None
+        self.support = constraints.real
+        self.scale = scale
+        self.log_sigma = nn.Parameter(torch.full((self.width,), math.log(scale)), requires_grad=learned)
+
+    @torch.no_grad()
+    def set_scale(self, x: Tensor) -> None:
+        """Sets σ to the standard deviation of the data times `scale`."""
+        deviation = x.reshape(len(x), -1).std(0)
+        self.log_sigma.copy_((self.scale * deviation.clamp(min=1e-3)).log())
+
+    def statistic(self, x: Tensor) -> Tensor:
+        """x / σ."""
+        return x.reshape(len(x), -1) * (-self.log_sigma).exp()
+
+    def value(self, t: Tensor) -> Tensor:
+        """σ t."""
+        return t * self.log_sigma.exp()
+
+    def log_base(self, t: Tensor) -> Tensor:
+        """-∑ t_i² / 2 + log σ_i, the density being one of x."""
+        return -(0.5 * t.square()).sum(-1) - self.log_sigma.sum()
+
+    def log_partition(self, eta: Tensor) -> Tensor:
+        """∑_i η_i² / 2 + log(2π) / 2, (n,)."""
+        return (0.5 * eta.square()).sum(-1) + 0.5 * math.log(2 * math.pi) * self.width
+
+    def sample(self, eta: Tensor) -> Tensor:
+        """η + e, e ~ N(0, I)."""
+        return eta + torch.randn_like(eta)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        """η."""
+        return eta
+
+    def natural(self, mean: Tensor) -> Tensor:
+        """The mean itself."""
+        return mean
+
+
+@component("units", "categorical")
+class CategoricalUnits(nn.Module):
+    """x_i in {0, ..., K - 1}: t is its one-hot code (K numbers), A(η) = ∑_i log ∑_k exp η_ik.
+
+    Args:
+        event_shape: shape of x.
+        levels: number K of values.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], *, levels: Annotated[int, Gt(1)]) -> None:
+        super().__init__()
+        entries = torch.Size(event_shape).numel()
+        self.width, self.k = entries * levels, levels
+        self.levels: Tensor | None = torch.full((entries,), levels)
+        self.support = constraints.integer_interval(0, levels - 1)
+
+    def statistic(self, x: Tensor) -> Tensor:
+        """One-hot codes (n, entries * K)."""
+        return functional.one_hot(x.reshape(len(x), -1).long(), self.k).flatten(1).to(x)
+
+    def value(self, t: Tensor) -> Tensor:
+        """The place of the one, as a floating-point number."""
+        return t.unflatten(-1, (-1, self.k)).argmax(-1).to(t.dtype)
+
+    def log_base(self, t: Tensor) -> Tensor | float:
+        """0."""
+        return 0.0
+
+    def log_partition(self, eta: Tensor) -> Tensor:
+        """∑_i log ∑_k exp η_ik, (n,)."""
+        return eta.unflatten(-1, (-1, self.k)).logsumexp(-1).sum(-1)
+
+    def sample(self, eta: Tensor) -> Tensor:
+        """One-hot draws, by the largest of η plus Gumbel noise."""
+        logits = eta.unflatten(-1, (-1, self.k))
+        gumbel = -torch.empty_like(logits).exponential_().log()
+        return functional.one_hot((logits + gumbel).argmax(-1), self.k).flatten(1).to(eta.dtype)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        """Probabilities (n, entries * K)."""
+        return eta.unflatten(-1, (-1, self.k)).softmax(-1).flatten(-2)
+
+    def natural(self, mean: Tensor) -> Tensor:
+        """log of the probabilities."""
+        return mean.log()
+
+
+class LabelledUnits(nn.Module):
+    """Units of x beside those of one label y, whose one-hot code comes last.
+
+    Args:
+        inner: the units of x.
+        label_dim: number of classes.
+    """
+
+    def __init__(self, inner: Any, label_dim: int) -> None:
+        super().__init__()
+        self.inner, self.label, self.label_dim = inner, CategoricalUnits((1,), levels=label_dim), label_dim
+        self.width = inner.width + label_dim
+        self.levels, self.support = inner.levels, inner.support
+
+    def _split(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return t[..., : self.inner.width], t[..., self.inner.width :]
+
+    def statistic(self, x: Tensor) -> Tensor:
+        """Of x, flattened, with the code of y behind it."""
+        code = x[:, -self.label_dim :]
+        return torch.cat([self.inner.statistic(x[:, : -self.label_dim]), code], -1)
+
+    def value(self, t: Tensor) -> Tensor:
+        """x, flattened, with the code of y behind it."""
+        x, y = self._split(t)
+        return torch.cat([self.inner.value(x), y], -1)
+
+    def log_base(self, t: Tensor) -> Tensor | float:
+        """That of x."""
+        return self.inner.log_base(self._split(t)[0])
+
+    def log_partition(self, eta: Tensor) -> Tensor:
+        """The sum of both."""
+        x, y = self._split(eta)
+        return self.inner.log_partition(x) + self.label.log_partition(y)
+
+    def sample(self, eta: Tensor) -> Tensor:
+        """x and y, independently."""
+        x, y = self._split(eta)
+        return torch.cat([self.inner.sample(x), self.label.sample(y)], -1)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        """Those of both."""
+        x, y = self._split(eta)
+        return torch.cat([self.inner.mean(x), self.label.mean(y)], -1)
+
+    def natural(self, mean: Tensor) -> Tensor:
+        """Those of both."""
+        x, y = self._split(mean)
+        return torch.cat([self.inner.natural(x), self.label.natural(y)], -1)
+
+
+def bernoulli(logits: Tensor) -> Tensor:
+    """Draws of 0 and 1 with these log-odds, in their type.
+
+    By comparison with uniform noise, in place: on a processor a quarter of the time of `torch.bernoulli`.
+    """
+    u = torch.rand_like(logits)
+    return torch.lt(u, torch.sigmoid(logits), out=u)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp x), without a gradient as max(x, 0) - log sigmoid(|x|), whose parts are vectorised."""
+    if x.requires_grad:
+        return functional.softplus(x)
+    return x.relu() - x.abs().sigmoid().log()

@@ -1,0 +1,174 @@
+"""Densities known up to their normaliser: what chains, contrastive training and estimates of log Z ask of a model."""
+
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyrolatent.errors import InputError
+
+Beta = float | Tensor
+"""Where on the path from a base distribution (0) to the model (1): a number, or one for each chain, (chains, 1)."""
+
+
+class UnnormalisedDensity(nn.Module):
+    """p(x) = exp(-F(x)) / Z with a free energy F that can be computed and a normaliser Z that may not.
+
+    The path that annealing and tempering follow is p_β(x) ∝ p_0(x)^(1 - β) exp(-β F(x)) or, where hidden units are
+    summed out, the marginal of such a path of joint densities; p_0 can be drawn from and has a known normaliser.
+
+    Chains run over *states*, which are data flattened to (chains, width) with whatever a model wants to remember of
+    them: `state` makes them, `visible` gives the data back.
+
+    Args:
+        event_shape: shape of one datapoint x.
+        support: the set of its elements.
+
+    Attributes:
+        label_dim: number of classes that the model knows, 0 for none.
+        conditional: whether it is a model of x given y; none here is.
+        measure: what log p(x) is of, "mass" or "density".
+        levels: number of values of each element of x, (width,); None where they are real.
+        chains: persistent chains (chains, width), empty unless training left some.
+        hotter: persistent chains at β < 1, (levels * chains, width), empty unless training tempered.
+    """
+
+    label_dim: int = 0
+    conditional: bool = False
+    chains: Tensor
+    hotter: Tensor
+    levels: Tensor | None
+
+    def __init__(self, event_shape: tuple[int, ...], support: Any, levels: Tensor | None = None) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        self.support = support
+        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("chains", torch.empty(0))
+        self.register_buffer("hotter", torch.empty(0))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for name in ("chains", "hotter"):
+            if prefix + name in state_dict:  # as many as there were in training
+                setattr(self, name, self.chains.new_empty(state_dict[prefix + name].shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def measure(self) -> str:
+        """What log p(x) is of."""
+        return "density" if self.levels is None else "mass"
+
+    @property
+    def has_conditionals(self) -> bool:
+        """Whether there is a Gibbs sampler."""
+        return self.levels is not None
+
+    def free_energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """F(x) = -log p(x) - log Z, (batch,), nats; F(x, y) of models with label units if y is given.
+
+        Args:
+            x: data (batch, *event_shape).
+            y: labels (batch,).
+        """
+        raise NotImplementedError
+
+    def state(self, x: Tensor, y: Tensor | None = None) -> Any:
+        """The state of chains that stand at data (batch, *event_shape), and at labels (batch,) where it has any."""
+        return self.restore(x.reshape(len(x), -1))
+
+    def restore(self, flat: Tensor) -> Any:
+        """The state that `flat` was made of."""
+        return flat
+
+    def visible(self, state: Any) -> Tensor:
+        """The data that a state holds, (chains, *event_shape)."""
+        return state.reshape(-1, *self.event_shape)
+
+    def flat(self, state: Any) -> Tensor:
+        """A state as what `chains` keeps, (chains, width)."""
+        return state
+
+    def log_density(self, state: Any, beta: Beta = 1.0) -> Tensor:
+        """log of the unnormalised density of the path, (chains,): -F(x) at β = 1."""
+        raise NotImplementedError
+
+    def gibbs(self, state: Any, beta: Beta = 1.0) -> Any:
+        """One sweep of Gibbs sampling: a reversible kernel that leaves p_β as it is."""
+        raise InputError(
+            f"{type(self).__name__} over real numbers has no conditionals to draw from; declare kernel: hmc or langevin"
+        )
+
+    def base(self, size: int) -> Any:
+        """Independent states of p_0."""
+        raise NotImplementedError
+
+    def base_log_z(self) -> Tensor:
+        """log of the normaliser of the path at β = 0, ()."""
+        raise NotImplementedError
+
+    @property
+    def tractable(self) -> bool:
+        """Whether log Z can be computed exactly."""
+        return False
+
+    def log_z(self) -> Tensor:
+        """log Z, (), exact and differentiable.
+
+        Raises:
+            InputError: it cannot be computed; annealed importance sampling estimates it.
+        """
+        raise InputError(f"log Z of {type(self).__name__} has no exact form that is small enough; use ais")
+
+    def exact_sample(self, size: int) -> Any:
+        """Independent states of the model, where log Z is known.
+
+        Raises:
+            InputError: it is not.
+        """
+        raise InputError(f"{type(self).__name__} has no exact sampler; use chains")
+
+    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """log p(x) = -F(x) - log Z, (batch,), where log Z is known."""
+        return -self.free_energy(x, y) - self.log_z()
+
+    def contrast(self, positive: Any, negative: Any) -> Tensor:
+        """Adds the gradient of mean F(data) - mean F(samples) to the parameters'.
+
+        With samples of the model its expectation is the gradient of the mean negative log-likelihood.
+
+        Args:
+            positive: states that hold data.
+            negative: states of the chains, any number of them.
+
+        Returns:
+            The difference, ().
+        """
+        with torch.enable_grad():
+            held = [self.restore(self.flat(state).detach()) for state in (positive, negative)]
+            difference = self.log_density(held[1]).mean() - self.log_density(held[0]).mean()
+            difference.backward()
+        return difference.detach()
+
+    def observe(self, state: Any) -> None:
+        """Told the data of each training batch; models that keep running means of it override this."""
+
+    def monitor(self, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
+        """Numbers by which training is watched, from some training data; none that all models have."""
+        return {}
+
+    def adjust_gradients(self) -> None:
+        """Called when the gradients are there and before the optimiser; models that change them override this."""
+
+    def factor(self, name: str, x: Tensor) -> None:
+        """The model as a term of a Pyro program: `pyro.factor(name, -F(x))`.
+
+        Args:
+            name: of the site.
+            x: values (batch, *event_shape).
+        """
+        pyro.factor(name, -self.free_energy(x))
+
+    def __str__(self) -> str:
+        size = sum(p.numel() for p in self.parameters())
+        return f"{type(self).__name__} of x {tuple(self.event_shape)}, {size:,} parameters"

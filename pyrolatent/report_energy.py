@@ -1,0 +1,56 @@
+"""The pictures of a trained unnormalised density."""
+
+import torch
+from matplotlib.figure import Figure
+
+from pyrolatent import figures, figures_energy
+from pyrolatent.chains import sample_energy, watch
+from pyrolatent.data import Data
+from pyrolatent.inference.fit import Row
+from pyrolatent.inference.modes import device_of
+from pyrolatent.inference.partition import ais, exact_log_z, model_states, reverse_ais
+from pyrolatent.models.rbm import RestrictedBoltzmannMachine
+from pyrolatent.models.unnormalised import UnnormalisedDensity
+
+WATCHED = [0, 1, 2, 5, 10, 50, 100, 500, 1000]
+"""Sweeps after which chains are drawn."""
+TEMPERATURES = 1000
+"""Of the annealing that is drawn."""
+
+
+@torch.no_grad()
+def draw_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> dict[str, Figure]:
+    """Every figure of a trained unnormalised density, by name.
+
+    Args:
+        model: a trained model.
+        data: what it was trained on.
+        history: the rows of its training; none, no training curve.
+    """
+    data = data.to(device_of(model))
+    drawn = {"training": figures_energy.monitors(history)} if history else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if isinstance(model, RestrictedBoltzmannMachine) and model.units.width == model.event_shape.numel():
+            drawn["filters"] = figures_energy.filters(model.weight, tuple(model.event_shape))
+        start = data.test.batch(slice(0, 4)).x
+        frames = torch.cat([watch(model, 4, WATCHED, start=start), watch(model, 4, WATCHED)], 1)
+        drawn["chains"] = figures_energy.chains(frames, WATCHED)
+        drawn["samples"] = figures.samples(sample_energy(model, 64, mean=True, sweeps=WATCHED[-1]))
+        parts = {name: getattr(data, name).batch(slice(0, 1000)).x for name in ("train", "validation")}
+        number = 1000 if model.tractable else 300
+        of_data = {name: model.free_energy(x) for name, x in parts.items()}
+        drawn["free_energies"] = figures_energy.free_energies(
+            {**of_data, "samples": model.free_energy(sample_energy(model, number, sweeps=WATCHED[-1]))}
+        )
+        forward = ais(model, chains=50, temperatures=TEMPERATURES)
+        start, starts = model_states(model, data, 50)
+        backward = reverse_ais(model, start, starts, temperatures=TEMPERATURES)
+        drawn["log_z"] = figures_energy.log_z_trace(
+            {
+                f"AIS, {forward.value:.2f} ± {forward.error:.2f}": (forward.betas, forward.log_weights),
+                f"from {starts}, {backward.value:.2f} ± {backward.error:.2f}": (backward.betas, backward.log_weights),
+            },
+            exact_log_z(model).value if model.tractable else None,
+        )
+    return drawn

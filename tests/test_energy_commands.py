@@ -1,0 +1,219 @@
+"""Unnormalised densities through the commands, from an experiment file to a comparison with a VAE."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pyrolatent import Data, EnergyModel, InputError, MarkovNetwork, Run, fit, load_data, sample
+from pyrolatent import RestrictedBoltzmannMachine as RBM  # noqa: N817
+from pyrolatent.chains import sample_energy, watch
+from pyrolatent.cli import app
+from pyrolatent.figures_energy import chains, filters, free_energies, log_z_trace, monitors
+from pyrolatent.inference.contrastive import CD
+from pyrolatent.inference.rules import hold_to_rules
+
+MODELS: dict[str, tuple[Any, str]] = {
+    "machine": ({"rbm": {"hidden": 3}}, "pcd"),
+    "machine by tempering": ({"rbm": {"hidden": 3}}, "tempered_pcd"),
+    "labels": ({"rbm": {"hidden": 3, "labels": True}}, "cd"),
+    "network": ({"markov_network": {"cliques": [[1, 2], [2, 3, 4], [5, 6]]}}, "exact_likelihood"),
+    "bits": ({"energy": {"support": "binary", "energy": {"mlp": {"hidden": [4]}}}}, "cd"),
+}
+
+
+def cli(*arguments: str) -> Any:
+    result = CliRunner().invoke(app, list(arguments))
+    return result
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Sixty datapoints of six bits in two clusters, with their cluster as label."""
+    random = np.random.default_rng(0)
+    y = random.integers(2, size=60)
+    likely = np.array([[0.9, 0.9, 0.9, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.9, 0.9, 0.9]])
+    np.savez(tmp_path / "bits.npz", x=(random.random((60, 6)) < likely[y]).astype(np.uint8), y=y)
+    return tmp_path / "bits.npz"
+
+
+def experiment(path: Path, data: Path, model: Any, objective: Any, **fields: Any) -> Path:
+    declared = {"model": model, "objective": objective, "data": str(data), "epochs": 3, "batch_size": 20, **fields}
+    path.write_text(json.dumps(declared))
+    return path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_command_works_for_every_kind(name: str, file: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("pyrolatent.report_energy.WATCHED", [0, 1, 3])
+    monkeypatch.setattr("pyrolatent.report_energy.TEMPERATURES", 20)
+    monkeypatch.setattr("pyrolatent.cli.SHORT", 20)
+    model, objective = MODELS[name]
+    written = experiment(tmp_path / "e.yaml", file, model, objective)
+    run = str(tmp_path / "run")
+    trained = cli("train", str(written), "--output", run, "--json")
+    assert trained.exit_code == 0, trained.output
+    for figure in json.loads(trained.stdout)["figures"]:
+        assert Path(figure).stat().st_size > 1000
+    row = Run(Path(run)).history[-1]
+    assert row["validation_elbo"] is None
+    assert row["validation_pseudo_likelihood"] < 0
+    assert math.isfinite(row["free_energy_gap"])
+    evaluated = cli("evaluate", run, "--ais", "--chains", "20", "--temperatures", "50", "--raise", "2", "--json")
+    scores = json.loads(evaluated.stdout)
+    assert scores["log_evidence"] < 0
+    assert scores["log_z_method"] == ("ais" if name == "bits" else "exact")
+    assert ("classification_error" in scores) == (name == "labels")
+    assert cli("evaluate", run, "--temperatures", "20").exit_code == 0
+    drawn = cli("sample", run, "--size", "7", "--sweeps", "3", "--json")
+    assert np.load(json.loads(drawn.stdout)["array"]).shape == (7, 6)
+    shown = cli("show", run)
+    assert "p(x" in shown.stdout or "p(X1" in shown.stdout
+    assert cli("figures", run, "--json").exit_code == 0
+
+
+def test_a_machine_is_compared_with_a_vae_on_the_same_scale(file: Path, tmp_path: Path) -> None:
+    small = {"mlp": {"hidden": [4]}}
+    vae = {"vae": {"latent_dim": 2, "encoder": small, "decoder": small}}
+    for name, model, objective in (("a", {"rbm": {"hidden": 3}}, "pcd"), ("b", vae, "elbo")):
+        written = experiment(tmp_path / f"{name}.yaml", file, model, objective)
+        assert cli("train", str(written), "--output", str(tmp_path / name), "--particles", "50").exit_code == 0
+    compared = cli("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json")
+    assert compared.exit_code == 0, compared.output
+    (group,) = json.loads(compared.stdout)
+    assert (group["measure"], group["score"], len(group["rows"])) == ("mass", "log_evidence", 2)
+    by_gap = {row["gap"] is None: row for row in group["rows"]}
+    assert by_gap[True]["active_units"] is None
+    assert cli("compare", str(tmp_path / "a"), str(tmp_path / "b")).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "said"),
+    [
+        ({"rbm": {"hidden": 3}}, "elbo", "has an energy and no posterior"),
+        ({"vae": {"latent_dim": 2}}, "pcd", "has no energy"),
+        ({"rbm": {"hidden": 30, "visible": "normal"}}, "exact_likelihood", "sum over too many states"),
+        ({"rbm": {"hidden": 3}}, "sliced_score_matching", "x is discrete"),
+        ({"rbm": {"hidden": 3}}, {"cd": {"kernel": "hmc"}}, "is sampled by kernel: gibbs"),
+        ({"energy": {}}, {"cd": {"kernel": "gibbs"}}, "hmc or langevin"),
+        ({"energy": {"energy": "mlp"}}, "sliced_score_matching", "declare activation: silu"),
+        ({"rbm": {"hidden": 3}}, {"pcd": {"chans": 3}}, "did you mean 'chains'"),
+        ({"rbm": {"hiden": 3}}, "pcd", "did you mean 'hidden'"),
+        ({"markov_network": {"cliques": [[1, 9]]}}, "exact_likelihood", "is no clique"),
+        ({"rbm": {"hidden": 3}}, {"cd": {"sparsity_target": 2}}, "less than or equal to 1"),
+        ({"markov_network": {"cliques": [[1, 2]]}}, {"pcd": {"weight_decay": 0.1}}, "has no hidden units"),
+    ],
+)
+def test_what_cannot_be_right_is_one_line(model: Any, objective: Any, said: str, file: Path, tmp_path: Path) -> None:
+    written = experiment(tmp_path / "e.yaml", file, model, objective)
+    result = cli("train", str(written), "--output", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_data_outside_the_support_are_refused(binary_data: Data) -> None:
+    grey = load_data(np.random.default_rng(0).random((40, 6)))
+    objective = CD()
+    with pytest.raises(InputError, match="not all 0 or 1"):
+        hold_to_rules(RBM((6,), hidden=2), grey, objective)
+    with pytest.raises(InputError, match="declare other visible units"):
+        hold_to_rules(RBM((6,), hidden=2), load_data(grey.train.x.numpy(), binarize="relaxed"), objective)
+    mask = np.ones((50, 6), bool)
+    x = torch.cat([binary_data.train.x, binary_data.validation.x, binary_data.test.x]).numpy()
+    with pytest.raises(InputError, match="has a mask"):
+        hold_to_rules(RBM((6,), hidden=2), load_data(x, mask=mask), objective)
+
+
+def test_training_over_real_numbers_by_every_objective(tmp_path: Path) -> None:
+    """The held-out loss is that of sliced score matching, and falls; a run is read again with its chains."""
+    x = np.random.default_rng(0).normal(size=(300, 2)) * [0.5, 2.0] + [3.0, 0.0]
+    data = load_data(x.astype(np.float32))
+    network = {"mlp": {"hidden": [16], "activation": "silu"}}
+    for objective in (
+        "sliced_score_matching",
+        {"denoising_score_matching": {"noise": 0.3}},
+        {"pcd": {"chains": 50, "kernel": {"hmc": {"leapfrogs": 3}}}},
+        {"cd": {"steps": 2, "kernel": {"langevin": {"step": 0.2}}}},
+    ):
+        torch.manual_seed(0)
+        model = EnergyModel((2,), energy=network, reference="normal")
+        fitted = fit(
+            model, data, progress=False, objective=objective, epochs=3, batch_size=50,
+            optimizer={"Adam": {"lr": 0.003}},
+        )  # fmt: skip
+        assert all(math.isfinite(row["validation_loss"]) for row in fitted.history)
+        Run.save(tmp_path / "run", fitted, overwrite=True)
+        loaded: Any = Run.load(tmp_path / "run").model
+        assert torch.equal(loaded.chains, model.chains)
+        at = data.test.batch(slice(None)).x
+        torch.testing.assert_close(loaded.free_energy(at), model.free_energy(at))
+
+
+def test_training_is_the_same_again_with_the_same_seed(binary_data: Data) -> None:
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = RBM((6,), hidden=4)
+        fit(model, binary_data, progress=False, objective={"pcd": {"chains": 7, "restarts": 0.1}}, epochs=2, seed=3)
+        runs.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+    assert runs[0]["chains"].shape == (7, 6)
+
+
+def test_training_goes_on_from_where_it_ended(binary_data: Data) -> None:
+    """A second fit begins at the parameters, the base and the chains of the first, and not at the data's means."""
+    model = RBM((6,), hidden=4)
+    options: Any = {"progress": False, "objective": {"pcd": {"chains": 7}}, "epochs": 1}
+    fit(model, binary_data, **options)
+    model.visible_bias.data.fill_(1.5)
+    base, chains = model.base_bias.clone(), model.chains
+    fit(model, binary_data, **options, optimizer={"SGD": {"lr": 1e-9}})
+    torch.testing.assert_close(model.visible_bias.data, torch.full((6,), 1.5))
+    assert torch.equal(model.base_bias, base)
+    assert model.chains is not chains
+
+
+def test_samples_are_exact_where_they_can_be_and_follow_labels() -> None:
+    """Exact means within 4.5 standard errors; with labels held, p(x | y) by enumeration."""
+    torch.manual_seed(0)
+    model = RBM((4,), 2, hidden=3, labels=True)
+    for parameter in model.parameters():
+        parameter.data.normal_()
+    x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
+    p = (-model.free_energy(x)).softmax(0).detach()
+    n = 20_000
+    drawn = sample(model, n)
+    assert ((drawn.mean(0) - p @ x).abs() < 4.5 * drawn.std(0) / math.sqrt(n)).all()
+    p_1 = (-model.free_energy(x, torch.ones(16, dtype=torch.int64))).softmax(0).detach()
+    drawn = sample_energy(model, n, torch.ones(n, dtype=torch.int64), sweeps=60)
+    assert ((drawn.mean(0) - p_1 @ x).abs() < 4.5 * drawn.std(0) / math.sqrt(n)).all()
+    with pytest.raises(InputError, match="no label units"):
+        sample(RBM((4,), hidden=2), 3, torch.zeros(3, dtype=torch.int64))
+
+
+def test_chains_are_watched_from_where_they_begin() -> None:
+    model = RBM((4,), hidden=2)
+    start = torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    frames = watch(model, 1, [0, 1, 5], start=start)
+    assert torch.equal(frames[0], start)
+    assert frames.shape == (3, 1, 4)
+    assert ((frames[1:] > 0) & (frames[1:] < 1)).all()  # means, not draws
+    network = MarkovNetwork((3,), cliques=[[1, 2, 3]])
+    assert watch(network, 5, [0, 2]).shape == (2, 5, 3)
+
+
+def test_figures_refuse_what_they_cannot_draw() -> None:
+    with pytest.raises(InputError, match="none of what is watched"):
+        monitors([{"epoch": 1}])
+    with pytest.raises(InputError, match="3 times, but 2 numbers"):
+        chains(np.zeros((3, 1, 4)), [0, 1])
+    assert filters(np.random.default_rng(0).normal(size=(6, 3)), (2, 3)).axes
+    assert free_energies({"train": np.arange(9.0), "samples": np.arange(5.0)}).axes
+    assert free_energies({"train": np.zeros(9)}).axes
+    assert len(log_z_trace({"a": ([0.0, 1.0], np.zeros((2, 3)))}, exact=1.0).axes) == 2
