@@ -141,7 +141,12 @@ def bits() -> Data:
     return load_data(random.integers(2, size=(300, D)).astype(np.uint8), labels=np.arange(300) % 3)
 
 
-@pytest.mark.parametrize("name", MODELS)
+QUICKEST = ("planar", "semi-supervised", "discrete")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICKEST else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 def test_every_kind_of_model(name: str, bits: Data) -> None:
     # Annealing itself is tested elsewhere; here it is asked for where it is refused.
     found = check(MODELS[name](), bits, **QUICK | {"annealed": 2 * (name in ("discrete", "enumerated"))})
