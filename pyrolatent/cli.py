@@ -216,7 +216,9 @@ def check_command(
     """Can the model be believed? Verdicts into checks.json, figures, and draws.nc for ArviZ."""
     loaded = Run.load(run, trust=trust)
     if not isinstance(loaded.model, LatentVariableModel):
-        raise InputError(f"{run} holds a model without a density, of which there is nothing to check; train a vae")
+        raise InputError(
+            f"{run} holds a model without latent variables, of which check has nothing to ask; train a vae"
+        )
     data, model = loaded.load_data(data_dir), loaded.model.to(choose_device(device))
     options: dict[str, Any] = {"size": size, "draws": draws, "simulations": simulations, "annealed": annealed}
     with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
@@ -525,7 +527,7 @@ def _anneal(
     """Evidence of held-out data and a bracket on simulated data, by annealing."""
     data, model = run.load_data(data_dir), run.model.to(choose_device(device))
     if not isinstance(model, LatentVariableModel):
-        raise InputError(f"{run.path} holds a model without a density, which has no evidence; train a vae")
+        raise InputError(f"{run.path} holds a model without latent variables to anneal; train a vae")
     with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
         task = bar.add_task("annealing", total=2 * options["size"])
         found = annealed_evidence(

@@ -98,8 +98,8 @@ def sweep(
         output: the directory that the runs are put into, each named by what it declares.
         seeds: number of training seeds, from that of the experiment upwards.
         jobs: processes at a time, which share the processors; None for one each.
-        ray: address of a Ray cluster to train on instead, "auto" for the one of this machine; `output` must then be on
-            a file system that all its machines share.
+        ray: address of a Ray cluster to train on instead, "auto" for the one that runs, "local" for a new one of this
+            machine alone; `output` must be on a file system that all its machines share.
         directory: where the experiment's own components and relative data paths are.
         data_dir: where named data sets are.
         particles: draws for each datapoint in the evaluation.
@@ -216,7 +216,10 @@ def _on_ray(cells: Sequence[Cell], address: str) -> Iterator[tuple[Cell, str | N
         import ray
     except ImportError:
         raise InputError("ray is not installed; pip install 'pyrolatent[ray]', or leave --ray out") from None
-    ray.init(address=None if address == "local" else address, log_to_driver=False)
+    try:
+        ray.init(address=None if address == "local" else address, log_to_driver=False)
+    except Exception as error:  # whatever a foreign cluster says is the reason
+        raise InputError(f"there is no Ray cluster at {address!r}: {_reason(error)}") from error
     try:
         started = {ray.remote(train_cell).options(num_cpus=cell.threads).remote(cell): cell for cell in cells}
         while started:

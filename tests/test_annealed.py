@@ -54,8 +54,7 @@ def agree(found: Tensor, truth: Tensor, error: Tensor) -> bool:
     return bool((found - truth).mean().abs() < allowed)
 
 
-@pytest.mark.parametrize("with_mask", [False, True])
-@pytest.mark.parametrize("precision", [1.0, 0.3])
+@pytest.mark.parametrize(("precision", "with_mask"), [(1.0, False), (0.3, True)])
 def test_a_linear_gaussian_model_s_evidence(precision: float, with_mask: bool) -> None:
     model = linear(precision=precision)
     x, _ = simulate(model, 40)
@@ -66,7 +65,7 @@ def test_a_linear_gaussian_model_s_evidence(precision: float, with_mask: bool) -
     assert error.mean() < 0.2
 
 
-@pytest.mark.parametrize("prior", ["exponential", "beta", "laplace", "normal", {"mixture": {"components": 3}}])
+@pytest.mark.parametrize("prior", ["exponential", "beta", {"mixture": {"components": 3}}])
 def test_one_latent_of_any_support_against_quadrature(prior: Any) -> None:
     """The Jacobian of the unconstrained coordinate is what makes this right; the rule's own error is below 1e-5."""
     model = GenerativeNetwork((D,), latent_dim=1, prior=prior, decoder={"mlp": {"hidden": [8]}}).double()
@@ -90,7 +89,9 @@ OTHERS: dict[str, Callable[[], LatentVariableModel]] = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name", ["semi-supervised", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if name[0] != "s")]
+)
 def test_other_models_against_importance_sampling(name: str) -> None:
     model = OTHERS[name]()
     x = torch.bernoulli(torch.full((15, D), 0.5))
