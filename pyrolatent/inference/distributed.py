@@ -54,7 +54,7 @@ def agreed(text: str) -> str:
 
 def share(index: Tensor) -> Tensor:
     """This process's part of a minibatch, every n-th datapoint."""
-    return index[rank() :: size()]
+    return index[rank() :: size()] if size() > 1 else index
 
 
 def same(tensors: Iterable[Tensor]) -> None:
