@@ -1,6 +1,6 @@
 """Updates a second of a 784 x 500 restricted Boltzmann machine, batch 100, as ratios to hand-written PyTorch.
 
-    python -m benchmarks.rbm --rounds 5 --json FILE
+    python -m benchmarks.rbm --rounds 15 --json FILE
 
 Contenders take turns on the same random binary data in memory. `eager` is CD-1 written out by hand with the update in
 place, `autograd` the difference of free energies with torch's SGD, `scikit-learn` is `BernoulliRBM.partial_fit` in
@@ -154,8 +154,8 @@ def measure(rounds: int, seconds: float, device: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each contender in each round")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each contender in each round")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
 """The table of Burda et al. 2016 (1509.00519): VAE and IWAE with k = 1, 5, 50 draws on binarized MNIST.
 
 Trains `iwae_table.yaml` for some epochs by `elbo` and by `iwae`, evaluates -log p(x) on the test images with 5,000
-draws and prints it beside the paper's, which is after 3,280 epochs in batches of 20. What is finished in the output directory
-is not done again.
+draws and prints it beside the paper's, which is after 3,280 epochs in batches of 20. What is finished in the output
+directory is not done again.
 
     python examples/iwae_table.py --epochs 10 --data-dir DIR --output runs/iwae_table
 """

@@ -2,8 +2,8 @@
 
 A linear-Gaussian model near its optimum and an amortized posterior that is slightly off. For each objective and number
 of draws K the gradient of the encoder's parameters is estimated many times; its signal-to-noise ratio is |mean| /
-standard deviation, averaged over parameters. That of `iwae` falls as 1 / sqrt(K): a tighter bound teaches the encoder
-less. `dreg` estimates the same gradient without that loss. Writes signal_to_noise.png.
+standard deviation, averaged over parameters. That of `iwae` falls with K: the tighter the bound, the less it teaches
+the encoder. `dreg` estimates the same gradient without that loss. Writes signal_to_noise.png.
 
     python examples/signal_to_noise.py
 """

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from inspect import Parameter
@@ -81,6 +82,7 @@ def main() -> None:
     """Entry point."""
     torch.set_flush_denormal(True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was finished is kept
+    warnings.showwarning = lambda message, *_: errors.print(f"warning: {message}", highlight=False, soft_wrap=True)
     distributed.start()
     if distributed.rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)

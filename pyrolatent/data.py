@@ -268,7 +268,8 @@ def load_data(
         labelled_share: datapoints of known label are repeated until they are this share of the training data, so that
             every batch holds some of them.
         seed: the data seed: of the splits, and of all noise that is fixed.
-        data_dir: where named data sets are; None is the environment variable PYROLATENT_DATA, else the user's cache.
+        data_dir: where named data sets are, before what a declaration says; None is the environment variable
+            PYROLATENT_DATA, else the user's cache.
 
     Raises:
         InputError: an unknown name or option, an unreadable file, or data that cannot be modelled as they are.
@@ -281,9 +282,9 @@ def load_data(
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, Mapping):
         source, declared = _only(source)
-        if twice := sorted(given.keys() & declared.keys()):
+        if twice := sorted((given.keys() & declared.keys()) - {"data_dir"}):
             raise InputError(f"{twice[0]} is declared for {source} and given beside it; give it once")
-        given |= {name: value for name, value in declared.items() if value is not None}
+        given = {name: value for name, value in declared.items() if value is not None} | given
     given = Component(load_data, ("source",)).check(given, f"data.{source}" if isinstance(source, str) else "data")
     return _assemble(*_read(source, given), given)
 

@@ -1021,3 +1021,10 @@ def test_labelled_datapoints_are_repeated_to_their_share(share: float) -> None:
 def test_a_share_needs_labels_known_and_unknown() -> None:
     with pytest.raises(InputError, match="digits has no known labels beside unknown ones"):
         load_data("digits", labelled_share=0.2)
+
+
+def test_a_data_directory_that_is_given_comes_before_a_declared_one(tmp_path: Path) -> None:
+    """As `pyrolatent evaluate RUN --data-dir` on another machine needs it."""
+    declared = {"digits": {"data_dir": "/where/it/was/trained", "binarize": "threshold"}}
+    data = load_data(declared, data_dir=tmp_path)
+    assert data.declaration == {"digits": {"data_dir": str(tmp_path), "binarize": "threshold"}}

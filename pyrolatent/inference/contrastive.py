@@ -150,17 +150,21 @@ class PCD(Contrastive):
     ) -> None:
         super().__init__(steps, kernel, weight_decay, sparsity_target, sparsity_cost)
         self.chains, self.restarts = chains, restarts
+        self._kept: tuple[Tensor | None, Any] = None, None
 
     def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
         """The persistent chains, moved."""
         if len(model.chains) != self.chains:
             model.chains = model.flat(model.base(self.chains))
-        flat = model.chains
+        flat, (kept, state) = model.chains, self._kept
         if self.restarts:
             anew = torch.rand(self.chains, 1, device=flat.device) < self.restarts
             flat = torch.where(anew, model.flat(model.base(self.chains)), flat)
-        state = self.move(model, model.restore(flat))
+        # A state that is kept knows its hidden units' log-odds from before the last step of the optimiser, which is a
+        # matrix product less; chains that were loaded or moved since then are another tensor.
+        state = self.move(model, state if flat is kept else model.restore(flat))
         model.chains = model.flat(state)
+        self._kept = model.chains, state
         return state
 
 

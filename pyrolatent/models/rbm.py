@@ -137,7 +137,8 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         """log ∑_h exp(-E_β(x, h)), (chains,)."""
         v, field = state
         hidden = softplus(beta * field).sum(-1)
-        return hidden + (v * self._visible_bias(beta)).sum(-1) + self.units.log_base(v)
+        bias = self._visible_bias(beta)
+        return hidden + (v @ bias if bias.dim() == 1 else (v * bias).sum(-1)) + self.units.log_base(v)
 
     def _visible_bias(self, beta: Beta) -> Tensor:
         if isinstance(beta, float) and beta == 1.0:

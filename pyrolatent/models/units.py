@@ -255,4 +255,4 @@ def softplus(x: Tensor) -> Tensor:
     """log(1 + exp x), without a gradient as max(x, 0) - log sigmoid(|x|), whose parts are vectorised."""
     if x.requires_grad:
         return functional.softplus(x)
-    return x.relu() - x.abs().sigmoid().log()
+    return x.relu().sub_(x.abs().sigmoid_().log_())
