@@ -18,7 +18,7 @@ def table(found: dict) -> str:
         ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f}, {row['ratio_max']:.2f})"
         share = f"{row['share_of_limit']:.0%}" if "share_of_limit" in row else ""
         bounds = row.get("final_bounds") or []
-        bound = f"{row['final_bound']:.2f}" if bounds else ""
+        bound = f"{row['final_bound']:.2f}" if row.get("final_bound") is not None else ""
         if len(bounds) > 1:
             bound += f" ({min(bounds):.2f} to {max(bounds):.2f})"
         lines.append(f"| {row['workload']} | {row['contender']}{precision} | {ratio} | {share} | {bound} |")

@@ -160,17 +160,18 @@ def main() -> None:
     data = binary_images(options.data_dir, 20_000)
     assert len(data) >= SCORED
     peers = list(dict.fromkeys(["eager", "matmul", *OURS, *options.peers]))
-    results = [row for name in options.workload for row in measure(name, peers, options, data)]
-    if options.json:
-        found = {
-            "machine": machine(options.device),
-            "versions": versions("torch", "pyro-ppl", "numpyro", "jax", "pythae"),
-            "data": "MNIST, thresholded" if options.data_dir else "random patterns",
-            "steps": options.steps,
-            "results": results,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    found: dict[str, Any] = {
+        "machine": machine(options.device),
+        "versions": versions("torch", "pyro-ppl", "numpyro", "jax", "pythae"),
+        "data": "MNIST, thresholded" if options.data_dir else "random patterns",
+        "steps": options.steps,
+        "results": [],
+    }
+    for name in options.workload:
+        found["results"] += measure(name, peers, options, data)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
