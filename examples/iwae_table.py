@@ -9,6 +9,7 @@ directory is not done again.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ for k in (1, 5, 50):
         }  # fmt: skip
         experiment = pl.Experiment.load(Path(__file__).parent / "iwae_table.yaml", overrides)
         if not (path / "evaluation.json").exists():
-            run = pl.train(experiment, path, data_dir=options.data_dir, overwrite=True)
+            run = pl.train(experiment, path, data_dir=options.data_dir, overwrite=True, progress=sys.stdout.isatty())
             data = run.load_data(options.data_dir)
             run.write_evaluation(
                 pl.evaluate(run.model.to(choose_device(options.device)), data, particles=options.particles)
@@ -54,7 +55,9 @@ for k in (1, 5, 50):
     print(f"{k:<8}{cells[0]:<24}{cells[1]}", flush=True)
 if options.json:
     found = {
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads",
+        "machine": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} processor threads",
         "versions": {"torch": torch.__version__, "pyrolatent": pl.__version__},
         "epochs": options.epochs,
         "particles": options.particles,

@@ -337,7 +337,7 @@ def claim(path: Path, overwrite: bool) -> None:
     if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(f"{path} cannot be the directory of a run: it may not be written to")
     if occupied and not overwrite:
-        raise InputError(f"{path} is not empty; choose another output, or say overwrite")
+        raise InputError(f"{path} is not empty; choose another output, or --overwrite (overwrite=True)")
     if occupied and not (path / "experiment.yaml").is_file():
         raise InputError(f"{path} is not empty and is not a run, so it is not overwritten; choose another output")
 

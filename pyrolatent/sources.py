@@ -234,7 +234,9 @@ def _read_numpy(path: Path, labels: str | None) -> Source:
             # The members of an archive are read one by one, so a truncated one shows only here.
             arrays = {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
     except (ValueError, OSError, EOFError, BadZipFile, KeyError) as error:
-        raise _unreadable(path, error, "a whole .npy or .npz file of numbers (no objects) is expected") from error
+        # What is no array at all numpy takes for a pickle, and advises to load it.
+        reason = ValueError("it holds no array of numbers") if "pickle" in str(error) else error
+        raise _unreadable(path, reason, "a whole .npy or .npz file of numbers (no objects) is expected") from error
     if not isinstance(arrays, dict):
         return Source(path.name, Part(arrays))
     if len(arrays) == 1 and labels is None:

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from pyrolatent.declaration import Component, component, register
+from pyrolatent.errors import InputError
 from pyrolatent.inference.weights import Plate, Program, Weights, find_plate, weigh
 
 Inputs = tuple[Tensor, Tensor | None, Tensor | None]
@@ -77,10 +78,23 @@ class Objective(pyro.infer.ELBO):
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The negative bound, summed over the minibatch, with the gradient of the target."""
         weights = self.weigh(model, guide, *args, **kwargs)
+        if torch.is_grad_enabled() and self.pathwise:
+            self._refuse_scores(weights)
         target = self.target(weights, self.beta)
         # The value is the bound's, also where the gradient is that of something else.
         value = target + (self.bound(weights, self.beta) - target).detach()
         return -(weights.scale * value).sum()
+
+    def _refuse_scores(self, weights: Weights) -> None:
+        """Refuses latents through whose draws no gradient goes, which would leave a part of it out without a word."""
+        for site in weights.latents:
+            node = weights.guide_trace.nodes[site]
+            if not node["fn"].has_rsample and "_enumerate_dim" not in node["infer"]:
+                raise InputError(
+                    f"{type(self).__name__} needs gradients through the draws of the site {site!r}, but its "
+                    f"{type(node['fn']).__name__} in the guide has none; use VIMCO or ReweightedWakeSleep, mark it "
+                    'infer={"enumerate": "parallel"}, or use Pyro\'s TraceGraph_ELBO'
+                )
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The negative target, summed over the minibatch."""

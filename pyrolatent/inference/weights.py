@@ -279,6 +279,8 @@ def find_plate(model: Program, guide: Program, *args: Any, name: str | None = No
             "put every site into one plate, or name it with plate=..."
         )
     (found,) = candidates
+    if found not in dims:
+        raise InputError(f"there is no plate {found!r} over datapoints; the vectorised ones are {sorted(dims)}")
     outside = [site for site in plates if found not in plates[site]]
     if outside:
         raise InputError(
