@@ -235,7 +235,7 @@ def _read_numpy(path: Path, labels: str | None) -> Source:
             arrays = {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
     except (ValueError, OSError, EOFError, BadZipFile, KeyError) as error:
         # What is no array at all numpy takes for a pickle, and advises to load it.
-        reason = ValueError("it holds no array of numbers") if "pickle" in str(error) else error
+        reason = ValueError("it holds no array") if "trust" in str(error) else error
         raise _unreadable(path, reason, "a whole .npy or .npz file of numbers (no objects) is expected") from error
     if not isinstance(arrays, dict):
         return Source(path.name, Part(arrays))
