@@ -185,16 +185,16 @@ def check(
     data = replace(data, **fixed)
     found = Checks(model, data, split)
     likelihood = measure(model, data, support) != "cross-entropy"
-    session = _Session(found, draws, simulations, seed)
+    questions = _Questions(found, draws, simulations, seed)
     steps: dict[str, Callable[[], None]] = {
-        "weights": session.weights,
-        "aggregated posterior": session.aggregated,
-        "calibration": session.calibration,
-        "inference gap": session.gaps,
-        "annealed evidence": lambda: session.annealed(annealed),
-        "predictive checks": lambda: session.predictive(statistics or {}),
-        "predictive intervals": session.intervals,
-        "memorisation": session.memorisation,
+        "weights": questions.weights,
+        "aggregated posterior": questions.aggregated,
+        "calibration": questions.calibration,
+        "inference gap": questions.gaps,
+        "annealed evidence": lambda: questions.annealed(annealed),
+        "predictive checks": lambda: questions.predictive(statistics or {}),
+        "predictive intervals": questions.intervals,
+        "memorisation": questions.memorisation,
     }
     for place, (name, step) in enumerate(steps.items()):
         if on_step:
@@ -202,12 +202,12 @@ def check(
         if not likelihood and name in OF_LIKELIHOODS:
             found.skipped[name] = "grey values under a Bernoulli are no draws of it; binarize the data"
             continue
-        with pyro.validation_enabled(False), evaluating(model, seed), session.skipping(name):
+        with pyro.validation_enabled(False), evaluating(model, seed), questions.skipping(name):
             step()
     return found
 
 
-class _Session:
+class _Questions:
     """The steps of `check`, which share draws."""
 
     def __init__(self, found: Checks, draws: int, simulations: int, seed: int) -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrolatent import VAE, LinearGaussian, Run, evaluate, fit, load_data
+from pyrolatent import VAE, InputError, LinearGaussian, Run, evaluate, fit, load_data
+from pyrolatent.declaration import build
 
 SETTINGS: dict[str, Any] = {
     "epochs": 3, "batch_size": 15, "clip_norm": 1.0, "optimizer": {"Adam": {"lr": 0.01}}, "device": "cpu",
@@ -77,12 +78,16 @@ def work(directory: Path) -> None:
     other = fit(drawn, data(), progress=False, **SETTINGS | {"epochs": 30}).history
     real = load_data(torch.randn(40, 6, generator=torch.Generator().manual_seed(2)).numpy())
     evaluation = evaluate(exact(), real, particles=5, batch_size=3)
+    machine = build("model", {"rbm": {"hidden": 3}}, event_shape=(6,), label_dim=0)
+    with pytest.raises(InputError) as refused:
+        fit(machine, data(), progress=False, objective="pcd", epochs=1, device="cpu")
     if distributed.rank() == 0:
         torch.save(
             {
                 "replayed": replayed.state_dict(),
                 "losses": [row["train_loss"] for row in history],
                 "drawn": other[-1]["validation_elbo"],
+                "refused": str(refused.value),
                 "each": evaluation.each["log_evidence"],
             },
             directory / "found.pt",
@@ -128,6 +133,10 @@ def test_evidence_of_shared_datapoints_is_in_their_order(found: Any) -> None:
     """Exactly log p(x) of each, the posterior being exact."""
     x = load_data(torch.randn(40, 6, generator=torch.Generator().manual_seed(2)).numpy()).test.batch(slice(None)).x
     torch.testing.assert_close(found["each"], exact().log_evidence(x).double(), rtol=1e-5, atol=1e-5)
+
+
+def test_chains_are_not_shared(found: Any) -> None:
+    assert "keeps chains, which processes do not share, but there are 2; train it in one" in found["refused"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes by /proc")

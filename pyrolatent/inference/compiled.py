@@ -29,12 +29,13 @@ class CaptureError(Exception):
     """A function cannot be compiled; says why in one line."""
 
 
-def compiled(function: Function, inputs: tuple[Tensor, ...], state: nn.Module, precision: str = "float32") -> Function:
+def compiled(function: Function, inputs: tuple[Any, ...], state: nn.Module, precision: str = "float32") -> Function:
     """The function as a compiled graph, held to the function itself at the same random numbers.
 
     Args:
-        function: of tensors, to a tuple of tensors and None; it may call `backward`, and may change buffers of `state`.
-        inputs: an example of its arguments; the graph takes only these shapes.
+        function: of tensors and None, to a tuple of tensors and None; it may call `backward`, and may change buffers
+            of `state`.
+        inputs: an example of its arguments, tensors (the first) and None; the graph takes only these shapes.
         state: the module whose parameters and buffers the function uses. Buffers are as before afterwards.
         precision: of its networks, which bounds how well the two agree.
 
@@ -66,7 +67,7 @@ def compiled(function: Function, inputs: tuple[Tensor, ...], state: nn.Module, p
             if one is not None:
                 _agree(place, one.detach(), other, AGREEMENT[precision])
 
-    def run(*arguments: Tensor) -> Any:
+    def run(*arguments: Any) -> Any:
         if cuda:
             torch.compiler.cudagraph_mark_step_begin()
         with torch.no_grad():

@@ -75,10 +75,10 @@ def total(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def average_buffers(module: nn.Module) -> None:
-    """Gives every process the mean of its running statistics over all."""
+    """Gives every process the mean over all of the running statistics of batch normalisation."""
     if size() > 1:
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
+        for name, buffer in module.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
                 buffer.copy_(total([buffer])[0] / size())
 
 

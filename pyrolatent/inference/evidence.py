@@ -129,31 +129,26 @@ def chunk(model: LatentVariableModel, particles: int) -> Chunk:
     return scored
 
 
-def compiled_chunk(model: LatentVariableModel, particles: int, inputs: tuple[Tensor | None, ...]) -> Chunk:
+def compiled_chunk(model: LatentVariableModel, particles: int, inputs: Inputs) -> Chunk:
     """`chunk` as a compiled graph for batches like these inputs, and uncompiled for others.
 
     Raises:
         CaptureError: the model depends on values in Python, or there is no compiler.
     """
     uncompiled = chunk(model, particles)
-    given = [place for place, tensor in enumerate(inputs) if tensor is not None]
+    names: list[str] = []
 
-    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        placed: list[Tensor | None] = [None] * len(inputs)
-        for place, tensor in zip(given, tensors, strict=True):
-            placed[place] = tensor
-        terms = uncompiled(*placed)
+    def run(*batch: Any) -> tuple[Tensor, ...]:
+        terms = uncompiled(*batch)
         names[:] = terms
         return tuple(terms.values())
 
-    names: list[str] = []
-    program = compiled(run, tuple(tensor for tensor in inputs if tensor is not None), model)
-    shape = inputs[0].shape  # type: ignore[union-attr]
+    program = compiled(run, inputs, model)
 
-    def scored(*batch: Tensor | None) -> dict[str, Tensor]:
-        if batch[0].shape != shape:  # type: ignore[union-attr]
+    def scored(*batch: Any) -> dict[str, Tensor]:
+        if batch[0].shape != inputs[0].shape:
             return uncompiled(*batch)
-        return dict(zip(names, program(*(batch[place] for place in given)), strict=True))
+        return dict(zip(names, program(*batch), strict=True))
 
     return scored
 
@@ -254,6 +249,8 @@ def evaluate(
     if split not in ("train", "validation", "test"):
         raise InputError(f"there is no split {split!r}; valid: train, validation, test")
     part = getattr(data, split).to(device_of(model))
+    if len(part) < distributed.size():
+        raise InputError(f"{len(part)} datapoints cannot be shared by {distributed.size()} processes; start fewer")
     support = observation_support(model, part.batch(slice(0, 1)), data)
     data.check_support(support, likelihood_name(model))
     own = distributed.share(torch.arange(len(part), device=part.x.device))

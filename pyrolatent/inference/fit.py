@@ -30,6 +30,7 @@ from pyrolatent.inference.weights import arguments, training_arguments, weigh
 from pyrolatent.models.conditionals import networks_in
 from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 Row = dict[str, Any]
 
@@ -172,6 +173,11 @@ class Trainer:
             raise InputError(f"{declared} cannot be built: {' '.join(str(error).split())}") from error
         if getattr(self.scheduler, "mode", None) == "max":
             raise InputError("scheduler mode max is for a score, but the validation loss is what it sees; declare min")
+        if distributed.size() > 1 and isinstance(self.model, UnnormalisedDensity):
+            raise InputError(
+                f"{type(self.model).__name__} keeps chains, which processes do not share, but there are "
+                f"{distributed.size()}; train it in one"
+            )
         if distributed.size() > settings["batch_size"]:
             raise InputError(
                 f"a batch of {settings['batch_size']} datapoints cannot be shared by {distributed.size()} processes; "

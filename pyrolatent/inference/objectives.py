@@ -87,14 +87,12 @@ class Objective(pyro.infer.ELBO):
 
     def _refuse_scores(self, weights: Weights) -> None:
         """Refuses latents through whose draws no gradient goes, which would leave a part of it out without a word."""
-        for site in weights.latents:
-            node = weights.guide_trace.nodes[site]
-            if not node["fn"].has_rsample and "_enumerate_dim" not in node["infer"]:
-                raise InputError(
-                    f"{type(self).__name__} needs gradients through the draws of the site {site!r}, but its "
-                    f"{type(node['fn']).__name__} in the guide has none; use VIMCO or ReweightedWakeSleep, mark it "
-                    'infer={"enumerate": "parallel"}, or use Pyro\'s TraceGraph_ELBO'
-                )
+        for site in weights.without_path:
+            raise InputError(
+                f"{type(self).__name__} needs gradients through the draws of the site {site!r}, but its "
+                f"{type(weights.guide_trace.nodes[site]['fn']).__name__} in the guide has none; use VIMCO or "
+                'ReweightedWakeSleep, mark it infer={"enumerate": "parallel"}, or use Pyro\'s TraceGraph_ELBO'
+            )
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The negative target, summed over the minibatch."""

@@ -229,13 +229,11 @@ def _latent_supports(case: Case) -> str | None:
 def _pathwise(case: Case) -> str | None:
     if not case.has_posterior or not getattr(case.objective, "pathwise", False):
         return None
-    for site in case.weights.latents:
-        node = case.weights.guide_trace.nodes[site]
-        if not node["fn"].has_rsample and "_enumerate_dim" not in node["infer"]:
-            return (
-                f"{declared_name(case.objective)} needs gradients through the draws of {site}, but its posterior "
-                "has none: it is discrete or not reparameterised"
-            )
+    for site in case.weights.without_path:
+        return (
+            f"{declared_name(case.objective)} needs gradients through the draws of {site}, but its posterior "
+            "has none: it is discrete or not reparameterised"
+        )
     return None
 
 

@@ -110,6 +110,13 @@ class Weights:
         return _total(self.log_posterior[site] for site in sites) if sites else None
 
     @property
+    def without_path(self) -> list[str]:
+        """Sites through whose draws no gradient goes: discrete or not reparameterised, and not summed out."""
+        nodes = self.guide_trace.nodes
+        summed = "_enumerate_dim"
+        return [s for s in self.latents if not nodes[s]["fn"].has_rsample and summed not in nodes[s]["infer"]]
+
+    @property
     def log_joint(self) -> Tensor:
         """log p(x, z), (..., particles, batch), nats."""
         return self.log_likelihood + _total(self.log_prior.values())
