@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from platformdirs import user_cache_path
-from torch import Tensor, nn
+from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 Function = Callable[..., Any]
@@ -23,6 +23,9 @@ WORTH_COMPILING = 60.0
 
 AGREEMENT = {"float32": 1e-3, "bf16": 5e-2}
 """Largest norm of the difference between a recorded result and the function's, relative to the latter's."""
+
+AGAIN = (1, 2)
+"""Seeds at which a record that differs has another chance: rounding can turn a discrete draw, though rarely."""
 
 
 class CaptureError(Exception):
@@ -51,60 +54,64 @@ def compiled(function: Function, inputs: tuple[Any, ...], state: nn.Module, prec
         options["triton.cudagraphs"] = True
     # torch's own default is a directory that a restart of the machine empties.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache_path("pyrolatent") / "inductor"))
-    with _kept(state, [inputs[0].device] if cuda else []) as again, warnings.catch_warnings():
+    with _kept(state, [inputs[0].device] if cuda else []) as at, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about its own code
-        expected = function(*inputs)
-        again()
+        expected = at(0, function, inputs)
         try:
-            graph = make_fx(lambda *arguments: function(*arguments))(*inputs)
-            program = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
-            again()
-            with torch.no_grad():
-                found = program(*inputs)
+            graph = at(0, make_fx(lambda *arguments: function(*arguments)), inputs)
+            program = torch.no_grad()(torch.compile(graph, fullgraph=True, dynamic=False, options=options))
+            found = at(0, program, inputs)
         except Exception as error:  # torch raises whatever went wrong in its many parts
             raise CaptureError(_reason(error)) from error
-        for place, (one, other) in enumerate(zip(expected, found, strict=True)):
-            if one is not None:
-                _agree(place, one.detach(), other, AGREEMENT[precision])
+        difference = _difference(expected, found, AGREEMENT[precision])
+        for seed in AGAIN:
+            if difference:
+                difference = _difference(at(seed, function, inputs), at(seed, program, inputs), AGREEMENT[precision])
+        if difference:
+            raise CaptureError(difference)
 
     def run(*arguments: Any) -> Any:
         if cuda:
             torch.compiler.cudagraph_mark_step_begin()
-        with torch.no_grad():
-            return program(*arguments)
+        return program(*arguments)
 
     return run
 
 
-def _agree(place: int, expected: Tensor, found: Tensor, relative: float) -> None:
-    difference, size = (found - expected).double().norm().item(), expected.double().norm().item()
-    if not difference <= relative * size + 1e-6 * expected.numel() ** 0.5:
-        raise CaptureError(
-            f"its result {place} differs from the uncompiled one by {difference:.2g}, of a norm of {size:.2g}"
-        )
+def _difference(expected: tuple[Any, ...], found: tuple[Any, ...], relative: float) -> str | None:
+    for place, (one, other) in enumerate(zip(expected, found, strict=True)):
+        if one is None:
+            continue
+        difference, size = (other - one).detach().double().norm().item(), one.detach().double().norm().item()
+        if not difference <= relative * size + 1e-6 * one.numel() ** 0.5:
+            return f"its result {place} differs from the uncompiled one by {difference:.2g}, of a norm of {size:.2g}"
+    return None
 
 
 @contextmanager
-def _kept(state: nn.Module, devices: list[torch.device]) -> Iterator[Callable[[], None]]:
-    """Gives a function that sets buffers and random numbers back, and calls it in the end."""
+def _kept(state: nn.Module, devices: list[torch.device]) -> Iterator[Callable[[int, Function, tuple[Any, ...]], Any]]:
+    """Gives what calls a function at a seed and the buffers as they are now; in the end sets all of that back."""
     buffers = [(buffer, buffer.clone()) for buffer in state.buffers()]
+
+    def back() -> None:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+    def at(seed: int, function: Function, inputs: tuple[Any, ...]) -> Any:
+        torch.manual_seed(seed)
+        back()
+        return function(*inputs)
+
     with torch.random.fork_rng(devices=devices):
-        cpu, others = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
-
-        def again() -> None:
-            torch.set_rng_state(cpu)
-            for device, other in zip(devices, others, strict=True):
-                torch.cuda.set_rng_state(other, device)
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-
         try:
-            yield again
+            yield at
         finally:
-            again()
+            back()
 
 
 def _reason(error: BaseException) -> str:
+    if "value out of a tracing tensor" in str(error):
+        return "Python decides by the values of tensors on the way, which no graph records"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

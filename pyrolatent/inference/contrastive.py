@@ -22,8 +22,8 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 class EnergyObjective:
     """What training of an unnormalised density maximises."""
 
-    keeps_state: bool = True
-    """Whether a step changes Python attributes, here chains and running means of the model."""
+    def prepare(self, model: Any) -> None:
+        """Makes what the model keeps from step to step, where it is not there yet; steps then change it in place."""
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
         """Adds a gradient of a mean over the minibatch; returns what it maximises, a sum over the minibatch."""
@@ -80,6 +80,7 @@ class Contrastive(EnergyObjective):
         The difference is no likelihood, and says nothing of how good the model is.
         """
         x, y, _ = inputs
+        self.prepare(model)
         with torch.no_grad():
             positive = model.state(x, y)
             negative = self.negatives(model, positive)
@@ -151,16 +152,20 @@ class PCD(Contrastive):
         super().__init__(steps, kernel, weight_decay, sparsity_target, sparsity_cost)
         self.chains, self.restarts = chains, restarts
 
-    def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
-        """The persistent chains, moved."""
+    @torch.no_grad()
+    def prepare(self, model: UnnormalisedDensity) -> None:
+        """Begins chains at the base, unless there are as many."""
         if len(model.chains) != self.chains:
             model.chains = model.flat(model.base(self.chains))
+
+    def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
+        """The persistent chains, moved."""
         flat = model.chains
         if self.restarts:
             anew = torch.rand(self.chains, 1, device=flat.device) < self.restarts
             flat = torch.where(anew, model.flat(model.base(self.chains)), flat)
         state = self.move(model, model.restore(flat))
-        model.chains = model.flat(state)
+        model.chains.copy_(model.flat(state))
         return state
 
 
@@ -194,15 +199,20 @@ class TemperedPCD(Contrastive):
         super().__init__(steps, kernel, weight_decay, sparsity_target, sparsity_cost)
         self.chains, self.levels = chains, levels
 
-    def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
-        """The chains at β = 1 after all have been moved and have exchanged states."""
+    @torch.no_grad()
+    def prepare(self, model: UnnormalisedDensity) -> None:
+        """Begins chains at the base, unless there are as many."""
         if (len(model.chains), len(model.hotter)) != (self.chains, self.chains * (self.levels - 1)):
             flat = model.flat(model.base(self.chains * self.levels))
-            model.chains, model.hotter = flat[: self.chains], flat[self.chains :]
+            model.chains, model.hotter = flat[: self.chains].clone(), flat[self.chains :].clone()
+
+    def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
+        """The chains at β = 1 after all have been moved and have exchanged states."""
         tempering = Tempering(self.levels, self.kernel or default_kernel(model))
         state = model.restore(torch.cat([model.chains, model.hotter]))
         for _ in range(self.steps):
             state = tempering(model, state)
         flat = model.flat(state)
-        model.chains, model.hotter = flat[: self.chains].clone(), flat[self.chains :].clone()
-        return model.restore(model.chains)
+        model.chains.copy_(flat[: self.chains])
+        model.hotter.copy_(flat[self.chains :])
+        return model.restore(flat[: self.chains])

@@ -22,6 +22,7 @@ from pyrolatent.declaration import Component, Kind, build, choices, register
 from pyrolatent.errors import InputError, TrainingError
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
+from pyrolatent.inference.contrastive import EnergyObjective
 from pyrolatent.inference.held_out import held_out
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import EM, ClosedForm, Objective, PyroObjective
@@ -202,6 +203,8 @@ class Trainer:
             if callable(initialise):
                 with pyro.validation_enabled(False):
                     initialise(several.x, several.mask)
+        if isinstance(self.objective, EnergyObjective):
+            self.objective.prepare(self.model)
         if not has_posterior(self.model):
             return
         validate = self.data.binarize != "relaxed"

@@ -77,6 +77,9 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
             self.label_dim = label_dim
             units = LabelledUnits(units, label_dim)
         self.units, self.centred = units, centred
+        self._visible_sizes: list[int] | None = None
+        if units.levels is not None:
+            self._visible_sizes = [*units.levels.tolist(), *([label_dim] if labels else [])]
         self.weight = nn.Parameter(spread * torch.randn(units.width, hidden))
         self.visible_bias = nn.Parameter(torch.zeros(units.width))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
@@ -127,7 +130,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         return self.units.value(state.v)
 
     def _layers(self, v: Tensor) -> Layers:
-        return Layers(v, torch.addmm(self.hidden_bias, v, self.weight))
+        return Layers(v, v @ self.weight + self.hidden_bias)
 
     def visible(self, state: Layers) -> Tensor:
         """x of a state, (chains, *event_shape)."""
@@ -136,24 +139,20 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
     def log_density(self, state: Layers, beta: Beta = 1.0) -> Tensor:
         """log ∑_h exp(-E_β(x, h)), (chains,)."""
         v, field = state
-        hidden = softplus(beta * field).sum(-1)
+        hidden = softplus(_times(beta, field)).sum(-1)
         bias = self._visible_bias(beta)
         return hidden + (v @ bias if bias.dim() == 1 else (v * bias).sum(-1)) + self.units.log_base(v)
 
     def _visible_bias(self, beta: Beta) -> Tensor:
-        if isinstance(beta, float) and beta == 1.0:
+        if _is_one(beta):
             return self.visible_bias
         return beta * self.visible_bias + (1 - beta) * self.base_bias
 
     @torch.no_grad()
     def gibbs(self, state: Layers, beta: Beta = 1.0) -> Layers:
         """h ~ p_β(h | x), then x ~ p_β(x | h): two matrix products and two layers of draws."""
-        one = isinstance(beta, float) and beta == 1.0
-        h = bernoulli(state.field if one else beta * state.field)
-        if one:
-            eta = torch.addmm(self.visible_bias, h, self.weight.T)
-        else:
-            eta = self._visible_bias(beta) + beta * (h @ self.weight.T)
+        h = bernoulli(_times(beta, state.field))
+        eta = _times(beta, h @ self.weight.T) + self._visible_bias(beta)
         return self._layers(self.units.sample(eta))
 
     @torch.no_grad()
@@ -214,10 +213,8 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
     @property
     def _few_visible(self) -> bool:
-        states = math.inf if self.levels is None else self.levels.double().log2().sum().item()
-        if self.label_dim:
-            states += math.log2(self.label_dim)
-        return states <= EXACT and states < len(self.hidden_bias)
+        bits = math.inf if self._visible_sizes is None else sum(map(math.log2, self._visible_sizes))
+        return bits <= EXACT and bits < len(self.hidden_bias)
 
     def log_z(self) -> Tensor:
         """log Z, (), summed over the states of the smaller layer in chunks.
@@ -238,17 +235,16 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
                 yield v, self.log_density(self._layers(v))
         else:
             for h in _bits(len(self.hidden_bias), self.weight):
-                eta = torch.addmm(self.visible_bias, h, self.weight.T)
+                eta = h @ self.weight.T + self.visible_bias
                 yield h, h @ self.hidden_bias + self.units.log_partition(eta)
 
     def _visible_states(self) -> Iterator[Tensor]:
-        assert self.levels is not None
-        sizes = [*self.levels.tolist(), *([self.label_dim] if self.label_dim else [])]
-        total = math.prod(sizes)
+        assert self._visible_sizes is not None
+        total = math.prod(self._visible_sizes)
         for start in range(0, total, CHUNK):
             index = torch.arange(start, min(start + CHUNK, total), device=self.weight.device)
             values = []
-            for size in reversed(sizes):
+            for size in reversed(self._visible_sizes):
                 values.append(index % size)
                 index = index // size
             x = torch.stack(values[::-1], -1).to(self.weight)
@@ -273,18 +269,17 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
     # Training.
 
     def contrast(self, positive: Layers, negative: Layers) -> Tensor:
-        """As for any model; in closed form where the visible units have no parameters: five lines and two products."""
+        """As for any model; in closed form where the visible units have no parameters: two products."""
         if any(p.requires_grad for p in self.units.parameters()):
             return super().contrast(positive, negative)
         with torch.no_grad():
-            sides = ((positive, -1 / len(positive.v)), (negative, 1 / len(negative.v)))
-            gradients = [torch.zeros_like(p) for p in (self.weight, self.visible_bias, self.hidden_bias)]
-            for (v, field), factor in sides:
-                h = torch.sigmoid(field)
-                gradients[0].addmm_(v.T, h, alpha=factor)
-                gradients[1].add_(v.sum(0), alpha=factor)
-                gradients[2].add_(h.sum(0), alpha=factor)
-            for parameter, gradient in zip((self.weight, self.visible_bias, self.hidden_bias), gradients, strict=True):
+            h, g = torch.sigmoid(positive.field) / -len(positive.v), torch.sigmoid(negative.field) / len(negative.v)
+            gradients = {
+                self.weight: (positive.v.T @ h).addmm_(negative.v.T, g),
+                self.visible_bias: negative.v.mean(0) - positive.v.mean(0),
+                self.hidden_bias: g.sum(0) + h.sum(0),
+            }
+            for parameter, gradient in gradients.items():
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
             return self.log_density(negative).mean() - self.log_density(positive).mean()
 
@@ -354,6 +349,14 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
                 f"  log Z {'by enumeration' if self.tractable else 'by annealed importance sampling'}",
             ]
         )
+
+
+def _is_one(beta: Beta) -> bool:
+    return isinstance(beta, float) and beta == 1.0
+
+
+def _times(beta: Beta, value: Tensor) -> Tensor:
+    return value if _is_one(beta) else beta * value
 
 
 def _bits(width: int, like: Tensor) -> Iterator[Tensor]:

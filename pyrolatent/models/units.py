@@ -161,7 +161,7 @@ class CategoricalUnits(nn.Module):
 
     def statistic(self, x: Tensor) -> Tensor:
         """One-hot codes (n, entries * K)."""
-        return functional.one_hot(x.reshape(len(x), -1).long(), self.k).flatten(1).to(x)
+        return one_hot(x.reshape(len(x), -1).long(), self.k).flatten(1).to(x)
 
     def value(self, t: Tensor) -> Tensor:
         """The place of the one, as a floating-point number."""
@@ -179,7 +179,7 @@ class CategoricalUnits(nn.Module):
         """One-hot draws, by the largest of η plus Gumbel noise."""
         logits = eta.unflatten(-1, (-1, self.k))
         gumbel = -torch.empty_like(logits).exponential_().log()
-        return functional.one_hot((logits + gumbel).argmax(-1), self.k).flatten(1).to(eta.dtype)
+        return one_hot((logits + gumbel).argmax(-1), self.k).flatten(1).to(eta.dtype)
 
     def mean(self, eta: Tensor) -> Tensor:
         """Probabilities (n, entries * K)."""
@@ -249,6 +249,11 @@ def bernoulli(logits: Tensor) -> Tensor:
     """
     u = torch.rand_like(logits)
     return torch.lt(u, torch.sigmoid(logits), out=u)
+
+
+def one_hot(index: Tensor, levels: int) -> Tensor:
+    """Codes (..., levels), true at the index. That of torch looks at values, which no graph can record."""
+    return index[..., None] == torch.arange(levels, device=index.device)
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -50,8 +50,10 @@ class UnnormalisedDensity(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for name in ("chains", "hotter"):
-            if prefix + name in state_dict:  # as many as there were in training
-                setattr(self, name, self.chains.new_empty(state_dict[prefix + name].shape))
+            own = getattr(self, name)
+            saved = state_dict.get(prefix + name, own)
+            if saved.shape != own.shape:  # as many as there were in training
+                setattr(self, name, own.new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
