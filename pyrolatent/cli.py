@@ -217,7 +217,7 @@ def check_command(
     loaded = Run.load(run, trust=trust)
     if not isinstance(loaded.model, LatentVariableModel):
         raise InputError(
-            f"{run} holds a model without latent variables, of which check has nothing to ask; train a vae"
+            f"{run} holds a {type(loaded.model).__name__}, which has no posterior that could be checked; train a vae"
         )
     data, model = loaded.load_data(data_dir), loaded.model.to(choose_device(device))
     options: dict[str, Any] = {"size": size, "draws": draws, "simulations": simulations, "annealed": annealed}
@@ -398,7 +398,7 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
             }
             table.add_row(*(cells[column] for column in columns))
         Console(width=max(console.width, COMPARED)).print(table, highlight=False)
-        about = "± over datapoints (paired in differences) ± over seeds; gap: log p(x) less the bound"
+        about = "± over datapoints (paired in differences) ± over seeds, ? of one seed; gap: log p(x) less the bound"
         console.print(about + ("; k-hat: share too large" * known) + "\n", soft_wrap=True)
 
 
@@ -527,7 +527,10 @@ def _anneal(
     """Evidence of held-out data and a bracket on simulated data, by annealing."""
     data, model = run.load_data(data_dir), run.model.to(choose_device(device))
     if not isinstance(model, LatentVariableModel):
-        raise InputError(f"{run.path} holds a model without latent variables to anneal; train a vae")
+        raise InputError(
+            f"{run.path} holds a {type(model).__name__}, which has no latents to anneal; leave --method out, by which "
+            "log Z of energies is annealed where it is not exact, or train a vae"
+        )
     with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
         task = bar.add_task("annealing", total=2 * options["size"])
         found = annealed_evidence(

@@ -104,7 +104,7 @@ def _group(measure: str, data: str, split: str, runs: list[Run]) -> Group:
     prefixes = set.intersection(*({path[:n] for path in leaf for n in range(len(path) + 1)} for leaf in leaves))
     for run, leaf in zip(runs, leaves, strict=True):
         different = {path: value for path, value in leaf.items() if (path, value) not in common}
-        declarations[_described(different, prefixes)].append(run)
+        declarations[_described(different, prefixes) or _model_name(run)].append(run)
     scores = {
         name: torch.stack([run.evaluation_each[score] for run in members]) for name, members in declarations.items()
     }
@@ -212,4 +212,10 @@ def _described(different: Mapping[tuple[str, ...], str], prefixes: set[tuple[str
         choice = next((choice for choice in choices if choice not in prefixes), None)
         key, shown = (path[-1], value) if choice is None else choice[-2:]
         described.setdefault(key, shown)
-    return ", ".join(f"{key}: {value}" for key, value in described.items()) or "all alike"
+    return ", ".join(f"{key}: {value}" for key, value in described.items())
+
+
+def _model_name(run: Run) -> str:
+    """What a declaration that has no other beside it is called."""
+    model = run.declaration["model"]
+    return f"model: {next(iter(model)) if isinstance(model, Mapping) else 'given'}"

@@ -240,7 +240,7 @@ class Run:
         try:
             return safetensors.torch.load_file(file)
         except SafetensorError as error:
-            raise InputError(f"{file} cannot be read: {error}") from error
+            raise InputError(f"{file} cannot be read ({error}); restore it, or train the run again") from error
 
     def _json(self, name: str) -> Any:
         try:

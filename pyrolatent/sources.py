@@ -20,9 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import datasets
-from torchvision.datasets.mnist import read_image_file, read_label_file
-from torchvision.datasets.utils import download_and_extract_archive, download_url
 
 from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
@@ -193,7 +190,8 @@ def _smallest(x: Array, name: str) -> Array:
         if len(bad):
             raise InputError(
                 f"{name}: {len(bad)} of the observed values are NaN or infinite in float32, the first at index "
-                f"{tuple(bad[0].tolist())}; remove them, or give a mask that is False there (mask='nan' for NaN)"
+                f"{tuple(bad[0].tolist())}; remove them, or give a mask that is False there (for NaN, mask: nan in an "
+                "experiment file, mask='nan' in Python)"
             )
         return x
     low, high = int(x.min()), int(x.max())
@@ -406,11 +404,16 @@ def _digits(name: str, root: Path) -> Source:
     return Source(name, Part(digits.images.astype(np.uint8)[:, None], digits.target), binarize="dynamic", levels=17)
 
 
-def _idx(dataset: type[datasets.MNIST], prefixes: tuple[str, str], upright: bool = True) -> _Named:
+# torchvision takes a second to import, which only its data sets should cost.
+
+
+def _idx(dataset: str, prefixes: tuple[str, str], upright: bool = True) -> _Named:
     """MNIST and the data sets in its format; the files of EMNIST hold columns where the others hold rows."""
-    stems = [f"{dataset.__name__}/raw/{prefix}" for prefix in prefixes]
+    stems = [f"{dataset}/raw/{prefix}" for prefix in prefixes]
 
     def read(name: str, root: Path) -> Source:
+        from torchvision.datasets.mnist import read_image_file, read_label_file
+
         parts = []
         for stem in stems:
             x = _read_idx(read_image_file, root / f"{stem}-images-idx3-ubyte")
@@ -419,7 +422,9 @@ def _idx(dataset: type[datasets.MNIST], prefixes: tuple[str, str], upright: bool
         return Source(name, parts[0], test=parts[1], binarize="dynamic")
 
     def download(root: str) -> None:
-        dataset(root, **({} if upright else {"split": "balanced"}), download=True)
+        from torchvision import datasets
+
+        getattr(datasets, dataset)(root, **({} if upright else {"split": "balanced"}), download=True)
 
     files = (f"{stem}-{kind}" for stem in stems for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
     return _Named(read, tuple(files), download)
@@ -448,6 +453,8 @@ def _omniglot(name: str, root: Path) -> Source:
 
 
 def _download_omniglot(root: str) -> None:
+    from torchvision import datasets
+
     for background in (True, False):
         datasets.Omniglot(root, background=background, download=True)
 
@@ -471,12 +478,16 @@ def _read_records(path: Path, count: int) -> Array:
 
 
 def _download_cifar10(root: str) -> None:
+    from torchvision.datasets.utils import download_and_extract_archive
+
     # torchvision's class reads the pickled version, and nothing is unpickled here.
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     download_and_extract_archive(url, root, md5="c32a1d4ab5d03f1284b67883e8d87530", remove_finished=True)
 
 
 def _svhn(name: str, root: Path) -> Source:
+    from torchvision import datasets
+
     parts = []
     for split in ("train", "test"):
         try:
@@ -488,6 +499,8 @@ def _svhn(name: str, root: Path) -> Source:
 
 
 def _download_svhn(root: str) -> None:
+    from torchvision import datasets
+
     for split in ("train", "test"):
         datasets.SVHN(root, split, download=True)
 
@@ -513,6 +526,8 @@ def _binarized_mnist(name: str, root: Path) -> Source:
 
 
 def _download_binarized_mnist(root: str) -> None:
+    from torchvision.datasets.utils import download_url
+
     for split in BINARIZED_MNIST_IMAGES:
         url = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/binarized_mnist_"
         download_url(f"{url}{split}.amat", f"{root}/BinarizedMNIST")
@@ -523,10 +538,10 @@ _CIFAR10_FILES = tuple(
 )
 NAMED: dict[str, _Named] = {
     "digits": _Named(_digits),
-    "mnist": _idx(datasets.MNIST, ("train", "t10k")),
-    "fashion-mnist": _idx(datasets.FashionMNIST, ("train", "t10k")),
-    "kmnist": _idx(datasets.KMNIST, ("train", "t10k")),
-    "emnist": _idx(datasets.EMNIST, ("emnist-balanced-train", "emnist-balanced-test"), upright=False),
+    "mnist": _idx("MNIST", ("train", "t10k")),
+    "fashion-mnist": _idx("FashionMNIST", ("train", "t10k")),
+    "kmnist": _idx("KMNIST", ("train", "t10k")),
+    "emnist": _idx("EMNIST", ("emnist-balanced-train", "emnist-balanced-test"), upright=False),
     "omniglot": _Named(
         _omniglot, ("omniglot-py/images_background", "omniglot-py/images_evaluation"), _download_omniglot
     ),

@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from pyrolatent.check import check
+from pyrolatent.declaration import registered
 from pyrolatent.errors import InputError
 from pyrolatent.experiment import Experiment, override
 from pyrolatent.inference.evidence import evaluate
 from pyrolatent.inference.fit import choose_device
+from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.run import Run, train
 
@@ -67,9 +69,9 @@ class Cell:
         return bool(run.record.get("finished"))
 
     def evaluated(self) -> bool:
-        """Whether the trained run has been evaluated with so many draws."""
+        """Whether the trained run has been evaluated, with so many draws where it takes any."""
         file = self.output / "evaluation.json"
-        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["particles"] == self.particles
+        return file.is_file() and _draws(file) in (self.particles, None)
 
     def missing_check(self) -> bool:
         """Whether it is still to be checked."""
@@ -120,6 +122,8 @@ def sweep(
         Cell(name, chosen, directory, Path(output) / name, data_dir, particles, checked, max(1, processors // jobs))
         for name, chosen in grid(fields, over, seeds, directory).items()
     ]
+    for cell in made:
+        _hold_to_comparison(cell)
     waiting = [cell for cell in made if not cell.trained() or not cell.evaluated() or cell.missing_check()]
     done, failures = len(made) - len(waiting), {}
     for cell, failure in _on_ray(waiting, ray) if ray else _in_processes(waiting, jobs):
@@ -166,12 +170,28 @@ def train_cell(cell: Cell) -> None:
     else:
         run = train(experiment, cell.output, data_dir=cell.data_dir, overwrite=True, progress=False)
     data, model = run.load_data(cell.data_dir), run.model.to(choose_device(experiment.settings.get("device", "auto")))
-    if not isinstance(model, LatentVariableModel):
-        raise InputError(f"{type(model).__name__} has no density, by which runs could be compared; sweep over others")
+    _hold_to_comparison(cell, type(model))
     if not cell.evaluated():
         run.write_evaluation(evaluate(model, data, particles=cell.particles))
     if cell.missing_check():
         run.write_json("checks", check(model, data, annealed=0).json())
+
+
+def _hold_to_comparison(cell: Cell, model: type | None = None) -> None:
+    """Refuses what could not be compared or checked by the class of the model, if None that of its name."""
+    (name,) = cell.experiment.declaration["model"]
+    if model is None and name in registered("model"):
+        model = cast(type, registered("model")[name].target)
+    if model and issubclass(model, DeterministicModel):
+        raise InputError(f"{name} has no density, by which runs could be compared; sweep over others")
+    if model and cell.checked and not issubclass(model, LatentVariableModel):
+        raise InputError(f"{name} has no posterior that could be checked; leave --check (checked=True) out")
+
+
+def _draws(evaluation: Path) -> int | None:
+    """Draws for each datapoint that an evaluation has taken; None where log p(x) takes none."""
+    particles: int | None = json.loads(evaluation.read_text(encoding="utf-8")).get("particles")
+    return particles
 
 
 def _in_processes(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, str | None]]:

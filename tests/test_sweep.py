@@ -97,6 +97,22 @@ def test_one_failure_does_not_lose_the_rest(experiment: Path) -> None:
         sweep(fields, {"optimizer.SGD.lr": [1e30]}, "others", directory=Path.cwd(), particles=5)
 
 
+def test_energies_beside_autoencoders(experiment: Path) -> None:
+    """Machines are compared with VAEs by log p(x); without a density, or a posterior to check, it does not begin."""
+    machine: dict[str, Any] = {"data": "bits.npy", "epochs": 1, "device": "cpu", "model": {"rbm": {"hidden": 3}}}
+    options: Any = {"directory": Path.cwd(), "particles": 5, "jobs": 1}
+    for _ in range(2):  # the second finds it done
+        (first,) = sweep(machine | {"objective": "pcd"}, {"objective": ["pcd"]}, "runs", **options)
+    (second,) = sweep(machine | {"model": FIELDS["model"]}, {"objective": ["elbo"]}, "runs", **options)
+    (group,) = compare([first, second])
+    assert sorted("rbm" in row.name for row in group.rows) == [False, True]
+    with pytest.raises(InputError, match="rbm has no posterior that could be checked"):
+        sweep(machine | {"objective": "pcd"}, {"seed": [0]}, "others", checked=True, **options)
+    with pytest.raises(InputError, match="pca has no density"):
+        sweep(machine | {"model": {"pca": {"latent_dim": 2}}}, {"seed": [0]}, "others", **options)
+    assert not Path("others").exists()
+
+
 def test_on_the_command_line_with_a_check(experiment: Path) -> None:
     result = CliRunner().invoke(
         cli.app,
