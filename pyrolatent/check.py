@@ -86,6 +86,10 @@ class Verdict:
         """What the threshold is and where it comes from."""
         return SOURCES[self.check][1]
 
+    def __str__(self) -> str:
+        mark = "passed" if self.passed else "FAILED"
+        return f"{mark}  {self.check}: {self.value:.3g} {self.relation} {self.threshold:.3g}; {self.advice}"
+
 
 @dataclass(frozen=True)
 class Checks:
@@ -108,6 +112,17 @@ class Checks:
     skipped: dict[str, str] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
     arrays: dict[str, Array] = field(default_factory=dict, repr=False)
+
+    @property
+    def summary(self) -> str:
+        """How many of the verdicts are passes, and on what data."""
+        passed = sum(verdict.passed for verdict in self.verdicts)
+        return f"{self.split} of {self.data.name}: {passed} of {len(self.verdicts)} passed"
+
+    def __str__(self) -> str:
+        left_out = (f"{name}: left out; {reason}" for name, reason in self.skipped.items())
+        numbers = ", ".join(f"{name} {value:.3f}" for name, value in self.numbers.items())
+        return "\n".join([self.summary, *map(str, self.verdicts), *left_out, f"nats a datapoint: {numbers}"])
 
     def json(self) -> dict[str, Any]:
         """Verdicts, numbers and what was skipped in JSON's types."""

@@ -217,7 +217,7 @@ def check_command(
     loaded = Run.load(run, trust=trust)
     if not isinstance(loaded.model, LatentVariableModel):
         raise InputError(
-            f"{run} holds a {type(loaded.model).__name__}, which has no posterior that could be checked; train a vae"
+            f"{run} holds {_named(loaded.model)}, which has no posterior that could be checked; train a vae"
         )
     data, model = loaded.load_data(data_dir), loaded.model.to(choose_device(device))
     options: dict[str, Any] = {"size": size, "draws": draws, "simulations": simulations, "annealed": annealed}
@@ -402,6 +402,12 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
         console.print(about + ("; k-hat: share too large" * known) + "\n", soft_wrap=True)
 
 
+def _named(model: Any) -> str:
+    """A VAE, an Autoencoder."""
+    name = type(model).__name__
+    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+
+
 def _with_errors(value: float, *errors: float | None) -> str:
     return " ± ".join([f"{value:.2f}", *("?" if error is None else f"{error:.2f}" for error in errors)])
 
@@ -528,7 +534,7 @@ def _anneal(
     data, model = run.load_data(data_dir), run.model.to(choose_device(device))
     if not isinstance(model, LatentVariableModel):
         raise InputError(
-            f"{run.path} holds a {type(model).__name__}, which has no latents to anneal; leave --method out, by which "
+            f"{run.path} holds {_named(model)}, which has no latents to anneal; leave --method out, by which "
             "log Z of energies is annealed where it is not exact, or train a vae"
         )
     with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
@@ -563,10 +569,7 @@ def _anneal(
 
 
 def _print_checks(found: Checks) -> None:
-    title = (
-        f"{found.split} of {found.data.name}: {sum(v.passed for v in found.verdicts)} of {len(found.verdicts)} passed"
-    )
-    table = Table(title=title, title_justify="left", box=None)
+    table = Table(title=found.summary, title_justify="left", box=None)
     for column in ("check", "value", "threshold", "", "what it says"):
         table.add_column(column, justify="right" if column in ("value", "threshold") else "left", overflow="fold")
     for verdict in found.verdicts:

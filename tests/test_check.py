@@ -251,14 +251,22 @@ def test_a_model_without_latent_variables_has_nothing_to_check(tmp_path: Path) -
         "model: {autoencoder: {latent_dim: 2}}\nobjective: squared_error\nepochs: 1\n"
     )
     assert call("train", tmp_path / "plain.yaml", "--output", tmp_path / "run").exit_code == 0
-    for command in (("check",), ("evaluate", "--method=annealed")):
+    for command, reason in (
+        (("check",), "an Autoencoder, which has no posterior"),
+        (("evaluate", "--method=annealed"), "an Autoencoder, which has no latents to anneal"),
+    ):
         result = call(command[0], tmp_path / "run", *command[1:])
         assert result.exit_code == 2
-        assert "without latent variables" in result.stderr
+        assert reason in result.stderr
 
 
 def test_the_object_is_what_is_documented(bits: Data) -> None:
     found = check(VAE((D,), latent_dim=2, **SMALL), bits, **QUICK)
     assert isinstance(found, Checks)
     assert found.verdicts[0].relation in "≤≥"
+    first, *lines = str(found).splitlines()
+    assert first == f"test of array: {sum(v.passed for v in found.verdicts)} of {len(found.verdicts)} passed"
+    assert [line.split(":")[0].split("  ")[1] for line in lines[: len(found.verdicts)]] == [
+        verdict.check for verdict in found.verdicts
+    ]
     assert found.to_arviz(size=5, draws=40, predictive=20)["posterior"]["z"].shape == (4, 10, 5, 2)
