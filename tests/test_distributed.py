@@ -81,9 +81,13 @@ def work(directory: Path) -> None:
     machine = build("model", {"rbm": {"hidden": 3}}, event_shape=(6,), label_dim=0)
     with pytest.raises(InputError) as refused:
         fit(machine, data(), progress=False, objective="pcd", epochs=1, device="cpu")
+    norm = nn.BatchNorm1d(2)
+    norm.running_mean.fill_(distributed.rank())  # type: ignore[union-attr]
+    distributed.average_buffers(norm)
     if distributed.rank() == 0:
         torch.save(
             {
+                "averaged": norm.state_dict(),
                 "replayed": replayed.state_dict(),
                 "losses": [row["train_loss"] for row in history],
                 "drawn": other[-1]["validation_elbo"],
@@ -133,6 +137,12 @@ def test_evidence_of_shared_datapoints_is_in_their_order(found: Any) -> None:
     """Exactly log p(x) of each, the posterior being exact."""
     x = load_data(torch.randn(40, 6, generator=torch.Generator().manual_seed(2)).numpy()).test.batch(slice(None)).x
     torch.testing.assert_close(found["each"], exact().log_evidence(x).double(), rtol=1e-5, atol=1e-5)
+
+
+def test_running_statistics_are_averaged_and_counts_are_not(found: Any) -> None:
+    assert found["averaged"]["running_mean"].tolist() == [0.5, 0.5]
+    assert found["averaged"]["running_var"].tolist() == [1.0, 1.0]
+    assert found["averaged"]["num_batches_tracked"] == 0
 
 
 def test_chains_are_not_shared(found: Any) -> None:
