@@ -1,6 +1,7 @@
 """What is measured: each contender trains a workload's VAE on binary data and says the bound that it has reached.
 
-A contender is a class of (workload, data, seed, device) with `train(steps)` and `bound()`.
+A contender is a class of (workload, data, seed, device) with `train(steps)` and `bound()`, the latter of the first
+`SCORED` datapoints, while training draws from the others.
 """
 
 from itertools import pairwise
@@ -19,7 +20,7 @@ class Eager:
     def __init__(self, size: Workload, data: np.ndarray, seed: int, device: str) -> None:
         torch.manual_seed(seed)
         self.size, self.device = size, device
-        self.x = torch.as_tensor(data, dtype=torch.float32, device=device)
+        self.scored, self.x = torch.as_tensor(data, dtype=torch.float32, device=device).tensor_split([SCORED])
         self.model = ByHand(size).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), LR)
 
@@ -34,7 +35,7 @@ class Eager:
 
     @torch.no_grad()
     def bound(self) -> float:
-        return -sum(self.model(self.x[:SCORED]).item() for _ in range(REPEATS)) / REPEATS
+        return -sum(self.model(self.scored).item() for _ in range(REPEATS)) / REPEATS
 
 
 class MatrixProducts(Eager):
@@ -82,14 +83,14 @@ class Pyrolatent:
 
         pyro.enable_validation(False)
         torch.manual_seed(seed)
-        loaded = pl.load_data(data, validation=0.001, test=0.001).to(device)
+        loaded = pl.load_data(data[SCORED:], validation=0.001, test=0.001).to(device)
         settings = {
             "epochs": 1, "batch_size": size.batch_size, "optimizer": {"Adam": {"lr": LR}}, "seed": seed,
             "compile": "always", "precision": self.precision,
         }  # fmt: skip
         objective = "elbo" if size.particles == 1 else {"iwae": {"particles": size.particles}}
         self.model, self.size, self.device = vae(size).to(device), size, device
-        self.x = torch.as_tensor(data[:SCORED], dtype=torch.float32, device=device)
+        self.scored = torch.as_tensor(data[:SCORED], dtype=torch.float32, device=device)
         self.trainer = Trainer(Fit(self.model, loaded, settings), loaded, build("objective", objective))
         self.waiting: list[Any] = []
         self.trainer.compile(self.trainer.indices()[0])
@@ -107,7 +108,7 @@ class Pyrolatent:
     def bound(self) -> float:
         from pyrolatent.inference.evidence import score
 
-        draws = [score(self.model, self.x, particles=self.size.particles).log_evidence for _ in range(REPEATS)]
+        draws = [score(self.model, self.scored, particles=self.size.particles).log_evidence for _ in range(REPEATS)]
         return torch.stack(draws).mean().item()
 
 
@@ -124,7 +125,7 @@ class Pyro(Eager):
         pyro.enable_validation(False)
         pyro.set_rng_seed(seed)
         self.size, self.device = size, device
-        self.x = torch.as_tensor(data, dtype=torch.float32, device=device)
+        self.scored, self.x = torch.as_tensor(data, dtype=torch.float32, device=device).tensor_split([SCORED])
         self.model = vae(size).to(device)
         one = size.particles == 1
         infer: Any = pyro.infer
@@ -178,7 +179,7 @@ class NumPyro:
 
         loss = Trace_ELBO() if size.particles == 1 else RenyiELBO(0.0, size.particles)
         self.svi = SVI(model, guide, numpyro.optim.Adam(LR), loss)
-        self.x = jnp.asarray(data, jnp.float32)
+        self.scored, self.x = jnp.split(jnp.asarray(data, jnp.float32), [SCORED])
         self.state = self.svi.init(jax.random.PRNGKey(seed), self.x[: size.batch_size])
         self.key, self.jax, self.size = jax.random.PRNGKey(seed + 1), jax, size
 
@@ -198,16 +199,18 @@ class NumPyro:
 
     def bound(self) -> float:
         batch = self.size.batch_size
-        scored = [self.x[start : start + batch] for start in range(0, max(1, SCORED - batch + 1), batch)]
+        scored = [self.scored[start : start + batch] for start in range(0, max(1, SCORED - batch + 1), batch)]
         total = 0.0
         for x in scored * REPEATS:
             self.key, key = self.jax.random.split(self.key)
-            total -= float(self.evaluate(self.state._replace(rng_key=key), x)) / batch
+            total -= float(self.evaluate(self.state._replace(rng_key=key), x)) / len(x)
         return total / len(scored) / REPEATS
 
 
 class Pythae:
-    """Pythae's trainer on its VAE and IWAE, an epoch at a time."""
+    """Pythae's trainer on its VAE and IWAE, an epoch at a time, each of fresh draws from the data."""
+
+    STEPS = 50  # of one epoch
 
     def __init__(self, size: Workload, data: np.ndarray, seed: int, device: str) -> None:
         import tempfile
@@ -241,18 +244,20 @@ class Pythae:
             self.model = VAE(VAEConfig(**shape), Encoder(), Decoder())
         else:
             self.model = IWAE(IWAEConfig(number_samples=size.particles, **shape), Encoder(), Decoder())
-        x = torch.as_tensor(data[: 50 * size.batch_size], dtype=torch.float32)
+        self.scored, self.pool = torch.as_tensor(data, dtype=torch.float32).tensor_split([SCORED])
+        self.drawn, self.epoch = self.STEPS * size.batch_size, 0
         config = BaseTrainerConfig(
             output_dir=tempfile.mkdtemp(), per_device_train_batch_size=size.batch_size, learning_rate=LR, num_epochs=1,
             no_cuda=device == "cpu",
         )  # fmt: skip
-        self.trainer = BaseTrainer(self.model, BaseDataset(x, torch.zeros(len(x))), training_config=config)
+        self.dataset = BaseDataset(self.pool[torch.zeros(self.drawn).long()], torch.zeros(self.drawn))
+        self.trainer = BaseTrainer(self.model, self.dataset, training_config=config)
         self.trainer.prepare_training()
-        self.batches, self.epoch = len(self.trainer.train_loader), 0
-        self.x = x[:SCORED].to(device)
+        self.scored = self.scored.to(device)
 
     def train(self, steps: int) -> None:
-        for _ in range(max(1, steps // self.batches)):
+        for _ in range(steps // self.STEPS):
+            self.dataset.data = self.pool[torch.randint(len(self.pool), (self.drawn,))]
             self.epoch += 1
             self.trainer.train_step(self.epoch)
 
@@ -260,7 +265,7 @@ class Pythae:
     def bound(self) -> float:
         from pythae.data.datasets import DatasetOutput
 
-        batch = DatasetOutput(data=self.x)
+        batch = DatasetOutput(data=self.scored)
         return -sum(self.model(batch).loss.item() for _ in range(REPEATS)) / REPEATS
 
 
