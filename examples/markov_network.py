@@ -23,7 +23,7 @@ for x1 in (0, 1):
 chains = truth.base(5000)
 for _ in range(100):
     chains = truth.gibbs(chains)
-print(f"the same share of 5,000 chains after 100 sweeps of Gibbs sampling: {chains[:, 6].mean().item():.4f}")
+print(f"p(X7 = 1) as its share of 5,000 chains after 100 sweeps of Gibbs sampling: {chains[:, 6].mean().item():.4f}")
 
 # Maximum likelihood with exact gradients: energies are known up to constants, so the distributions are compared.
 data = pl.load_data(truth.exact_sample(20_000).numpy().astype("uint8"))

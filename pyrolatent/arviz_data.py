@@ -76,7 +76,9 @@ def to_arviz(
             "draws of each kind are needed, of x no more than of z"
         )
     part = getattr(data, split).to(device_of(model))
-    data.check_support(observation_support(model, part.batch(slice(0, 1)), data), likelihood_name(model))
+    data.check_support(
+        observation_support(model, part.batch(slice(0, 1)), data), f"the {likelihood_name(model)} likelihood"
+    )
     batch = part.batch(slice(0, min(size, len(part))))
     inputs = arguments(model, batch)
     x, y, _ = inputs

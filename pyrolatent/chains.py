@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyrolatent.errors import InputError
-from pyrolatent.inference.kernels import default_kernel
+from pyrolatent.inference.kernels import kernel_of
 from pyrolatent.inference.modes import device_of
 from pyrolatent.inference.partition import in_double
 from pyrolatent.models.rbm import Layers, RestrictedBoltzmannMachine
@@ -31,6 +31,8 @@ def sample_energy(
     Returns:
         (size, *event_shape).
     """
+    if size < 1 or sweeps < 0:
+        raise InputError(f"size and sweeps were {size} and {sweeps}; at least 1 and 0 are needed")
     if model.tractable and y is None:
         state = model.restore(in_double(model).flat(in_double(model).exact_sample(size)).to(_dtype(model)))
     else:
@@ -50,8 +52,12 @@ def watch(model: UnnormalisedDensity, size: int, sweeps: list[int], *, start: Te
         sweeps: when they are looked at, rising, 0 being the start.
         start: data (size, *event_shape); None: draws of the base.
     """
+    if sweeps != sorted(sweeps) or min(sweeps, default=-1) < 0:
+        raise InputError(f"sweeps were {sweeps}; give numbers from 0 that rise")
+    if start is not None and len(start) != size:
+        raise InputError(f"start holds {len(start)} datapoints, but {size} chains were asked for; give as many")
     state = model.base(size) if start is None else model.state(start)
-    frames, done, move = [], 0, default_kernel(model)
+    frames, done, move = [], 0, kernel_of(model)
     for until in sweeps:
         for _ in range(until - done):
             state = move(model, state)
@@ -64,11 +70,13 @@ def _walk(model: UnnormalisedDensity, size: int, sweeps: int, y: Tensor | None) 
     """The last state of chains that begin at persistent ones where there are any, else at the base."""
     if y is not None and not model.label_dim:
         raise InputError(f"{type(model).__name__} has no label units; leave y out")
+    if y is not None and (y.shape != (size,) or not ((y >= 0) & (y < model.label_dim)).all()):
+        raise InputError(f"y has the shape {tuple(y.shape)}; give {size} labels from 0 to {model.label_dim - 1}")
     if len(model.chains):
         state = model.restore(model.chains[torch.arange(size, device=device_of(model)) % len(model.chains)])
     else:
         state = model.base(size)
-    move = default_kernel(model)
+    move = kernel_of(model)
     for _ in range(sweeps):
         state = move(model, state)
         if y is not None:

@@ -179,8 +179,10 @@ def check(
         on_step: called with the name of what begins, its place and the number of steps.
 
     Raises:
-        InputError: the data does not fit the model, or there is no such split.
+        InputError: the model has no posterior, the data does not fit it, or there is no such split.
     """
+    if not isinstance(model, LatentVariableModel):
+        raise InputError(f"{type(model).__name__} has no posterior that could be checked; fit a vae")
     if split not in ("train", "validation", "test"):
         raise InputError(f"there is no split {split!r}; valid: train, validation, test")
     for name, number, least in (
@@ -193,7 +195,7 @@ def check(
         raise InputError(f"the {split} split of {data.name} has {len(part)} datapoints; at least {LEAST} are needed")
     part = part.to(device_of(model))
     support = observation_support(model, part.batch(slice(0, 1)), data)
-    data.check_support(support, likelihood_name(model))
+    data.check_support(support, f"the {likelihood_name(model)} likelihood")
     with evaluating(model, seed):
         # One draw of what is drawn anew for each batch, so that all steps are about the same datapoints.
         fixed: Any = {split: Split(*part.batch(slice(0, size)))}

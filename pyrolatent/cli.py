@@ -215,10 +215,6 @@ def check_command(
 ) -> None:
     """Can the model be believed? Verdicts into checks.json, figures, and draws.nc for ArviZ."""
     loaded = Run.load(run, trust=trust)
-    if not isinstance(loaded.model, LatentVariableModel):
-        raise InputError(
-            f"{run} holds {_named(loaded.model)}, which has no posterior that could be checked; train a vae"
-        )
     data, model = loaded.load_data(data_dir), loaded.model.to(choose_device(device))
     options: dict[str, Any] = {"size": size, "draws": draws, "simulations": simulations, "annealed": annealed}
     with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
@@ -402,12 +398,6 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
         console.print(about + ("; k-hat: share too large" * known) + "\n", soft_wrap=True)
 
 
-def _named(model: Any) -> str:
-    """A VAE, an Autoencoder."""
-    name = type(model).__name__
-    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
-
-
 def _with_errors(value: float, *errors: float | None) -> str:
     return " ± ".join([f"{value:.2f}", *("?" if error is None else f"{error:.2f}" for error in errors)])
 
@@ -534,7 +524,7 @@ def _anneal(
     data, model = run.load_data(data_dir), run.model.to(choose_device(device))
     if not isinstance(model, LatentVariableModel):
         raise InputError(
-            f"{run.path} holds {_named(model)}, which has no latents to anneal; leave --method out, by which "
+            f"{type(model).__name__} in {run.path} has no latents to anneal; leave --method out, by which "
             "log Z of energies is annealed where it is not exact, or train a vae"
         )
     with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -163,10 +164,11 @@ def forest(groups: Sequence[Group]) -> Figure:
     Thick: over datapoints, which are paired. Thin: together with the error over seeds. Hollow where the difference is
     not significant, or was seen in one seed.
     """
-    heights = [0.35 * len(group.rows) + 0.9 for group in groups]
+    labels = [[fill(f"{row.name} ({row.seeds})", 48) for row in group.rows] for group in groups]
+    heights = [len(names) * (0.2 + 0.15 * max(name.count("\n") + 1 for name in names)) + 0.9 for names in labels]
     fig = Figure(figsize=(8, sum(heights) + 0.3), dpi=130, layout="constrained")
     panels = fig.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    for axes, group in zip(panels, groups, strict=True):
+    for axes, group, names in zip(panels, groups, labels, strict=True):
         for place, row in enumerate(group.rows):
             inner, outer = 2 * row.difference_se, 2 * math.hypot(row.difference_se, row.difference_seeds or 0.0)
             ends = {1.0: outer, 3.5: inner}
@@ -175,7 +177,7 @@ def forest(groups: Sequence[Group]) -> Figure:
             face = COLOUR if row.significant or place == 0 else "white"
             axes.plot(row.difference, place, "o", color=COLOUR, markerfacecolor=face, markersize=6, zorder=3)
         axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-        axes.set_yticks(range(len(group.rows)), [f"{row.name} ({row.seeds})" for row in group.rows], fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_ylim(len(group.rows) - 0.5, -0.5)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)

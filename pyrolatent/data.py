@@ -166,14 +166,14 @@ class Data:
         train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
         return dataclasses.replace(self, train=train, validation=validation, test=test)
 
-    def check_support(self, constraint: constraints.Constraint, likelihood: str) -> None:
-        """Holds the values against the support of a likelihood, so that training does not begin with an error in it.
+    def check_support(self, constraint: constraints.Constraint, density: str) -> None:
+        """Holds the values against the support of a density, so that training does not begin with an error in it.
 
         A support that depends on parameters cannot be checked, and passes.
 
         Args:
-            constraint: the support of the likelihood's elementwise distribution.
-            likelihood: its name, for the message.
+            constraint: the support of its elementwise distribution.
+            density: what it is called in the message: "the normal likelihood".
 
         Raises:
             InputError: an observed value lies outside, or the data are declared `relaxed` and the likelihood is not
@@ -186,7 +186,7 @@ class Data:
             if not boolean:
                 raise InputError(
                     f"{self.name} is declared binarize: relaxed, which goes with the bernoulli likelihood alone, but "
-                    f"the likelihood is {likelihood}; declare binarize: none to model grey values by a density"
+                    f"there is {density}; declare binarize: none to model grey values by a density"
                 )
             return
         if constraints.is_dependent(constraint):
@@ -198,13 +198,13 @@ class Data:
                 if mask is not None and constraint.event_dim > 0:
                     continue  # what is not observed leaves the whole event undecided
                 if not (constraint.check(x) | (False if mask is None else ~mask)).all():
-                    raise InputError(self._outside(constraint, boolean, likelihood))
+                    raise InputError(self._outside(constraint, boolean, density))
 
-    def _outside(self, constraint: constraints.Constraint, boolean: bool, likelihood: str) -> str:
+    def _outside(self, constraint: constraints.Constraint, boolean: bool, density: str) -> str:
         observed = [x if mask is None else x[mask] for x, mask in self._values()]
         low, high = min(x.min().item() for x in observed if len(x)), max(x.max().item() for x in observed if len(x))
         values = f"{self.name} holds values in [{low:.4g}, {high:.4g}]"
-        defined = f"the {likelihood} likelihood is defined on {_SETS.get(str(constraint), str(constraint))}"
+        defined = f"{density} is defined on {_SETS.get(str(constraint), str(constraint))}"
         if boolean and low >= 0 and high <= 1:
             return (
                 f"{values} that are not all 0 or 1, but {defined}: declare binarize: dynamic, static or threshold, "
@@ -212,9 +212,8 @@ class Data:
             )
         counts = low >= 0 and all(bool((x == x.round()).all()) for x in observed)
         fitting = "poisson or negative_binomial" if counts else "normal or student_t"
-        return (
-            f"{values} of which some lie outside, but {defined}: declare a likelihood such as {fitting}, or transform x"
-        )
+        other = f"a likelihood such as {fitting}" if density.endswith("likelihood") else "another model or other units"
+        return f"{values} of which some lie outside, but {defined}: declare {other}, or transform x"
 
     def _values(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The values as they are modelled; one batch stands for a split where noise decides what they are."""

@@ -54,7 +54,7 @@ def monitors(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def filters(weights: Values, event_shape: tuple[int, ...]) -> Figure:
-    """The weights of each hidden unit as an image, from the longest on, each on a scale of its own around zero.
+    """The weights of each hidden unit as what x is drawn as, from the longest on, each on a scale of its own.
 
     Args:
         weights: (visible, hidden).
@@ -63,11 +63,16 @@ def filters(weights: Values, event_shape: tuple[int, ...]) -> Figure:
     columns = _array(weights).T
     order = np.argsort(-np.square(columns).sum(1))[:100]
     largest = np.abs(columns[order]).max(1, keepdims=True)
-    scaled = 0.5 + 0.5 * columns[order] / np.where(largest > 0, largest, 1)
+    scaled = columns[order] / np.where(largest > 0, largest, 1)
+    is_image = len(event_shape) > 1
+    if is_image:
+        scaled = 0.5 + 0.5 * scaled
     side = int(np.ceil(np.sqrt(len(order))))
     cells = [(i % side, i // side) for i in range(len(order))]
     fig, axes = _grid(scaled.reshape(len(order), *event_shape), cells, size=(side, -(-len(order) // side)))
-    axes.set_xlabel("weights of hidden units, longest first; grey: 0", fontsize=7, color=_MUTED)
+    axes.set_xlabel(
+        "weights of hidden units, longest first" + ("; grey: 0" if is_image else ""), fontsize=7, color=_MUTED
+    )
     return fig
 
 

@@ -31,8 +31,9 @@ def draw_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> d
     drawn = {"training": figures_energy.monitors(history)} if history else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if isinstance(model, RestrictedBoltzmannMachine) and model.units.width == model.event_shape.numel():
-            drawn["filters"] = figures_energy.filters(model.weight, tuple(model.event_shape))
+        entries = model.event_shape.numel()
+        if isinstance(model, RestrictedBoltzmannMachine) and model.units.width - model.label_dim == entries:
+            drawn["filters"] = figures_energy.filters(model.weight[:entries], tuple(model.event_shape))
         start = data.test.batch(slice(0, 4)).x
         frames = torch.cat([watch(model, 4, WATCHED, start=start), watch(model, 4, WATCHED)], 1)
         drawn["chains"] = figures_energy.chains(frames, WATCHED)

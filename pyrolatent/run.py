@@ -132,10 +132,13 @@ class Run:
         file = self.path / "metrics.jsonl"
         if not file.is_file():
             return []
+        rows: list[Any] = []
         try:
-            return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            for line in file.read_text(encoding="utf-8").splitlines():
+                rows.append(json.loads(line))
         except (OSError, ValueError) as error:
-            raise InputError(f"{file} cannot be read: {error}") from error
+            raise InputError(f"{file} cannot be read after line {len(rows)}: {error}") from error
+        return rows
 
     @property
     def evaluation(self) -> dict[str, Any] | None:

@@ -30,7 +30,8 @@ def sample(
     Args:
         model: a fitted model.
         size: number of draws.
-        y: labels (size,) of conditional models; if None, the classes in turn.
+        y: labels (size,) of conditional models, if None the classes in turn; of machines with label units, if None
+            drawn with x.
         mean: whether to return E[x | z] instead of a draw of x, which for images is smoother to look at.
         sweeps: of the chains of unnormalised densities.
 
@@ -50,14 +51,19 @@ def means(
     """The posterior mean of each latent site, (batch, ...): the one vector that stands for a datapoint.
 
     Where it has no closed form, as that of a flow, it is the mean of 100 draws.
+
+    Raises:
+        InputError: the model has no posterior.
     """
+    _require_posterior(model)
     return {site: _mean(posterior) for site, posterior in model.encode(x, y, mask).items()}
 
 
 @torch.no_grad()
 def reconstruct(model: LatentVariableModel, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     """E[x | z] at the posterior mean of z, (batch, *event_shape)."""
-    return model.decode(means(model, x, y, mask), y).mean
+    codes = means(model, x, y, mask)
+    return model.decode(codes, y).mean
 
 
 @torch.no_grad()
@@ -153,6 +159,7 @@ def impute(
     Returns:
         (draws, batch, *event_shape), the observed values as they were.
     """
+    _require_posterior(model)
     filled = []
     for _ in range(draws):
         weights = weigh(model.generate, model.infer, x, y, mask, particles=particles)
@@ -165,8 +172,14 @@ def impute(
     return torch.stack(filled)
 
 
+def _require_posterior(model: Any) -> None:
+    if isinstance(model, UnnormalisedDensity):
+        raise InputError(f"{type(model).__name__} has no posterior of latents, from which this is made; fit a vae")
+
+
 def _ancestral(model: LatentVariableModel, size: int, y: Tensor | None) -> Any:
     """The trace of `size` draws of everything."""
+    _require_posterior(model)
     device = next(model.parameters()).device
     if y is None and model.conditional:
         y = torch.arange(size, device=device) % model.label_dim

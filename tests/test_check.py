@@ -252,8 +252,8 @@ def test_a_model_without_latent_variables_has_nothing_to_check(tmp_path: Path) -
     )
     assert call("train", tmp_path / "plain.yaml", "--output", tmp_path / "run").exit_code == 0
     for command, reason in (
-        (("check",), "an Autoencoder, which has no posterior"),
-        (("evaluate", "--method=annealed"), "an Autoencoder, which has no latents to anneal"),
+        (("check",), "Autoencoder has no posterior"),
+        (("evaluate", "--method=annealed"), "has no latents to anneal"),
     ):
         result = call(command[0], tmp_path / "run", *command[1:])
         assert result.exit_code == 2

@@ -292,17 +292,16 @@ def test_pseudo_likelihood_is_the_sum_of_conditionals_of_the_enumeration(kind: s
 def test_weight_decay_and_sparsity_add_their_gradients() -> None:
     """(1/2) λ |W|² and a pull on the mean activity q of (q - target) in the units' inputs."""
     model = machine()
-    model.activity.uniform_()
-    model.mu.uniform_()
+    state = model.state(torch.rand(9, *model.event_shape).round())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    model.penalise(0.3, None, 0.1)
+    model.penalise(state, 0.3, None, 0.1)
     torch.testing.assert_close(model.weight.grad, 0.3 * model.weight.detach())
     model.zero_grad(set_to_none=False)
-    model.penalise(0.0, 0.2, 0.1)
-    pull = 0.1 * (model.activity - 0.2)
+    model.penalise(state, 0.0, 0.2, 0.1)
+    pull = 0.1 * (torch.sigmoid(state.field).mean(0) - 0.2)
     torch.testing.assert_close(model.hidden_bias.grad, pull)
-    torch.testing.assert_close(model.weight.grad, torch.outer(model.mu, pull))
+    torch.testing.assert_close(model.weight.grad, torch.outer(state.v.mean(0), pull))
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import pyrolatent as pl
 from pyrolatent import Data, EnergyModel, InputError, MarkovNetwork, Run, fit, load_data, sample
 from pyrolatent import RestrictedBoltzmannMachine as RBM  # noqa: N817
 from pyrolatent.chains import sample_energy, watch
@@ -218,3 +219,27 @@ def test_figures_refuse_what_they_cannot_draw() -> None:
     assert free_energies({"train": np.arange(9.0), "samples": np.arange(5.0)}).axes
     assert free_energies({"train": np.zeros(9)}).axes
     assert len(log_z_trace({"a": ([0.0, 1.0], np.zeros((2, 3)))}, exact=1.0).axes) == 2
+
+
+def test_python_calls_say_what_is_wrong(binary_data: Data) -> None:
+    model: Any = RBM((6,), 2, hidden=3, labels=True)
+    x = binary_data.test.batch(slice(0, 4)).x
+    for call, said in (
+        (lambda: pl.check(model, binary_data), "RestrictedBoltzmannMachine has no posterior that could be checked"),
+        (lambda: pl.impute(model, x, x > 0), "has no posterior of latents"),
+        (lambda: pl.reconstruct(model, x), "has no posterior of latents"),
+        (lambda: pl.interpolate(model, x), "has no posterior of latents"),
+        (lambda: sample(model, 0), "size and sweeps were 0"),
+        (lambda: sample(model, 3, sweeps=-1), "and -1; at least"),
+        (lambda: sample(model, 3, y=torch.tensor([0, 1])), "give 3 labels from 0 to 1"),
+        (lambda: sample(model, 2, y=torch.tensor([0, 2])), "give 2 labels from 0 to 1"),
+        (lambda: watch(model, 4, [5, 1]), "give numbers from 0 that rise"),
+        (lambda: watch(model, 2, [0, 1], start=x), "start holds 4 datapoints, but 2 chains"),
+        (
+            lambda: EnergyModel((6,), energy=lambda x: x, support="binary").free_energy(x),
+            r"gave \(4, 6\) for x \(4, 6\)",
+        ),
+        (lambda: EnergyModel((6,), energy=torch.sum, support="binary").free_energy(x), r"gave \(\) for x \(4, 6\)"),
+    ):
+        with pytest.raises(InputError, match=said):
+            call()

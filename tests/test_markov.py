@@ -210,3 +210,22 @@ def test_what_is_no_network_is_refused() -> None:
         network().marginal(8)
     with pytest.raises(InputError, match="names a variable twice"):
         network().marginal(1, given={1: 0})
+
+
+def test_what_is_given_is_held_to_the_values_of_its_variable() -> None:
+    network = MarkovNetwork(
+        (3,), cliques=[[1, 2], [2, 3]], cardinality=[2, 3, 2], energies=[[[0, 1, 2]] * 2, [[0, 1]] * 3]
+    )
+    for given, said in (
+        ({2: -1}, "X2 was given as -1, but its values are the whole numbers from 0 to 2"),
+        ({2: 3}, "from 0 to 2"),
+        ({1: 0.5}, "X1 was given as 0.5"),
+        ({2: torch.tensor([0, 5])}, "from 0 to 2"),
+        ({4: 0}, "there is no X4"),
+    ):
+        for ask in (network.log_z, network.mode, lambda given: network.marginal(3, given=given)):
+            with pytest.raises(InputError, match=said):
+                ask(given)
+    with pytest.raises(InputError, match="a marginal of no variable"):
+        network.marginal()
+    assert "largest table of the elimination: 6 numbers" in str(network)

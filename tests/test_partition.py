@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrolatent import Data, EnergyModel, InputError, MarkovNetwork, evaluate, load_data
 from pyrolatent import RestrictedBoltzmannMachine as RBM  # noqa: N817
-from pyrolatent.inference.kernels import HMC, Gibbs
+from pyrolatent.inference.kernels import HMC, Gibbs, Langevin
 from pyrolatent.inference.partition import Annealing, ais, exact_log_z, raise_log_prob, reverse_ais
 
 
@@ -213,3 +213,15 @@ def test_free_energies_are_of_the_data(bits: Data) -> None:
     x: Tensor = bits.validation.batch(slice(None)).x
     found = evaluate(model, bits, split="validation")
     assert found.free_energy == pytest.approx(model.free_energy(x).mean().item(), abs=1e-5)
+
+
+def test_annealing_takes_kernels_by_name_and_at_least_one_step() -> None:
+    model = EnergyModel((2,))
+    found = []
+    for kernel in ("langevin", Langevin()):
+        torch.manual_seed(0)
+        found.append(ais(model, chains=4, temperatures=5, kernel=kernel).value)
+    assert found[0] == found[1]
+    for options in ({"temperatures": 0}, {"chains": 0}):
+        with pytest.raises(InputError, match="was 0; at least 1 is needed"):
+            ais(model, **options)

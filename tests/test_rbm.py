@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrolatent import InputError
+from pyrolatent import InputError, fit, load_data
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine as RBM  # noqa: N817
 
 SIZES = {"bernoulli": (5, "bernoulli"), "categorical": (3, {"categorical": {"levels": 3}})}
@@ -211,6 +211,57 @@ def test_unknown_labels_are_drawn_from_their_posterior() -> None:
     codes = model.state(x, torch.full((20_000,), -1)).v[:, 5:]
     wanted = model.classify(x[:1])[0]
     assert ((codes.mean(0) - wanted).abs() < 4 * (wanted * (1 - wanted) / 20_000).sqrt()).all()
+
+
+def test_hidden_units_without_a_label_are_averaged_over_it() -> None:
+    """p(h_j = 1 | x) from the list of all joint states, and p(h_j = 1 | x, y) where y is known."""
+    model = machine("bernoulli", 4, labels=3)
+    x, h, log_p = joint(model)
+    weights = log_p.unflatten(0, (-1, 3)).exp()  # (xs, labels, hs)
+    one = x.unflatten(0, (-1, 3))[:, 0]
+    wanted = torch.einsum("xlh,hj->xj", weights, h) / weights.sum((1, 2))[:, None]
+    torch.testing.assert_close(model.encode(one), wanted)
+    y = torch.arange(len(one)) % 4 - 1
+    given = torch.einsum("xlh,hj->xlj", weights, h) / weights.sum(2)[..., None]
+    own = given[torch.arange(len(one)), y.clamp(min=0)]
+    torch.testing.assert_close(model.encode(one, y), torch.where(y[:, None] < 0, wanted, own))
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_units_of_the_data_do_not_matter_to_the_gaussian_machine(centred: bool) -> None:
+    """Trained on 10 x + 300, log p is what it is of x less log 10 for each entry."""
+    side = torch.randint(2, (300, 1)) * 2.0 - 1
+    x = side * torch.tensor([1.0, -1.0]) + 0.3 * torch.randn(300, 2)
+    found = []
+    for data in (x, 10 * x + 300):
+        torch.manual_seed(0)
+        model = RBM((2,), hidden=3, visible="normal", centred=centred, spread=0.1).double()
+        loaded = load_data(data.float().numpy())
+        fit(
+            model, loaded, objective="exact_likelihood", optimizer={"Adam": {"lr": 0.02}}, epochs=60, batch_size=30,
+            progress=False,
+        )  # fmt: skip
+        found.append(model.log_prob(data).mean().item())
+    assert found[1] == pytest.approx(found[0] - 2 * math.log(10), abs=1e-3)
+    assert found[0] > torch.distributions.MultivariateNormal(x.mean(0), x.T.cov()).log_prob(x).mean()
+
+
+def test_a_sparsity_target_is_reached_and_not_passed() -> None:
+    """With a cost that outweighs the data, the mean activity over them is the target."""
+    torch.set_default_dtype(torch.float32)
+    x = (torch.rand(500, 20) < 0.3).byte().numpy()
+    model = RBM((20,), hidden=6)
+    objective = {"cd": {"sparsity_target": 0.1, "sparsity_cost": 5.0}}
+    fit(
+        model, load_data(x), objective=objective, optimizer={"SGD": {"lr": 0.05}}, epochs=40, batch_size=50,
+        progress=False,
+    )  # fmt: skip
+    assert model.encode(torch.from_numpy(x).float()).mean().item() == pytest.approx(0.1, abs=0.03)
+
+
+def test_it_prints_its_units() -> None:
+    assert "t = 5 bernoulli units and 3 label units, h = 4 binary units" in str(machine("bernoulli", 4, labels=3))
+    assert "t = 3 categorical units of 3 values, h" in str(machine("categorical"))
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -305,7 +305,7 @@ def test_truncated_metrics_and_evaluation_are_refused(tmp_path: Path, bits: Path
     made = trained(bits, tmp_path / "run", epochs=1)
     for name in ("metrics.jsonl", "evaluation.json"):
         (made.path / name).write_text('{"epoch": ')
-    with pytest.raises(InputError, match=r"metrics\.jsonl cannot be read"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl cannot be read after line"):
         _ = made.history
     with pytest.raises(InputError, match=r"evaluation\.json cannot be read"):
         _ = made.evaluation

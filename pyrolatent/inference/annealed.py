@@ -139,7 +139,7 @@ def annealed_evidence(
         raise InputError(f"there is no split {split!r}; valid: train, validation, test")
     part = getattr(data, split).to(device_of(model))
     support = observation_support(model, part.batch(slice(0, 1)), data)
-    data.check_support(support, likelihood_name(model))
+    data.check_support(support, f"the {likelihood_name(model)} likelihood")
     unit = measure(model, data, support)
     if unit == "cross-entropy":
         raise InputError("a cross-entropy on grey values is no likelihood, so it has no evidence; binarize the data")

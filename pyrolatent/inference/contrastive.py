@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
-from pyrolatent.inference.kernels import Tempering, default_kernel
+from pyrolatent.inference.kernels import Tempering, kernel_of
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
@@ -69,7 +69,7 @@ class Contrastive(EnergyObjective):
 
     def move(self, model: UnnormalisedDensity, state: Any) -> Any:
         """The chains some steps later."""
-        kernel = self.kernel or default_kernel(model)
+        kernel = kernel_of(model, self.kernel)
         for _ in range(self.steps):
             state = kernel(model, state)
         return state
@@ -88,7 +88,7 @@ class Contrastive(EnergyObjective):
         model.observe(positive)
         model.adjust_gradients()
         if isinstance(model, RestrictedBoltzmannMachine):
-            model.penalise(self.weight_decay, self.sparsity_target, self.sparsity_cost)
+            model.penalise(positive, self.weight_decay, self.sparsity_target, self.sparsity_cost)
         elif self.weight_decay or self.sparsity_target is not None:
             raise InputError(f"{type(model).__name__} has no hidden units; leave weight_decay and sparsity_target out")
         return -difference * len(x)
@@ -208,7 +208,7 @@ class TemperedPCD(Contrastive):
 
     def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
         """The chains at β = 1 after all have been moved and have exchanged states."""
-        tempering = Tempering(self.levels, self.kernel or default_kernel(model))
+        tempering = Tempering(self.levels, kernel_of(model, self.kernel))
         state = model.restore(torch.cat([model.chains, model.hotter]))
         for _ in range(self.steps):
             state = tempering(model, state)

@@ -11,7 +11,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from pyrolatent.declaration import component
+from pyrolatent.declaration import build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
 
@@ -139,15 +139,17 @@ def run(model: UnnormalisedDensity, state: Any, sweeps: int, kernel: Any = None)
         sweeps: number of moves.
         kernel: what moves them; None is the model's Gibbs sampler, or HMC where x is real and it has none.
     """
-    kernel = kernel or default_kernel(model)
+    kernel = kernel_of(model, kernel)
     for _ in range(sweeps):
         state = kernel(model, state)
         yield state
 
 
-def default_kernel(model: UnnormalisedDensity) -> Any:
-    """The Gibbs sampler of a model that has one, else HMC."""
-    return Gibbs() if model.has_conditionals else HMC()
+def kernel_of(model: UnnormalisedDensity, declared: Any = None) -> Any:
+    """The declared kernel; None: the Gibbs sampler of a model that has one, else HMC."""
+    if declared is None:
+        return Gibbs() if model.has_conditionals else HMC()
+    return build("kernel", declared)
 
 
 def _real(model: UnnormalisedDensity, state: Any) -> Tensor:

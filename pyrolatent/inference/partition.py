@@ -20,7 +20,7 @@ from torch import Tensor
 from pyrolatent.data import Data
 from pyrolatent.errors import InputError
 from pyrolatent.inference.held_out import pseudo_likelihood
-from pyrolatent.inference.kernels import default_kernel, run
+from pyrolatent.inference.kernels import kernel_of, run
 from pyrolatent.inference.modes import device_of, evaluating
 from pyrolatent.inference.objectives import log_mean_exp
 from pyrolatent.inference.rules import same_event_shape
@@ -54,6 +54,12 @@ class LogZ:
     log_weights: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
 
 
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{name} was {number}; at least 1 is needed")
+
+
 @dataclass(frozen=True)
 class Annealing:
     """How log Z is estimated.
@@ -71,9 +77,7 @@ class Annealing:
     raised: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("chains", "temperatures"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} was {getattr(self, name)}; at least 1 is needed")
+        _at_least_one(chains=self.chains, temperatures=self.temperatures)
 
 
 @torch.no_grad()
@@ -104,7 +108,8 @@ def ais(
         kernel: what moves the chains; None: the model's Gibbs sampler, or HMC where it has none.
         on_step: called with the number of steps done.
     """
-    move = kernel or default_kernel(model)
+    _at_least_one(chains=chains, temperatures=temperatures)
+    move = kernel_of(model, kernel)
     state = model.base(chains)
     log_w, kept, betas = _begin(model, chains)
     for k in range(1, temperatures + 1):
@@ -143,7 +148,8 @@ def reverse_ais(
         kernel: what moves the chains, reversible.
         on_step: called with the number of steps done.
     """
-    move = kernel or default_kernel(model)
+    _at_least_one(temperatures=temperatures)
+    move = kernel_of(model, kernel)
     state, size = start, len(model.flat(start))
     log_w, _, _ = _begin(model, size)
     base = log_w.clone()
@@ -189,7 +195,8 @@ def raise_log_prob(
         kernel: what moves the chains, reversible.
         on_step: called with the number of steps done.
     """
-    move = kernel or default_kernel(model)
+    _at_least_one(chains=chains, temperatures=temperatures)
+    move = kernel_of(model, kernel)
     state = model.state(x.repeat_interleave(chains, 0))
     log_w = torch.zeros(len(x) * chains, dtype=torch.float64, device=x.device)
     for k in range(temperatures, 0, -1):
@@ -245,7 +252,9 @@ class EnergyEvaluation:
         reverse_starts: what these samples were, and whether the estimate is a bound.
         raised: the mean bound on log p(x) of the annealing model over some datapoints, mean log p(x) by `log_z` of the
             same, and their number.
-        pseudo_likelihood: ∑_i log p(x_i | all others) over discrete x, no bound on log p(x).
+        pseudo_likelihood: ∑_i log p(x_i | all others) over discrete x, no bound on log p(x), estimated from ten entries
+            of each datapoint.
+        pseudo_likelihood_se: its standard error over datapoints and their entries.
         free_energy: mean F(x).
         datapoints: number of datapoints.
         chains: of the annealing.
@@ -267,6 +276,7 @@ class EnergyEvaluation:
     reverse_starts: str | None
     raised: list[float] | None
     pseudo_likelihood: float | None
+    pseudo_likelihood_se: float | None
     free_energy: float
     datapoints: int
     chains: int | None
@@ -291,7 +301,8 @@ class EnergyEvaluation:
             bound, same, number = self.raised
             rows.append(("raise", f"{bound:.3f}", f"for {number:.0f} datapoints of log_evidence {same:.3f}"))
         if self.pseudo_likelihood is not None:
-            rows.append(("pseudo_likelihood", f"{self.pseudo_likelihood:.3f}", "no bound"))
+            spread = "" if self.pseudo_likelihood_se is None else f"± {self.pseudo_likelihood_se:.2g}, "
+            rows.append(("pseudo_likelihood", f"{self.pseudo_likelihood:.3f}", f"{spread}no bound"))
         rows.append(("free_energy", f"{self.free_energy:.3f}", ""))
         if self.classification_error is not None:
             rows.append(("classification_error", f"{self.classification_error:.2%}", ""))
@@ -366,6 +377,7 @@ def evaluate_energy(
         reverse_starts=label.get(str(reverse.starts), f"{reverse.starts}, not a bound") if reverse else None,
         raised=None if bounds is None else [bounds.mean().item(), log_p[: len(bounds)].mean().item(), len(bounds)],
         pseudo_likelihood=torch.cat(pseudo).mean().item() if pseudo else None,
+        pseudo_likelihood_se=_standard_error(torch.cat(pseudo)) if pseudo and len(log_p) > 1 else None,
         free_energy=free_energy.mean().item(),
         datapoints=len(log_p),
         chains=annealing.chains if forward else None,

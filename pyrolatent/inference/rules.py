@@ -176,7 +176,10 @@ def _discrete(case: Case) -> str | None:
 def _smooth(case: Case) -> str | None:
     real = isinstance(case.model, UnnormalisedDensity) and case.model.levels is None
     if real and any(isinstance(module, nn.ReLU) for module in case.model.modules()):
-        return "score matching, by which energies over real numbers are scored, sees no curvature of rectifiers"
+        return (
+            "score matching, by which energies over real numbers are scored, sees no curvature of rectifiers; declare "
+            "a smooth activation, as energy: {mlp: {activation: silu}} does"
+        )
     return None
 
 
@@ -209,7 +212,7 @@ def _support(case: Case) -> str | None:
         return None
     case.data.check_support(
         case.weights.model_trace.nodes["x"]["fn"].support,
-        declared_name(getattr(case.model.likelihood, "family", case.model.likelihood)),
+        f"the {declared_name(getattr(case.model.likelihood, 'family', case.model.likelihood))} likelihood",
     )
     return None
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrolatent.declaration import Kind, build, component
+from pyrolatent.errors import InputError
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
 
 SMOOTH: Mapping[str, Any] = {"mlp": {"activation": "silu"}}
@@ -60,7 +61,13 @@ class EnergyModel(UnnormalisedDensity):
 
     def free_energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The energy f(x) - log p_0(x), (batch,), p_0 without its normaliser."""
-        energy = self.function(x).reshape(len(x))
+        energy = self.function(x)
+        if energy.numel() != len(x) or len(energy.shape) == 0:
+            raise InputError(
+                f"the energy gave {tuple(energy.shape)} for x {tuple(x.shape)}; let it give one number for each "
+                f"datapoint, ({len(x)},) or ({len(x)}, 1)"
+            )
+        energy = energy.reshape(len(x))
         return energy + self._quadratic(x.reshape(len(x), -1)) if self.tilts else energy
 
     def _quadratic(self, flat: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ Given = Mapping[int, Tensor | int]
 
 @component("model", "markov_network")
 class MarkovNetwork(UnnormalisedDensity):
-    """p(x) = exp(-∑_C E_C(x_C)) / Z over discrete variables X1 ... XD, one energy for each clique C.
+    """p(x) = exp(-∑_C E_C(x_C)) / Z over discrete variables X1, ..., XD, one energy for each clique C.
 
     Everything exact is a contraction of the factors exp(-E_C), in log space and in an order that opt_einsum chooses
     (variable elimination); its cost grows with the largest table on the way, not with the number of joint states.
@@ -37,7 +38,7 @@ class MarkovNetwork(UnnormalisedDensity):
         cliques: the variables of each clique by their numbers from 1.
         cardinality: number of values of each variable, or one for all.
         spread: standard deviation of the learned energies' initial values.
-        energies: one for each clique: a tensor of energies (k_a, k_b, ...), fixed, or a parameter, or a function or
+        energies: one for each clique: an array of energies (k_a, k_b, ...), fixed, or a parameter, or a function or
             module of the clique's values (states,), (states,), ... that gives energies (states,). None: learned
             tables. In Python only.
     """
@@ -70,6 +71,8 @@ class MarkovNetwork(UnnormalisedDensity):
         self._sources: list[Callable[..., Tensor] | str] = []
         for number, (energy, shape, clique) in enumerate(zip(energies, shapes, self.cliques, strict=True)):
             name = f"energy_{number + 1}"
+            if not callable(energy) and not isinstance(energy, Tensor):
+                energy = torch.as_tensor(energy, dtype=torch.get_default_dtype())
             if isinstance(energy, Tensor):
                 if energy.shape != shape:
                     raise InputError(
@@ -106,7 +109,7 @@ class MarkovNetwork(UnnormalisedDensity):
 
     def log_z(self, given: Given | None = None) -> Tensor:
         """log ∑ exp(-E(x)) over all variables that are not given, () or (batch,)."""
-        given = given or {}
+        given = self._checked(given)
         total = self._contract("", given)
         return total if _batched(given) else total.squeeze(0)
 
@@ -117,10 +120,9 @@ class MarkovNetwork(UnnormalisedDensity):
             *variables: numbers, from 1.
             given: values of other variables; without any this is the marginal.
         """
-        given = given or {}
-        for i in (*variables, *given):
-            if not 1 <= i <= self.event_shape.numel():
-                raise InputError(f"there is no X{i}; the variables are X1 to X{self.event_shape.numel()}")
+        if not variables:
+            raise InputError("a marginal of no variable was asked for; give the numbers of some, from 1")
+        given = self._checked(given, variables)
         if {*variables} & {*given} or len({*variables}) < len(variables):
             raise InputError(f"a marginal of X{variables} given X{(*given,)} names a variable twice")
         logits = self._contract("".join(map(_symbol, variables)), given)
@@ -130,14 +132,25 @@ class MarkovNetwork(UnnormalisedDensity):
     @torch.no_grad()
     def mode(self, given: Given | None = None) -> Tensor:
         """The most probable x, (*event_shape) or (batch, *event_shape), as whole numbers."""
-        given = given or {}
+        given = self._checked(given)
         found = self._backwards("map", given, 1)
         return found if _batched(given) else found.squeeze(0)
 
     @torch.no_grad()
     def exact_sample(self, size: int, given: Given | None = None) -> Tensor:
         """Independent draws (size, width) by elimination and then drawing backwards, those of `given` as they are."""
-        return self._backwards("sample", given or {}, size).flatten(1).to(torch.get_default_dtype())
+        return self._backwards("sample", self._checked(given), size).flatten(1).to(torch.get_default_dtype())
+
+    def _checked(self, given: Given | None, others: Sequence[int] = ()) -> Given:
+        given = given or {}
+        for i in (*others, *given):
+            if not 1 <= i <= self.event_shape.numel():
+                raise InputError(f"there is no X{i}; the variables are X1 to X{self.event_shape.numel()}")
+        for i, value in given.items():
+            values, last = torch.as_tensor(value), self._size(i) - 1
+            if not ((values >= 0) & (values <= last) & (values == values.round())).all():
+                raise InputError(f"X{i} was given as {value}, but its values are the whole numbers from 0 to {last}")
+        return given
 
     @property
     def tractable(self) -> bool:
@@ -148,7 +161,7 @@ class MarkovNetwork(UnnormalisedDensity):
     def _largest(self) -> int:
         shapes = [(1, *(self._size(i) for i in clique)) for clique in self.cliques]
         _, path = opt_einsum.contract_path(self._equation(""), *shapes, shapes=True)
-        return max(path.size_list)
+        return int(max(*path.size_list, *(math.prod(shape) for shape in shapes)))
 
     def _equation(self, output: str, given: Given | None = None) -> str:
         kept = [[i for i in clique if i not in (given or {})] for clique in self.cliques]

@@ -12,7 +12,7 @@ from torch.nn import functional
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.latent import require_labels
-from pyrolatent.models.units import LabelledUnits, NormalUnits, bernoulli, softplus
+from pyrolatent.models.units import CategoricalUnits, LabelledUnits, NormalUnits, bernoulli, softplus
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
 
 EXACT = 20
@@ -39,9 +39,9 @@ class Layers(NamedTuple):
 class RestrictedBoltzmannMachine(UnnormalisedDensity):
     """E(x, h) = -t(x)·b - h·c - t(x) W h over binary h; F(x) = -t(x)·b - ∑_j softplus(c_j + (t(x) W)_j).
 
-    t(x) is x itself for bits, x / σ for real numbers, a one-hot code for whole numbers, and with label units the code
-    of y stands behind that of x (Smolensky 1986; Hinton 2002). Along the path to the base, an independent x with the
-    data's means b_0, E_β = -t·(β b + (1 - β) b_0) - β (h·c + t W h) (Salakhutdinov and Murray 2008).
+    t(x) is x itself for bits, (x - m) / σ for real numbers, a one-hot code for whole numbers, and with label units the
+    code of y stands behind that of x (Smolensky 1986; Hinton 2002). Along the path to the base, an independent x with
+    the data's means b_0, E_β = -t·(β b + (1 - β) b_0) - β (h·c + t W h) (Salakhutdinov and Murray 2008).
 
     Args:
         event_shape: shape of one datapoint x.
@@ -97,7 +97,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
             return
         units = self.units.inner if isinstance(self.units, LabelledUnits) else self.units
         if isinstance(units, NormalUnits):
-            units.set_scale(x)
+            units.standardise(x)
         seen = units.statistic(x)
         prior = units.mean(torch.zeros_like(seen[0]))
         mean = (seen.sum(0) + 2 * prior) / (len(x) + 2) if self.levels is not None else seen.mean(0)
@@ -186,20 +186,32 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         """F(x, y) of every class, (batch, label_dim)."""
         if not self.label_dim:
             raise InputError("the machine has no label units; declare rbm with labels: true")
-        width = self.units.width - self.label_dim
-        without = functional.pad(x.reshape(len(x), -1), (0, self.label_dim))
-        v, field = self.restore(without)
+        v, field = self._without_label(x)
         of_x = (v * self.visible_bias).sum(-1) + self.units.log_base(v)
-        fields = field[:, None] + self.weight[width:]
-        return -(of_x[:, None] + self.visible_bias[width:] + softplus(fields).sum(-1))
+        of_y = self.visible_bias[-self.label_dim :] + softplus(self._fields(field)).sum(-1)
+        return -(of_x[:, None] + of_y)
+
+    def _without_label(self, x: Tensor) -> Layers:
+        return self.restore(functional.pad(x.reshape(len(x), -1), (0, self.label_dim)))
+
+    def _fields(self, field: Tensor) -> Tensor:
+        """The fields of every class, (batch, label_dim, hidden), from those without a label."""
+        return field[:, None] + self.weight[-self.label_dim :]
 
     def classify(self, x: Tensor) -> Tensor:
         """p(y | x) ∝ exp(-F(x, y)), (batch, label_dim) (Larochelle and Bengio 2008)."""
         return self.class_energies(x).neg().softmax(-1)
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """p(h_j = 1 | x), (batch, hidden)."""
-        return torch.sigmoid(self.state(x, y).field)
+        """p(h_j = 1 | x), (batch, hidden), with label units p(h_j = 1 | x, y) where y is given and not -1."""
+        if not self.label_dim:
+            return torch.sigmoid(self.state(x).field)
+        of_classes = torch.sigmoid(self._fields(self._without_label(x).field))
+        total = (self.classify(x)[..., None] * of_classes).sum(1)
+        if y is None:
+            return total
+        own = of_classes[torch.arange(len(x), device=x.device), y.clamp(min=0)]
+        return torch.where(y[:, None] < 0, total, own)
 
     @property
     def has_conditionals(self) -> bool:
@@ -320,10 +332,13 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         c.addmv_(w.T, self.mu, alpha=-1)
 
     @torch.no_grad()
-    def penalise(self, weight_decay: float, sparsity_target: float | None, sparsity_cost: float) -> None:
+    def penalise(self, state: Layers, weight_decay: float, sparsity_target: float | None, sparsity_cost: float) -> None:
         """Adds the gradients of weight decay and of a sparsity target to the parameters' (Hinton 2010, sections 10-11).
 
+        The activity q is that over the batch: a running mean lags behind, and training then overshoots the target.
+
         Args:
+            state: the batch.
             weight_decay: factor of the sum of squared weights, halved; biases are not decayed.
             sparsity_target: what the mean activity q of each hidden unit is drawn to, by its cross-entropy.
             sparsity_cost: factor of the derivative q - target.
@@ -333,19 +348,21 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         if weight_decay:
             self.weight.grad.add_(self.weight, alpha=weight_decay)
         if sparsity_target is not None:
-            excess = sparsity_cost * (self.activity - sparsity_target)
+            excess = sparsity_cost * (torch.sigmoid(state.field).mean(0) - sparsity_target)
             self.hidden_bias.grad.add_(excess)
-            self.weight.grad.addr_(self.mu, excess)
+            self.weight.grad.addr_(state.v.mean(0), excess)
 
     def __str__(self) -> str:
-        kind = type(self.units.inner if self.label_dim else self.units).__name__.removesuffix("Units").lower()
-        label = f" and {self.label_dim} label" if self.label_dim else ""
-        size = sum(p.numel() for p in self.parameters())
+        units = self.units.inner if isinstance(self.units, LabelledUnits) else self.units
+        kind = type(units).__name__.removesuffix("Units").lower()
+        values = f" of {units.k} values" if isinstance(units, CategoricalUnits) else ""
+        label = f" and {self.label_dim} label units" if self.label_dim else ""
+        entries, size = self.event_shape.numel(), sum(p.numel() for p in self.parameters())
         return "\n".join(
             [
                 f"{type(self).__name__} of x {tuple(self.event_shape)}, {size:,} parameters",
                 f"  p(x{', y' if label else ''}, h) = exp(b·t + c·h + t W h) / Z",
-                f"  t = {self.units.width} {kind}{label} units, h = {len(self.hidden_bias)} binary units",
+                f"  t = {entries} {kind} units{values}{label}, h = {len(self.hidden_bias)} binary units",
                 f"  log Z {'by enumeration' if self.tractable else 'by annealed importance sampling'}",
             ]
         )

@@ -88,15 +88,18 @@ class BernoulliUnits(nn.Module):
 
 @component("units", "normal")
 class NormalUnits(nn.Module):
-    """x_i = σ_i t_i with t | h ~ N(b + W h, 1): t = x / σ, A(η) = ∑ η_i² / 2 + log(2π) / 2, over t.
+    """x_i = m_i + σ_i t_i with t | h ~ N(b + W h, 1): t = (x - m) / σ, A(η) = ∑ η_i² / 2 + log(2π) / 2, over t.
 
-    σ is learned, one number for each entry, and begins at the data's standard deviation times `scale`.
+    m is the data's mean, so that neither b nor W moves when σ does. σ is learned, one number for each entry, and begins
+    at the data's standard deviation times `scale`.
 
     Args:
         event_shape: shape of x.
         scale: factor of the data's standard deviation at the beginning.
         learned: whether σ is trained.
     """
+
+    loc: Tensor
 
     def __init__(
         self, event_shape: tuple[int, ...], *, scale: Annotated[float, Gt(0)] = 1.0, learned: bool = True
@@ -107,20 +110,22 @@ class NormalUnits(nn.Module):
         self.support = constraints.real
         self.scale = scale
         self.log_sigma = nn.Parameter(torch.full((self.width,), math.log(scale)), requires_grad=learned)
+        self.register_buffer("loc", torch.zeros(self.width))
 
     @torch.no_grad()
-    def set_scale(self, x: Tensor) -> None:
-        """Sets σ to the standard deviation of the data times `scale`."""
-        deviation = x.reshape(len(x), -1).std(0)
-        self.log_sigma.copy_((self.scale * deviation.clamp(min=1e-3)).log())
+    def standardise(self, x: Tensor) -> None:
+        """Sets m to the mean of the data and σ to their standard deviation times `scale`."""
+        flat = x.reshape(len(x), -1)
+        self.loc.copy_(flat.mean(0))
+        self.log_sigma.copy_((self.scale * flat.std(0).clamp(min=1e-3)).log())
 
     def statistic(self, x: Tensor) -> Tensor:
-        """x / σ."""
-        return x.reshape(len(x), -1) * (-self.log_sigma).exp()
+        """(x - m) / σ."""
+        return (x.reshape(len(x), -1) - self.loc) * (-self.log_sigma).exp()
 
     def value(self, t: Tensor) -> Tensor:
-        """σ t."""
-        return t * self.log_sigma.exp()
+        """m + σ t."""
+        return self.loc + t * self.log_sigma.exp()
 
     def log_base(self, t: Tensor) -> Tensor:
         """-∑ t_i² / 2 + log σ_i, the density being one of x."""
