@@ -912,7 +912,9 @@ def test_binarized_and_relaxed_values_go_with_a_bernoulli(binarize: Any) -> None
 
 @pytest.mark.parametrize("constraint", [constraints.real, constraints.unit_interval])
 def test_relaxed_goes_with_the_bernoulli_alone(constraint: Any) -> None:
-    with pytest.raises(InputError, match=r"relaxed, which goes with the bernoulli likelihood alone.* the beta likelihood;"):
+    with pytest.raises(
+        InputError, match=r"relaxed, which goes with the bernoulli likelihood alone.* the beta likelihood;"
+    ):
         load_data("digits", binarize="relaxed").check_support(constraint, "the beta likelihood")
 
 
