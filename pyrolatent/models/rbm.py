@@ -112,7 +112,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
         A label that is not given, or -1, is drawn from p(y | x).
         """
-        flat = x.reshape(len(x), -1)
+        flat = self._flattened(x)
         if self.label_dim:
             labels = torch.full((len(x),), -1, device=x.device) if y is None else y
             if (labels < 0).any():
@@ -120,6 +120,12 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
                 labels = torch.where(labels < 0, drawn, labels)
             flat = torch.cat([flat, functional.one_hot(labels, self.label_dim).to(flat)], -1)
         return self.restore(flat)
+
+    def _flattened(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != self.event_shape:
+            expected = ", ".join(map(str, ("batch", *self.event_shape)))
+            raise InputError(f"x has the shape {tuple(x.shape)}, but the machine takes ({expected})")
+        return x.reshape(len(x), -1).to(self.weight.dtype)
 
     def restore(self, flat: Tensor) -> Layers:
         """The state of entries of x (chains, width), behind which stands the code of y where there are label units."""
@@ -192,7 +198,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         return -(of_x[:, None] + of_y)
 
     def _without_label(self, x: Tensor) -> Layers:
-        return self.restore(functional.pad(x.reshape(len(x), -1), (0, self.label_dim)))
+        return self.restore(functional.pad(self._flattened(x), (0, self.label_dim)))
 
     def _fields(self, field: Tensor) -> Tensor:
         """The fields of every class, (batch, label_dim, hidden), from those without a label."""
