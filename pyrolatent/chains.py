@@ -71,7 +71,8 @@ def _walk(model: UnnormalisedDensity, size: int, sweeps: int, y: Tensor | None) 
     if y is not None and not model.label_dim:
         raise InputError(f"{type(model).__name__} has no label units; leave y out")
     if y is not None and (y.shape != (size,) or not ((y >= 0) & (y < model.label_dim)).all()):
-        raise InputError(f"y has the shape {tuple(y.shape)}; give {size} labels from 0 to {model.label_dim - 1}")
+        found = f"{tuple(y.shape)} labels from {int(y.min())} to {int(y.max())}" if y.numel() else "no labels"
+        raise InputError(f"y holds {found}; give ({size},) from 0 to {model.label_dim - 1}")
     if len(model.chains):
         state = model.restore(model.chains[torch.arange(size, device=device_of(model)) % len(model.chains)])
     else:

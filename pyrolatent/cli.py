@@ -242,6 +242,7 @@ def check_command(
 def sample_command(
     run: RunPath,
     size: Annotated[int, typer.Option("--size", "-n", min=1, help="Number of draws.")] = 64,
+    label: Annotated[int | None, typer.Option(help="Draw this class alone.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     mean: Annotated[bool, typer.Option(help="Show E[x | z] instead of draws of x.")] = False,
     sweeps: Annotated[int, typer.Option(min=1, help="Sweeps of the chains of an energy.")] = SWEEPS,
@@ -251,7 +252,8 @@ def sample_command(
     """Draw from the model: an array samples.npy and a figure samples.png in the run."""
     loaded = Run.load(run, trust=trust)
     torch.manual_seed(seed)
-    drawn = tasks.sample(loaded.model, size, mean=mean, sweeps=sweeps)
+    y = None if label is None else torch.full((size,), label)
+    drawn = tasks.sample(loaded.model, size, y, mean=mean, sweeps=sweeps)
     array = loaded.write_array("samples", drawn)
     (figure,) = loaded.write_figures({"samples": samples_figure(drawn[:100])})
     _print_paths({"array": array, "figure": figure}, as_json)

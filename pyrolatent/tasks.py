@@ -40,6 +40,10 @@ def sample(
     """
     if isinstance(model, UnnormalisedDensity):
         return sample_energy(model, size, y, mean=mean, sweeps=sweeps)
+    if y is not None and model.label_dim and not y.is_floating_point() and not ((y >= 0) & (y < model.label_dim)).all():
+        raise InputError(
+            f"labels from {int(y.min())} to {int(y.max())} were given; they are 0 to {model.label_dim - 1}"
+        )
     trace = _ancestral(model, size, y)
     return trace.nodes["x"]["fn"].mean if mean else trace.nodes["x"]["value"]
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner, Result
 
 import pyrolatent
-from pyrolatent import Run, cli
+from pyrolatent import Run, cli, sample
 
 SMALL = ["--epochs=2", "--device=cpu", "--particles=4", "--set=model.vae.latent_dim=2"]
 KEYS = {
@@ -112,6 +113,16 @@ def test_a_cross_entropy_has_no_evidence(bits: Path) -> None:
     evaluation = json.loads(Path("out/evaluation.json").read_text())
     assert evaluation["measure"] == "cross-entropy"
     assert KEYS - evaluation.keys() == {"log_evidence", "log_evidence_se", "log_evidence_mcse"}
+
+
+def test_one_class_is_sampled(bits: Path) -> None:
+    """The draws of a class are those of Python with as many labels; what is no class is refused."""
+    call("train", "--data=digits", "--epochs=1", "--set=model={conditional_vae: {latent_dim: 2}}", "--output=out")
+    call("sample", "out", "--size=4", "--label=3")
+    torch.manual_seed(0)
+    assert np.array_equal(np.load("out/samples.npy"), sample(Run.load("out").model, 4, torch.full((4,), 3)).numpy())
+    refused = call("sample", "out", "--label=10")
+    assert (refused.exit_code, "labels from 10 to 10 were given; they are 0 to 9" in refused.stderr) == (2, True)
 
 
 def test_sample_and_figures_write_into_the_run(made: Path) -> None:

@@ -233,8 +233,11 @@ def test_python_calls_say_what_is_wrong(binary_data: Data) -> None:
         (lambda: RBM((6,), hidden=2).encode(x[0]), r"x has the shape \(6,\), but the machine takes \(batch, 6\)"),
         (lambda: sample(model, 0), "size and sweeps were 0"),
         (lambda: sample(model, 3, sweeps=-1), "and -1; at least"),
-        (lambda: sample(model, 3, y=torch.tensor([0, 1])), "give 3 labels from 0 to 1"),
-        (lambda: sample(model, 2, y=torch.tensor([0, 2])), "give 2 labels from 0 to 1"),
+        (
+            lambda: sample(model, 3, y=torch.tensor([0, 1])),
+            r"y holds \(2,\) labels from 0 to 1; give \(3,\) from 0 to 1",
+        ),
+        (lambda: sample(model, 2, y=torch.tensor([0, 2])), r"labels from 0 to 2; give \(2,\) from 0 to 1"),
         (lambda: watch(model, 4, [5, 1]), "give numbers from 0 that rise"),
         (lambda: watch(model, 2, [0, 1], start=x), "start holds 4 datapoints, but 2 chains"),
         (
