@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pyrolatent import (
     VAE,
     ConditionalVAE,
+    InputError,
     LatentVariableModel,
     LinearGaussian,
     impute,
@@ -86,8 +87,11 @@ def test_conditional_models_are_drawn_for_each_class() -> None:
     assert torch.allclose(
         tasks.sample(model, 3000, mean=True).unflatten(0, (-1, 3)).mean((0, 2)), 3 + torch.arange(3.0), atol=0.12
     )
-    assert tasks.sample(model, 4, y=torch.tensor([100, 100, 100, 100])).min() > 90
+    with pytest.raises(InputError, match="labels from 1 to 3 were given; they are 0 to 2"):
+        tasks.sample(model, 2, y=torch.tensor([1, 3]))
     assert tasks.latent_grid(model, 3)[0].shape == (9, 2)
+    model.label_dim = 101
+    assert tasks.sample(model, 4, y=torch.tensor([100, 100, 100, 100])).min() > 90
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 3])
