@@ -12,7 +12,6 @@ the mean pseudo-likelihood that it reached, so that none is fast by doing someth
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,13 +20,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import sklearn
 import torch
 from sklearn.neural_network import BernoulliRBM
 from torch import Tensor
 from torch.nn import functional
 
 import pyrolatent as pl
+from benchmarks.training import machine, versions
 from pyrolatent.declaration import build
 from pyrolatent.inference.fit import Fit, Trainer
 from pyrolatent.inference.held_out import pseudo_likelihood
@@ -95,13 +94,13 @@ def matmul(data: Tensor) -> Made:
 
 
 def scikit_learn(data: Tensor) -> Made:
-    machine = BernoulliRBM(n_components=HIDDEN, learning_rate=LR, batch_size=BATCH, random_state=0)
+    boltzmann = BernoulliRBM(n_components=HIDDEN, learning_rate=LR, batch_size=BATCH, random_state=0)
 
     def step() -> None:
-        machine.partial_fit(minibatch(data).numpy())
+        boltzmann.partial_fit(minibatch(data).numpy())
 
     def parameters() -> tuple[Tensor, Tensor, Tensor]:
-        found = (machine.components_.T, machine.intercept_visible_, machine.intercept_hidden_)
+        found = (boltzmann.components_.T, boltzmann.intercept_visible_, boltzmann.intercept_hidden_)
         weight, b, c = (torch.from_numpy(np.ascontiguousarray(each)).float() for each in found)
         return weight, b, c
 
@@ -215,14 +214,9 @@ def main() -> None:
             f"{row['steps_per_second']:10.1f} updates/s{said}"
         )
     if arguments.json:
-        cores = f"{torch.get_num_threads()} cores, {platform.machine()}"
         found = {
-            "machine": torch.cuda.get_device_name() if arguments.device == "cuda" else cores,
-            "versions": {
-                "torch": torch.__version__,
-                "scikit-learn": sklearn.__version__,
-                "python": platform.python_version(),
-            },
+            "machine": machine(arguments.device),
+            "versions": versions("torch", "scikit-learn"),
             "results": results,
         }
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -212,8 +212,10 @@ class Data:
             )
         counts = low >= 0 and all(bool((x == x.round()).all()) for x in observed)
         fitting = "poisson or negative_binomial" if counts else "normal or student_t"
-        other = f"a likelihood such as {fitting}" if density.endswith("likelihood") else "another model or other units"
-        return f"{values} of which some lie outside, but {defined}: declare {other}, or transform x"
+        return (
+            f"{values} of which some lie outside, but {defined}: declare one of such values, as the likelihood "
+            f"{fitting}, or transform x"
+        )
 
     def _values(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The values as they are modelled; one batch stands for a split where noise decides what they are."""

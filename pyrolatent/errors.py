@@ -14,3 +14,14 @@ class TrustError(InputError):
 
 class TrainingError(RuntimeError):
     """Training stopped because a number was not finite; the model holds the last good state."""
+
+
+def at_least_one(**numbers: int | None) -> None:
+    """Refuses numbers, by their names, that are given and less than 1.
+
+    Raises:
+        InputError: one is.
+    """
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise InputError(f"{name} was {number}; at least 1 is needed")

@@ -314,7 +314,7 @@ def _grid(
     """
     columns, rows = size
     shape = values.shape[1:]
-    is_image = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+    is_image = _is_image(shape)
     aspect = shape[-2] / shape[-1] if is_image else 0.7
     width = min(0.8, 6 / columns) if is_image else min(1.3, 7 / columns)
     fig = _figure(max(columns * width, 2.5) + 1, rows * width * aspect + 0.5)
@@ -326,6 +326,10 @@ def _grid(
     if caption:
         _caption(fig, caption)
     return fig, axes
+
+
+def _is_image(event_shape: Sequence[int]) -> bool:
+    return len(event_shape) == 2 or (len(event_shape) == 3 and event_shape[0] in (1, 3))
 
 
 def _limits(values: Array) -> tuple[float, float]:

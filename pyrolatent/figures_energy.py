@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pyrolatent.errors import InputError
-from pyrolatent.figures import _COLOURS, _MUTED, Array, Values, _array, _figure, _grid, _text, _tidy
+from pyrolatent.figures import _COLOURS, _MUTED, Array, Values, _array, _figure, _grid, _is_image, _text, _tidy
 
 PANELS = {
     "validation_pseudo_likelihood": "pseudo-likelihood,\nvalidation [nats]",
@@ -64,15 +64,13 @@ def filters(weights: Values, event_shape: tuple[int, ...]) -> Figure:
     order = np.argsort(-np.square(columns).sum(1))[:100]
     largest = np.abs(columns[order]).max(1, keepdims=True)
     scaled = columns[order] / np.where(largest > 0, largest, 1)
-    is_image = len(event_shape) > 1
-    if is_image:
+    if _is_image(event_shape):
         scaled = 0.5 + 0.5 * scaled
     side = int(np.ceil(np.sqrt(len(order))))
     cells = [(i % side, i // side) for i in range(len(order))]
     fig, axes = _grid(scaled.reshape(len(order), *event_shape), cells, size=(side, -(-len(order) // side)))
-    axes.set_xlabel(
-        "weights of hidden units, longest first" + ("; grey: 0" if is_image else ""), fontsize=7, color=_MUTED
-    )
+    zero = "; grey: 0" if _is_image(event_shape) else ""
+    axes.set_xlabel(f"weights of hidden units, longest first{zero}", fontsize=7, color=_MUTED)
     return fig
 
 

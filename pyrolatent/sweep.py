@@ -71,7 +71,9 @@ class Cell:
     def evaluated(self) -> bool:
         """Whether the trained run has been evaluated, with so many draws where it takes any."""
         file = self.output / "evaluation.json"
-        return file.is_file() and _draws(file) in (self.particles, None)
+        if not file.is_file():
+            return False
+        return bool(json.loads(file.read_text(encoding="utf-8")).get("particles", self.particles) == self.particles)
 
     def missing_check(self) -> bool:
         """Whether it is still to be checked."""
@@ -186,12 +188,6 @@ def _hold_to_comparison(cell: Cell, model: type | None = None) -> None:
         raise InputError(f"{name} has no density, by which runs could be compared; sweep over others")
     if model and cell.checked and not issubclass(model, LatentVariableModel):
         raise InputError(f"{name} has no posterior that could be checked; leave --check (checked=True) out")
-
-
-def _draws(evaluation: Path) -> int | None:
-    """Draws for each datapoint that an evaluation has taken; None where log p(x) takes none."""
-    particles: int | None = json.loads(evaluation.read_text(encoding="utf-8")).get("particles")
-    return particles
 
 
 def _in_processes(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, str | None]]:

@@ -23,7 +23,7 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyrolatent.data import Data
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference.evidence import measure, observation_support
 from pyrolatent.inference.modes import device_of, evaluating
 from pyrolatent.inference.objectives import Inputs
@@ -134,7 +134,7 @@ def annealed_evidence(
     Raises:
         InputError: the data does not fit the model, or a latent is discrete and not enumerated.
     """
-    _at_least_one(size=size, chains=chains, steps=steps, leapfrog=leapfrog)
+    at_least_one(size=size, chains=chains, steps=steps, leapfrog=leapfrog)
     if split not in ("train", "validation", "test"):
         raise InputError(f"there is no split {split!r}; valid: train, validation, test")
     part = getattr(data, split).to(device_of(model))
@@ -205,7 +205,7 @@ def bidirectional_evidence(
     Raises:
         InputError: a latent is discrete and not enumerated.
     """
-    _at_least_one(size=size, chains=chains, steps=steps, leapfrog=leapfrog)
+    at_least_one(size=size, chains=chains, steps=steps, leapfrog=leapfrog)
     device, batch_size = device_of(model), _batch_size(model, chains)
     if y is None and model.conditional:
         y = torch.arange(size, device=device) % model.label_dim
@@ -470,9 +470,3 @@ def _mean(parts: list[Tensor | None]) -> float | None:
 
 def _standard_error(values: Tensor) -> float | None:
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
-
-
-def _at_least_one(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise InputError(f"{name} was {count}; at least 1 is needed")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyrolatent.data import Data
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference.held_out import pseudo_likelihood
 from pyrolatent.inference.kernels import kernel_of, run
 from pyrolatent.inference.modes import device_of, evaluating
@@ -54,12 +54,6 @@ class LogZ:
     log_weights: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
 
 
-def _at_least_one(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise InputError(f"{name} was {number}; at least 1 is needed")
-
-
 @dataclass(frozen=True)
 class Annealing:
     """How log Z is estimated.
@@ -77,7 +71,7 @@ class Annealing:
     raised: int = 0
 
     def __post_init__(self) -> None:
-        _at_least_one(chains=self.chains, temperatures=self.temperatures)
+        at_least_one(chains=self.chains, temperatures=self.temperatures)
 
 
 @torch.no_grad()
@@ -108,7 +102,7 @@ def ais(
         kernel: what moves the chains; None: the model's Gibbs sampler, or HMC where it has none.
         on_step: called with the number of steps done.
     """
-    _at_least_one(chains=chains, temperatures=temperatures)
+    at_least_one(chains=chains, temperatures=temperatures)
     move = kernel_of(model, kernel)
     state = model.base(chains)
     log_w, kept, betas = _begin(model, chains)
@@ -148,7 +142,7 @@ def reverse_ais(
         kernel: what moves the chains, reversible.
         on_step: called with the number of steps done.
     """
-    _at_least_one(temperatures=temperatures)
+    at_least_one(temperatures=temperatures)
     move = kernel_of(model, kernel)
     state, size = start, len(model.flat(start))
     log_w, _, _ = _begin(model, size)
@@ -195,7 +189,7 @@ def raise_log_prob(
         kernel: what moves the chains, reversible.
         on_step: called with the number of steps done.
     """
-    _at_least_one(chains=chains, temperatures=temperatures)
+    at_least_one(chains=chains, temperatures=temperatures)
     move = kernel_of(model, kernel)
     state = model.state(x.repeat_interleave(chains, 0))
     log_w = torch.zeros(len(x) * chains, dtype=torch.float64, device=x.device)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
+from pyrolatent.models.conditionals import one_hot
 from pyrolatent.models.latent import require_labels
 from pyrolatent.models.units import CategoricalUnits, LabelledUnits, NormalUnits, bernoulli, softplus
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
@@ -77,7 +78,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
             self.label_dim = label_dim
             units = LabelledUnits(units, label_dim)
         self.units, self.centred = units, centred
-        self._visible_sizes: list[int] | None = None
+        self._visible_sizes: list[int] | None = None  # whole numbers of Python, by which a graph can be recorded
         if units.levels is not None:
             self._visible_sizes = [*units.levels.tolist(), *([label_dim] if labels else [])]
         self.weight = nn.Parameter(spread * torch.randn(units.width, hidden))
@@ -95,7 +96,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         """
         if self.visible_bias.any():
             return
-        units = self.units.inner if isinstance(self.units, LabelledUnits) else self.units
+        units = self._units_of_x
         if isinstance(units, NormalUnits):
             units.standardise(x)
         seen = units.statistic(x)
@@ -104,6 +105,10 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         self.mu[: units.width] = mean
         self.base_bias[: units.width] = units.natural(mean)
         self.visible_bias.copy_(self.base_bias)
+
+    @property
+    def _units_of_x(self) -> Any:
+        return self.units.inner if isinstance(self.units, LabelledUnits) else self.units
 
     # Chains.
 
@@ -192,17 +197,15 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         """F(x, y) of every class, (batch, label_dim)."""
         if not self.label_dim:
             raise InputError("the machine has no label units; declare rbm with labels: true")
-        v, field = self._without_label(x)
+        return self._of_classes(x)[0]
+
+    def _of_classes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """F(x, y) of every class, (batch, label_dim), and the fields with it, (batch, label_dim, hidden)."""
+        v, field = self.restore(functional.pad(self._flattened(x), (0, self.label_dim)))
+        fields = field[:, None] + self.weight[-self.label_dim :]
         of_x = (v * self.visible_bias).sum(-1) + self.units.log_base(v)
-        of_y = self.visible_bias[-self.label_dim :] + softplus(self._fields(field)).sum(-1)
-        return -(of_x[:, None] + of_y)
-
-    def _without_label(self, x: Tensor) -> Layers:
-        return self.restore(functional.pad(self._flattened(x), (0, self.label_dim)))
-
-    def _fields(self, field: Tensor) -> Tensor:
-        """The fields of every class, (batch, label_dim, hidden), from those without a label."""
-        return field[:, None] + self.weight[-self.label_dim :]
+        of_y = self.visible_bias[-self.label_dim :] + softplus(fields).sum(-1)
+        return -(of_x[:, None] + of_y), fields
 
     def classify(self, x: Tensor) -> Tensor:
         """p(y | x) ∝ exp(-F(x, y)), (batch, label_dim) (Larochelle and Bengio 2008)."""
@@ -212,12 +215,11 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         """p(h_j = 1 | x), (batch, hidden), with label units p(h_j = 1 | x, y) where y is given and not -1."""
         if not self.label_dim:
             return torch.sigmoid(self.state(x).field)
-        of_classes = torch.sigmoid(self._fields(self._without_label(x).field))
-        total = (self.classify(x)[..., None] * of_classes).sum(1)
-        if y is None:
-            return total
-        own = of_classes[torch.arange(len(x), device=x.device), y.clamp(min=0)]
-        return torch.where(y[:, None] < 0, total, own)
+        energies, fields = self._of_classes(x)
+        likely = energies.neg().softmax(-1)
+        if y is not None:
+            likely = torch.where(y[:, None] < 0, likely, one_hot(y, self.label_dim))
+        return (likely[..., None] * torch.sigmoid(fields)).sum(1)
 
     @property
     def has_conditionals(self) -> bool:
@@ -359,7 +361,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
             self.weight.grad.addr_(state.v.mean(0), excess)
 
     def __str__(self) -> str:
-        units = self.units.inner if isinstance(self.units, LabelledUnits) else self.units
+        units = self._units_of_x
         kind = type(units).__name__.removesuffix("Units").lower()
         values = f" of {units.k} values" if isinstance(units, CategoricalUnits) else ""
         label = f" and {self.label_dim} label units" if self.label_dim else ""

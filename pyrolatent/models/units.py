@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from torch.nn import functional
 
 from pyrolatent.declaration import component
+from pyrolatent.models.conditionals import one_hot
 
 
 class Units(Protocol):
@@ -254,11 +255,6 @@ def bernoulli(logits: Tensor) -> Tensor:
     """
     u = torch.rand_like(logits)
     return torch.lt(u, torch.sigmoid(logits), out=u)
-
-
-def one_hot(index: Tensor, levels: int) -> Tensor:
-    """Codes (..., levels), true at the index. That of torch looks at values, which no graph can record."""
-    return index[..., None] == torch.arange(levels, device=index.device)
 
 
 def softplus(x: Tensor) -> Tensor:
