@@ -167,7 +167,7 @@ def impute(
     filled = []
     for _ in range(draws):
         weights = weigh(model.generate, model.infer, x, y, mask, particles=particles)
-        if weights.log_enumerated is not None:
+        if weights.summed_out:
             raise InputError(f"impute draws latents, but {type(model).__name__} enumerates some; use a vae")
         chosen = dist.Categorical(logits=weights.log_weights().T).sample()
         batch = torch.arange(len(x), device=x.device)

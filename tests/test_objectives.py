@@ -232,5 +232,5 @@ def test_options_out_of_range_are_refused(objective: type[Objective], options: d
 
 def test_the_model_is_scored_at_the_guide_s_draws(model: VAE, x: Tensor) -> None:
     weights = weigh(model.generate, model.infer, x)
-    assert torch.equal(weights.model_trace.nodes["z"]["value"], weights.latents["z"])
+    assert torch.equal(weights.model_trace.nodes["z"]["value"], weights.latents["z"][0])
     assert torch.equal(weights.model_trace.nodes["x"]["value"], x)

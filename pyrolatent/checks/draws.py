@@ -125,11 +125,12 @@ def _scored(weights: Weights) -> Draws:
         "log_prior": _sum(weights.log_prior.values()),
         "log_posterior": _sum(weights.log_posterior.values()),
     }
-    if weights.log_enumerated is None:
+    log_states = weights.log_states()
+    if log_states is None:
         spread = {name: term.expand_as(log_weights) for name, term in terms.items()}
         return Draws(log_weights, **spread, latents=weights.latents)
-    shape = torch.broadcast_shapes(weights.log_enumerated.shape, *(term.shape for term in terms.values()))
-    flat = weights.log_enumerated.expand(shape).flatten(0, -3)
+    shape = torch.broadcast_shapes(log_states.shape, *(term.shape for term in terms.values()))
+    flat = log_states.expand(shape).flatten(0, -3)
     index = dist.Categorical(logits=flat.movedim(0, -1)).sample()
 
     def chosen(values: Tensor, event_dims: int = 0) -> Tensor:

@@ -24,7 +24,7 @@ from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.partition import Annealing, evaluate_energy
 from pyrolatent.inference.rules import likelihood_name, same_event_shape
 from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
-from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 FLOATS = 2**21
@@ -78,6 +78,7 @@ class Evaluation:
         particles: draws for each datapoint.
         classification_error: share of known labels that the most probable one under q(y | x) misses, of models with
             a latent label.
+        left_out: factors and observed sites of the guide, which training counts and a proposal does not.
         each: the bound, and log p(x) where there is one, of each datapoint, (datapoints,), float64.
     """
 
@@ -95,6 +96,7 @@ class Evaluation:
     datapoints: int
     particles: int
     classification_error: float | None = None
+    left_out: list[str] = field(default_factory=list)
     each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -271,7 +273,8 @@ def evaluate(
                 on_batch(min(done * distributed.size(), len(part)))
     joined = _joined(scores, len(part))
     found = _summarise(joined, split, measure(model, data, support), particles)
-    return replace(found, classification_error=_classification_error(joined, part.y))
+    left_out = _terms_of_the_guide(model, arguments(model, part.batch(slice(0, 1))))
+    return replace(found, classification_error=_classification_error(joined, part.y), left_out=left_out)
 
 
 @torch.no_grad()
@@ -281,6 +284,12 @@ def _compiled(model: LatentVariableModel, inputs: Inputs, particles: int) -> Chu
     except CaptureError as error:
         warnings.warn(f"evaluation goes on uncompiled: {error}", stacklevel=3)
         return None
+
+
+@torch.no_grad()
+def _terms_of_the_guide(model: LatentVariableModel, inputs: Inputs) -> list[str]:
+    with evaluating(model):
+        return weigh(model.generate, model.infer, *inputs).terms
 
 
 def _joined(scores: list[Scores], count: int) -> Scores:
@@ -309,14 +318,14 @@ def observation_support(model: LatentVariableModel, one: Batch, data: Data) -> C
     same_event_shape(model, data)
     with evaluating(model):
         trace: Any = poutine.trace(poutine.uncondition(model.generate)).get_trace(*arguments(model, one))
-    return trace.nodes["x"]["fn"].support
+    return observed_node(trace)["fn"].support
 
 
 def _mean(weights: Weights, site: str) -> Tensor:
     """The posterior mean of a site, (batch, dimensions), from its draws where it has no closed form."""
     fn, draws = weights.guide_trace.nodes[site]["fn"], weights.latents[site]
     try:
-        mean = fn.mean
+        mean = weights.with_particles(fn.mean, fn.event_dim)
     except NotImplementedError:
         mean = draws
     mean = torch.where(torch.isnan(mean).any(), draws, mean)  # a Student-t of few degrees of freedom has none
@@ -331,9 +340,9 @@ def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
         return None
     kl = closed_kl(posterior.base_dist, prior.base_dist) if weights.has_closed_kl(site) else None
     if kl is None:
-        draws = weights.latents[site]
+        draws = weights.guide_trace.nodes[site]["value"]
         kl = posterior.base_dist.log_prob(draws) - prior.base_dist.log_prob(draws)
-    kl = weights.expect(kl, posterior.event_dim).mean(0)
+    kl = weights.expect(weights.with_particles(kl, posterior.event_dim), posterior.event_dim).mean(0)
     return kl.reshape(len(kl), -1)
 
 

@@ -15,6 +15,7 @@ import torch
 from annotated_types import Ge, Gt
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import pyrolatent.inference.warmup  # noqa: F401 (registers the warm-ups)
 from pyrolatent.data import Batch, Data, Split
@@ -93,7 +94,8 @@ def fit(
         progress: whether to show a progress bar.
         objective: what is maximised, one of this package's or of Pyro's.
         epochs: passes over the training data, at most.
-        batch_size: datapoints in a minibatch; the last of an epoch may be smaller.
+        batch_size: datapoints in a minibatch; the last of an epoch may be smaller, and a single datapoint that is left
+            over joins the one before it.
         optimizer: a class of `torch.optim`.
         scheduler: a class of `torch.optim.lr_scheduler`, stepped after each epoch.
         clip_norm: bound on the norm of the gradient of the loss a datapoint.
@@ -162,6 +164,10 @@ class Trainer:
                 f"kl_warmup scales the KL inside a bound of this package, but the objective is "
                 f"{type(objective).__name__}; declare objective: elbo or analytic_elbo, or leave kl_warmup out"
             )
+        hold_to_rules(self.model, data, self.objective)
+        several = data.train.batch(torch.randperm(len(data.train))[:1000].to(data.train.x.device))
+        with pyro.validation_enabled(False):
+            self.model.prepare(several.x, several.mask)
         self.parameters = list(self.model.parameters())
         if not isinstance(objective, ClosedForm | EM) and not any(p.requires_grad for p in self.parameters):
             raise InputError("the model has no parameter to train: none of them requires a gradient")
@@ -184,7 +190,13 @@ class Trainer:
                 f"a batch of {settings['batch_size']} datapoints cannot be shared by {distributed.size()} processes; "
                 "declare a larger batch_size, or start fewer"
             )
-        self.batches = math.ceil(len(data.train) / settings["batch_size"])
+        smallest = min(len(data.train), settings["batch_size"]) // distributed.size()
+        if smallest < 2 and any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+            raise InputError(
+                f"batch normalisation needs minibatches of two or more datapoints, but they have {smallest}; declare a "
+                "larger batch_size, or norm: layer"
+            )
+        self.batches = len(self.minibatches(torch.arange(len(data.train))))
         self.steps = 0
         self.factor = torch.ones((), device=self.parameters[0].device)
         self.compiling = settings["compile"] if self.factor.device.type in ("cpu", "cuda") else "never"
@@ -195,14 +207,7 @@ class Trainer:
 
     def rehearse(self) -> None:
         """One validated pass over one minibatch, before any training."""
-        hold_to_rules(self.model, self.data, self.objective)
         first = self.data.train.batch(slice(0, self.run.settings["batch_size"]))
-        several = self.data.train.batch(torch.randperm(len(self.data.train))[:1000].to(first.x.device))
-        for module in self.model.modules():
-            initialise = getattr(module, "initialise", None)
-            if callable(initialise):
-                with pyro.validation_enabled(False):
-                    initialise(several.x, several.mask)
         if isinstance(self.objective, EnergyObjective):
             self.objective.prepare(self.model)
         if not has_posterior(self.model):
@@ -226,6 +231,7 @@ class Trainer:
     def train(self, on_epoch: Callable[[Fit], Any] | None, bar: Progress) -> None:
         """All epochs, with validation, schedules and early stopping."""
         settings, history = self.run.settings, self.run.history
+        self.model.fitted = True
         epochs = 1 if isinstance(self.objective, ClosedForm) else settings["epochs"]
         best, best_state = -math.inf, None
         task = bar.add_task("epoch 1", total=self.batches * epochs)
@@ -301,7 +307,14 @@ class Trainer:
         """The training data in random order, in minibatches."""
         order = torch.randperm(len(self.data.train)).to(self.factor.device)
         distributed.same([order])
-        return order.split(self.run.settings["batch_size"])
+        return self.minibatches(order)
+
+    def minibatches(self, order: Tensor) -> tuple[Tensor, ...]:
+        """An order in minibatches; a single datapoint that is left over, which has no variance, joins those before."""
+        *others, last = order.split(self.run.settings["batch_size"])
+        if others and len(last) == 1 < self.run.settings["batch_size"]:
+            return *others[:-1], torch.cat([others[-1], last])
+        return *others, last
 
     def step(self, index: Tensor) -> Tensor:
         """One gradient step on the datapoints of a minibatch; returns the bound with beta = 1, summed over it."""

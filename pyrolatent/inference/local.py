@@ -294,8 +294,13 @@ def _for_datapoints(posterior: LocalPosterior, count: int) -> LocalPosterior:
 @contextmanager
 def _giving(part: Conditional, numbers: Tensor, added: bool) -> Iterator[None]:
     """Within this context the family is given free numbers, on top of what the network gives or in its place."""
-    network = part.network
-    hook = part.family.register_forward_pre_hook(lambda _, given: given[0] + numbers)
+    network, own = part.network, len(part.family.unconstrained_shape)
+
+    def plus(family: nn.Module, given: tuple[Tensor]) -> Tensor:
+        # One particle has no dimension of its own.
+        return given[0] + (numbers.squeeze(-2 - own) if given[0].dim() < numbers.dim() else numbers)
+
+    hook = part.family.register_forward_pre_hook(plus)
     if not added:
         part.network = _Zeros(part.family.unconstrained_shape)
     try:

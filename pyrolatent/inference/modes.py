@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from pyrolatent.models.modes import evaluation_mode
+
 
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's parameters or buffers are; the CPU if it has none."""
@@ -21,14 +23,9 @@ def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
         model: its modules go back to the modes they had.
         seed: of the draws within; None continues the caller's.
     """
-    modes = [(module, module.training) for module in model.modules()]
     device = device_of(model)
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            if seed is not None:
-                torch.manual_seed(seed)
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    devices = [device] if device.type == "cuda" else []
+    with evaluation_mode(model), torch.random.fork_rng(devices=devices):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyrolatent.declaration import Component, component, register
 from pyrolatent.errors import InputError
-from pyrolatent.inference.weights import Plate, Program, Weights, find_plate, weigh
+from pyrolatent.inference.weights import Program, Weights, log_sum_over_states, plate_nesting, weigh
 
 Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 """x, y, mask."""
@@ -42,7 +42,12 @@ class Objective(pyro.infer.ELBO):
         super().__init__(num_particles=particles, vectorize_particles=True)
         self.beta: float | Tensor = beta
         self.plate = plate
-        self._found: tuple[Program, Program, Plate] | None = None
+        self._found: tuple[Program, Program, int] | None = None
+
+    @property
+    def jointly(self) -> bool:
+        """Whether it is linear in log-probabilities, so that sites may lie outside the plate and have own scales."""
+        return False
 
     @abstractmethod
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
@@ -52,11 +57,30 @@ class Objective(pyro.infer.ELBO):
         """What is differentiated, (batch,); where it is not the bound itself, its gradient is an estimator of it."""
         return self.bound(weights, beta)
 
-    def weigh(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Weights:
-        """The draws and weights that this objective asks for."""
-        if self._found is None or self._found[0] is not model or self._found[1] is not guide:
-            self._found = model, guide, find_plate(model, guide, *args, name=self.plate, **kwargs)
-        return weigh(model, guide, *args, particles=self.num_particles, plate=self._found[2], **kwargs)
+    def weigh(self, model: Program, guide: Program, *args: Any, jointly: bool = False, **kwargs: Any) -> Weights:
+        """The draws and weights that this objective asks for; factors in the guide are counted.
+
+        Raises:
+            InputError: as `weigh`, or what the objective does not count.
+        """
+        if self._found is None or self._found[0] != model or self._found[1] != guide:
+            given = self.max_plate_nesting < math.inf
+            nesting = self.max_plate_nesting if given else plate_nesting(model, guide, *args, **kwargs)
+            self._found = model, guide, int(nesting)
+        weights = weigh(
+            model,
+            guide,
+            *args,
+            particles=self.num_particles,
+            plate=self.plate,
+            nesting=self._found[2],
+            with_terms=True,
+            jointly=jointly,
+            again=self.scores_again,
+            **kwargs,
+        )
+        self._refuse_uncounted(weights)
+        return weights
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
         """Adds the gradient of the mean negative target of a minibatch to the parameters'.
@@ -77,19 +101,32 @@ class Objective(pyro.infer.ELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The negative bound, summed over the minibatch, with the gradient of the target."""
-        weights = self.weigh(model, guide, *args, **kwargs)
-        if torch.is_grad_enabled() and self.pathwise:
-            self._refuse_scores(weights)
+        weights = self.weigh(model, guide, *args, jointly=self.jointly, **kwargs)
         target = self.target(weights, self.beta)
         # The value is the bound's, also where the gradient is that of something else.
         value = target + (self.bound(weights, self.beta) - target).detach()
-        return -(weights.scale * value).sum()
+        return -(value if weights.scale is None else weights.scale * value).sum()
 
-    def _refuse_scores(self, weights: Weights) -> None:
-        """Refuses latents through whose draws no gradient goes, which would leave a part of it out without a word."""
-        for site in weights.without_path:
+    def _refuse_uncounted(self, weights: Weights) -> None:
+        """Refuses what would leave a part of the gradient out without a word."""
+        if not torch.is_grad_enabled():
+            return
+        name = type(self).__name__
+        for site in weights.terms:
+            fn = weights.guide_trace.nodes[site]["fn"]
+            if not fn.has_rsample and weights.log_guide_sites("full")[site].requires_grad:
+                raise InputError(
+                    f"the guide observes {site!r}, for which estimators differ where has_rsample is False; give "
+                    "pyro.factor has_rsample=True, or put the term into the model with its sign changed"
+                )
+        for site in weights.sampled_inside if self.scores_again else ():
             raise InputError(
-                f"{type(self).__name__} needs gradients through the draws of the site {site!r}, but its "
+                f"{name} weighs draws one by one, but the site {site!r} is drawn num_samples times at once; leave "
+                "num_samples out and give particles"
+            )
+        for site in weights.without_path if self.pathwise else ():
+            raise InputError(
+                f"{name} needs gradients through the draws of the site {site!r}, but its "
                 f"{type(weights.guide_trace.nodes[site]['fn']).__name__} in the guide has none; use VIMCO or "
                 'ReweightedWakeSleep, mark it infer={"enumerate": "parallel"}, or use Pyro\'s TraceGraph_ELBO'
             )
@@ -101,7 +138,8 @@ class Objective(pyro.infer.ELBO):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The negative target, its gradients added to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
         return loss.item()
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
@@ -189,22 +227,28 @@ class ELBO(Objective):
         super().__init__(particles=particles, beta=beta, plate=plate)
         self.free_bits = free_bits
 
+    @property
+    def jointly(self) -> bool:
+        """Free bits are of the mean over datapoints, the rest is linear."""
+        return not self.free_bits
+
     def kl(self, weights: Weights) -> dict[str, Tensor]:
         """log q(z_k | x) - log p(z_k) of each site, (..., particles, batch)."""
-        return {site: weights.log_posterior[site] - weights.log_prior[site] for site in weights.latents}
+        return {site: weights.sampled_kl(site) for site in weights.latents}
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """mean_k log p(x | z_k) - beta KL, (batch,)."""
-        kl = functools.reduce(torch.add, self.kl(weights).values())
-        return weights.expect(weights.log_likelihood - beta * kl).mean(0)
+        kl = self.kl(weights).values()
+        ratio = weights.log_observed()
+        return weights.expect(ratio - beta * functools.reduce(torch.add, kl) if kl else ratio).mean(0)
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """The bound, with the KL of a site replaced by free_bits where its mean is below, (batch,)."""
-        if not self.free_bits:
+        if not (self.free_bits and weights.latents):
             return self.bound(weights, beta)
         by_site = [weights.expect(kl).mean(0) for kl in self.kl(weights).values()]
         counted = [torch.where(kl.mean() > self.free_bits, kl, self.free_bits) for kl in by_site]
-        return weights.expect(weights.log_likelihood).mean(0) - beta * functools.reduce(torch.add, counted)
+        return weights.expect(weights.log_observed()).mean(0) - beta * functools.reduce(torch.add, counted)
 
 
 @component("objective", "analytic_elbo")
@@ -247,8 +291,10 @@ class IWAE(Objective):
 class STL(IWAE):
     """The importance-weighted bound without the score of q: "sticking the landing" (Roeder et al. 2017, 1703.09194).
 
-    Its gradient has no noise where q is the exact posterior. With one draw it is unbiased for the ELBO's; with more it
-    is biased for the bound's, by design: `dreg` is not.
+    Its gradient has no noise where q is the exact posterior. With one draw it is unbiased for the ELBO's; with more, or
+    with states that are summed out beside the draws, it is biased for the bound's, by design: `dreg` is not. What is
+    left out is the score of q alone, whose mean is then not 0; where the model uses parameters of q, as prior vamp
+    does, the bias reaches the model's parameters too.
 
     Args:
         particles: number K of draws from the posterior for each datapoint.
@@ -274,7 +320,9 @@ class DReG(IWAE):
 
     With v_k = w_k / sum w, the gradient is sum_k v_k d log w_k / d theta for the model and
     sum_k v_k^2 (d log w_k / d z_k) (d z_k / d phi) for the guide: unbiased for the bound's, and its signal does not
-    drown in noise as K grows. Parameters that model and guide share are not covered by the proof.
+    drown in noise as K grows. With beta the factor of a path is v_k (1 - beta + beta v_k), since only beta log q is
+    scored. States that are summed out count as so many weights. Parameters that model and guide share are not covered
+    by the proof.
 
     Args:
         particles: number K of draws from the posterior for each datapoint.
@@ -285,18 +333,19 @@ class DReG(IWAE):
     scores_again = True
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
-        """sum_k v_k log w_k with v and the parameters of q held and paths scaled by v, (batch,)."""
-        log_weights = weights.log_weights(beta, score="frozen")
-        v = log_weights.detach().softmax(0)
-        weights.scale_paths(v)
-        return (v * log_weights).sum(0)
+        """sum_k v_k log w_k with v and the parameters of q held and paths scaled by 1 - beta + beta v, (batch,)."""
+        terms = weights.log_terms(beta, score="frozen")
+        v = shares(terms)
+        weights.scale_paths(1 - beta + beta * weights.over_draws(v))
+        return weighed(v, terms)
 
 
 @component("objective", "renyi")
 class Renyi(Objective):
     """log mean_k w_k^(1 - alpha) / (1 - alpha), for each datapoint (Li and Turner 2016, 1602.02311).
 
-    alpha = 0 is `iwae`, alpha = 1 the ELBO, alpha = -inf the largest weight (vr-max); below log p(x) for alpha >= 0.
+    alpha = 0 is `iwae`, alpha = 1 the ELBO, alpha = -inf the largest weight (vr-max), alpha = inf the smallest; below
+    log p(x) for alpha >= 0.
 
     Args:
         alpha: order of the divergence.
@@ -317,13 +366,18 @@ class Renyi(Objective):
         self.alpha = alpha
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
-        """log mean_k w_k^(1 - alpha) / (1 - alpha), (batch,), by its limit where alpha is 1 or -inf."""
+        """log mean_k w_k^(1 - alpha) / (1 - alpha), (batch,), by its limit where alpha is 1, -inf or inf."""
         log_weights = weights.log_weights(beta)
-        if self.alpha == 1:
+        order = 1 - self.alpha
+        if order == 0:
             return log_weights.mean(0)
-        if self.alpha == -math.inf:
-            return log_weights.max(0).values
-        return log_mean_exp((1 - self.alpha) * log_weights) / (1 - self.alpha)
+        furthest = log_weights.max(0).values if order > 0 else log_weights.min(0).values
+        if math.isinf(order):
+            return furthest
+        # Where the powers are near 1 the logarithm of their mean loses all digits, but not that of what they add to 1.
+        exponent = order * (log_weights - furthest.detach())
+        near = furthest.detach() + exponent.expm1().mean(0).log1p() / order
+        return torch.where(exponent.min(0).values > -1, near, log_mean_exp(order * log_weights) / order)
 
 
 @component("objective", "combination_iwae")
@@ -404,12 +458,16 @@ class PartiallyIWAE(MultiplyIWAE):
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """sum_mk v log p - sum_mk u log q, paths scaled by u / v; v over all draws, u within groups and over M."""
-        held = weights.log_weights(beta).detach()
-        v, u = held.softmax(0), (self.grouped(held).softmax(1) / self.groups).flatten(0, 1)
+        terms = weights.log_terms(beta)
+        held = log_sum_over_states(terms).detach()
         ratio = (log_mean_exp(held) - log_mean_exp(self.grouped(held), 1)).exp()
-        weights.scale_paths(ratio.repeat_interleave(self.num_particles // self.groups, 0))
-        log_p = weights.log_likelihood + beta * functools.reduce(torch.add, weights.log_prior.values())
-        return (v * log_p - beta * u * weights.log_guide).sum(0)
+        ratio = ratio.repeat_interleave(self.num_particles // self.groups, 0)
+        weights.scale_paths(ratio)
+        log_p = weights.log_likelihood
+        for log_prior in weights.log_prior.values():
+            log_p = log_p + beta * log_prior
+        v = shares(terms)
+        return weighed(v, log_p) + weighed(v * ratio, terms - log_p)
 
 
 @component("objective", "vimco")
@@ -417,7 +475,8 @@ class VIMCO(IWAE):
     """The importance-weighted bound with score-function gradients and a baseline from the other draws.
 
     sum_k (L - L_-k) d log q(z_k | x) + sum_k v_k d log w_k, L_-k being the bound with w_k replaced by the geometric
-    mean of the others (Mnih and Rezende 2016, 1602.06725). For discrete posteriors; needs at least two draws.
+    mean of the others (Mnih and Rezende 2016, 1602.06725). For discrete posteriors; needs at least two draws. States
+    that are summed out need no score: their part of the gradient is exact.
 
     Args:
         particles: number K of draws from the posterior for each datapoint.
@@ -426,6 +485,7 @@ class VIMCO(IWAE):
     """
 
     pathwise = False
+    scores_again = True
 
     def __init__(
         self, *, particles: Annotated[int, Gt(1)] = 10, beta: Annotated[float, Ge(0)] = 1.0, plate: str | None = None
@@ -441,8 +501,9 @@ class VIMCO(IWAE):
         others = (held.sum(0) - held) / (count - 1)
         replaced = torch.where(torch.eye(count, device=held.device, dtype=torch.bool)[..., None], others, held)
         learning_signal = log_mean_exp(held) - log_mean_exp(replaced, 1)
-        log_q = functools.reduce(torch.add, weights.log_posterior_held.values())
-        return log_mean_exp(log_weights) + (learning_signal * log_q).sum(0)
+        log_q = weights.log_guide_sites("held")
+        scores = [learning_signal * log_q[site].sum([*range(log_q[site].dim() - 2)]) for site in weights.drawn]
+        return functools.reduce(torch.add, [score.sum(0) for score in scores], log_mean_exp(log_weights))
 
 
 @component("objective", "rws")
@@ -459,13 +520,31 @@ class ReweightedWakeSleep(IWAE):
     """
 
     pathwise = False
+    scores_again = True
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
-        """sum_k v_k (log p(x, z_k) + log q(z_k | x)), v and the draws held, (batch,)."""
-        v = weights.log_weights(beta, score="held").detach().softmax(0)
-        weights.scale_paths(torch.zeros_like(v))
-        log_q = functools.reduce(torch.add, weights.log_posterior_held.values())
-        return (v * (weights.log_joint + log_q)).sum(0)
+        """sum_k v_k (log p(x | z_k) + beta log p(z_k) + log q(z_k | x)), v and the draws held, (batch,)."""
+        for site in weights.terms:
+            raise InputError(
+                f"rws fits the guide to the posterior and has no place for {site!r}, which the guide observes; put the "
+                "term into the model with its sign changed, or use vimco"
+            )
+        v = shares(weights.log_terms(beta, score="held"))
+        weights.scale_paths(v.new_zeros(1, v.shape[-1]))
+        log_p, log_q = weights.log_likelihood, weights.log_guide_sites("held")
+        for site in weights.latents:
+            log_p = log_p + log_q[site] + (beta * weights.log_prior[site] if site in weights.log_prior else 0)
+        return weighed(v, log_p)
+
+
+def shares(terms: Tensor) -> Tensor:
+    """v = exp(terms) over its sum over states and particles, held, (states..., particles, batch)."""
+    return terms.detach().flatten(0, -2).softmax(0).reshape(terms.shape)
+
+
+def weighed(v: Tensor, values: Tensor) -> Tensor:
+    """sum v values over states and particles, (batch,); what has weight 0 adds nothing, though it is infinite."""
+    return torch.where(v == 0, 0.0, v * values).flatten(0, -2).sum(0)
 
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:

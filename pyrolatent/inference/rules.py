@@ -18,7 +18,7 @@ from pyrolatent.inference.objectives import EM, ClosedForm, Objective, SquaredEr
 from pyrolatent.inference.score_matching import ScoreMatching
 from pyrolatent.inference.weights import Weights, training_arguments, weigh
 from pyrolatent.models.autoencoder import DeterministicModel
-from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.semisupervised import SemiSupervisedVAE
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -207,11 +207,29 @@ def _unknown_labels(case: Case) -> str | None:
     return None
 
 
+def _parameters(case: Case) -> str | None:
+    if not case.has_posterior:
+        return None
+    own = {id(parameter) for parameter in case.model.parameters()}
+    for trace in (case.weights.guide_trace, case.weights.model_trace):
+        for name in trace.param_nodes:
+            value = trace.nodes[name]["value"]
+            if id(value) not in own and id(getattr(value, "unconstrained", lambda: None)()) not in own:
+                return f"{type(case.model).__name__} uses pyro.param({name!r}), which fit neither trains nor saves"
+    return None
+
+
+def _observed_site(case: Case) -> str | None:
+    if case.has_posterior:
+        observed_node(case.weights.model_trace)
+    return None
+
+
 def _support(case: Case) -> str | None:
     if not case.has_posterior:
         return None
     case.data.check_support(
-        case.weights.model_trace.nodes["x"]["fn"].support,
+        observed_node(case.weights.model_trace)["fn"].support,
         f"the {declared_name(getattr(case.model.likelihood, 'family', case.model.likelihood))} likelihood",
     )
     return None
@@ -331,6 +349,16 @@ RULES = (
         "a model of x given y where labels are unknown",
         "declare semi_supervised_vae, or give all labels",
         _unknown_labels,
+    ),
+    Rule(
+        "a model whose functions use pyro.param",
+        "make it a torch.nn.Parameter of the model, or train model.model and model.guide with Pyro's SVI",
+        _parameters,
+    ),
+    Rule(
+        "a model without an observed site `x`",
+        "name the site of the data x",
+        _observed_site,
     ),
     Rule(
         "data outside the likelihood's support, as grey values under an exactly discrete likelihood; `binarize: "

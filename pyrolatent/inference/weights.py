@@ -2,36 +2,42 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrolatent.errors import InputError
-from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.modes import statistics_held
 
 Program = Callable[..., Any]
 Score = Literal["full", "frozen", "held"]
+
+PARTICLES = "_pyrolatent_particles"
 
 
 class Plate(NamedTuple):
     """The plate over datapoints.
 
     Attributes:
-        name: of the plate.
+        name: of the plate; None if the whole program is one datapoint.
         dim: its dimension, from the right.
         nesting: number of dimensions that plates take; the particles stand to the left of them.
     """
 
-    name: str = "data"
+    name: str | None = "data"
     dim: int = -1
     nesting: int = 1
 
@@ -41,140 +47,226 @@ class Weights:
     """Draws from a guide, scored under the model when asked, never summed over datapoints.
 
     Sites that the guide marks `infer={"enumerate": "parallel"}` are not drawn but run over all their states, in
-    dimensions to the left of the particles; their sum is part of what the properties below return.
+    dimensions to the left of the particles; their sum is part of what the properties below return. With
+    `infer={"num_samples": n}` they are drawn n times there, and the mean over the draws stands for the sum.
 
     Attributes:
         model_trace: the model replayed on the guide's draws.
         guide_trace: the guide's draws.
-        rerun: runs the guide again on given values of its sites.
+        rerun: runs the guide again on given values of its sites, with the randomness beside its sites as it was.
         plate: over the datapoints; log-probabilities are summed over any plates inside it.
+        particles: number K of draws; one has no plate of its own in the traces.
         scale: by which every site of the plate is scaled, as a plate that subsamples does; it belongs outside of any
-            logarithm of a mean, so no property here has it in, and objectives multiply by it at the end.
+            logarithm of a mean, so no property here has it in, and objectives multiply by it at the end. None if
+            sites have scales of their own, which all properties then have in: only for what is linear in them.
+        with_terms: whether `log_observed` counts what the guide observes, as training does and evidence does not.
     """
 
     model_trace: Any
     guide_trace: Any
     rerun: Callable[[dict[str, Tensor]], Any]
     plate: Plate
-    scale: float | Tensor = 1.0
+    particles: int = 1
+    scale: float | Tensor | None = 1.0
+    with_terms: bool = False
 
     @cached_property
     def latents(self) -> dict[str, Tensor]:
         """Draws by latent site, (particles, batch, ...); all states, (states, 1, 1, ...), where enumerated."""
-        return {site: self.guide_trace.nodes[site]["value"] for site in self.guide_trace.stochastic_nodes}
+        nodes = self.guide_trace.nodes
+        return {
+            site: self.with_particles(nodes[site]["value"], nodes[site]["fn"].event_dim)
+            for site in self.guide_trace.stochastic_nodes
+        }
 
     @cached_property
-    def log_prior(self) -> dict[str, Tensor]:
-        """log p(z) by latent site, (..., particles, batch), nats."""
-        return {site: self._log_prob(self.model_trace.nodes[site]) for site in self.latents}
+    def summed_out(self) -> list[str]:
+        """Sites all of whose states, or `num_samples` of whose draws, stand side by side in their own dimension."""
+        return [site for site in self.latents if "_enumerate_dim" in self.guide_trace.nodes[site]["infer"]]
 
     @cached_property
-    def log_posterior(self) -> dict[str, Tensor]:
-        """log q(z | x) by latent site, (..., particles, batch), nats."""
-        return {site: self._log_prob(self.guide_trace.nodes[site]) for site in self.latents}
+    def _states(self) -> set[int]:
+        """Dimensions of the states that are summed out, from the right."""
+        return {self.guide_trace.nodes[site]["infer"]["_enumerate_dim"] for site in self.summed_out}
 
     @cached_property
-    def log_posterior_frozen(self) -> dict[str, Tensor]:
-        """log q(z | x) by latent site with the guide's parameters held: its gradient goes through the draws alone.
-
-        The guide is run again, since the distribution of a lower site depends on the draws of those above it, and
-        holding its loc and scale would cut that path too.
-        """
-        parameters = _leaves(self.log_posterior.values())
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        try:
-            trace = self.rerun({site: self.model_trace.nodes[site]["value"] for site in self.latents})
-            return {site: self._log_prob(trace.nodes[site]) for site in self.latents}
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
+    def drawn(self) -> list[str]:
+        """Sites that are drawn, one value for each particle (and state of those above)."""
+        return [site for site in self.latents if site not in self.summed_out]
 
     @cached_property
-    def log_posterior_held(self) -> dict[str, Tensor]:
-        """log q(z | x) by latent site with the draws held: its gradient goes through the guide's parameters alone."""
-        if not any(draws.requires_grad for draws in self.latents.values()):
-            return self.log_posterior
-        trace = self.rerun({site: draws.detach() for site, draws in self.latents.items()})
-        return {site: self._log_prob(trace.nodes[site]) for site in self.latents}
+    def sampled_inside(self) -> list[str]:
+        """Of the sites in `summed_out` those with `num_samples` draws in the place of all states."""
+        return [site for site in self.summed_out if self.guide_trace.nodes[site]["infer"].get("num_samples")]
 
     @cached_property
-    def log_likelihood(self) -> Tensor:
-        """log p(x | z) over all observed sites, (..., particles, batch), nats."""
-        return _total(self._log_prob(self.model_trace.nodes[site]) for site in self.model_trace.observation_nodes)
-
-    @cached_property
-    def log_enumerated(self) -> Tensor | None:
-        """log q over the enumerated sites, (states..., particles, batch), nats; None if there are none."""
-        sites = [site for site in self.latents if "_enumerate_dim" in self.guide_trace.nodes[site]["infer"]]
-        return _total(self.log_posterior[site] for site in sites) if sites else None
+    def terms(self) -> list[str]:
+        """Factors and observed sites of the guide, which training counts with a minus sign."""
+        return _observed(self.guide_trace)
 
     @property
     def without_path(self) -> list[str]:
         """Sites through whose draws no gradient goes: discrete or not reparameterised, and not summed out."""
         nodes = self.guide_trace.nodes
-        summed = "_enumerate_dim"
-        return [s for s in self.latents if not nodes[s]["fn"].has_rsample and summed not in nodes[s]["infer"]]
+        return [site for site in self.drawn + self.sampled_inside if not nodes[site]["fn"].has_rsample]
+
+    @cached_property
+    def log_prior(self) -> dict[str, Tensor]:
+        """log p(z) by latent site, (..., particles, batch), nats; auxiliary sites of the guide have none."""
+        nodes = self.model_trace.nodes
+        return {site: self._log_prob(nodes[site]) for site in self.latents if site in nodes}
+
+    @cached_property
+    def log_posterior(self) -> dict[str, Tensor]:
+        """log q(z | x) by latent site, (..., particles, batch), nats."""
+        return self.log_guide_sites("full")
+
+    def log_guide_sites(self, score: Score) -> dict[str, Tensor]:
+        """log q by site, what the guide observes among them, (..., particles, batch), nats.
+
+        Args:
+            score: which gradient they have. "full": through the parameters and the draws. "frozen": of drawn sites
+                through the draws alone, as the model sees them; of states and of what is observed through both.
+                "held": through the parameters alone.
+        """
+        if score == "full":
+            return self._full
+        return self._frozen if score == "frozen" else self._held
+
+    @cached_property
+    def _full(self) -> dict[str, Tensor]:
+        return self._scored(self.guide_trace)
+
+    @cached_property
+    def _frozen(self) -> dict[str, Tensor]:
+        # The guide is run again, since the distribution of a lower site depends on the draws of those above it, and
+        # holding its loc and scale would cut that path too.
+        seen = {site: self.model_trace.nodes[site]["value"] for site in self.latents if site in self.model_trace.nodes}
+        parameters = _leaves(self._full.values())
+        live = self._scored(self.rerun(seen)) if self.summed_out or self.terms else {}
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            return self._scored(self.rerun(seen)) | {site: live[site] for site in self.summed_out + self.terms}
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    @cached_property
+    def _held(self) -> dict[str, Tensor]:
+        nodes = self.guide_trace.nodes
+        if not any(nodes[site]["value"].requires_grad for site in self.latents):
+            return self._full
+        return self._scored(self.rerun({site: nodes[site]["value"].detach() for site in self.latents}))
+
+    @cached_property
+    def log_likelihood(self) -> Tensor:
+        """log p(x | z) over all observed sites, (..., particles, batch), nats."""
+        nodes = [self.model_trace.nodes[site] for site in _observed(self.model_trace)]
+        return _total(map(self._log_prob, nodes)) if nodes else torch.zeros(1, 1)
+
+    def log_observed(self, score: Score = "full") -> Tensor:
+        """log p(x | z), less what the guide observes where that is counted, (..., particles, batch), nats."""
+        if not (self.with_terms and self.terms):
+            return self.log_likelihood
+        sites = self.log_guide_sites(score)
+        return self.log_likelihood - _total(sites[site] for site in self.terms)
 
     @property
     def log_joint(self) -> Tensor:
         """log p(x, z), (..., particles, batch), nats."""
-        return self.log_likelihood + _total(self.log_prior.values())
+        return _total([self.log_likelihood, *self.log_prior.values()])
 
-    @property
-    def log_guide(self) -> Tensor:
-        """log q(z | x) over all sites, (..., particles, batch), nats."""
-        return _total(self.log_posterior.values())
+    def log_states(self, score: Score = "full") -> Tensor | None:
+        """log q over the states that are summed out, (states..., particles, batch), nats; None if there are none."""
+        if not self.summed_out:
+            return None
+        sites = self.log_guide_sites(score)
+        return _total(
+            torch.full_like(sites[site], -math.log(self.guide_trace.nodes[site]["infer"]["num_samples"]))
+            if site in self.sampled_inside
+            else sites[site]
+            for site in self.summed_out
+        )
 
     def log_ratio(self, beta: float | Tensor = 1.0, *, score: Score = "full") -> Tensor:
         """log p(x | z) + beta (log p(z) - log q(z | x)), (..., particles, batch); beta = 1 makes a bound.
 
         Args:
             beta: factor of the log-ratio of prior and posterior.
-            score: which gradient log q has: through its parameters and the draws, through the draws alone ("frozen")
-                or through the parameters alone ("held").
+            score: which gradient log q has, as in `log_guide_sites`.
         """
-        log_posterior = {
-            "full": lambda: self.log_posterior,
-            "frozen": lambda: self.log_posterior_frozen,
-            "held": lambda: self.log_posterior_held,
-        }[score]()
-        ratio = _total(self.log_prior[site] - log_posterior[site] for site in self.latents)
-        return self.log_likelihood + beta * ratio
+        if not self.latents:
+            return self.log_observed(score)
+        log_q = self.log_guide_sites(score)
+        ratio = _total(
+            self.log_prior[site] - log_q[site] if site in self.log_prior else -log_q[site] for site in self.latents
+        )
+        return self.log_observed(score) + beta * ratio
 
-    def log_weights(self, beta: float | Tensor = 1.0, *, score: Score = "full") -> Tensor:
-        """log w = log sum_s q(s) exp(log_ratio), (particles, batch): enumerated states s are summed out exactly."""
-        ratio = self.log_ratio(beta, score=score)
-        if self.log_enumerated is None:
+    def log_terms(self, beta: float | Tensor = 1.0, *, score: Score = "full") -> Tensor:
+        """log of q(s) exp(log_ratio), (states..., particles, batch): what is summed over the states s."""
+        ratio, log_states = self.log_ratio(beta, score=score), self.log_states(score)
+        if log_states is None:
             return ratio
         # A state of probability 0 adds nothing, though its ratio is infinite.
-        terms = torch.where(self.log_enumerated == -math.inf, -math.inf, ratio + self.log_enumerated)
-        return terms.flatten(0, -3).logsumexp(0)
+        return torch.where(log_states == -math.inf, -math.inf, ratio + log_states)
+
+    def log_weights(self, beta: float | Tensor = 1.0, *, score: Score = "full") -> Tensor:
+        """log w = log sum_s q(s) exp(log_ratio), (particles, batch)."""
+        return log_sum_over_states(self.log_terms(beta, score=score))
+
+    def over_draws(self, shares: Tensor) -> Tensor:
+        """Shares of states and particles summed over the states that the drawn sites do not depend on.
+
+        Args:
+            shares: (states..., particles, batch).
+
+        Raises:
+            InputError: some drawn sites depend on states and others do not.
+        """
+        states = {}
+        for site in self.drawn:
+            node = self.guide_trace.nodes[site]
+            lead = self.with_particles(node["value"], node["fn"].event_dim)
+            own = lead.shape[: lead.dim() - node["fn"].event_dim - self.plate.nesting - 1]
+            states[site] = (1,) * (shares.dim() - 2 - len(own)) + tuple(own)
+        if len({*states.values()}) > 1:
+            raise InputError(
+                f"the draws of {' and '.join(map(repr, states))} depend on different states that are summed out, for "
+                "which this estimator is not known; use iwae, or draw all sites after the states"
+            )
+        return shares.sum_to_size(*next(iter(states.values())), *shares.shape[-2:]) if states else shares
 
     def scale_paths(self, factor: Tensor) -> None:
         """Multiplies the gradient that reaches the guide through the draws, once whatever the guide's layers.
 
         Args:
-            factor: (particles, batch).
+            factor: (..., particles, batch).
         """
+        dim, nesting = self.plate.dim, self.plate.nesting
+        plates = (1,) * (nesting + dim) + factor.shape[-1:] + (1,) * (-1 - dim) if self.plate.name else (1,) * nesting
+        lead = factor.shape[: -2 if self.particles == 1 else -1]
         for site in self.latents:
-            node = self.model_trace.nodes[site]
-            if node["value"].requires_grad:
-                dim, nesting = self.plate.dim, self.plate.nesting
-                plates = (1,) * (nesting + dim) + factor.shape[-1:] + (1,) * (-1 - dim)
-                shaped = factor.reshape(factor.shape[:-1] + plates + (1,) * node["fn"].event_dim)
-                node["value"].register_hook(lambda gradient, shaped=shaped: gradient * shaped)
+            node = self.model_trace.nodes.get(site, self.guide_trace.nodes[site])
+            value = node["value"]
+            if value.requires_grad:
+                shaped = factor.reshape(lead + plates + (1,) * node["fn"].event_dim)
+                while shaped.dim() > value.dim():
+                    shaped = shaped.squeeze(0)
+                value.register_hook(lambda gradient, shaped=shaped: gradient * shaped)
 
     def expect(self, values: Tensor, event_dims: int = 0) -> Tensor:
-        """sum_s q(s) values, (particles, batch, ...): the mean over enumerated states s.
+        """sum_s q(s) values, (particles, batch, ...): the mean over the states s that are summed out.
 
         Args:
             values: (..., particles, batch, *event).
             event_dims: number of its dimensions behind the batch.
         """
-        if self.log_enumerated is None:
+        log_states = self.log_states()
+        if log_states is None:
             return values
-        probability = self.log_enumerated.exp().reshape(self.log_enumerated.shape + (1,) * event_dims)
+        probability = log_states.exp().reshape(log_states.shape + (1,) * event_dims)
         return (probability * values).flatten(0, -3 - event_dims).sum(0)
 
     @cached_property
@@ -185,6 +277,11 @@ class Weights:
         """
         return {site: self._kl(site) for site in self.latents}
 
+    def sampled_kl(self, site: str) -> Tensor:
+        """log q(z | x) - log p(z) of a latent site, (..., particles, batch), nats."""
+        log_q = self.log_posterior[site]
+        return log_q - self.log_prior[site] if site in self.log_prior else log_q
+
     def has_closed_kl(self, site: str) -> bool:
         """Whether the expectation of log q - log p over the site, others held, is KL(q || p).
 
@@ -192,23 +289,57 @@ class Weights:
         p(z1 | z2) with q(z1 | x) q(z2 | z1), the prior changes with the very draw that is averaged over.
         """
         before = [trace.stochastic_nodes for trace in (self.model_trace, self.guide_trace)]
+        if not all(site in names for names in before):
+            return False
         above_in_model, above_in_guide = (set(names[: names.index(site)]) for names in before)
         return above_in_model <= above_in_guide
 
     def _kl(self, site: str) -> Tensor:
+        if not self.has_closed_kl(site):
+            return self.sampled_kl(site)
         prior, posterior = self.model_trace.nodes[site], self.guide_trace.nodes[site]
-        closed = closed_kl(posterior["fn"], prior["fn"]) if self.has_closed_kl(site) else None
-        if closed is None:
-            return self.log_posterior[site] - self.log_prior[site]
-        return self._by_datapoint(scale_and_mask(closed, 1.0, posterior["mask"]))
+        closed = closed_kl(posterior["fn"], prior["fn"])
+        return self.sampled_kl(site) if closed is None else self._by_datapoint(closed, posterior)
 
-    def _log_prob(self, site: Any) -> Tensor:
-        return self._by_datapoint(scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"]))
+    def _scored(self, guide_trace: Any) -> dict[str, Tensor]:
+        return {site: self._log_prob(guide_trace.nodes[site]) for site in [*self.latents, *self.terms]}
 
-    def _by_datapoint(self, values: Tensor) -> Tensor:
-        """Sums over the plates inside the datapoints', (..., particles, batch)."""
-        inside = [dim for dim in range(-self.plate.nesting, 0) if dim != self.plate.dim]
-        return values.sum(inside) if inside else values
+    def _log_prob(self, node: Any) -> Tensor:
+        return self._by_datapoint(node["fn"].log_prob(node["value"]), node)
+
+    def _by_datapoint(self, values: Tensor, node: Any) -> Tensor:
+        """Masked, and summed over the plates inside the datapoints', (..., particles, batch)."""
+        scale = node["scale"] if self.scale is None else 1.0
+        values = torch.as_tensor(scale_and_mask(values, scale, node["mask"]))
+        known = {*_frames(node).values(), *self._states}
+        known |= {-1 - self.plate.nesting} if self.particles > 1 else set()
+        if any(values.shape[dim] != 1 and dim not in known for dim in range(-values.dim(), 0)):
+            raise InputError(
+                f"the site {node['name']!r} has log-probabilities of the shape {tuple(values.shape)}, with dimensions "
+                f"that belong to none of its plates {sorted(_frames(node))}; put it into a plate for each of them, or "
+                "make them parts of the event with to_event"
+            )
+        values = self.with_particles(values)
+        inside = [dim for dim in range(-self.plate.nesting, 0) if dim != self.plate.dim or self.plate.name is None]
+        values = values.sum(inside) if inside else values
+        return values if self.plate.name is not None else values.unsqueeze(-1)
+
+    def with_particles(self, values: Tensor, event_dims: int = 0) -> Tensor:
+        """Values as they stand in the traces with the dimensions of all plates and of the particles.
+
+        Args:
+            values: (*plates, *event), (particles, *plates, *event) or with states in front.
+            event_dims: number of its dimensions behind the plates.
+        """
+        one = self.particles == 1
+        missing = self.plate.nesting + event_dims + (not one) - values.dim()
+        values = values.reshape((1,) * missing + values.shape) if missing > 0 else values
+        return values.unsqueeze(-1 - self.plate.nesting - event_dims) if one else values
+
+
+def log_sum_over_states(terms: Tensor) -> Tensor:
+    """log of the sum of exponentials over all dimensions in front of (particles, batch)."""
+    return terms if terms.dim() == 2 else terms.flatten(0, -3).logsumexp(0)
 
 
 def closed_kl(posterior: Any, prior: Any) -> Tensor | None:
@@ -222,7 +353,16 @@ def closed_kl(posterior: Any, prior: Any) -> Tensor | None:
 
 
 def weigh(
-    model: Program, guide: Program, *args: Any, particles: int = 1, plate: Plate | None = None, **kwargs: Any
+    model: Program,
+    guide: Program,
+    *args: Any,
+    particles: int = 1,
+    plate: str | None = None,
+    nesting: int | None = None,
+    with_terms: bool = False,
+    jointly: bool = False,
+    again: bool = True,
+    **kwargs: Any,
 ) -> Weights:
     """Draws every latent from the guide and scores the draws under the guide and the model.
 
@@ -230,57 +370,103 @@ def weigh(
         model: generative function whose sites all lie in one plate over datapoints.
         guide: function with the same arguments that samples the model's latent sites, in the same plate.
         *args: arguments of both: x, y, mask for the models of this package.
-        particles: number K of draws for each datapoint, in one vectorised pass.
-        plate: over the datapoints; None finds it, by one more run of a pair that is not a model of this package.
+        particles: number K of draws for each datapoint, in one vectorised pass. One particle adds no plate, so that
+            programs that do not broadcast over particles work.
+        plate: name of the plate over datapoints; None takes the one that all sites share. A program without plates is
+            one datapoint.
+        nesting: number of dimensions that the plates take; None finds it, by one more run.
+        with_terms: whether what the guide observes is counted, as in `Weights`.
+        jointly: for what is linear in the log-probabilities: sites may have scales of their own, and if they share no
+            plate the whole program is one datapoint.
+        again: whether the guide may be run again, for which the randomness beside its sites is kept.
         **kwargs: keyword arguments of both.
 
     Raises:
         InputError: a latent site that only one of the two has, a site outside the plate, or sites of different scales.
     """
-    plate = plate or find_plate(model, guide, *args, **kwargs)
-    guide_trace = _trace(poutine.enum(guide, first_available_dim=-plate.nesting - 2), particles, plate, args, kwargs)
-    draws = _seen_by_the_model(guide_trace)
-    model_trace = _trace(poutine.replay(model, trace=draws), particles, plate, args, kwargs)
-    latents = {"guide": {*guide_trace.stochastic_nodes}, "model": {*model_trace.stochastic_nodes}}
-    for one, other in (("guide", "model"), ("model", "guide")):
-        for site in latents[one] - latents[other]:
-            raise InputError(f"the {one} samples the latent site {site!r}, but the {other} does not")
+    nesting = plate_nesting(model, guide, *args, **kwargs) if nesting is None else nesting
+    noise = _Noise()
+    guides, models = (_in_particles(program, particles, nesting) for program in (guide, model))
+    enumerated = poutine.enum(guides, first_available_dim=-nesting - (1 if particles == 1 else 2))
+    with noise if again else nullcontext():
+        drawn = poutine.trace(enumerated).get_trace(*args, **kwargs)
+    with _OnlyDrawn({*drawn.stochastic_nodes}):
+        replayed = poutine.trace(poutine.replay(models, trace=_seen_by_the_model(drawn))).get_trace(*args, **kwargs)
+    guide_trace, model_trace = (prune_subsample_sites(trace) for trace in (drawn, replayed))
+    _hold_to_sites(model_trace, guide_trace, nesting)
+    nodes = [*_sites(guide_trace), *_sites(model_trace)]
+    found = _plate_of(nodes, nesting, plate, jointly)
+    _hold_to_states(nodes, found)
 
     def rerun(values: dict[str, Tensor]) -> Any:
-        given = guide_trace.copy()
+        if not again:
+            raise RuntimeError("the guide was drawn from without keeping what running it again needs")
+        given = drawn.copy()
         for site, value in values.items():
             given.nodes[site] = {**given.nodes[site], "value": value}
-        return _trace(poutine.replay(guide, trace=given), particles, plate, args, kwargs)
+        with statistics_held(), noise.again():
+            return poutine.trace(poutine.replay(guides, trace=given)).get_trace(*args, **kwargs)
 
-    return Weights(model_trace, guide_trace, rerun, plate, _common_scale(model_trace, guide_trace))
+    return Weights(model_trace, guide_trace, rerun, found, particles, _common_scale(nodes, jointly), with_terms)
 
 
-def find_plate(model: Program, guide: Program, *args: Any, name: str | None = None, **kwargs: Any) -> Plate:
-    """The plate over datapoints of a Pyro pair: the one that all sites share, or the one of this name.
+_nestings: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
 
-    Raises:
-        InputError: sites outside of it, by name, or several plates that all sites share.
+
+def plate_nesting(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
+    """Number of dimensions that the plates of a Pyro pair take.
+
+    It is found by a run of the pair, once for the functions of a module.
+
+    Args:
+        model: generative function.
+        guide: function with the same arguments.
+        *args: arguments of both.
+        **kwargs: keyword arguments of both.
     """
     owner = getattr(model, "owner", getattr(model, "__self__", None))
-    if isinstance(owner, LatentVariableModel) and name in (None, "data"):
-        return Plate()
-    devices = {value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        guide_trace: Any = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-        replayed = poutine.trace(poutine.replay(model, trace=guide_trace))
-        model_trace: Any = prune_subsample_sites(replayed.get_trace(*args, **kwargs))
-    plates: dict[str, set[str]] = {}
-    dims: dict[str, int] = {}
-    for trace in (guide_trace, model_trace):
-        for site, node in trace.nodes.items():
-            if node["type"] == "sample":
-                frames = {frame.name: frame.dim for frame in node["cond_indep_stack"] if frame.vectorized}
-                plates[site] = plates.get(site, {*frames}) & {*frames}
-                dims |= frames
-    common = set.intersection(*plates.values()) if name is None else {name}
-    candidates = common or dims
+    known = _nestings.setdefault(owner, {}) if isinstance(owner, nn.Module) else {}
+    key = getattr(model, "__func__", type(model))
+    if key not in known:
+        devices = {value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_cuda}
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), statistics_held():
+            guide_trace: Any = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace: Any = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        known[key] = _depth([*_sites(guide_trace), *_sites(model_trace)])
+    return known[key]
+
+
+def _depth(nodes: list[Any]) -> int:
+    return -min((dim for node in nodes for dim in _frames(node).values()), default=0)
+
+
+def _plate_of(nodes: list[Any], nesting: int, name: str | None, jointly: bool) -> Plate:
+    """The plate over datapoints: the one that all sites share, or the one of this name.
+
+    The whole program is one datapoint where it has no plate or, where sites may be weighed jointly, shares none.
+    """
+    if _depth(nodes) > nesting:
+        raise InputError(
+            f"the sites lie in {_depth(nodes)} nested plates, but there was room for {nesting}; give both functions "
+            "the same plates in every run, or set a larger max_plate_nesting"
+        )
+    plates = [_frames(node) for node in nodes]
+    dims = {frame: dim for frames in plates for frame, dim in frames.items()}
+    common = set.intersection(*map(set, plates)) if plates else set()
+    if name is None and len(common) == 1:
+        (shared,) = common
+        return Plate(shared, dims[shared], nesting)
+    one_by_one = sorted({frame.name for node in nodes for frame in node["cond_indep_stack"] if not frame.vectorized})
+    if name is None and (jointly or not (dims or one_by_one)):
+        return Plate(None, 0, nesting)
+    if name is None and not dims:
+        raise InputError(
+            f"the plate {one_by_one[0]!r} runs over its datapoints one by one, so that they would be weighed jointly; "
+            "write `with pyro.plate(...)` in the place of `for ... in`, or train the pair with Pyro's Trace_ELBO"
+        )
+    candidates = {name} if name is not None else common or {*dims}
     if len(candidates) != 1:
-        listed = ", ".join(map(repr, sorted(candidates))) or "none"
+        listed = ", ".join(map(repr, sorted(candidates)))
         raise InputError(
             f"the plate over datapoints cannot be told: {'all' if common else 'some'} sites lie in {listed}; "
             "put every site into one plate, or name it with plate=..."
@@ -288,13 +474,83 @@ def find_plate(model: Program, guide: Program, *args: Any, name: str | None = No
     (found,) = candidates
     if found not in dims:
         raise InputError(f"there is no plate {found!r} over datapoints; the vectorised ones are {sorted(dims)}")
-    outside = [site for site in plates if found not in plates[site]]
-    if outside:
-        raise InputError(
-            f"the site {outside[0]!r} lies outside the plate {found!r}, so that datapoints would be weighed jointly; "
-            "move it into the plate, or train with Pyro's Trace_ELBO"
-        )
-    return Plate(found, dims[found], -min(dims.values()))
+    for node, frames in zip(nodes, plates, strict=True):
+        if found not in frames:
+            raise InputError(
+                f"the site {node['name']!r} lies outside the plate {found!r}, so that datapoints would be weighed "
+                "jointly; move it into the plate, or train the pair with Pyro's Trace_ELBO"
+            )
+    return Plate(found, dims[found], nesting)
+
+
+def _sites(trace: Any) -> Iterator[Any]:
+    """What is sampled, observed or a factor: all but what is only recorded."""
+    for node in trace.nodes.values():
+        if node["type"] == "sample" and not node["infer"].get("_deterministic") and not site_is_subsample(node):
+            yield node
+
+
+def _observed(trace: Any) -> list[str]:
+    return [node["name"] for node in _sites(trace) if node["is_observed"]]
+
+
+def _frames(node: Any) -> dict[str, int]:
+    """Plates of the program that a site lies in, with their dimensions."""
+    return {frame.name: frame.dim for frame in node["cond_indep_stack"] if frame.vectorized and frame.name != PARTICLES}
+
+
+def _hold_to_sites(model_trace: Any, guide_trace: Any, nesting: int) -> None:
+    """Refuses latent sites of the guide that the model does not have, or has otherwise."""
+    for site in guide_trace.stochastic_nodes:
+        guide, model = guide_trace.nodes[site], model_trace.nodes.get(site)
+        if model is None and not guide["infer"].get("is_auxiliary"):
+            raise InputError(f"the guide samples the latent site {site!r}, but the model does not")
+        if model is not None and model["is_observed"]:
+            raise InputError(f"the guide samples the site {site!r}, but the model observes it")
+        shapes = [
+            (fn.event_shape, fn.shape()[-fn.event_dim - nesting :]) for fn in (guide["fn"], (model or guide)["fn"])
+        ]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"the site {site!r} has the shape {tuple(shapes[0][1])} in the guide and {tuple(shapes[1][1])} in the "
+                "model; give both distributions one shape, with expand and to_event"
+            )
+
+
+class _OnlyDrawn(Messenger):
+    """Refuses latent sites of the model that the guide does not have, where they stand."""
+
+    def __init__(self, drawn: set[str]) -> None:
+        super().__init__()
+        self.drawn = drawn
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and msg["name"] not in self.drawn and not site_is_subsample(msg):
+            raise InputError(
+                f"the model samples the latent site {msg['name']!r}, but the guide does not; sample it in the guide, "
+                'marked infer={"enumerate": "parallel"} if it is to be summed out, or use TraceEnum_ELBO'
+            )
+
+
+def _hold_to_states(nodes: list[Any], plate: Plate) -> None:
+    """Refuses states that cannot be summed out for each datapoint."""
+    dims: dict[int, str] = {}
+    for node in nodes:
+        site, inner = node["name"], sorted({*_frames(node)} - {plate.name})
+        if node["infer"].get("enumerate") == "sequential" and not node["is_observed"]:
+            raise InputError(
+                f'the site {site!r} is marked infer={{"enumerate": "sequential"}}; mark it "parallel", or use '
+                "Pyro's TraceEnum_ELBO"
+            )
+        if node["is_observed"] or "_enumerate_dim" not in node["infer"]:
+            continue
+        if inner:
+            reason = f"lies in the plate {inner[0]!r}, where each element has states of its own"
+        elif dims.setdefault(node["infer"]["_enumerate_dim"], site) != site:
+            reason = "shares the dimension of its states with another, as under pyro.markov"
+        else:
+            continue
+        raise InputError(f"the site {site!r} is to be summed out, but it {reason}; use Pyro's TraceEnum_ELBO")
 
 
 def _seen_by_the_model(guide_trace: Any) -> Any:
@@ -305,6 +561,57 @@ def _seen_by_the_model(guide_trace: Any) -> Any:
         if node["value"].requires_grad:
             draws.nodes[site] = {**node, "value": node["value"].view_as(node["value"])}
     return draws
+
+
+class _Noise(TorchDispatchMode):
+    """Keeps what random operations beside the sites of a program give, such as dropout masks, and gives it again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Any] = []
+        self.given: Iterator[Any] | None = None
+        self.beside = _BesideSites()
+
+    def __enter__(self) -> Any:
+        self.beside.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.beside.__exit__(*error)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.beside.drawing or torch.Tag.nondeterministic_seeded not in function.tags:
+            return function(*args, **(kwargs or {}))
+        in_place = function._schema.is_mutable
+        if self.given is not None:
+            kept = next(self.given)
+            return args[0].copy_(kept) if in_place else kept
+        result = function(*args, **(kwargs or {}))
+        self.kept.append(result.clone() if in_place else result)
+        return result
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Within this context operations give what they gave before, in their order."""
+        self.given = iter(self.kept)
+        try:
+            with self:
+                yield
+        finally:
+            self.given = None
+
+
+class _BesideSites(Messenger):
+    """Tells whether a site is being drawn."""
+
+    drawing = False
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.drawing = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.drawing = False
 
 
 def _leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -323,11 +630,12 @@ def _leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
     return list(found.values())
 
 
-def _common_scale(*traces: Any) -> float | Tensor:
-    sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
-    scale = sites[0]["scale"]
+def _common_scale(sites: list[Any], jointly: bool) -> float | Tensor | None:
+    scale = sites[0]["scale"] if sites else 1.0
     for site in sites:
         if site["scale"] is not scale and bool(torch.as_tensor(site["scale"] != scale).any()):
+            if jointly:
+                return None
             raise InputError(
                 f"the site {site['name']!r} is scaled by {site['scale']} and {sites[0]['name']!r} by {scale}; a scale "
                 "that is not common to all sites is no part of a bound, so leave poutine.scale out or put it on all"
@@ -335,9 +643,16 @@ def _common_scale(*traces: Any) -> float | Tensor:
     return scale
 
 
-def _trace(program: Program, particles: int, plate: Plate, args: Any, kwargs: Any) -> Any:
-    with pyro.plate("particles", particles, dim=-plate.nesting - 1):
-        return prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
+def _in_particles(program: Program, particles: int, nesting: int) -> Program:
+    """The program in a plate of particles; one particle has none."""
+    if particles == 1:
+        return program
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with pyro.plate(PARTICLES, particles, dim=-nesting - 1):
+            return program(*args, **kwargs)
+
+    return run
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
+from pyrolatent.models.conditionals import apply_network
+from pyrolatent.models.model import MaskInput, Model
 from pyrolatent.models.networks import MLP
 
 
-class DeterministicModel(nn.Module):
+class DeterministicModel(Model):
     """z = encoder(x), x' = decoder(z): codes and reconstructions, but neither p(x) nor samples.
 
     Args:
@@ -23,18 +25,14 @@ class DeterministicModel(nn.Module):
         decoder: maps (batch, latent_dim) to (batch, *event_shape).
     """
 
-    label_dim: int = 0
-    conditional: bool = False
-
     def __init__(self, event_shape: tuple[int, ...], encoder: nn.Module, decoder: nn.Module) -> None:
-        super().__init__()
-        self.event_shape = torch.Size(event_shape)
+        super().__init__(event_shape)
         self.encoder = encoder
         self.decoder = decoder
 
     def encode(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Any]:
         """The code as a distribution with all its mass at one point, 0 standing for what is not observed."""
-        return {"z": dist.Delta(self.encoder(x if mask is None else torch.where(mask, x, 0.0))).to_event(1)}
+        return {"z": dist.Delta(self._code(x, mask)).to_event(1)}
 
     def decode(self, latents: Tensor | dict[str, Tensor], y: Tensor | None = None) -> TorchDistributionMixin:
         """The reconstruction of codes (..., latent_dim) as a distribution with all its mass at one point."""
@@ -44,7 +42,15 @@ class DeterministicModel(nn.Module):
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """decoder(encoder(x)), (batch, *event_shape)."""
-        return self.decoder(self.encoder(x if mask is None else torch.where(mask, x, 0.0)))
+        return self.decoder(self._code(x, mask))
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The network that sees x with its gaps."""
+        return [self.encoder]
+
+    def _code(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return apply_network(self.encoder, x if mask is None else torch.where(mask, x, 0.0), mask=mask)
 
     def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> NoReturn:
         """Refused: there is no generative function."""
@@ -75,6 +81,7 @@ class Autoencoder(DeterministicModel):
         latent_dim: width of the code.
         encoder: the network from x to the code.
         decoder: the network from the code to the reconstruction.
+        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class Autoencoder(DeterministicModel):
         latent_dim: Annotated[int, Gt(0)],
         encoder: Annotated[Any, Kind("network")] = "mlp",
         decoder: Annotated[Any, Kind("network")] = "mlp",
+        mask_input: MaskInput = "auto",
     ) -> None:
         event_shape = tuple(event_shape)
         super().__init__(
@@ -91,6 +99,7 @@ class Autoencoder(DeterministicModel):
             build("network", encoder, input_shape=event_shape, output_shape=(latent_dim,)),
             build("network", decoder, input_shape=(latent_dim,), output_shape=event_shape),
         )
+        self.mask_input = mask_input
 
 
 @component("model", "pca")

@@ -29,11 +29,18 @@ def networks_in(precision: torch.dtype) -> Iterator[None]:
         _precision.reset(token)
 
 
-def apply_network(network: nn.Module, *inputs: Tensor) -> Tensor:
-    """What a network gives, in the type of its input, computed in the precision of the present context."""
+def apply_network(network: nn.Module, *inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What a network gives, in the type of its input, computed in the precision of the present context.
+
+    Args:
+        network: one that has been told to take masks is given `mask`, others are not.
+        *inputs: what is conditioned on, and labels.
+        mask: True where the first input is observed, of its shape.
+    """
     precision = _precision.get()
+    masks = {} if mask is None or getattr(network, "missing", None) is None else {"mask": mask}
     with torch.autocast(inputs[0].device.type, precision, enabled=precision != torch.float32):
-        given = network(*inputs)
+        given = network(*inputs, **masks)
     return given.to(inputs[0].dtype)
 
 
@@ -73,7 +80,7 @@ class Conditional(nn.Module):
         self.label_dim = label_dim
         self._probe()
 
-    def forward(self, value: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
+    def forward(self, value: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> TorchDistributionMixin:
         """The distribution of v given `value` (..., *input_shape) and y, with batch shape (...).
 
         Leading dimensions are flattened for the network, so that it sees one batch dimension whatever the number
@@ -82,20 +89,22 @@ class Conditional(nn.Module):
         Args:
             value: what is conditioned on, (..., *input_shape).
             y: class labels (...) or label vectors (..., label_dim).
+            mask: True where `value` is observed, of its shape; for networks that take it.
 
         Raises:
             InputError: labels are missing, or given where there are none.
         """
         lead = value.shape[: value.dim() - len(self.input_shape)]
         if y is None and not self.label_dim:
-            numbers = apply_network(self.network, value.reshape((-1, *self.input_shape)))
+            flat = None if mask is None else mask.expand(value.shape).reshape((-1, *self.input_shape))
+            numbers = apply_network(self.network, value.reshape((-1, *self.input_shape)), mask=flat)
         else:
             label = one_hot(y, self.label_dim).to(value.dtype)
             lead = torch.broadcast_shapes(lead, label.shape[:-1])
             value = value.expand((*lead, *self.input_shape)).reshape((-1, *self.input_shape))
-            numbers = apply_network(
-                self.network, value, label.expand((*lead, self.label_dim)).reshape(-1, self.label_dim)
-            )
+            flat = None if mask is None else mask.expand((*lead, *self.input_shape)).reshape(value.shape)
+            label = label.expand((*lead, self.label_dim)).reshape(-1, self.label_dim)
+            numbers = apply_network(self.network, value, label, mask=flat)
         elementwise = self.family(numbers.reshape((*lead, *self.family.unconstrained_shape)))
         return elementwise.to_event(self.family.event_dims)
 
@@ -139,6 +148,21 @@ class Conditional(nn.Module):
                 f"the network {_described(self.network)} gives {tuple(given.shape[1:])} for each input of the shape "
                 f"{tuple(self.input_shape)}, but {needed}"
             )
+
+
+def given_gaps(part: nn.Module, x: Tensor, y: Tensor | None, mask: Tensor | None) -> Any:
+    """What a posterior, or a network, gives for x with gaps: it sees 0 there, and the mask if it takes one.
+
+    Args:
+        part: the posterior or network.
+        x: data (batch, *event_shape).
+        y: labels, None where there are none.
+        mask: True where x is observed, None if all of it is.
+    """
+    if mask is None:
+        return part(x, y)
+    seen = torch.where(mask, x, 0.0)
+    return part(seen, y, mask) if isinstance(part, Conditional) else part(seen, y)
 
 
 def one_hot(y: Tensor | None, label_dim: int) -> Tensor:

@@ -14,9 +14,10 @@ from torch.nn.functional import softplus
 
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
-from pyrolatent.models.conditionals import apply_network, conditional, filled, masked
+from pyrolatent.models.conditionals import apply_network, conditional, filled, given_gaps, masked
 from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.model import MaskInput
 
 Dims = Annotated[tuple[Annotated[int, Gt(0)], ...], MinLen(1)]
 MIN_SCALE = 1e-3
@@ -56,6 +57,11 @@ class LayeredModel(LatentVariableModel):
         posteriors: Any = self.posterior
         return posteriors
 
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The network that sees x with its gaps."""
+        return [next(iter(self.upwards)).network]
+
     def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """z_L ~ p(z_L), z_l ~ p(z_l | z_(l+1)), x ~ p(x | z_1); arguments as in `LatentVariableModel.generate`."""
         with pyro.plate("data", x.shape[0], dim=-1):
@@ -67,10 +73,11 @@ class LayeredModel(LatentVariableModel):
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """z_1 ~ q(z_1 | x), z_(l+1) ~ q(z_(l+1) | z_l); the encoder sees 0 where x is not observed."""
-        value = x if mask is None else torch.where(mask, x, 0.0)
         with pyro.plate("data", x.shape[0], dim=-1):
+            value = x
             for level, posterior in enumerate(self.upwards, 1):
-                value = pyro.sample(f"z{level}", self.site(posterior(value)), infer=self.site_options(level, x))
+                given = given_gaps(posterior, value, None, mask if level == 1 else None)
+                value = pyro.sample(f"z{level}", self.site(given), infer=self.site_options(level, x))
 
     def site(self, posterior: TorchDistributionMixin) -> TorchDistributionMixin:
         """The guide's distribution at a site."""
@@ -112,6 +119,7 @@ class HierarchicalVAE(LayeredModel):
         decoder: the network from z_1 to the likelihood's parameters.
         between: the networks between latent layers, in both directions.
         width: width of h_l, of the top-down posterior.
+        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
     """
 
     def __init__(
@@ -126,6 +134,7 @@ class HierarchicalVAE(LayeredModel):
         decoder: Annotated[Any, Kind("network")] = "mlp",
         between: Annotated[Any, Kind("network")] = "mlp",
         width: Annotated[int, Gt(0)] = 200,
+        mask_input: MaskInput = "auto",
     ) -> None:
         shapes = [(dim,) for dim in latent_dims]
         down = [
@@ -149,14 +158,16 @@ class HierarchicalVAE(LayeredModel):
                 network = build("network", between, input_shape=(width,), output_shape=(width,))
                 up.append(_Proposal(network, width, dim))
         super().__init__(event_shape, top, down, p_x, up)
+        self.mask_input = mask_input
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """The guide, in the declared direction."""
         if self.inference == "bottom_up":
             return super().infer(x, y, mask)
-        hidden, proposals = x if mask is None else torch.where(mask, x, 0.0), []
+        hidden = x if mask is None else torch.where(mask, x, 0.0)
+        proposals: list[Any] = []
         for proposal in self.upwards:
-            hidden, normal = proposal(hidden)
+            hidden, normal = proposal(hidden, None if proposals else mask)
             proposals.append(normal)
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample(f"z{self.depth}", proposals[-1].to_event(1))
@@ -184,8 +195,8 @@ class _Proposal(nn.Module):
         self.network = network
         self.head = nn.Linear(width, 2 * latent_dim)
 
-    def forward(self, below: Tensor) -> tuple[Tensor, dist.Normal]:
-        hidden = torch.relu(apply_network(self.network, below))
+    def forward(self, below: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dist.Normal]:
+        hidden = torch.relu(apply_network(self.network, below, mask=mask))
         loc, scale = self.head(hidden).chunk(2, dim=-1)
         return hidden, dist.Normal(loc, MIN_SCALE + softplus(scale))
 
@@ -234,6 +245,7 @@ class DiscreteVAE(LayeredModel):
         encoder: the network from x to q(z_1 | x).
         decoder: the network from z_1 to the likelihood's parameters.
         between: the networks between latent layers, in both directions.
+        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
     """
 
     def __init__(
@@ -247,6 +259,7 @@ class DiscreteVAE(LayeredModel):
         encoder: Annotated[Any, Kind("network")] = "mlp",
         decoder: Annotated[Any, Kind("network")] = "mlp",
         between: Annotated[Any, Kind("network")] = {"mlp": {"hidden": ()}},  # noqa: B006 (only read)
+        mask_input: MaskInput = "auto",
     ) -> None:
         self.estimator = estimator
         variables = sum(latent_dims)
@@ -266,6 +279,7 @@ class DiscreteVAE(LayeredModel):
         down = [layer(between, *pair) for pair in zip(shapes[1:], shapes[:-1], strict=True)]
         p_x = conditional("likelihood", likelihood, decoder, shapes[0], event_shape)
         super().__init__(event_shape, _Uniform(build("posterior", family, event_shape=shapes[-1])), down, p_x, up)
+        self.mask_input = mask_input
         if estimator == "score":
             self.baselines = nn.ModuleList(
                 build("network", encoder, input_shape=tuple(event_shape), output_shape=(1,)) for _ in latent_dims
@@ -280,7 +294,7 @@ class DiscreteVAE(LayeredModel):
         if self.estimator == "enumerate":
             return {"enumerate": "parallel"}
         baseline = self.baselines[level - 1]
-        return {"baseline": {"nn_baseline": lambda x: baseline(x).squeeze(-1), "nn_baseline_input": x}}
+        return {"baseline": {"nn_baseline": lambda x: baseline(x).squeeze(), "nn_baseline_input": x}}
 
 
 class _Uniform(nn.Module):

@@ -14,10 +14,11 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyrolatent.errors import InputError
-from pyrolatent.models.conditionals import filled, masked
+from pyrolatent.models.conditionals import filled, given_gaps, masked
+from pyrolatent.models.model import Model
 
 
-class LatentVariableModel(nn.Module):
+class LatentVariableModel(Model):
     """p(x, z) = p(z) p(x | z) with the approximate posterior q(z | x).
 
     Both functions hold exactly one plate, `data`, of the minibatch's size. Models with several latent sites override
@@ -28,23 +29,21 @@ class LatentVariableModel(nn.Module):
         prior: forward(y=None) gives the distribution of z, of batch shape () or (batch,).
         likelihood: forward(z, y=None) gives the distribution of x.
         posterior: forward(x, y=None) gives the distribution of z.
-
-    Attributes:
-        label_dim: number of classes or width of the labels that the model knows, 0 for none.
-        conditional: whether the model is one of x given y, so that it must be given labels.
     """
-
-    label_dim: int = 0
-    conditional: bool = False
 
     def __init__(
         self, event_shape: tuple[int, ...], prior: nn.Module, likelihood: nn.Module, posterior: nn.Module
     ) -> None:
-        super().__init__()
-        self.event_shape = torch.Size(event_shape)
+        super().__init__(event_shape)
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The networks that see x with its gaps."""
+        network = getattr(self.posterior, "network", None)
+        return [] if network is None else [network]
 
     def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """The generative function: z ~ p(z), x ~ p(x | z).
@@ -60,9 +59,12 @@ class LatentVariableModel(nn.Module):
             pyro.sample("x", masked(likelihood, mask), obs=filled(x, mask, likelihood.support))
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """The guide: z ~ q(z | x), the encoder seeing 0 where x is not observed. Arguments as in `generate`."""
+        """The guide: z ~ q(z | x), the encoder seeing 0 where x is not observed, and the mask if it takes one.
+
+        Arguments as in `generate`.
+        """
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", self.posterior(x if mask is None else torch.where(mask, x, 0.0), y))
+            pyro.sample("z", given_gaps(self.posterior, x, y, mask))
 
     @property
     def model(self) -> "PyroProgram":
@@ -100,7 +102,7 @@ class LatentVariableModel(nn.Module):
         batch = value.shape[-1 - drawn.nodes[name]["fn"].event_dim]
         x = value.new_zeros(()).expand(batch, *self.event_shape)
         trace: Any = poutine.trace(poutine.condition(self.generate, data=dict(latents))).get_trace(x, y)
-        return trace.nodes["x"]["fn"]
+        return observed_node(trace)["fn"]
 
     def training_term(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor | None:
         """What training maximises besides the bound, (batch,); never part of a reported bound. None here."""
@@ -111,6 +113,18 @@ class LatentVariableModel(nn.Module):
         sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
         head = f"{type(self).__name__} of x {tuple(self.event_shape)}, {sum(sizes.values()):,} parameters"
         return "\n".join([head, *(f"  {name:<9}= {part}; {sizes[name]:,}" for name, part in parts.items())])
+
+
+def observed_node(trace: Any) -> Any:
+    """The site of the data in a trace of a generative function.
+
+    Raises:
+        InputError: there is none of its name.
+    """
+    if "x" not in trace.nodes:
+        sites = [name for name in trace.nodes if trace.nodes[name]["type"] == "sample"]
+        raise InputError(f"the data are read at the site 'x', but the model has the sites {sites}; name it x")
+    return trace.nodes["x"]
 
 
 def require_labels(label_dim: int, name: str) -> None:

@@ -18,6 +18,7 @@ from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import conditional, filled
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.model import MaskInput
 
 PositiveFloat = Annotated[float, Gt(0)]
 
@@ -43,6 +44,7 @@ class LinearGaussian(LatentVariableModel):
         min_scale: lower bound of learned noise scales.
         posterior: the family of an amortized approximation; None for the exact posterior.
         encoder: the network of an amortized approximation.
+        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class LinearGaussian(LatentVariableModel):
         min_scale: Annotated[float, Ge(0)] = 1e-3,
         posterior: Annotated[Any, Kind("posterior")] = None,
         encoder: Annotated[Any, Kind("network")] = {"mlp": {"hidden": ()}},  # noqa: B006 (only read)
+        mask_input: MaskInput = "auto",
     ) -> None:
         prior = build("prior", {"normal": {"precision": precision}}, latent_dim=latent_dim)
         likelihood = _LinearNormal(tuple(event_shape), latent_dim, noise, min_scale)
@@ -62,6 +65,7 @@ class LinearGaussian(LatentVariableModel):
         q = _Exact() if self.exact else conditional("posterior", posterior, encoder, tuple(event_shape), (latent_dim,))
         super().__init__(event_shape, prior, likelihood, q)
         self.precision = precision
+        self.mask_input = mask_input
         self.likelihood: _LinearNormal
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
@@ -232,6 +236,7 @@ class LogisticBernoulli(LatentVariableModel):
         precision: alpha.
         posterior: the family of the amortized approximation q(z | x).
         encoder: the network of the approximation.
+        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
     """
 
     def __init__(
@@ -242,6 +247,7 @@ class LogisticBernoulli(LatentVariableModel):
         precision: PositiveFloat = 1.0,
         posterior: Annotated[Any, Kind("posterior")] = "normal",
         encoder: Annotated[Any, Kind("network")] = "mlp",
+        mask_input: MaskInput = "auto",
     ) -> None:
         event_shape, latent_shape = tuple(event_shape), (latent_dim,)
         super().__init__(
@@ -251,6 +257,7 @@ class LogisticBernoulli(LatentVariableModel):
             conditional("posterior", posterior, encoder, event_shape, latent_shape),
         )
         self.precision = precision
+        self.mask_input = mask_input
         self.latent_dim = latent_dim
 
     @torch.no_grad()

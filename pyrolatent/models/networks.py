@@ -69,9 +69,10 @@ class Block(nn.Module):
         self.residual = residual
         self.film = nn.Linear(label_dim, 2 * features) if label_dim else None
 
-    def forward(self, value: Tensor, label: Tensor | None = None) -> Tensor:
-        """(batch, features, ...) and (batch, label_dim) to (batch, features', ...)."""
-        hidden = self.norm(self.layer(value))
+    def forward(self, value: Tensor, label: Tensor | None = None, added: Tensor | None = None) -> Tensor:
+        """(batch, features, ...) and (batch, label_dim) to (batch, features', ...), `added` to the layer's output."""
+        hidden = self.layer(value)
+        hidden = self.norm(hidden if added is None else hidden + added)
         if self.film is not None and label is not None:
             modulation = self.film(label)
             scale, shift = modulation.reshape((*modulation.shape, *[1] * (hidden.dim() - 2))).chunk(2, dim=1)
@@ -81,7 +82,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """What all networks share: how a label enters, the start of the weights and of the last bias.
+    """What all networks share: how a label and a mask enter, the start of the weights and of the last bias.
 
     Args:
         input_shape: shape of one input.
@@ -106,6 +107,37 @@ class Network(nn.Module):
         self.film_dim = label_dim if label == "film" else 0
         self.embedding = nn.Linear(label_dim, embedding_dim) if label_dim and label == "embed" else None
         self.beside = 0 if self.film_dim else embedding_dim if self.embedding is not None else label_dim
+        self.missing: nn.Module | None = None
+
+    @property
+    def first(self) -> nn.Linear | nn.Conv2d:
+        """The layer that sees the input."""
+        raise NotImplementedError
+
+    def take_mask(self) -> None:
+        """Gives the first layer a second input, 1 where an entry is missing and 0 elsewhere, with weights from 0."""
+        if self.missing is not None:
+            return
+        first = self.first
+        if isinstance(first, nn.Linear):
+            self.missing = nn.Linear(math.prod(self.input_shape), first.out_features, bias=False)
+        else:
+            like: Any = {name: getattr(first, name) for name in ("out_channels", "kernel_size", "stride", "padding")}
+            self.missing = nn.Conv2d(self.input_shape[0], **like, bias=False)
+        init.zeros_(self.missing.weight)
+        self.missing.to(first.weight)
+
+    def from_mask(self, mask: Tensor | None) -> Tensor | None:
+        """What the first layer's output gets from a mask (batch, *input_shape), True where the input is observed."""
+        if self.missing is None or mask is None:
+            return None
+        missing = (~mask).to(self.first.weight.dtype)
+        return self.missing(missing if isinstance(self.first, nn.Conv2d) else missing.flatten(1))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if f"{prefix}missing.weight" in state_dict:
+            self.take_mask()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def entering(self, label: Tensor | None) -> Tensor | None:
         """What stands beside the input, (batch, beside), or None."""
@@ -181,13 +213,20 @@ class MLP(Network):
         self.output = nn.Sigmoid() if output_activation == "sigmoid" else ACTIVATIONS[output_activation]()
         self.start(init)
 
-    def forward(self, value: Tensor, label: Tensor | None = None) -> Tensor:
-        """(batch, *input_shape) and (batch, label_dim) to (batch, *output_shape)."""
-        beside = self.entering(label)
+    @property
+    def first(self) -> nn.Linear:
+        """The layer that sees the input."""
+        layer: Any = self.blocks[0].layer if len(self.blocks) else self.last
+        return layer
+
+    def forward(self, value: Tensor, label: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(batch, *input_shape), (batch, label_dim) and a mask (batch, *input_shape) to (batch, *output_shape)."""
+        beside, added = self.entering(label), self.from_mask(mask)
         hidden = value.flatten(1) if beside is None else torch.cat([value.flatten(1), beside], -1)
         for block in self.blocks:
-            hidden = block(hidden, label)
-        return self.output(self.last(hidden)).reshape((-1, *self.output_shape))
+            hidden, added = block(hidden, label, added), None
+        last = self.last(hidden)
+        return self.output(last if added is None else last + added).reshape((-1, *self.output_shape))
 
     def set_output(self, value: Tensor) -> None:
         """Sets the last bias, so that the network gives `value` (*output_shape) where its last features are 0."""
@@ -279,17 +318,24 @@ class Conv(Network):
         self.levels: Iterable[Any] = nn.ModuleList(nn.ModuleList(level) for level in levels)
         self.start(init)
 
-    def forward(self, value: Tensor, label: Tensor | None = None) -> Tensor:
-        """(batch, *input_shape) and (batch, label_dim) to (batch, *output_shape)."""
-        beside = self.entering(label)
+    @property
+    def first(self) -> nn.Linear | nn.Conv2d:
+        """The layer that sees the input."""
+        levels: Any = self.levels
+        return levels[0][0].layer if self.inwards else self.linear
+
+    def forward(self, value: Tensor, label: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(batch, *input_shape), (batch, label_dim) and a mask (batch, *input_shape) to (batch, *output_shape)."""
+        beside, added = self.entering(label), self.from_mask(mask)
         if self.inwards:
             if beside is not None:
                 value = torch.cat([value, beside[..., None, None].expand(-1, -1, *value.shape[2:])], 1)
             for block in itertools.chain(*self.levels):
-                value = block(value, label)
+                value, added = block(value, label, added), None
             return self.linear(value.flatten(1)).reshape((-1, *self.output_shape))
         flat = value.flatten(1) if beside is None else torch.cat([value.flatten(1), beside], -1)
-        hidden = self.linear(flat).reshape((-1, *self.inner))
+        linear = self.linear(flat)
+        hidden = (linear if added is None else linear + added).reshape((-1, *self.inner))
         for level, size in zip(self.levels, self.sizes[-2::-1], strict=True):
             hidden = interpolate(hidden, size=size, mode="nearest")
             for block in level:

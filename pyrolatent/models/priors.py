@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import Conditional, one_hot
+from pyrolatent.models.modes import evaluation_mode
 from pyrolatent.models.named import Normal
 
 PositiveInt = Annotated[int, Gt(0)]
@@ -217,6 +218,9 @@ class MixturePrior(nn.Module):
 class VampPrior(nn.Module):
     """p(z) = sum_k pi_k q(z | u_k): the posterior at learned pseudo-inputs u_k (Tomczak and Welling 2018, 1705.07120).
 
+    q(z | u_k) is the posterior as in evaluation, without dropout and with running statistics where it normalises over
+    batches, so that training and evaluation have one and the same prior.
+
     Args:
         latent_dim: number of latent dimensions.
         event_shape: shape of one pseudo-input.
@@ -259,7 +263,10 @@ class VampPrior(nn.Module):
 
     def forward(self, y: Tensor | None = None) -> TorchDistributionMixin:
         """The prior, with batch shape ()."""
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), self._posterior[0](self.pseudo_inputs))
+        posterior = self._posterior[0]
+        with evaluation_mode(posterior):  # a prior has no dropout noise, and is no minibatch of data
+            components = posterior(self.pseudo_inputs)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
 
     def __str__(self) -> str:
         return f"mixture of q(z | u) at {len(self.logits)} pseudo-inputs"

@@ -6,11 +6,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from annotated_types import Ge, Gt
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrolatent.declaration import Kind, build, component
-from pyrolatent.models.conditionals import conditional, filled, masked
+from pyrolatent.models.conditionals import conditional, filled, given_gaps, masked
 from pyrolatent.models.latent import LatentVariableModel, require_labels
+from pyrolatent.models.model import MaskInput
+from pyrolatent.models.modes import statistics_held
 
 NEVER = -1e9
 """A log-probability of zero that stays finite when it is multiplied by a probability of zero."""
@@ -35,6 +37,8 @@ class SemiSupervisedVAE(LatentVariableModel):
         decoder: the network from z and y to the likelihood's parameters.
         classifier: the network from x to the logits of q(y | x).
         classifier_weight: factor of log q(y | x) for each known label.
+        mask_input: whether encoder and classifier are told which entries are missing, "auto" if they are trained with a
+            mask.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class SemiSupervisedVAE(LatentVariableModel):
         decoder: Annotated[Any, Kind("network")] = "mlp",
         classifier: Annotated[Any, Kind("network")] = "mlp",
         classifier_weight: Annotated[float, Ge(0)] = 50.0,
+        mask_input: MaskInput = "auto",
     ) -> None:
         require_labels(label_dim, "semi_supervised_vae")
         p_x = conditional("likelihood", likelihood, decoder, (latent_dim,), event_shape, label_dim)
@@ -57,10 +62,17 @@ class SemiSupervisedVAE(LatentVariableModel):
         p_z = build("prior", prior, latent_dim=latent_dim, event_shape=tuple(event_shape), posterior=q_z)
         super().__init__(event_shape, p_z, p_x, q_z)
         self.label_dim = label_dim
+        self.mask_input = mask_input
         self.classifier_weight = classifier_weight
         self.classifier = conditional("posterior", "one_hot_categorical", classifier, event_shape, (label_dim,))
         self.label_logits: Tensor
         self.register_buffer("label_logits", torch.zeros(label_dim), persistent=False)
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The networks that see x with its gaps."""
+        classifier: Any = self.classifier
+        return [*super().encoders, classifier.network]
 
     def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """y ~ p(y), z ~ p(z), x ~ p(x | z, y); classes y (batch,) are observed where they are not negative."""
@@ -75,17 +87,20 @@ class SemiSupervisedVAE(LatentVariableModel):
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """y ~ q(y | x), or what is known; z ~ q(z | x, y). The label is enumerated."""
         known, given = self._known(x, y)
-        seen = x if mask is None else torch.where(mask, x, 0.0)
         with pyro.plate("data", x.shape[0], dim=-1):
-            logits = torch.where(known.unsqueeze(-1), NEVER * (1 - given), self.classifier(seen).logits)
+            logits = torch.where(known.unsqueeze(-1), NEVER * (1 - given), self._class_logits(x, mask))
             label = pyro.sample("y", dist.OneHotCategorical(logits=logits), infer={"enumerate": "parallel"})
-            pyro.sample("z", self.posterior(seen, label))
+            pyro.sample("z", given_gaps(self.posterior, x, label, mask))
 
     def training_term(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor | None:
         """classifier_weight log q(y | x) where y is known, else 0, (batch,)."""
         known, given = self._known(x, y)
-        log_q = self.classifier(x if mask is None else torch.where(mask, x, 0.0)).logits.log_softmax(-1)
+        with statistics_held():  # the guide has moved them
+            log_q = self._class_logits(x, mask).log_softmax(-1)
         return self.classifier_weight * known * (log_q * given).sum(-1)
+
+    def _class_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return given_gaps(self.classifier, x, None, mask).logits
 
     def _known(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Whether each label is known, (batch,), and the labels one-hot, (batch, label_dim)."""

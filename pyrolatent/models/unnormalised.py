@@ -4,15 +4,16 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrolatent.errors import InputError
+from pyrolatent.models.model import Model
 
 Beta = float | Tensor
 """Where on the path from a base distribution (0) to the model (1): a number, or one for each chain, (chains, 1)."""
 
 
-class UnnormalisedDensity(nn.Module):
+class UnnormalisedDensity(Model):
     """p(x) = exp(-F(x)) / Z with a free energy F that can be computed and a normaliser Z that may not.
 
     The path that annealing and tempering follow is p_β(x) ∝ p_0(x)^(1 - β) exp(-β F(x)) or, where hidden units are
@@ -26,23 +27,18 @@ class UnnormalisedDensity(nn.Module):
         support: the set of its elements.
 
     Attributes:
-        label_dim: number of classes that the model knows, 0 for none.
-        conditional: whether it is a model of x given y; none here is.
         measure: what log p(x) is of, "mass" or "density".
         levels: number of values of each element of x, (width,); None where they are real.
         chains: persistent chains (chains, width), empty unless training left some.
         hotter: persistent chains at β < 1, (levels * chains, width), empty unless training tempered.
     """
 
-    label_dim: int = 0
-    conditional: bool = False
     chains: Tensor
     hotter: Tensor
     levels: Tensor | None
 
     def __init__(self, event_shape: tuple[int, ...], support: Any, levels: Tensor | None = None) -> None:
-        super().__init__()
-        self.event_shape = torch.Size(event_shape)
+        super().__init__(event_shape)
         self.support = support
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("chains", torch.empty(0))

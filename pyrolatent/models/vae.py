@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.models.conditionals import conditional
 from pyrolatent.models.latent import LatentVariableModel, require_labels
+from pyrolatent.models.model import MaskInput
 
 
 @component("model", "vae")
@@ -24,6 +25,7 @@ class VAE(LatentVariableModel):
         encoder: the network from x to the posterior's parameters.
         decoder: the network from z to the likelihood's parameters.
         start_at_data: whether the decoder's last bias starts where the likelihood fits the data best without z.
+        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
     """
 
     def __init__(
@@ -37,9 +39,11 @@ class VAE(LatentVariableModel):
         encoder: Annotated[Any, Kind("network")] = "mlp",
         decoder: Annotated[Any, Kind("network")] = "mlp",
         start_at_data: bool = False,
+        mask_input: MaskInput = "auto",
     ) -> None:
         parts = _parts(event_shape, 0, latent_dim, prior, likelihood, posterior, encoder, decoder, start_at_data)
         super().__init__(event_shape, *parts)
+        self.mask_input = mask_input
 
 
 @component("model", "conditional_vae")
@@ -56,6 +60,7 @@ class ConditionalVAE(LatentVariableModel):
         encoder: the network from x and y to the posterior's parameters.
         decoder: the network from z and y to the likelihood's parameters.
         start_at_data: whether the decoder's last bias starts where the likelihood fits the data best without z.
+        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
     """
 
     conditional = True
@@ -72,6 +77,7 @@ class ConditionalVAE(LatentVariableModel):
         encoder: Annotated[Any, Kind("network")] = "mlp",
         decoder: Annotated[Any, Kind("network")] = "mlp",
         start_at_data: bool = False,
+        mask_input: MaskInput = "auto",
     ) -> None:
         require_labels(label_dim, "conditional_vae")
         parts = _parts(
@@ -79,6 +85,7 @@ class ConditionalVAE(LatentVariableModel):
         )
         super().__init__(event_shape, *parts)
         self.label_dim = label_dim
+        self.mask_input = mask_input
 
 
 def _parts(

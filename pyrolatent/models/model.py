@@ -1,0 +1,72 @@
+"""What every model says of itself."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyrolatent.errors import InputError
+
+MaskInput = Literal["auto", "always", "never"]
+"""Whether encoders are told which entries are missing: "auto" if they are trained on data with a mask."""
+
+
+class Model(nn.Module):
+    """A model of datapoints x.
+
+    Args:
+        event_shape: shape of one datapoint x.
+
+    Attributes:
+        label_dim: number of classes or width of the labels that the model knows, 0 for none.
+        conditional: whether the model is one of x given y, so that it must be given labels.
+        mask_input: whether its encoders are told which entries are missing.
+        fitted: whether it has been trained or loaded, so that training goes on from what was learnt.
+    """
+
+    label_dim: int = 0
+    conditional: bool = False
+    mask_input: MaskInput = "auto"
+    fitted: bool = False
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        self.register_load_state_dict_post_hook(_loaded)
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The networks that see x with its gaps."""
+        return []
+
+    def prepare(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """What training does first, before there is an optimiser.
+
+        Encoders get the mask as a second input if training data have one, and every part with an `initialise` starts
+        where the data are, unless the model has been trained before.
+
+        Args:
+            x: data to start at (batch, *event_shape).
+            mask: True where x is observed, None if all of it is.
+
+        Raises:
+            InputError: an encoder that must see masks is no network that can.
+        """
+        if self.mask_input == "always" or (self.mask_input == "auto" and mask is not None):
+            for network in self.encoders:
+                take_mask = getattr(network, "take_mask", None)
+                if take_mask is None and self.mask_input == "always":
+                    raise InputError(
+                        f"mask_input was always, but the encoder {type(network).__name__} takes no mask; declare mlp "
+                        "or conv, or mask_input: never"
+                    )
+                if take_mask is not None:
+                    take_mask()
+        for part in () if self.fitted else self.modules():
+            initialise = getattr(part, "initialise", None)
+            if callable(initialise):
+                initialise(x, mask)
+
+
+def _loaded(model: Any, keys: Any) -> None:
+    model.fitted = True

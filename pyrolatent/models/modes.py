@@ -1,0 +1,51 @@
+"""Running modules without leaving a trace on them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Within this context modules are in evaluation mode; afterwards all of their parts are in the modes they had."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def statistics_held() -> Iterator[None]:
+    """Within this context normalisations do all that they do in training but move their running statistics.
+
+    They are given copies to move, whatever program they are a part of.
+    """
+    kept: list[tuple[nn.Module, dict[str, Any]]] = []
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        if isinstance(module, _NormBase):
+            own = {name: value for name in STATISTICS if (value := module._buffers.get(name)) is not None}
+            kept.append((module, own))
+            module._buffers.update({name: value.clone() for name, value in own.items()})
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, _NormBase):
+            _, own = kept.pop()
+            module._buffers.update(own)
+
+    handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
