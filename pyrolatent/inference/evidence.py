@@ -27,6 +27,9 @@ from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
+ACTIVE = 0.01
+"""Variance of a posterior mean over the data from which a latent dimension counts as active."""
+
 FLOATS = 2**21
 """Numbers in one decoded chunk of draws: small enough for a processor's cache, large enough to keep it busy."""
 
@@ -43,6 +46,7 @@ class Scores:
         mcse: Monte Carlo standard error of `log_evidence`, (batch,), by the delta method; NaN for one draw.
         ess: effective sample size (sum w)^2 / sum w^2, (batch,), between 1 and K.
         means: posterior mean of each site, (batch, dimensions).
+        noise: Monte Carlo variance of `means`, 0 where they are in closed form; unknown, and 0, of one draw.
         kl_dimensions: KL of each dimension of each site whose prior and posterior factorise, (batch, dimensions).
     """
 
@@ -53,6 +57,7 @@ class Scores:
     mcse: Tensor
     ess: Tensor
     means: dict[str, Tensor]
+    noise: dict[str, Tensor]
     kl_dimensions: dict[str, Tensor]
 
 
@@ -72,12 +77,13 @@ class Evaluation:
         log_evidence_mcse: its Monte Carlo standard error of the draws.
         ess: mean effective sample size of the draws.
         kl_per_dimension: KL of each latent dimension; None where the posterior does not factorise.
-        active_units: number of latent dimensions whose posterior mean varies over the data by more than 0.01
-            (Burda et al. 2016, 1509.00519).
+        active_units: number of latent dimensions, labels not among them, whose posterior mean has a variance of more
+            than 0.01 over the data, the Monte Carlo variance of a mean without closed form taken off (Burda et al.
+            2016, 1509.00519); None of one datapoint or one draw, which have no variance.
         datapoints: number of datapoints.
         particles: draws for each datapoint.
         classification_error: share of known labels that the most probable one under q(y | x) misses, of models with
-            a latent label.
+            a latent label; None where no label is known.
         left_out: factors and observed sites of the guide, which training counts and a proposal does not.
         each: the bound, and log p(x) where there is one, of each datapoint, (datapoints,), float64.
     """
@@ -92,7 +98,7 @@ class Evaluation:
     log_evidence_mcse: float | None
     ess: float | None
     kl_per_dimension: list[float] | None
-    active_units: int
+    active_units: int | None
     datapoints: int
     particles: int
     classification_error: float | None = None
@@ -122,7 +128,7 @@ def chunk(model: LatentVariableModel, particles: int) -> Chunk:
             "kl": weights.expect(functools.reduce(torch.add, weights.kl.values())).mean(0),
         }
         for site in weights.latents:
-            terms[f"mean {site}"] = _mean(weights, site)
+            terms[f"mean {site}"], terms[f"square {site}"] = _moments(weights, site)
             by_dimension = _kl_dimensions(weights, site)
             if by_dimension is not None:
                 terms[f"kl {site}"] = by_dimension
@@ -203,9 +209,17 @@ def score(
         log_sum - math.log(particles),
         variance.sqrt(),
         ess,
-        {name.removeprefix("mean "): value for name, value in means.items() if name.startswith("mean ")},
-        {name.removeprefix("kl "): value for name, value in means.items() if name.startswith("kl ")},
+        _of_sites(means, "mean "),
+        {
+            site: (square - means[f"mean {site}"].square()).clamp(min=0) / max(1, particles - 1)
+            for site, square in _of_sites(means, "square ").items()
+        },
+        _of_sites(means, "kl "),
     )
+
+
+def _of_sites(terms: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in terms.items() if name.startswith(prefix)}
 
 
 def evaluate(
@@ -272,9 +286,11 @@ def evaluate(
             if on_batch:
                 on_batch(min(done * distributed.size(), len(part)))
     joined = _joined(scores, len(part))
-    found = _summarise(joined, split, measure(model, data, support), particles)
+    found = _summarise(joined, split, measure(model, data, support), particles, model.label_site)
     left_out = _terms_of_the_guide(model, arguments(model, part.batch(slice(0, 1))))
-    return replace(found, classification_error=_classification_error(joined, part.y), left_out=left_out)
+    return replace(
+        found, classification_error=_classification_error(joined, model.label_site, part.y), left_out=left_out
+    )
 
 
 @torch.no_grad()
@@ -321,16 +337,20 @@ def observation_support(model: LatentVariableModel, one: Batch, data: Data) -> C
     return observed_node(trace)["fn"].support
 
 
-def _mean(weights: Weights, site: str) -> Tensor:
-    """The posterior mean of a site, (batch, dimensions), from its draws where it has no closed form."""
+def _moments(weights: Weights, site: str) -> tuple[Tensor, Tensor]:
+    """Means over draws of a site's posterior mean and of its square, (batch, dimensions).
+
+    That mean is given the draws of the sites above, and is the draw itself where it has no closed form.
+    """
     fn, draws = weights.guide_trace.nodes[site]["fn"], weights.latents[site]
     try:
         mean = weights.with_particles(fn.mean, fn.event_dim)
     except NotImplementedError:
         mean = draws
     mean = torch.where(torch.isnan(mean).any(), draws, mean)  # a Student-t of few degrees of freedom has none
-    mean = weights.expect(mean, fn.event_dim).mean(0)
-    return mean.reshape(len(mean), -1)
+    mean = weights.expect(mean, fn.event_dim)
+    first, second = (moment.mean(0).reshape(mean.shape[1], -1) for moment in (mean, mean.square()))
+    return first, second
 
 
 def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
@@ -346,11 +366,13 @@ def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
     return kl.reshape(len(kl), -1)
 
 
-def _summarise(scores: Scores, split: str, measure: str, particles: int) -> Evaluation:
+def _summarise(scores: Scores, split: str, measure: str, particles: int, label_site: str | None) -> Evaluation:
     each = {name: getattr(scores, name).double().cpu() for name in ("elbo", "reconstruction", "kl", "ess", "mcse")}
     evidence = scores.log_evidence.double().cpu()
     n = len(evidence)
-    means = torch.cat([*scores.means.values()], -1)
+    latent = [site for site in scores.means if site != label_site]
+    means, noise = (torch.cat([values[site] for site in latent], -1) for values in (scores.means, scores.noise))
+    active = means.var(0) - noise.mean(0) > ACTIVE if n > 1 and particles > 1 else None
     factorised = scores.kl_dimensions.keys() == scores.means.keys()
     by_dimension = torch.cat([*scores.kl_dimensions.values()], -1).mean(0).tolist() if factorised else None
     likelihood = measure != "cross-entropy"
@@ -365,14 +387,14 @@ def _summarise(scores: Scores, split: str, measure: str, particles: int) -> Eval
         log_evidence_mcse=each["mcse"].square().sum().sqrt().item() / n if likelihood and particles > 1 else None,
         ess=each["ess"].mean().item() if likelihood else None,
         kl_per_dimension=by_dimension,
-        active_units=int((means.var(0) > 0.01).sum()) if n > 1 else 0,
+        active_units=None if active is None else int(active.sum()),
         datapoints=n,
         particles=particles,
         each={"elbo": each["elbo"]} | ({"log_evidence": evidence} if likelihood else {}),
     )
 
 
-def _classification_error(scores: Scores, y: Tensor | None) -> float | None:
-    if "y" not in scores.means or y is None:
+def _classification_error(scores: Scores, label_site: str | None, y: Tensor | None) -> float | None:
+    if label_site is None or y is None or not (y >= 0).any():
         return None
-    return (scores.means["y"].argmax(-1) != y)[y >= 0].double().mean().item()
+    return (scores.means[label_site].argmax(-1) != y)[y >= 0].double().mean().item()

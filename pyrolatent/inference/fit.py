@@ -10,10 +10,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pyro
 import torch
 from annotated_types import Ge, Gt
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -100,7 +102,8 @@ def fit(
         scheduler: a class of `torch.optim.lr_scheduler`, stepped after each epoch.
         clip_norm: bound on the norm of the gradient of the loss a datapoint.
         kl_warmup: how the factor of log p(z) - log q(z | x) in the target rises to 1.
-        patience: stop when the validation bound has not risen for so many epochs, and keep the best weights.
+        patience: stop when the validation bound has not risen for so many epochs, and keep the best weights; it begins
+            when a kl_warmup has ended.
         seed: of everything that is random in training; the caller's random state is left as it was.
         device: where to train; "auto" takes an accelerator where there is one.
         compile: whether the gradient is compiled; "auto" does where a minute or more of training is ahead. Compiled
@@ -156,7 +159,7 @@ class Trainer:
         self.run, self.model, self.data = run, run.model, data
         of_pyro = isinstance(objective, pyro.infer.ELBO) and not isinstance(objective, Objective)
         self.objective = PyroObjective(objective) if of_pyro else objective
-        self.held_out = held_out(self.model)
+        self.held_out = held_out(self.model, self.objective)
         settings = run.settings
         self.warmup = build("warmup", settings["kl_warmup"]) if "kl_warmup" in settings else None
         if self.warmup and not isinstance(objective, Objective):
@@ -234,6 +237,7 @@ class Trainer:
         self.model.fitted = True
         epochs = 1 if isinstance(self.objective, ClosedForm) else settings["epochs"]
         best, best_state = -math.inf, None
+        scores: list[float] = []
         task = bar.add_task("epoch 1", total=self.batches * epochs)
         distributed.same([*(p.data for p in self.parameters), *self.model.buffers()])
         if distributed.rank():  # draws of its own from here on
@@ -250,6 +254,7 @@ class Trainer:
             if self.scheduler is not None:
                 metrics = [-validation] if "metrics" in inspect.signature(self.scheduler.step).parameters else []
                 self.scheduler.step(*metrics)
+            scores.append(validation)
             history.append(
                 {
                     "epoch": epoch,
@@ -263,7 +268,8 @@ class Trainer:
             )
             history[-1] |= self.also
             bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
-            if "patience" in settings and validation > best:
+            warm = self.warmup is None or epoch >= min(self.warmup.epochs, epochs)
+            if "patience" in settings and warm and validation > best:
                 best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
             if on_epoch:
                 on_epoch(self.run)
@@ -272,6 +278,14 @@ class Trainer:
         if best_state is not None:
             self.model.load_state_dict(best_state)
         self.model.eval()
+        slope = still_rising(scores)
+        if slope is not None and len(scores) == epochs:
+            name, verb = self.held_out.name, "falling" if self.held_out.name.endswith("loss") else "rising"
+            warnings.warn(
+                f"not converged: {name} was still {verb}, by {slope:.2g} an epoch, at the last of {epochs} epochs; set "
+                f"epochs: {2 * epochs}, or a larger learning rate",
+                stacklevel=4,
+            )
         for family in self.model.modules():
             if isinstance(family, Family) and family.at_floor():
                 warnings.warn(
@@ -441,6 +455,24 @@ class Trainer:
             if bad:
                 return f"{name} was not finite for {bad} of {len(batch.x)} datapoints"
         return "the gradient was not finite, though every log-probability was,"
+
+
+def still_rising(scores: list[float], share: float = 0.01) -> float | None:
+    """The slope of scores by epoch over the last quarter of training, None if they have converged.
+
+    They have not where they rise there by more than this share of all that training gained, and by more than three
+    standard errors of the regression on the epoch.
+
+    Args:
+        scores: one an epoch, higher is better.
+        share: of the range of scores.
+    """
+    last = np.array(scores[-max(8, len(scores) // 4) :])
+    if len(scores) < 2 * len(last):
+        return None
+    line = stats.linregress(np.arange(len(last)), last)
+    gained = line.slope * (len(last) - 1)
+    return float(line.slope) if gained > share * np.ptp(scores) and line.slope > 3 * line.stderr else None
 
 
 def _optimizer(declaration: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from pyrolatent.data import Data
-from pyrolatent.inference.objectives import AnalyticELBO, Inputs, SquaredError
+from pyrolatent.inference.objectives import IWAE, AnalyticELBO, Inputs, SquaredError
 from pyrolatent.inference.score_matching import sliced_score_matching
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.unnormalised import UnnormalisedDensity
+from pyrolatent.models.vae import GenerativeNetwork
 
 
 class HeldOut(NamedTuple):
@@ -27,11 +28,12 @@ class HeldOut(NamedTuple):
     monitor: Callable[[Data], dict[str, float]]
 
 
-def held_out(model: Any) -> HeldOut:
+def held_out(model: Any, objective: Any = None) -> HeldOut:
     """What a model of this kind is scored by.
 
     A bound where there is a posterior, squared error where there is no density, and of unnormalised densities the
-    pseudo-likelihood over discrete x and sliced score matching over real x, which need no normaliser.
+    pseudo-likelihood over discrete x and sliced score matching over real x, which need no normaliser. Where the prior
+    stands for the posterior the bound has as many draws as the objective: with one draw it says nothing of log p(x).
     """
     if isinstance(model, DeterministicModel):
         return HeldOut("validation_loss", lambda inputs: -SquaredError().loss(model, inputs).sum(), lambda data: {})
@@ -46,6 +48,13 @@ def held_out(model: Any) -> HeldOut:
             "validation_pseudo_likelihood",
             lambda inputs: pseudo_likelihood(model, inputs[0], entries=1).sum(),
             lambda data: monitor(model, data),
+        )
+    if isinstance(model, GenerativeNetwork):
+        bound = IWAE(particles=getattr(objective, "num_particles", 1))
+        return HeldOut(
+            "validation_bound",
+            lambda inputs: -bound.differentiable_loss(model.generate, model.infer, *inputs),
+            lambda data: {},
         )
     return HeldOut(
         "validation_elbo",

@@ -1,4 +1,7 @@
-"""Warm-ups: the factor of log p(z) - log q(z | x) in the training target after so many epochs."""
+"""Warm-ups: the factor of log p(z) - log q(z | x) in the training target after so many epochs.
+
+Each has `epochs`, after which the factor is 1.
+"""
 
 import math
 from typing import Annotated
@@ -54,10 +57,12 @@ class Cyclical:
 
 @component("warmup", "sigmoid")
 class Sigmoid:
-    """sigmoid(steepness (t / epochs - 1/2)) (Bowman et al. 2016, 1511.06349).
+    """(s(t) - s(0)) / (s(epochs) - s(0)), s(t) = sigmoid(steepness (t / epochs - 1/2)), and 1 after that many epochs.
+
+    Bowman et al. 2016, 1511.06349, scaled so that it rises from 0 to 1.
 
     Args:
-        epochs: twice those until the factor is 1/2.
+        epochs: until the factor is 1, and twice those until it is 1/2.
         steepness: of the rise.
     """
 
@@ -66,4 +71,6 @@ class Sigmoid:
 
     def __call__(self, t: float) -> float:
         """The factor after t epochs."""
-        return 1 / (1 + math.exp(-min(self.steepness * (t / self.epochs - 0.5), 700.0)))
+        # s(t) - 1/2 = tanh(steepness (t / epochs - 1/2) / 2) / 2, which no steepness overflows.
+        reach = math.tanh(self.steepness / 4)
+        return min(1.0, 0.5 + 0.5 * math.tanh(self.steepness * (t / self.epochs - 0.5) / 2) / reach)

@@ -1,5 +1,6 @@
 """What every model says of itself."""
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -20,12 +21,14 @@ class Model(nn.Module):
     Attributes:
         label_dim: number of classes or width of the labels that the model knows, 0 for none.
         conditional: whether the model is one of x given y, so that it must be given labels.
+        label_site: the latent site that is the label, of models that infer it.
         mask_input: whether its encoders are told which entries are missing.
         fitted: whether it has been trained or loaded, so that training goes on from what was learnt.
     """
 
     label_dim: int = 0
     conditional: bool = False
+    label_site: str | None = None
     mask_input: MaskInput = "auto"
     fitted: bool = False
 
@@ -60,7 +63,13 @@ class Model(nn.Module):
                         f"mask_input was always, but the encoder {type(network).__name__} takes no mask; declare mlp "
                         "or conv, or mask_input: never"
                     )
-                if take_mask is not None:
+                if take_mask is None:
+                    warnings.warn(
+                        f"the encoder {type(network).__name__} is not told which entries are missing: it sees 0 there; "
+                        "declare mlp or conv, or mask_input: never",
+                        stacklevel=5,
+                    )
+                else:
                     take_mask()
         for part in () if self.fitted else self.modules():
             initialise = getattr(part, "initialise", None)

@@ -41,6 +41,8 @@ class SemiSupervisedVAE(LatentVariableModel):
             mask.
     """
 
+    label_site = "y"
+
     def __init__(
         self,
         event_shape: tuple[int, ...],
