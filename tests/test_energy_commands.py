@@ -102,7 +102,7 @@ def test_a_machine_is_compared_with_a_vae_on_the_same_scale(file: Path, tmp_path
         ({"rbm": {"hidden": 3}}, "sliced_score_matching", "x is discrete"),
         ({"rbm": {"hidden": 3}}, {"cd": {"kernel": "hmc"}}, "is sampled by kernel: gibbs"),
         ({"energy": {}}, {"cd": {"kernel": "gibbs"}}, "hmc or langevin"),
-        ({"energy": {"energy": "mlp"}}, "sliced_score_matching", "declare activation: silu"),
+        ({"energy": {"energy": "mlp"}}, "sliced_score_matching", "declare a smooth activation"),
         ({"rbm": {"hidden": 3}}, {"pcd": {"chans": 3}}, "did you mean 'chains'"),
         ({"rbm": {"hiden": 3}}, "pcd", "did you mean 'hidden'"),
         ({"markov_network": {"cliques": [[1, 9]]}}, "exact_likelihood", "is no clique"),
