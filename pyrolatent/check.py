@@ -252,6 +252,7 @@ class _Questions:
             self._number(log_evidence=evidence)
         self._array(khat=khat, ess=ess, log_evidence=evidence, log_evidence_mcse=mcse, rate=rate, distortion=distortion)
         threshold = checks.khat_threshold(self.draws)
+        self._array(khat_threshold=torch.tensor(threshold))
         above = (khat > threshold).double().mean().item()
         self._verdict(
             "k-hat", above, SHARE,

@@ -107,10 +107,11 @@ class LatentVariableModel(nn.Module):
         return None
 
     def __str__(self) -> str:
-        parts = {"p(z)": self.prior, "p(x | z)": self.likelihood, "q(z | x)": self.posterior}
+        y = ", y" if self.conditional else ""
+        parts = {"p(z)": self.prior, f"p(x | z{y})": self.likelihood, f"q(z | x{y})": self.posterior}
         sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
         head = f"{type(self).__name__} of x {tuple(self.event_shape)}, {sum(sizes.values()):,} parameters"
-        return "\n".join([head, *(f"  {name:<9}= {part}; {sizes[name]:,}" for name, part in parts.items())])
+        return "\n".join([head, *(f"  {name:<{9 + len(y)}}= {part}; {sizes[name]:,}" for name, part in parts.items())])
 
 
 def require_labels(label_dim: int, name: str) -> None:
