@@ -3,17 +3,23 @@
 import itertools
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyrolatent.chains import SWEEPS, sample_energy
 from pyrolatent.errors import InputError
+from pyrolatent.inference.draws import posterior_means
+from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.rules import has_posterior
 from pyrolatent.inference.weights import weigh
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.unnormalised import UnnormalisedDensity
+
+DRAWS = 100
+"""From a posterior whose mean has no closed form: the error of the mean is a tenth of its standard deviation."""
 
 
 @torch.no_grad()
@@ -54,20 +60,27 @@ def means(
 ) -> dict[str, Tensor]:
     """The posterior mean of each latent site, (batch, ...): the one vector that stands for a datapoint.
 
-    Where it has no closed form, as that of a flow, it is the mean of 100 draws.
+    E[z_l | x] = E[E[z_l | x, the sites that the guide draws before it]]: the inner mean is exact where it has a closed
+    form, the outer one where a site depends on no draw or its states are summed out, and else they are means of 100
+    draws, whose error is at most a tenth of the posterior's standard deviation. The draws are the same in every call.
 
     Raises:
         InputError: the model has no posterior.
     """
     _require_posterior(model)
-    return {site: _mean(posterior) for site, posterior in model.encode(x, y, mask).items()}
+    inputs = x, y, mask
+    with evaluating(model, 0), pyro.validation_enabled(False):
+        if not has_posterior(model):
+            return {site: code.mean for site, code in model.encode(*inputs).items()}
+        return posterior_means(model, inputs, DRAWS)
 
 
 @torch.no_grad()
 def reconstruct(model: LatentVariableModel, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """E[x | z] at the posterior mean of z, (batch, *event_shape)."""
+    """E[x | z] at the posterior mean of each latent site, as `means` gives it, (batch, *event_shape)."""
     codes = means(model, x, y, mask)
-    return model.decode(codes, y).mean
+    with evaluating(model):
+        return model.decode(codes, y).mean
 
 
 @torch.no_grad()
@@ -115,7 +128,7 @@ def label_grid(model: LatentVariableModel, rows: int) -> Tensor:
 def interpolate(
     model: LatentVariableModel, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None, *, steps: int = 10
 ) -> Tensor:
-    """E[x | z] along straight lines between the posterior means of consecutive datapoints.
+    """E[x | z] along straight lines between the posterior means of consecutive datapoints, as `means` gives them.
 
     Args:
         model: a fitted model.
@@ -134,7 +147,8 @@ def interpolate(
         lines = [torch.lerp(start, end, at) for start, end in itertools.pairwise(mean)]
         latents[site] = torch.cat(lines)
     labels = None if y is None else y[:-1].repeat_interleave(steps, 0)
-    return model.decode(latents, labels).mean.reshape((len(x) - 1, steps, *model.event_shape))
+    with evaluating(model):
+        return model.decode(latents, labels).mean.reshape((len(x) - 1, steps, *model.event_shape))
 
 
 @torch.no_grad()
@@ -189,10 +203,3 @@ def _ancestral(model: LatentVariableModel, size: int, y: Tensor | None) -> Any:
         y = torch.arange(size, device=device) % model.label_dim
     x = torch.zeros((), device=device).expand(size, *model.event_shape)
     return poutine.trace(poutine.uncondition(model.generate)).get_trace(x, y)
-
-
-def _mean(posterior: TorchDistributionMixin) -> Tensor:
-    try:
-        return posterior.mean
-    except NotImplementedError:
-        return posterior.sample(torch.Size([100])).mean(0)

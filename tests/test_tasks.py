@@ -1,5 +1,8 @@
 """Tasks: draws have the model's moments, reconstructions are its own decodings, and randomness stays where it is."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -7,10 +10,14 @@ from torch import Tensor, nn
 
 from pyrolatent import (
     VAE,
+    Autoencoder,
     ConditionalVAE,
+    DiscreteVAE,
+    HierarchicalVAE,
     InputError,
     LatentVariableModel,
     LinearGaussian,
+    SemiSupervisedVAE,
     impute,
     interpolate,
     load_data,
@@ -19,6 +26,7 @@ from pyrolatent import (
     tasks,
 )
 from pyrolatent.figures import Figure
+from pyrolatent.models.hierarchical import LayeredModel
 
 
 class Shift(nn.Module):
@@ -140,3 +148,77 @@ def test_a_label_grid_holds_the_latent_and_varies_the_class() -> None:
     assert not torch.allclose(values[0, 0], values[0, 1])
     torch.manual_seed(1)
     torch.testing.assert_close(values, tasks.label_grid(model, 2).reshape(2, 3, 4))
+
+
+# Posterior means.
+
+
+class Steps(nn.Module):
+    """z1 ~ N(x, 1) below z2 ~ N(2 z1, 0.1^2), or exp of it: a guide whose means are known."""
+
+    def forward(self, value: Tensor, y: Tensor | None = None) -> dist.TorchDistribution:
+        return dist.Normal(value, 1.0).to_event(1)
+
+
+class Doubled(nn.Module):
+    def forward(self, value: Tensor, y: Tensor | None = None) -> dist.TorchDistribution:
+        return dist.Normal(2 * value, 0.1).to_event(1)
+
+
+def of_two_sites() -> LayeredModel:
+    return LayeredModel((2,), Standard(), [Doubled()], Doubled(), [Steps(), Doubled()])
+
+
+def test_the_mean_of_a_site_is_over_the_draws_of_those_before_it() -> None:
+    """E[z2 | x] = 2 x, with the error of 100 means of standard deviation 2; its own noise adds nothing to that."""
+    x = torch.randn(50, 2)
+    found = tasks.means(of_two_sites(), x)
+    torch.testing.assert_close(found["z1"], x)
+    error = found["z2"] - 2 * x
+    assert error.abs().max() < 5 * 2 / 100**0.5
+    assert 0.5 < error.std() / (2 / 100**0.5) < 1.5
+
+
+def test_the_mean_where_a_label_is_summed_out_is_exact() -> None:
+    """E[z | x] = sum_y q(y | x) E[z | x, y]."""
+    model: Any = SemiSupervisedVAE((3,), 3, latent_dim=2, likelihood="normal")
+    x = torch.randn(6, 3)
+    q = model.classifier(x).mean.detach()
+    truth = sum(q[:, c, None] * model.posterior(x, torch.eye(3)[[c] * 6]).mean for c in range(3))
+    found = tasks.means(model, x)
+    torch.testing.assert_close(found["z"], truth)
+    torch.testing.assert_close(found["y"], q)
+
+
+SEVERAL: dict[str, Callable[[], Any]] = {
+    "two sites": of_two_sites,
+    "a flow": lambda: VAE((2,), latent_dim=2, posterior="iaf", likelihood="normal"),
+    "hierarchical": lambda: HierarchicalVAE((2,), latent_dims=(3, 2), likelihood="normal"),
+    "bottom up": lambda: HierarchicalVAE((2,), latent_dims=(3, 2), inference="bottom_up", likelihood="normal"),
+    "discrete": lambda: DiscreteVAE((2,), latent_dims=(3, 2), likelihood="normal"),
+    "summed out": lambda: DiscreteVAE((2,), latent_dims=(3,), estimator="enumerate", likelihood="normal"),
+    "dropout": lambda: VAE((2,), latent_dim=2, likelihood="normal", encoder={"mlp": {"dropout": 0.5}}),
+    "semi-supervised": lambda: SemiSupervisedVAE((2,), 3, latent_dim=2, likelihood="normal"),
+    "autoencoder": lambda: Autoencoder((2,), latent_dim=2),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_two_calls_agree_exactly_and_leave_the_random_state(name: str) -> None:
+    model, x = SEVERAL[name]().train(), torch.randn(3, 2)
+    for task in (tasks.reconstruct, tasks.interpolate, lambda *args: torch.cat([*tasks.means(*args).values()], -1)):
+        before = torch.get_rng_state()
+        first = task(model, x)
+        assert torch.equal(before, torch.get_rng_state())
+        torch.manual_seed(5)
+        assert torch.equal(first, task(model, x))
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["two sites", "semi-supervised"])
+def test_many_datapoints_are_taken_some_at_a_time(name: str) -> None:
+    x = torch.randn(2500, 2)
+    found = tasks.means(SEVERAL[name](), x)
+    assert all(len(mean) == 2500 for mean in found.values())
+    if name == "two sites":
+        torch.testing.assert_close(found["z1"], x)

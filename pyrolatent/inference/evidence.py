@@ -19,6 +19,7 @@ from pyrolatent.data import Batch, Data
 from pyrolatent.errors import InputError
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
+from pyrolatent.inference.draws import site_mean
 from pyrolatent.inference.modes import device_of, evaluating
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.partition import Annealing, evaluate_energy
@@ -314,13 +315,7 @@ def observation_support(model: LatentVariableModel, one: Batch, data: Data) -> C
 
 def _mean(weights: Weights, site: str) -> Tensor:
     """The posterior mean of a site, (batch, dimensions), from its draws where it has no closed form."""
-    fn, draws = weights.guide_trace.nodes[site]["fn"], weights.latents[site]
-    try:
-        mean = fn.mean
-    except NotImplementedError:
-        mean = draws
-    mean = torch.where(torch.isnan(mean).any(), draws, mean)  # a Student-t of few degrees of freedom has none
-    mean = weights.expect(mean, fn.event_dim).mean(0)
+    mean = site_mean(weights, site)
     return mean.reshape(len(mean), -1)
 
 
