@@ -20,10 +20,10 @@ from pyrolatent.errors import InputError
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
 from pyrolatent.inference.draws import site_mean
-from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.partition import Annealing, evaluate_energy
-from pyrolatent.inference.rules import likelihood_name, same_event_shape
+from pyrolatent.inference.rules import likelihood_name, part_for, same_event_shape
 from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.unnormalised import UnnormalisedDensity
@@ -247,9 +247,7 @@ def evaluate(
         raise InputError(f"particles was {particles}; at least one draw is needed")
     if batch_size < 1:
         raise InputError(f"a batch of {batch_size} datapoints was asked for; at least 1 is needed")
-    if split not in ("train", "validation", "test"):
-        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
-    part = getattr(data, split).to(device_of(model))
+    part = part_for(model, data, split)
     if len(part) < distributed.size():
         raise InputError(f"{len(part)} datapoints cannot be shared by {distributed.size()} processes; start fewer")
     support = observation_support(model, part.batch(slice(0, 1)), data)

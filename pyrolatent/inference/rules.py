@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import constraints
 from torch import nn
 
-from pyrolatent.data import Data
+from pyrolatent.data import Data, Split
 from pyrolatent.declaration import registered
 from pyrolatent.errors import InputError
 from pyrolatent.inference.contrastive import EnergyObjective, ExactLikelihood
@@ -18,6 +18,7 @@ from pyrolatent.inference.modes import device_of, evaluating
 from pyrolatent.inference.objectives import EM, ClosedForm, Objective, SquaredError
 from pyrolatent.inference.score_matching import ScoreMatching
 from pyrolatent.inference.weights import Weights, training_arguments, weigh
+from pyrolatent.models.arrays import as_labels
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.unnormalised import UnnormalisedDensity
@@ -77,13 +78,59 @@ def hold_to_rules(model: Any, data: Data, objective: Any) -> None:
             raise InputError(f"{message}; {rule.instead}")
 
 
+def require_data(data: Any) -> None:
+    """Refuses an array where data with its splits is asked for.
+
+    Raises:
+        InputError: it is no `Data`.
+    """
+    if not isinstance(data, Data):
+        raise InputError(f"data is a {type(data).__name__}; give pl.load_data(x), which splits it and keeps its labels")
+
+
 def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Data) -> None:
-    """Refuses data of another event shape than the model's."""
+    """Refuses what is no `Data`, and data of another event shape than the model's."""
+    require_data(data)
     if model.event_shape != torch.Size(data.event_shape):
         raise InputError(
             f"the model is over events of shape {tuple(model.event_shape)}, but {data.name} holds {data.event_shape}; "
             "build the model for data.event_shape"
         )
+
+
+def require_latents(model: Any) -> None:
+    """Refuses an unnormalised density where latents are asked for.
+
+    Raises:
+        InputError: it is one.
+    """
+    if isinstance(model, UnnormalisedDensity):
+        raise InputError(f"{type(model).__name__} has no posterior of latents, from which this is made; fit a vae")
+
+
+def part_for(model: LatentVariableModel, data: Data, split: str) -> Split:
+    """A split of the data for a model of latents to score, where the model is.
+
+    Args:
+        model: the model.
+        data: what `load_data` gives.
+        split: "train", "validation" or "test".
+
+    Raises:
+        InputError: a model without latents, what is no `Data`, no such split, or data whose events or labels are not
+            the model's.
+    """
+    require_latents(model)
+    require_data(data)
+    if split not in ("train", "validation", "test"):
+        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
+    same_event_shape(model, data)
+    part: Split = getattr(data, split).to(device_of(model))
+    if model.conditional and part.y is None:
+        raise InputError(f"{type(model).__name__} is a model of x given y, but {data.name} has no labels; give some")
+    if model.label_dim and part.y is not None:
+        as_labels(model, part.y, len(part), known=model.conditional)
+    return part
 
 
 def has_posterior(model: Any) -> bool:

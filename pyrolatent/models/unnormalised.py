@@ -36,6 +36,7 @@ class UnnormalisedDensity(nn.Module):
 
     label_dim: int = 0
     conditional: bool = False
+    vector_labels: bool = False
     chains: Tensor
     hotter: Tensor
     levels: Tensor | None
