@@ -90,8 +90,8 @@ def _of_draws(model: LatentVariableModel, data: Data, y: Tensor | None, width: i
         pass
     else:
         rest = "" if width < 3 else "; the other dimensions at their prior mean"
-        at = "" if label is None else f"; y = {called(label, names)}"
-        title = f"E[x | z] at quantiles of the prior{rest}{at}"
+        given, at = ("", "") if label is None else (", y", f"; y = {called(label, names)}")
+        title = f"E[x | z{given}] at quantiles of the prior{rest}{at}"
         drawn["latent_grid"] = figures.latent_grid(mosaic, SIDE, quantiles, title)
     if model.label_dim and not model.vector_labels:
         title = "E[x | z, y], the random numbers that z is drawn with held along each row"
