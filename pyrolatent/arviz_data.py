@@ -16,9 +16,10 @@ from xarray import DataArray
 from pyrolatent import checks
 from pyrolatent.data import Data
 from pyrolatent.errors import InputError
+from pyrolatent.inference.draws import labels_for
 from pyrolatent.inference.evidence import observation_support
-from pyrolatent.inference.modes import device_of, evaluating
-from pyrolatent.inference.rules import likelihood_name
+from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.rules import likelihood_name, part_for
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -68,14 +69,12 @@ def to_arviz(
     Raises:
         InputError: the data does not fit the model, there is no such split, or there are too few draws.
     """
-    if split not in ("train", "validation", "test"):
-        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
+    part = part_for(model, data, split)
     if size < 1 or draws < CHAINS or not CHAINS <= predictive <= draws:
         raise InputError(
             f"size, draws and predictive were {size}, {draws} and {predictive}; at least 1 datapoint and {CHAINS} "
             "draws of each kind are needed, of x no more than of z"
         )
-    part = getattr(data, split).to(device_of(model))
     data.check_support(
         observation_support(model, part.batch(slice(0, 1)), data), f"the {likelihood_name(model)} likelihood"
     )
@@ -89,7 +88,7 @@ def to_arviz(
         chosen = {site: _chains(value)[:, :few] for site, value in drawn.latents.items()}
         flat = {site: value.flatten(0, 1) for site, value in chosen.items()}
         replicates = [model.decode({s: v[i] for s, v in flat.items()}, y).sample() for i in range(CHAINS * few)]
-        labels = None if y is None else y[torch.arange(per_chain * CHAINS, device=y.device) % count]
+        labels = labels_for(model, per_chain * CHAINS, of_data=y)
         prior_x, prior = checks.simulate(model, per_chain * CHAINS, labels)
     event = EVENT_NAMES.get(len(model.event_shape), tuple(f"x_dim_{i}" for i in range(len(model.event_shape))))
     latents = {site: [f"{site}_dim_{i}" for i in range(v.dim() - 1)] for site, v in prior.items()}

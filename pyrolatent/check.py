@@ -18,10 +18,11 @@ from pyrolatent.arviz_data import to_arviz
 from pyrolatent.data import Data, Split
 from pyrolatent.errors import InputError
 from pyrolatent.inference.annealed import annealed_evidence, bidirectional_evidence, summary
+from pyrolatent.inference.draws import labels_for
 from pyrolatent.inference.evidence import measure, observation_support, score
-from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs
-from pyrolatent.inference.rules import likelihood_name
+from pyrolatent.inference.rules import likelihood_name, part_for
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -183,17 +184,14 @@ def check(
     """
     if not isinstance(model, LatentVariableModel):
         raise InputError(f"{type(model).__name__} has no posterior that could be checked; fit a vae")
-    if split not in ("train", "validation", "test"):
-        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
+    part = part_for(model, data, split)
     for name, number, least in (
         ("size", size, LEAST), ("draws", draws, 25), ("simulations", simulations, 50), ("annealed", annealed, 0)
     ):  # fmt: skip
         if number < least:
             raise InputError(f"{name} was {number}; at least {least} are needed")
-    part = getattr(data, split)
     if len(part) < LEAST:
         raise InputError(f"the {split} split of {data.name} has {len(part)} datapoints; at least {LEAST} are needed")
-    part = part.to(device_of(model))
     support = observation_support(model, part.batch(slice(0, 1)), data)
     data.check_support(support, f"the {likelihood_name(model)} likelihood")
     with evaluating(model, seed):
@@ -252,6 +250,7 @@ class _Questions:
             self._number(log_evidence=evidence)
         self._array(khat=khat, ess=ess, log_evidence=evidence, log_evidence_mcse=mcse, rate=rate, distortion=distortion)
         threshold = checks.khat_threshold(self.draws)
+        self._array(khat_threshold=torch.tensor(threshold))
         above = (khat > threshold).double().mean().item()
         self._verdict(
             "k-hat", above, SHARE,
@@ -513,10 +512,7 @@ class _Questions:
 
     def _labels(self, count: int) -> Tensor | None:
         """Labels of conditional models, those of the split over and over."""
-        y = self.split.y
-        if not self.model.conditional or y is None:
-            return None
-        return y[torch.arange(count, device=y.device) % len(y)]
+        return labels_for(self.model, count, of_data=self.split.y)
 
     def _scores(self) -> bool:
         """Whether every posterior can score values that it did not draw."""

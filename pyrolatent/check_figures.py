@@ -62,7 +62,8 @@ def _khat(axes: Axes, arrays: Arrays) -> None:
     constant = len(arrays["khat"]) - len(values)
     if len(values):
         axes.hist(values, bins=30, color=COLOURS[0])
-        axes.axvline(0.7, color=COLOURS[2], linewidth=1, label="0.7")
+        threshold = float(arrays["khat_threshold"])
+        axes.axvline(threshold, color=COLOURS[2], linewidth=1, label=f"too large above {threshold:.2f}")
         axes.legend(frameon=False, fontsize=7)
     else:
         axes.text(0.5, 0.5, "all weights are equal:\nq is the exact posterior", ha="center", transform=axes.transAxes)
@@ -192,7 +193,7 @@ def _evidence(axes: Axes, arrays: Arrays) -> None:
 
 
 PANELS: list[tuple[tuple[str, ...], Callable[[Axes, Arrays], None]]] = [
-    (("khat",), _khat),
+    (("khat", "khat_threshold"), _khat),
     (("sbc_latents",), _ranks),
     (("coverage",), _coverage),
     (("inference_gap",), _gaps),

@@ -30,6 +30,7 @@ from pyrolatent.experiment import Experiment, experiment_schema, override, parse
 from pyrolatent.figures import samples as samples_figure
 from pyrolatent.inference import distributed
 from pyrolatent.inference.annealed import AnnealedEvidence, annealed_evidence, bidirectional_evidence
+from pyrolatent.inference.draws import labels_for
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, choose_device
 from pyrolatent.inference.partition import Annealing, EnergyEvaluation, evaluate_energy
@@ -242,20 +243,25 @@ def check_command(
 def sample_command(
     run: RunPath,
     size: Annotated[int, typer.Option("--size", "-n", min=1, help="Number of draws.")] = 64,
-    label: Annotated[int | None, typer.Option(help="Draw this class alone.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Draw at this label alone: a class by its name or number, or numbers 0.2,1.5.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    mean: Annotated[bool, typer.Option(help="Show E[x | z] instead of draws of x.")] = False,
+    mean: Annotated[
+        bool, typer.Option(help="Give E[x | z] instead of draws of x; the figure is sample_means.")
+    ] = False,
     sweeps: Annotated[int, typer.Option(min=1, help="Sweeps of the chains of an energy.")] = SWEEPS,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Draw from the model: an array samples.npy and a figure samples.png in the run."""
+    """Draw from the model: an array and a figure in the run, samples, or sample_means with --mean."""
     loaded = Run.load(run, trust=trust)
     torch.manual_seed(seed)
-    y = None if label is None else torch.full((size,), label)
+    y = None if label is None else [loaded.label(label)] * size
     drawn = tasks.sample(loaded.model, size, y, mean=mean, sweeps=sweeps)
-    array = loaded.write_array("samples", drawn)
-    (figure,) = loaded.write_figures({"samples": samples_figure(drawn[:100])})
+    name, at = "sample_means" if mean else "samples", "" if label is None else f"; y = {label}"
+    array = loaded.write_array(name, drawn)
+    (figure,) = loaded.write_figures({name: samples_figure(drawn[:100], tasks.sample_title(loaded.model, mean) + at)})
     _print_paths({"array": array, "figure": figure}, as_json)
 
 
@@ -529,13 +535,14 @@ def _anneal(
             f"{type(model).__name__} in {run.path} has no latents to anneal; leave --method out, by which "
             "log Z of energies is annealed where it is not exact, or train a vae"
         )
+    labels = labels_for(model, options["size"], of_data=getattr(data, split).y)
     with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
         task = bar.add_task("annealing", total=2 * options["size"])
         found = annealed_evidence(
             model, data, split=split, on_batch=lambda done: bar.update(task, completed=done), **options
         )
         bracket = bidirectional_evidence(
-            model, on_batch=lambda done: bar.update(task, completed=found.datapoints + done), **options
+            model, y=labels, on_batch=lambda done: bar.update(task, completed=found.datapoints + done), **options
         )
     model.cpu()
     contents = {"evidence": asdict(replace(found, each={})), "bracket": asdict(replace(bracket, each={}))}

@@ -25,7 +25,8 @@ from pyrolatent.errors import InputError
 Values = torch.Tensor | npt.ArrayLike
 Array = npt.NDArray[np.float64]
 
-_COLOURS = color_sequences["petroff10"]  # told apart with any colour vision (Petroff 2021, arXiv 2107.02270)
+# Told apart with any colour vision (Petroff 2021, arXiv 2107.02270); of its two greys the darker one is black here.
+_COLOURS = [*color_sequences["petroff10"][:8], (0.1, 0.1, 0.1), *color_sequences["petroff10"][9:]]
 _MUTED = "0.4"
 _MISSING = (0.62, 0.79, 0.88)  # light blue, which no grey value can be mistaken for
 _COLUMNS = 10  # pairs of an original and a reconstruction side by side
@@ -34,33 +35,39 @@ _MAX_LEGEND = 20  # classes
 
 
 def training_curve(history: Sequence[Mapping[str, float | None]]) -> Figure:
-    """Bound against epoch, in training and validation.
+    """Bound against epoch, in training and validation; squared error of models without a density.
 
     Args:
-        history: one row an epoch with `epoch`, `train_loss` (negative bound, nats a datapoint, lower is better) and
-            `validation_elbo` (nats a datapoint, higher is better; None or absent where it was not evaluated).
+        history: one row an epoch with `epoch`, `train_loss` (negative bound, nats a datapoint, or squared error, lower
+            is better) and `validation_elbo` (nats a datapoint, higher is better; None or absent where it was not
+            evaluated) or, of models without a density, `validation_loss`.
 
     Raises:
         InputError: the history is empty.
     """
     if not history:
         raise InputError("history has 0 epochs; a training curve needs at least 1")
-    epoch, loss, elbo = (
+    epoch, loss, elbo, error = (
         np.array([row.get(key) for row in history], dtype=np.float64)
-        for key in ("epoch", "train_loss", "validation_elbo")
+        for key in ("epoch", "train_loss", "validation_elbo", "validation_loss")
     )
     fig = _figure(6, 3.6)
     axes = fig.add_subplot()
     marker = "o" if len(history) <= 20 else ""  # one epoch makes no line
     axes.set_xlim(epoch.min() - 0.5, epoch.max() + 0.5)
-    axes.plot(epoch, -loss, color=_MUTED, marker=marker, markersize=4, label="training (−train_loss)")
-    evaluated = ~np.isnan(elbo)
+    if np.isfinite(error).any():
+        training, validation, names = loss, error, ("training", "validation")
+        axes.set_ylabel("squared error a datapoint, lower is better")
+    else:
+        training, validation, names = -loss, elbo, ("training (−train_loss)", "validation ELBO")
+        axes.set_ylabel("bound [nats a datapoint], higher is better")
+    axes.plot(epoch, training, color=_MUTED, marker=marker, markersize=4, label=names[0])
+    evaluated = ~np.isnan(validation)
     if evaluated.any():
-        epoch, elbo = epoch[evaluated], elbo[evaluated]
-        label = f"validation ELBO (best {_text(elbo.max(), 2)}, epoch {epoch[elbo.argmax()]:.0f})"
-        axes.plot(epoch, elbo, color=_COLOURS[0], marker=marker, markersize=4, label=label)
+        best = np.nanargmax(-validation if validation is error else validation)
+        label = f"{names[1]} (best {_text(validation[best], 2)}, epoch {epoch[best]:.0f})"
+        axes.plot(epoch[evaluated], validation[evaluated], color=_COLOURS[0], marker=marker, markersize=4, label=label)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("bound [nats a datapoint], higher is better")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", color="0.92")
     fig.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=2)
@@ -69,7 +76,7 @@ def training_curve(history: Sequence[Mapping[str, float | None]]) -> Figure:
 
 
 def reconstructions(
-    originals: Values, means: Values, names: tuple[str, str] = ("original", "reconstruction")
+    originals: Values, means: Values, names: tuple[str, str] = ("original", "reconstruction"), title: str = ""
 ) -> Figure:
     """Originals and, below each, its reconstruction; points in the plane are joined instead.
 
@@ -77,6 +84,7 @@ def reconstructions(
         originals: (n, *event_shape).
         means: (n, *event_shape), means of the likelihood given codes of the originals.
         names: what the two are called.
+        title: what the figure shows.
 
     Raises:
         InputError: the shapes differ, or n is 0.
@@ -91,7 +99,7 @@ def reconstructions(
         for points, colour, label in ((above, _MUTED, names[0]), (below, _COLOURS[0], names[1])):
             _scatter(axes, points, color=colour, label=label)
         axes.legend(frameon=False, fontsize=8)
-        return fig
+        return _titled(fig, title)
     columns = min(len(above), _COLUMNS)
     lines = -(-len(above) // columns)
     pitch = 2.2  # rows from one line of pairs to the next
@@ -101,14 +109,15 @@ def reconstructions(
         size=(columns, (lines - 1) * pitch + 2),
     )
     axes.set_yticks([line * pitch + row + 0.5 for line in range(lines) for row in (0, 1)], [*names] * lines)
-    return fig
+    return _titled(fig, title)
 
 
-def samples(values: Values) -> Figure:
+def samples(values: Values, title: str = "") -> Figure:
     """Draws, in a grid as nearly square as their number allows, or points in the plane.
 
     Args:
         values: (n, *event_shape).
+        title: what the figure shows.
 
     Raises:
         InputError: n is 0.
@@ -117,48 +126,56 @@ def samples(values: Values) -> Figure:
     if drawn.shape[1:] == (2,):
         fig = _figure(5, 4.2)
         _scatter(_plane(fig), drawn, color=_COLOURS[0], alpha=0.7)
-        return fig
+        return _titled(fig, title)
     columns = int(np.ceil(np.sqrt(len(drawn))))
     cells = [(i % columns, i // columns) for i in range(len(drawn))]
-    return _grid(drawn, cells, size=(columns, -(-len(drawn) // columns)))[0]
+    return _titled(_grid(drawn, cells, size=(columns, -(-len(drawn) // columns)))[0], title)
 
 
-def latent_grid(values: Values, side: int, axes_quantiles: Values) -> Figure:
-    """A seamless mosaic of what is decoded over a grid of the first two latent dimensions.
+def latent_grid(values: Values, side: int, axes_quantiles: Values, title: str = "") -> Figure:
+    """A seamless mosaic of what is decoded over a grid of the first two latent dimensions, or a line of the only one.
 
     z₁ grows to the right and z₂ upwards, and the first dimension varies slowest in `values`, as in
     `torch.cartesian_prod(axes_quantiles, axes_quantiles)`.
 
     Args:
-        values: (side * side, *event_shape); `values[i * side + j]` is decoded from z₁ = q₁[i], z₂ = q₂[j].
+        values: (side * side, *event_shape); `values[i * side + j]` is decoded from z₁ = q₁[i], z₂ = q₂[j]. Of one
+            dimension (side, *event_shape).
         side: number of grid points along each dimension.
-        axes_quantiles: latent values q of the grid points: (side,) for both dimensions or (2, side).
+        axes_quantiles: latent values q of the grid points: (side,) for both dimensions, (2, side), or (1, side) of the
+            only one.
+        title: what the figure shows.
 
     Raises:
         InputError: the number of values or of quantiles does not fit `side`.
     """
     decoded, quantiles = _array(values), _array(axes_quantiles)
-    if len(decoded) != side * side:
-        raise InputError(f"values holds {len(decoded)} entries; a grid of side {side} needs {side * side}")
-    if quantiles.shape not in ((side,), (2, side)):
-        raise InputError(f"axes_quantiles has shape {quantiles.shape}; expected ({side},) or (2, {side})")
-    cells = [(i, side - 1 - j) for i in range(side) for j in range(side)]
-    fig, axes = _grid(decoded, cells, size=(side, side), gap=0.0)
+    if quantiles.shape not in ((side,), (1, side), (2, side)):
+        raise InputError(f"axes_quantiles has shape {quantiles.shape}; expected ({side},), (1, {side}) or (2, {side})")
+    rows = 1 if quantiles.shape == (1, side) else side
+    if len(decoded) != side * rows:
+        raise InputError(f"values holds {len(decoded)} entries; a grid of side {side} needs {side * rows}")
+    cells = [(i, rows - 1 - j) for i in range(side) for j in range(rows)]
+    fig, axes = _grid(decoded, cells, size=(side, rows), gap=0.0)
     ticks = np.arange(0, side, -(-side // 15))  # more labels would run into each other
     horizontal, vertical = np.broadcast_to(quantiles, (2, side))
     axes.set_xticks(ticks + 0.5, _labels(horizontal[ticks]))
-    axes.set_yticks(side - ticks - 0.5, _labels(vertical[ticks]))
-    axes.set_xlabel("$z_1$")
-    axes.set_ylabel("$z_2$")
-    return fig
+    axes.set_xlabel("$z_1$" if rows > 1 else "$z$")
+    fig.set_figheight(fig.get_figheight() + 0.3)
+    if rows > 1:
+        axes.set_yticks(side - ticks - 0.5, _labels(vertical[ticks]))
+        axes.set_ylabel("$z_2$")
+    return _titled(fig, title)
 
 
-def label_grid(values: Values, classes: int) -> Figure:
+def label_grid(values: Values, classes: int, names: Sequence[str] | None = None, title: str = "") -> Figure:
     """What is decoded with the latent held along each row and the class varied.
 
     Args:
         values: (rows * classes, *event_shape), the class varying fastest.
         classes: number of classes.
+        names: what they are called; None, their numbers.
+        title: what the figure shows.
 
     Raises:
         InputError: the number of values is no multiple of the classes.
@@ -168,19 +185,25 @@ def label_grid(values: Values, classes: int) -> Figure:
     if rest:
         raise InputError(f"values holds {len(decoded)} entries; a grid of {classes} classes needs a multiple of that")
     fig, axes = _grid(decoded, [(j, i) for i in range(rows) for j in range(classes)], size=(classes, rows))
-    axes.set_xticks(np.arange(classes) + 0.5, [str(label) for label in range(classes)])
+    axes.set_xticks(np.arange(classes) + 0.5, names or [str(label) for label in range(classes)])
     axes.set_xlabel("class $y$")
     axes.set_yticks(np.arange(rows) + 0.5, [f"$z^{{({i + 1})}}$" for i in range(rows)])
-    return fig
+    return _titled(fig, title)
 
 
-def embedding(codes: Values, labels: Values | None = None, title: str = "Latent codes") -> Figure:
-    """Codes in the plane, coloured by class.
+def embedding(
+    codes: Values,
+    labels: Values | None = None,
+    title: str = "Latent codes",
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """Codes in the plane, coloured by class; where all codes are one, a line that says so.
 
     Args:
         codes: (n, 2), for example from `project`.
         labels: (n,) integers, or None for a single colour. Up to 20 classes have a legend; beyond, colours repeat.
         title: what the figure shows.
+        names: what the classes are called; None, their numbers, -1 being unknown.
 
     Raises:
         InputError: codes that are not in the plane, or another number of labels than of codes.
@@ -188,25 +211,32 @@ def embedding(codes: Values, labels: Values | None = None, title: str = "Latent 
     points = _array(codes)
     if points.shape[1:] != (2,):
         raise InputError(f"codes have shape {points.shape}; expected (n, 2): project() gives that")
+    classes, index = np.unique(_array(np.zeros(len(points)) if labels is None else labels), return_inverse=True)
+    if index.shape != (len(points),):
+        raise InputError(
+            f"labels have shape {index.shape} and there are {len(points)} codes; expected one label a code"
+        )
     fig = _figure(5.4, 4.4)
     axes = fig.add_subplot()
     axes.set_title(title, fontsize=10)
     axes.set_aspect("equal", adjustable="datalim")
     _tidy(axes)
+    if len(points) > 1 and not np.ptp(points, axis=0).any():
+        said = f"all {len(points)} codes are equal:\nq(z | x) does not depend on x"
+        axes.text(0.5, 0.5, said, ha="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+        return fig
+    if not np.ptp(points[:, 1]):  # of one dimension, there is nothing upwards
+        axes.set_yticks([])
     if labels is None:
         _scatter(axes, points, color=_COLOURS[0], alpha=0.7)
         return fig
-    classes, index = np.unique(_array(labels).astype(np.int64), return_inverse=True)
-    if index.shape != (len(points),):
-        raise InputError(
-            f"labels have shape {index.shape} and there are {len(points)} codes; expected one label a code"
-        )
     colours = np.asarray(_COLOURS if len(classes) <= len(_COLOURS) else color_sequences["tab20"])
     colours = colours[np.arange(len(classes)) % len(colours)]
     _scatter(axes, points, color=colours[index], alpha=0.8)
     if len(classes) <= _MAX_LEGEND:
         handles = [
-            Line2D([], [], linestyle="", marker="o", markersize=5, color=colour, label=str(label))
+            Line2D([], [], linestyle="", marker="o", markersize=5, color=colour, label=_class(int(label), names))
             for colour, label in zip(colours, classes, strict=True)
         ]
         fig.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8, handletextpad=0.1)
@@ -263,6 +293,18 @@ def _figure(width: float, height: float) -> Figure:
 def _caption(fig: Figure, text: str) -> None:
     """A line below the axes."""
     fig.supxlabel(text, fontsize=7, color=_MUTED)
+
+
+def _titled(fig: Figure, title: str) -> Figure:
+    """The figure with a line above it, if there is one to say."""
+    if title:
+        fig.suptitle(title, fontsize=8)
+        fig.set_figheight(fig.get_figheight() + 0.25)
+    return fig
+
+
+def _class(label: int, names: Sequence[str] | None) -> str:
+    return "unknown" if label < 0 else names[label] if names else str(label)
 
 
 def _tidy(axes: Axes) -> None:

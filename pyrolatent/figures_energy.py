@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pyrolatent.errors import InputError
-from pyrolatent.figures import _COLOURS, _MUTED, Array, Values, _array, _figure, _grid, _is_image, _text, _tidy
+from pyrolatent.figures import _COLOURS, _MUTED, Array, Values, _array, _figure, _grid, _is_image, _text, _tidy, _titled
 
 PANELS = {
-    "validation_pseudo_likelihood": "pseudo-likelihood,\nvalidation [nats]",
-    "validation_loss": "score matching,\nvalidation",
+    "validation_pseudo_likelihood": "pseudo-likelihood, validation\n[nats], higher is better",
+    "validation_loss": "score matching loss, validation,\nlower is better",
     "free_energy_gap": "F(validation) − F(training)\n[nats]",
     "reconstruction_error": "reconstruction error\n(not what is minimised)",
     "weight_norm": "length of a unit's\nweights",
@@ -74,12 +74,14 @@ def filters(weights: Values, event_shape: tuple[int, ...]) -> Figure:
     return fig
 
 
-def chains(frames: Values, sweeps: Sequence[int]) -> Figure:
+def chains(frames: Values, sweeps: Sequence[int], starts: Sequence[str] | None = None, title: str = "") -> Figure:
     """What chains hold as they go on: a row for each chain, a column for each time it is looked at.
 
     Args:
         frames: (times, chains, *event_shape).
         sweeps: sweeps since the start, (times,).
+        starts: what each chain began at, (chains,).
+        title: what the figure shows.
 
     Raises:
         InputError: the number of times differs.
@@ -92,7 +94,9 @@ def chains(frames: Values, sweeps: Sequence[int]) -> Figure:
     fig, axes = _grid(shown.reshape(times * number, *shown.shape[2:]), cells, size=(times, number))
     axes.set_xticks(np.arange(times) + 0.5, [str(count) for count in sweeps])
     axes.set_xlabel("sweeps", fontsize=8)
-    return fig
+    if starts:
+        axes.set_yticks(np.arange(number) + 0.5, [*starts])
+    return _titled(fig, title)
 
 
 def free_energies(groups: Mapping[str, Values]) -> Figure:

@@ -3,7 +3,7 @@
 import torch
 from matplotlib.figure import Figure
 
-from pyrolatent import figures, figures_energy
+from pyrolatent import figures, figures_energy, tasks
 from pyrolatent.chains import sample_energy, watch
 from pyrolatent.data import Data
 from pyrolatent.inference.fit import Row
@@ -36,8 +36,13 @@ def draw_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> d
             drawn["filters"] = figures_energy.filters(model.weight[:entries], tuple(model.event_shape))
         start = data.test.batch(slice(0, 4)).x
         frames = torch.cat([watch(model, 4, WATCHED, start=start), watch(model, 4, WATCHED)], 1)
-        drawn["chains"] = figures_energy.chains(frames, WATCHED)
-        drawn["samples"] = figures.samples(sample_energy(model, 64, mean=True, sweeps=WATCHED[-1]))
+        machine = isinstance(model, RestrictedBoltzmannMachine)
+        title = "E[x | h] of chains, and their starts" if machine else "draws of chains, and their starts"
+        drawn["chains"] = figures_energy.chains(frames, WATCHED, ["test data"] * 4 + ["base"] * 4, title)
+        of_chains = "" if model.tractable else f" after {WATCHED[-1]} sweeps"
+        for name, mean in (("samples", False), ("sample_means", True))[: 1 + machine]:
+            values = sample_energy(model, 64, mean=mean, sweeps=WATCHED[-1])
+            drawn[name] = figures.samples(values, tasks.sample_title(model, mean) + of_chains)
         parts = {name: getattr(data, name).batch(slice(0, 1000)).x for name in ("train", "validation")}
         number = 1000 if model.tractable else 300
         of_data = {name: model.free_energy(x) for name, x in parts.items()}

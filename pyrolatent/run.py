@@ -9,7 +9,7 @@ evaluation.json       held-out scores; evaluation.safetensors, those of each dat
 checks.json           verdicts on whether the model can be believed; annealed.json, its evidence by annealing
 draws.nc              draws, predictions and data for ArviZ
 figures/              pictures
-samples.npy           draws that were asked for
+samples.npy           draws that were asked for; sample_means.npy, their means
 my_module.py          copies of the files of components of the user's own
 """
 
@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pyrolatent.data import Data, load_data
-from pyrolatent.declaration import build, import_paths, importing
+from pyrolatent.declaration import build, choices, import_paths, importing
 from pyrolatent.errors import InputError, TrustError
 from pyrolatent.experiment import Experiment, FilesIn, declare, read_yaml, source_name, write_yaml
 from pyrolatent.inference import distributed
@@ -46,7 +46,7 @@ from pyrolatent.inference.partition import EnergyEvaluation
 from pyrolatent.models.latent import LatentVariableModel
 
 STALE = ("weights.safetensors", "metrics.jsonl", "evaluation.json", "evaluation.safetensors", "samples.npy",
-         "checks.json", "annealed.json", "draws.nc")  # fmt: skip
+         "sample_means.npy", "checks.json", "annealed.json", "draws.nc")  # fmt: skip
 """What says something of the model that was in the directory before."""
 
 
@@ -124,6 +124,7 @@ class Run:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"the weights in {self.path} do not fit the model: {reason}") from error
+        model.vector_labels = bool(self._recorded("vector_labels", default=False))
         return model.eval()
 
     @property
@@ -175,6 +176,34 @@ class Run:
                 f"{was[:12]} and now hash to {now[:12]}; restore them, or train again"
             )
         return data
+
+    def label(self, text: str) -> Any:
+        """A label of the run's data as a user writes it, for one datapoint.
+
+        Args:
+            text: the name or the number of a class, or the numbers of a label vector joined by commas.
+
+        Returns:
+            The class, or the vector (label_dim,).
+
+        Raises:
+            InputError: the model knows no labels, or no such one.
+        """
+        model, names = self.model, self._recorded("classes", default=None) or []
+        if not model.label_dim:
+            raise InputError(f"label was {text!r}, but {type(model).__name__} knows no labels; leave it out")
+        if text in names and not model.vector_labels:
+            return names.index(text)
+        try:
+            if model.vector_labels:
+                return [float(number) for number in text.split(",")]
+            return int(text)
+        except ValueError:
+            if model.vector_labels:
+                takes = f"{model.label_dim} numbers joined by commas"
+            else:
+                takes = "a class: " + (choices(text, names) if names else f"0 to {model.label_dim - 1}")
+            raise InputError(f"label was {text!r}; {type(model).__name__} takes {takes}") from None
 
     def write_evaluation(self, evaluation: Evaluation | EnergyEvaluation) -> Path:
         """Writes held-out scores to evaluation.json and those of each datapoint to evaluation.safetensors."""
@@ -228,10 +257,12 @@ class Run:
             )
         return self._files(path)
 
-    def _recorded(self, name: str, part: str = "data") -> Any:
+    def _recorded(self, name: str, part: str = "data", default: Any = ...) -> Any:
         try:
             return self.record[part][name]
         except (KeyError, TypeError) as error:
+            if default is not ...:
+                return default
             raise InputError(f"{self.path / 'record.json'} holds no {part}.{name}; train again") from error
 
     def _weights(self) -> dict[str, Tensor]:
@@ -403,7 +434,7 @@ def _write_record(path: Path, fit: Fit, sources: Mapping[str, bytes], *, finishe
         "finished": finished,
         "best_epoch": fit.best_epoch if finished else None,
         "parameters": sum(parameter.numel() for parameter in fit.model.parameters()),
-        "data": fit.data.record | {"label_dim": fit.data.label_dim},
+        "data": fit.data.record | {"label_dim": fit.data.label_dim, "vector_labels": fit.model.vector_labels},
         "components": {name: _sha256(source) for name, source in sources.items()},
     }
     _write_json(path / "record.json", record)

@@ -1,26 +1,36 @@
-"""What people do with a fitted model."""
+"""What people do with a fitted model. Data, labels, masks and latents may be tensors, arrays or lists of any type."""
 
 import itertools
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyrolatent.chains import SWEEPS, sample_energy
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least_one
+from pyrolatent.inference.draws import labels_for, posterior_means, simulate
+from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.rules import has_posterior, require_latents
 from pyrolatent.inference.weights import weigh
+from pyrolatent.models.arrays import as_inputs, as_labels
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
+
+DRAWS = 100
+"""From a posterior whose mean has no closed form: the error of the mean is a tenth of its standard deviation."""
+PRIOR_DRAWS = 100_000
+"""From a prior whose quantiles have no closed form."""
 
 
 @torch.no_grad()
 def sample(
     model: LatentVariableModel | UnnormalisedDensity,
     size: int,
-    y: Tensor | None = None,
+    y: Any = None,
     *,
     mean: bool = False,
     sweeps: int = SWEEPS,
@@ -30,119 +40,165 @@ def sample(
     Args:
         model: a fitted model.
         size: number of draws.
-        y: labels (size,) of conditional models, if None the classes in turn; of machines with label units, if None
-            drawn with x.
+        y: labels (size,) or vectors (size, label_dim) to draw at, of conditional models, of models that infer the
+            label and of machines with label units; if None, the classes in turn of the first, and draws of the label
+            of the others.
         mean: whether to return E[x | z] instead of a draw of x, which for images is smoother to look at.
         sweeps: of the chains of unnormalised densities.
 
     Returns:
         (size, *event_shape).
-    """
-    if isinstance(model, UnnormalisedDensity):
-        return sample_energy(model, size, y, mean=mean, sweeps=sweeps)
-    if y is not None and model.label_dim and not y.is_floating_point() and not ((y >= 0) & (y < model.label_dim)).all():
-        raise InputError(
-            f"labels from {int(y.min())} to {int(y.max())} were given; they are 0 to {model.label_dim - 1}"
-        )
-    trace = _ancestral(model, size, y)
-    return trace.nodes["x"]["fn"].mean if mean else trace.nodes["x"]["value"]
-
-
-@torch.no_grad()
-def means(
-    model: LatentVariableModel, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None
-) -> dict[str, Tensor]:
-    """The posterior mean of each latent site, (batch, ...): the one vector that stands for a datapoint.
-
-    Where it has no closed form, as that of a flow, it is the mean of 100 draws.
 
     Raises:
-        InputError: the model has no posterior.
+        InputError: labels that do not fit the model, or none for a model that was trained on label vectors.
     """
-    _require_posterior(model)
-    return {site: _mean(posterior) for site, posterior in model.encode(x, y, mask).items()}
+    if isinstance(model, UnnormalisedDensity):
+        labels = None if y is None else as_labels(model, y, size)
+        return sample_energy(model, size, labels, mean=mean, sweeps=sweeps)
+    at_least_one(size=size)
+    y = labels_for(model, size, y)
+    x, latents = simulate(model, size, y)
+    return model.decode(latents, y).mean if mean else x
+
+
+def sample_title(model: LatentVariableModel | UnnormalisedDensity, mean: bool) -> str:
+    """What `sample` gives, in the words of a figure's title."""
+    if isinstance(model, UnnormalisedDensity):
+        means = mean and isinstance(model, RestrictedBoltzmannMachine)
+        return "E[x | h] at draws of the hidden units" if means else "draws of x"
+    y = "" if not model.label_dim else ", y"
+    return f"E[x | z{y}] at draws of z ~ p(z)" if mean else f"draws of x ~ p(x | z{y})"
 
 
 @torch.no_grad()
-def reconstruct(model: LatentVariableModel, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """E[x | z] at the posterior mean of z, (batch, *event_shape)."""
-    codes = means(model, x, y, mask)
-    return model.decode(codes, y).mean
+def means(model: LatentVariableModel, x: Any, y: Any = None, mask: Any = None) -> dict[str, Tensor]:
+    """The posterior mean of each latent site, (batch, ...): the one vector that stands for a datapoint.
+
+    E[z_l | x] = E[E[z_l | x, the sites that the guide draws before it]]: the inner mean is exact where it has a closed
+    form, the outer one where a site depends on no draw or its states are summed out, and else they are means of 100
+    draws, whose error is at most a tenth of the posterior's standard deviation. The draws are the same in every call.
+
+    Raises:
+        InputError: the model has no posterior, or arguments do not fit it.
+    """
+    require_latents(model)
+    inputs = as_inputs(model, x, y, mask)
+    with evaluating(model, 0), pyro.validation_enabled(False):
+        if not has_posterior(model):
+            return {site: code.mean for site, code in model.encode(*inputs).items()}
+        return posterior_means(model, inputs, DRAWS)
 
 
 @torch.no_grad()
-def latent_grid(model: LatentVariableModel, side: int, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """E[x | z] over a grid of the first two latent dimensions, the others at their prior mean.
+def reconstruct(model: LatentVariableModel, x: Any, y: Any = None, mask: Any = None) -> Tensor:
+    """E[x | z] at the posterior mean of each latent site, as `means` gives it, (batch, *event_shape)."""
+    return _decoded(model, means(model, x, y, mask), y)
 
-    The grid stands at the prior's quantiles, so that each cell has the same prior probability.
+
+@torch.no_grad()
+def latent_grid(model: LatentVariableModel, side: int, y: Any = None) -> tuple[Tensor, Tensor]:
+    """E[x | z] over a grid of the first two latent dimensions, or of the only one, the others at their prior mean.
+
+    The grid stands at the prior's quantiles, (i + 1/2) / side, so that each cell has the same prior probability. They
+    are exact where the prior has them in closed form, and else those of 100,000 draws, the same in every call.
 
     Args:
-        model: a fitted model.
-        side: points along each of the two dimensions.
-        y: labels (side * side,) of conditional models; if None, the first class.
+        model: a fitted model with one latent vector z, beside a latent label.
+        side: points along each dimension.
+        y: one label of the whole grid, a class or a vector (label_dim,), of models that know labels; if None, class 0.
 
     Returns:
-        Means (side * side, *event_shape), the first dimension varying slowest, and the quantiles (2, side).
+        Means (side^d, *event_shape) over d = 1 or 2 dimensions, the first varying slowest, and the quantiles (d, side).
+
+    Raises:
+        InputError: a model with other latents, a prior whose dimensions cannot be set one by one, a label that does not
+            fit the model, or none for one that was trained on label vectors.
     """
-    draws = _ancestral(model, 10_000, None).nodes["z"]["value"]
-    levels = (torch.arange(side, device=draws.device) + 0.5) / side
-    quantiles = draws.new_zeros(2, side)
-    dimensions = min(2, draws.shape[-1])
-    quantiles[:dimensions] = torch.quantile(draws[:, :dimensions], levels, dim=0).T
-    codes = draws.mean(0).repeat(side * side, 1)
-    codes[:, :dimensions] = torch.cartesian_prod(*quantiles)[:, :dimensions]
-    if y is None and model.conditional:
-        y = torch.zeros(side * side, dtype=torch.int64, device=draws.device)
-    return model.decode(codes, y).mean, quantiles
+    at_least_one(side=side)
+    require_latents(model)
+    y = labels_for(model, 1, [0] if y is None and model.label_dim and not model.vector_labels else _one(y))
+    with evaluating(model, 0), pyro.validation_enabled(False):
+        prior = model.simulated(1, y)
+        if {*prior} != {"z", "x"} or len(prior["z"]["fn"].event_shape) != 1:
+            found = ", ".join(site for site in prior if site != "x")
+            raise InputError(
+                f"a latent grid is of one vector z, but {type(model).__name__} has the latents {found}; decode values "
+                "of your own with model.decode"
+            )
+        centre, quantiles = _quantiles(prior["z"]["fn"], side)
+        codes = centre.repeat(side ** len(quantiles), 1)
+        codes[:, : len(quantiles)] = torch.cartesian_prod(*quantiles).reshape(len(codes), -1)
+        if prior["z"]["fn"].support.is_discrete or not prior["z"]["fn"].support.check(codes).all():
+            raise InputError(
+                "a latent grid moves continuous dimensions one by one, but the prior is over "
+                f"{prior['z']['fn'].support}; decode values of your own with model.decode"
+            )
+        return model.decode(codes, None if y is None else y.expand(len(codes), *y.shape[1:])).mean, quantiles
 
 
 @torch.no_grad()
 def label_grid(model: LatentVariableModel, rows: int) -> Tensor:
     """E[x | z, y] with the latent held along each row and the class varied, for models of class labels.
 
+    What is held are the random numbers that z is drawn with, which is z itself where p(z) does not depend on y.
+
     Returns:
         (rows * label_dim, *event_shape), the class varying fastest.
+
+    Raises:
+        InputError: the model knows no classes.
     """
-    classes = model.label_dim
-    z = _ancestral(model, rows, None).nodes["z"]["value"].repeat_interleave(classes, 0)
-    y = torch.arange(classes, device=z.device).repeat(rows)
-    if model.conditional:
-        return model.decode(z, y).mean
-    return model.decode({"y": torch.nn.functional.one_hot(y, classes).to(z), "z": z}).mean
+    at_least_one(rows=rows)
+    require_latents(model)
+    if not model.label_dim or model.vector_labels:
+        has = "label vectors" if model.vector_labels else "no labels"
+        raise InputError(f"a label grid varies the class, but {type(model).__name__} has {has}; use latent_grid")
+    seed = int(torch.randint(2**31, ()))
+    columns = []
+    for label in range(model.label_dim):
+        y = as_labels(model, [label] * rows, rows)
+        with evaluating(model, seed):
+            columns.append(model.decode(simulate(model, rows, y)[1], y).mean)
+    return torch.stack(columns, 1).flatten(0, 1)
 
 
 @torch.no_grad()
-def interpolate(
-    model: LatentVariableModel, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None, *, steps: int = 10
-) -> Tensor:
-    """E[x | z] along straight lines between the posterior means of consecutive datapoints.
+def interpolate(model: LatentVariableModel, x: Any, y: Any = None, mask: Any = None, *, steps: int = 10) -> Tensor:
+    """E[x | z] along straight lines between the posterior means of consecutive datapoints, as `means` gives them.
 
     Args:
         model: a fitted model.
         x: data (batch, *event_shape), two or more.
-        y: labels (batch,) of conditional models; a line is decoded with the label of its start.
+        y: labels of models that know any; a line is decoded with the label of its start.
         mask: True where x is observed.
         steps: points along each line, both ends among them.
 
     Returns:
         (batch - 1, steps, *event_shape).
+
+    Raises:
+        InputError: arguments that do not fit the model, or fewer than two datapoints.
     """
-    weight = torch.linspace(0, 1, steps, device=x.device)
+    at_least_one(steps=steps)
+    ends = means(model, x, y, mask)
+    lines = len(next(iter(ends.values()))) - 1
+    if lines < 1:
+        raise InputError(f"x holds {lines + 1} datapoints; a line needs two")
     latents = {}
-    for site, mean in means(model, x, y, mask).items():
+    for site, mean in ends.items():
+        weight = torch.linspace(0, 1, steps, dtype=mean.dtype, device=mean.device)
         at = weight.reshape(-1, *[1] * (mean.dim() - 1))
-        lines = [torch.lerp(start, end, at) for start, end in itertools.pairwise(mean)]
-        latents[site] = torch.cat(lines)
-    labels = None if y is None else y[:-1].repeat_interleave(steps, 0)
-    return model.decode(latents, labels).mean.reshape((len(x) - 1, steps, *model.event_shape))
+        latents[site] = torch.cat([torch.lerp(start, end, at) for start, end in itertools.pairwise(mean)])
+    labels = None if y is None else as_labels(model, y, lines + 1, known=False)[:-1].repeat_interleave(steps, 0)
+    return _decoded(model, latents, labels).unflatten(0, (lines, steps))
 
 
 @torch.no_grad()
 def impute(
     model: LatentVariableModel,
-    x: Tensor,
-    mask: Tensor,
-    y: Tensor | None = None,
+    x: Any,
+    mask: Any,
+    y: Any = None,
     *,
     draws: int = 10,
     particles: int = 100,
@@ -162,8 +218,13 @@ def impute(
 
     Returns:
         (draws, batch, *event_shape), the observed values as they were.
+
+    Raises:
+        InputError: arguments that do not fit the model, or one that sums latents out.
     """
-    _require_posterior(model)
+    at_least_one(draws=draws, particles=particles)
+    require_latents(model)
+    x, y, mask = as_inputs(model, x, y, mask)
     filled = []
     for _ in range(draws):
         weights = weigh(model.generate, model.infer, x, y, mask, particles=particles)
@@ -176,23 +237,28 @@ def impute(
     return torch.stack(filled)
 
 
-def _require_posterior(model: Any) -> None:
-    if isinstance(model, UnnormalisedDensity):
-        raise InputError(f"{type(model).__name__} has no posterior of latents, from which this is made; fit a vae")
+def _decoded(model: LatentVariableModel, codes: dict[str, Tensor], y: Any) -> Tensor:
+    """E[x | z] of codes of every site; a latent label is one of them."""
+    with evaluating(model):
+        return model.decode(codes, y if model.conditional else None).mean
 
 
-def _ancestral(model: LatentVariableModel, size: int, y: Tensor | None) -> Any:
-    """The trace of `size` draws of everything."""
-    _require_posterior(model)
-    device = next(model.parameters()).device
-    if y is None and model.conditional:
-        y = torch.arange(size, device=device) % model.label_dim
-    x = torch.zeros((), device=device).expand(size, *model.event_shape)
-    return poutine.trace(poutine.uncondition(model.generate)).get_trace(x, y)
+def _one(y: Any) -> Any:
+    """One label as a batch of one."""
+    return None if y is None else torch.as_tensor(y).unsqueeze(0)
 
 
-def _mean(posterior: TorchDistributionMixin) -> Tensor:
+def _quantiles(prior: TorchDistributionMixin, side: int) -> tuple[Tensor, Tensor]:
+    """The prior's mean (latent_dim,), and quantiles of its first two dimensions or of its only one, (d, side)."""
+    draws = prior.sample(torch.Size([PRIOR_DRAWS]))[:, 0]
+    levels = ((torch.arange(side) + 0.5) / side).to(draws)
     try:
-        return posterior.mean
+        elementwise = prior.base_dist if isinstance(prior, dist.Independent) else prior
+        quantiles = elementwise.icdf(levels.reshape(-1, 1, 1))[:, 0, :2]
     except NotImplementedError:
-        return posterior.sample(torch.Size([100])).mean(0)
+        quantiles = torch.quantile(draws[:, :2], levels, dim=0)
+    try:
+        centre = prior.mean[0]
+    except NotImplementedError:
+        centre = draws.mean(0)
+    return centre, quantiles.T

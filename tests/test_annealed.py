@@ -28,7 +28,8 @@ from pyrolatent import (
     bidirectional_evidence,
     load_data,
 )
-from pyrolatent.inference.annealed import _betas, _Target, simulate, summary
+from pyrolatent.inference.annealed import _betas, _Target, summary
+from pyrolatent.inference.draws import simulate
 from pyrolatent.inference.evidence import score
 
 D = 6

@@ -29,7 +29,7 @@ from pyrolatent import (
     load_data,
 )
 from pyrolatent.check import SOURCES
-from pyrolatent.inference.annealed import simulate
+from pyrolatent.inference.draws import simulate
 
 D, L = 6, 2
 SMALL: dict[str, Any] = {"encoder": {"mlp": {"hidden": [8]}}, "decoder": {"mlp": {"hidden": [8]}}}

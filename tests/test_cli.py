@@ -65,9 +65,9 @@ def test_train_prints_epochs_model_scores_and_paths(bits: Path) -> None:
     assert "p(x | z) = Bernoulli(logits) of MLP 2-200-6" in result.stdout
     assert "log_evidence" in result.stdout
     run = Path("runs/bits-1")
-    figures = [line.split()[-1] for line in lines[-5:]]
-    assert figures == [str(run / "figures" / f"{name}.png") for name in
-                       ("training", "reconstructions", "samples", "latent_grid", "embedding")]  # fmt: skip
+    figures = [line.split()[-1] for line in lines[-6:]]
+    names = ["training", "reconstructions", "samples", "sample_means", "latent_grid", "embedding"]
+    assert figures == [str(run / "figures" / f"{name}.png") for name in names]
     assert all(Path(figure).stat().st_size > 1000 for figure in figures)
     assert json.loads((run / "evaluation.json").read_text()).keys() == KEYS
     assert "\x1b" not in result.stdout
@@ -125,6 +125,45 @@ def test_one_class_is_sampled(bits: Path) -> None:
     assert (refused.exit_code, "labels from 10 to 10 were given; they are 0 to 9" in refused.stderr) == (2, True)
 
 
+def test_a_class_is_asked_for_by_its_name(bits: Path) -> None:
+    """Names come before numbers: of the classes 1, 10 and b, number 1 is called 10."""
+    rows = "".join(f"{('b', '1', '10')[i % 3]},{i % 2},{i % 5 % 2}\n" for i in range(60))
+    Path("named.csv").write_text("kind,a,b\n" + rows)
+    declared = {"data": {"named.csv": {"labels": "kind"}}, "model": {"conditional_vae": {"latent_dim": 1}}}
+    Path("named.yaml").write_text(yaml.safe_dump(declared | {"epochs": 1}))
+    assert call("train", "named.yaml", "--output=out", "--particles=2").exit_code == 0
+    run = Run.load("out")
+    names = run.record["data"]["classes"]
+    assert names == ["1", "10", "b"]
+    assert [run.label(text) for text in (*names, "0", "2")] == [0, 1, 2, 0, 2]
+    call("sample", "out", "--label=b", "--size=3")
+    torch.manual_seed(0)
+    assert np.array_equal(np.load("out/samples.npy"), sample(run.model, 3, [2, 2, 2]).numpy())
+    assert "label was 'x'; ConditionalVAE takes a class: valid: " in refused("sample", "out", "--label=x")
+
+
+def test_labels_that_are_vectors_are_numbers_on_the_command_line(bits: Path) -> None:
+    random = np.random.default_rng(0)
+    age = random.uniform(20, 80, (60, 2))
+    np.savez("aged.npz", x=age / 20, y=age)
+    fields = ["--set=model={conditional_vae: {latent_dim: 1, likelihood: normal}}", "--epochs=1", "--particles=2"]
+    assert call("train", "--data=aged.npz", "--output=out", *fields).exit_code == 0
+    assert Run.load("out").model.vector_labels
+    call("sample", "out", "--size=3", "--label=30,40.5")
+    torch.manual_seed(0)
+    assert np.array_equal(np.load("out/samples.npy"), sample(Run.load("out").model, 3, [[30, 40.5]] * 3).numpy())
+    assert "give labels y" in refused("sample", "out")
+    assert "takes 2 numbers joined by commas" in refused("sample", "out", "--label=old")
+    assert "takes finite vectors of shape (64, 2)" in refused("sample", "out", "--label=30")
+    annealed = call("evaluate", "out", "--method=annealed", "--size=3", "--chains=2", "--temperatures=3", "--json")
+    assert json.loads(annealed.stdout)["bracket"]["datapoints"] == 3
+
+
+def test_a_model_without_labels_has_no_class(made: Path) -> None:
+    for text in ("1", "x"):
+        assert "VAE knows no labels" in refused("sample", made, f"--label={text}")
+
+
 def test_sample_and_figures_write_into_the_run(made: Path) -> None:
     assert call("sample", made, "--size=5").stdout.split() == [
         str(made / "samples.npy"),
@@ -132,6 +171,11 @@ def test_sample_and_figures_write_into_the_run(made: Path) -> None:
     ]
     drawn = np.load(made / "samples.npy")
     assert drawn.shape == (5, 1, 8, 8)
+    assert call("sample", made, "--size=5", "--mean").stdout.split() == [
+        str(made / "sample_means.npy"),
+        str(made / "figures/sample_means.png"),
+    ]
+    assert np.array_equal(np.load(made / "samples.npy"), drawn)
     call("sample", made, "--size=5", "--seed=1")
     assert not np.array_equal(np.load(made / "samples.npy"), drawn)
     (made / "figures/embedding.png").unlink()

@@ -102,7 +102,7 @@ def test_a_machine_is_compared_with_a_vae_on_the_same_scale(file: Path, tmp_path
         ({"rbm": {"hidden": 3}}, "sliced_score_matching", "x is discrete"),
         ({"rbm": {"hidden": 3}}, {"cd": {"kernel": "hmc"}}, "is sampled by kernel: gibbs"),
         ({"energy": {}}, {"cd": {"kernel": "gibbs"}}, "hmc or langevin"),
-        ({"energy": {"energy": "mlp"}}, "sliced_score_matching", "declare activation: silu"),
+        ({"energy": {"energy": "mlp"}}, "sliced_score_matching", "declare a smooth activation"),
         ({"rbm": {"hidden": 3}}, {"pcd": {"chans": 3}}, "did you mean 'chains'"),
         ({"rbm": {"hiden": 3}}, "pcd", "did you mean 'hidden'"),
         ({"markov_network": {"cliques": [[1, 9]]}}, "exact_likelihood", "is no clique"),
@@ -195,7 +195,7 @@ def test_samples_are_exact_where_they_can_be_and_follow_labels() -> None:
     p_1 = (-model.free_energy(x, torch.ones(16, dtype=torch.int64))).softmax(0).detach()
     drawn = sample_energy(model, n, torch.ones(n, dtype=torch.int64), sweeps=60)
     assert ((drawn.mean(0) - p_1 @ x).abs() < 4.5 * drawn.std(0) / math.sqrt(n)).all()
-    with pytest.raises(InputError, match="no label units"):
+    with pytest.raises(InputError, match="knows no labels"):
         sample(RBM((4,), hidden=2), 3, torch.zeros(3, dtype=torch.int64))
 
 
@@ -235,9 +235,9 @@ def test_python_calls_say_what_is_wrong(binary_data: Data) -> None:
         (lambda: sample(model, 3, sweeps=-1), "and -1; at least"),
         (
             lambda: sample(model, 3, y=torch.tensor([0, 1])),
-            r"y holds \(2,\) labels from 0 to 1; give \(3,\) from 0 to 1",
+            r"labels are int64 of shape \(2,\), but .* whole numbers from 0 to 1 of shape \(3,\)",
         ),
-        (lambda: sample(model, 2, y=torch.tensor([0, 2])), r"labels from 0 to 2; give \(2,\) from 0 to 1"),
+        (lambda: sample(model, 2, y=torch.tensor([0, 2])), "labels from 0 to 2 were given; they are 0 to 1"),
         (lambda: watch(model, 4, [5, 1]), "give numbers from 0 that rise"),
         (lambda: watch(model, 2, [0, 1], start=x), "start holds 4 datapoints, but 2 chains"),
         (

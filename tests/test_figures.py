@@ -59,6 +59,17 @@ def test_training_curve_of_one_epoch_without_validation_is_a_visible_point():
     assert [tick for tick in axes.get_xticks() if 0.5 <= tick <= 1.5] == [1]
 
 
+def test_training_curve_of_a_model_without_density_is_of_squared_errors():
+    rows = [{"epoch": i, "train_loss": 5.0 - i, "validation_elbo": None, "validation_loss": 6.0 - i} for i in (1, 2)]
+    fig = figures.training_curve(rows)
+    (axes,) = fig.axes
+    training, validation = axes.lines
+    assert_array_equal(training.get_xydata(), [[1, 4], [2, 3]])
+    assert_array_equal(validation.get_xydata(), [[1, 5], [2, 4]])
+    assert axes.get_ylabel() == "squared error a datapoint, lower is better"
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["training", "validation (best 4.00, epoch 2)"]
+
+
 def test_training_curve_refuses_an_empty_history():
     with pytest.raises(InputError, match="0 epochs"):
         figures.training_curve([])
@@ -198,10 +209,21 @@ def test_latent_grid_of_vectors_one_point_and_many_labels(tmp_path):
     assert [tick.get_text() for tick in axes.get_xticklabels()][:2] == ["−3.00", "−2.40"]
 
 
+def test_latent_grid_of_one_dimension_is_a_line(digits):
+    fig = figures.latent_grid(digits[:3], 3, torch.tensor([[-1.0, 0.0, 1.0]]), title="of the only dimension")
+    images, cells = shown(fig)
+    assert_array_equal(images, digits[:3, 0])
+    assert_array_equal(cells, [(0, 0), (1, 0), (2, 0)])
+    (axes,) = fig.axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["−1.00", "0.00", "1.00"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), list(axes.get_yticks())) == ("$z$", "", [])
+    assert fig.get_suptitle() == "of the only dimension"
+
+
 def test_latent_grid_refuses_what_does_not_fit(digits):
     with pytest.raises(InputError, match="holds 8 entries; a grid of side 3 needs 9"):
         figures.latent_grid(digits[:8], 3, torch.zeros(3))
-    with pytest.raises(InputError, match=r"\(4,\); expected \(3,\) or \(2, 3\)"):
+    with pytest.raises(InputError, match=r"\(4,\); expected \(3,\), \(1, 3\) or \(2, 3\)"):
         figures.latent_grid(digits[:9], 3, torch.zeros(4))
 
 
@@ -235,6 +257,38 @@ def test_embedding_without_labels_has_one_colour_and_no_legend():
     (colour,) = fig.axes[0].collections[0].get_facecolors()
     assert_allclose(colour[:3], to_rgb(color_sequences["petroff10"][0]))
     assert not fig.legends
+
+
+def test_classes_have_names_and_no_two_of_ten_are_alike():
+    """Of ten colours no two are greys, whose red, green and blue are nearly one, unless they are dark and light."""
+    names = [f"class of {i}" for i in range(10)]
+    fig = figures.embedding(np.random.default_rng(0).normal(size=(11, 2)), [*range(10), -1], names=names[:10])
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["unknown", *names]
+    fig = figures.embedding(np.random.default_rng(0).normal(size=(10, 2)), range(10))
+    colours = np.array([to_rgb(handle.get_color()) for handle in fig.legends[0].get_lines()])
+    assert len(np.unique(colours, axis=0)) == 10
+    greys = np.sort(colours[np.ptp(colours, axis=1) < 0.12].mean(1))
+    assert (np.diff(greys) > 0.4).all()
+
+
+@pytest.mark.parametrize("labels", [None, [0, 1, 2]])
+def test_codes_that_are_all_one_are_said_to_be(labels):
+    (axes,) = figures.embedding(np.ones((3, 2)), labels).axes
+    assert "all 3 codes are equal" in axes.texts[0].get_text()
+    assert not axes.collections
+    assert figures.embedding(np.ones((1, 2))).axes[0].collections
+
+
+def test_what_a_figure_shows_stands_above_it(digits):
+    for fig in (
+        figures.samples(digits[:4], "draws"),
+        figures.samples(np.eye(2), "draws"),
+        figures.reconstructions(digits[:2], digits[:2], title="draws"),
+        figures.reconstructions(np.eye(2), np.eye(2), title="draws"),
+        figures.label_grid(digits[:6], 3, ["a", "b", "c"], "draws"),
+    ):
+        assert fig.get_suptitle() == "draws"
+    assert [tick.get_text() for tick in fig.axes[0].get_xticklabels()] == ["a", "b", "c"]
 
 
 def test_embedding_refuses_codes_outside_the_plane_and_missing_labels():

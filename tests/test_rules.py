@@ -12,13 +12,18 @@ from pyrolatent import (
     Autoencoder,
     ConditionalVAE,
     DiscreteVAE,
+    EnergyModel,
     InputError,
     LinearGaussian,
+    RestrictedBoltzmannMachine,
     SemiSupervisedVAE,
     fit,
     load_data,
 )
+from pyrolatent.declaration import build, registered
 from pyrolatent.inference import rules
+from pyrolatent.inference.contrastive import EnergyObjective
+from pyrolatent.inference.objectives import Objective
 
 BITS = (np.random.default_rng(0).random((30, 4)) < 0.5).astype(np.float32)
 LABELS = np.arange(30) % 3
@@ -92,6 +97,76 @@ def test_density_and_squared_error() -> None:
     refused(VAE((4,), latent_dim=2, likelihood="normal"), data, ["VAE", "em"], objective="em")
 
 
-def test_the_page_is_the_table() -> None:
+MASKED = {"mask": np.random.default_rng(0).random((30, 4)) < 0.8}
+MACHINE: Any = {"hidden": 3}
+BROKEN: dict[str, tuple[Any, Any, Any]] = {
+    "closed_form or em for": (lambda: VAE((4,), latent_dim=2), {}, "em"),
+    "closed_form on data with": (lambda: LinearGaussian((4,), latent_dim=2), MASKED, "closed_form"),
+    "a bound on log p(x)": (lambda: Autoencoder((4,), latent_dim=2), {}, "elbo"),
+    "squared_error for": (lambda: VAE((4,), latent_dim=2), {}, "squared_error"),
+    "an objective of energies": (lambda: VAE((4,), latent_dim=2), {}, "denoising_score_matching"),
+    "an energy over data outside": (lambda: RestrictedBoltzmannMachine((4,), **MACHINE), MASKED, "pcd"),
+    "exact_likelihood where": (
+        lambda: RestrictedBoltzmannMachine((24,), hidden=30), {"x": np.tile(BITS, (1, 6))}, "exact_likelihood"
+    ),
+    "score matching over": (lambda: RestrictedBoltzmannMachine((4,), **MACHINE), {}, "sliced_score_matching"),
+    "an energy of rectifiers": (lambda: EnergyModel((4,), energy="mlp"), {"x": GREY}, "sliced_score_matching"),
+    "a model of labels on": (lambda: ConditionalVAE((4,), 5, latent_dim=2), {"labels": LABELS}, "elbo"),
+    "a model of classes": (
+        lambda: RestrictedBoltzmannMachine((4,), 2, labels=True, **MACHINE), {"labels": GREY[:, :2]}, "pcd"
+    ),
+    "a model of x given y": (lambda: ConditionalVAE((4,), 3, latent_dim=2), {"labels": LABELS - (LABELS == 0)}, "elbo"),
+    "data outside the likelihood": (lambda: VAE((4,), latent_dim=2), {"x": GREY}, "elbo"),
+    "a prior and a posterior over": (lambda: VAE((4,), latent_dim=2, prior="gamma"), {}, "elbo"),
+    "an objective that needs pathwise": (lambda: DiscreteVAE((4,), latent_dims=(2,)), {}, "elbo"),
+    "an objective that scores draws again": (lambda: VAE((4,), latent_dim=2, posterior="planar"), {}, "dreg"),
+    "local with": (lambda: LinearGaussian((4,), latent_dim=2), {}, "local"),
+    "a model with a training term": (
+        lambda: SemiSupervisedVAE((4,), 3, latent_dim=2), {"labels": LABELS}, "Trace_ELBO"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("begins", BROKEN)
+def test_each_rule_refuses_what_it_says(begins: str) -> None:
+    """The first rule that is broken is the one that is meant."""
+    model, options, objective = BROKEN[begins]
+    case = rules.Case(
+        model(), load_data(**({"source": options.get("x", BITS)} | {k: v for k, v in options.items() if k != "x"})),
+        build("objective", objective),
+    )  # fmt: skip
+    assert first_broken(case).refuses.startswith(begins)
+
+
+def first_broken(case: rules.Case) -> rules.Rule:
+    for rule in rules.RULES:
+        try:
+            broken = rule.broken(case)
+        except InputError:
+            return rule
+        if broken:
+            return rule
+    raise AssertionError("no rule is broken")
+
+
+def test_every_rule_is_broken_above() -> None:
+    assert all(sum(rule.refuses.startswith(begins) for begins in BROKEN) == 1 for rule in rules.RULES)
+
+
+def test_what_is_declared_instead_names_every_objective_of_its_kind() -> None:
+    """An objective of a kind that a rule speaks of stands in that rule, whichever are added."""
+    kinds = {
+        "an objective of energies": lambda target: issubclass(target, EnergyObjective),
+        "an objective that needs pathwise": lambda target: issubclass(target, Objective) and not target.pathwise,
+        "an objective that scores draws again": lambda target: issubclass(target, Objective) and target.scores_again,
+    }
+    for begins, belongs in kinds.items():
+        (rule,) = (rule for rule in rules.RULES if rule.refuses.startswith(begins))
+        names = [name for name, entry in registered("objective").items() if belongs(entry.target)]
+        assert len(names) > 1
+        assert all(name in rule.refuses + rule.instead for name in names)
+
+
+def test_the_page_is_what_the_rules_write() -> None:
     page = Path(__file__).parent.parent / "docs" / "rules.md"
-    assert rules.table() in page.read_text(encoding="utf-8")
+    assert rules.page() == page.read_text(encoding="utf-8")

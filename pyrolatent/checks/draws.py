@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyrolatent.inference.annealed import simulate as simulate
+from pyrolatent.inference.draws import simulate as simulate
 from pyrolatent.inference.evidence import FLOATS
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.weights import Program, Weights, weigh

@@ -17,17 +17,17 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyrolatent.data import Data
 from pyrolatent.errors import InputError, at_least_one
+from pyrolatent.inference.draws import labels_for, simulate
 from pyrolatent.inference.evidence import measure, observation_support
-from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs
-from pyrolatent.inference.rules import likelihood_name
+from pyrolatent.inference.rules import likelihood_name, part_for, require_latents
 from pyrolatent.inference.weights import arguments, weigh
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -135,9 +135,7 @@ def annealed_evidence(
         InputError: the data does not fit the model, or a latent is discrete and not enumerated.
     """
     at_least_one(size=size, chains=chains, steps=steps, leapfrog=leapfrog)
-    if split not in ("train", "validation", "test"):
-        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
-    part = getattr(data, split).to(device_of(model))
+    part = part_for(model, data, split)
     support = observation_support(model, part.batch(slice(0, 1)), data)
     data.check_support(support, f"the {likelihood_name(model)} likelihood")
     unit = measure(model, data, support)
@@ -194,7 +192,8 @@ def bidirectional_evidence(
     Args:
         model: a fitted model.
         size: number of datapoints to simulate.
-        y: labels (size,) of conditional models; if None, the classes in turn.
+        y: labels of conditional models, (size,) or (size, label_dim); if None, the classes in turn. Of a model that
+            infers the label, the classes of what is simulated; the bracket is then of log p(x, y).
         chains: number of chains for each datapoint in each direction.
         steps: number of annealing steps.
         leapfrog: leapfrog steps of each move.
@@ -203,12 +202,12 @@ def bidirectional_evidence(
         on_batch: called with the number of datapoints done.
 
     Raises:
-        InputError: a latent is discrete and not enumerated.
+        InputError: a latent is discrete and not enumerated, or labels do not fit the model.
     """
     at_least_one(size=size, chains=chains, steps=steps, leapfrog=leapfrog)
-    device, batch_size = device_of(model), _batch_size(model, chains)
-    if y is None and model.conditional:
-        y = torch.arange(size, device=device) % model.label_dim
+    require_latents(model)
+    batch_size = _batch_size(model, chains)
+    y = labels_for(model, size, y)
     lower, upper, ess, acceptance, exact = [], [], [], [], []
     betas = _betas(steps, schedule)
     with pyro.validation_enabled(False), evaluating(model, seed):
@@ -241,21 +240,6 @@ def bidirectional_evidence(
         steps=steps,
         each={"lower": below, "upper": above},
     )
-
-
-@torch.no_grad()
-def simulate(model: LatentVariableModel, size: int, y: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """(z, x) ~ p(z, x): data (size, *event_shape) with latents by site, (size, ...).
-
-    Args:
-        model: any latent-variable model.
-        size: number of draws.
-        y: labels (size,) of conditional models.
-    """
-    x = torch.zeros((), device=device_of(model)).expand(size, *model.event_shape)
-    trace: Any = prune_subsample_sites(poutine.trace(poutine.uncondition(model.generate)).get_trace(x, y))
-    latents = [name for name in trace.stochastic_nodes if "was_observed" not in trace.nodes[name]["infer"]]
-    return trace.nodes["x"]["value"], {name: trace.nodes[name]["value"] for name in latents}
 
 
 def summary(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,10 +19,11 @@ from pyrolatent.data import Batch, Data
 from pyrolatent.errors import InputError
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
-from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.draws import site_means
+from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.partition import Annealing, evaluate_energy
-from pyrolatent.inference.rules import likelihood_name, same_event_shape
+from pyrolatent.inference.rules import likelihood_name, part_for, same_event_shape
 from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.unnormalised import UnnormalisedDensity
@@ -262,9 +263,7 @@ def evaluate(
         raise InputError(f"particles was {particles}; at least one draw is needed")
     if batch_size < 1:
         raise InputError(f"a batch of {batch_size} datapoints was asked for; at least 1 is needed")
-    if split not in ("train", "validation", "test"):
-        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
-    part = getattr(data, split).to(device_of(model))
+    part = part_for(model, data, split)
     if len(part) < distributed.size():
         raise InputError(f"{len(part)} datapoints cannot be shared by {distributed.size()} processes; start fewer")
     support = observation_support(model, part.batch(slice(0, 1)), data)
@@ -338,18 +337,9 @@ def observation_support(model: LatentVariableModel, one: Batch, data: Data) -> C
 
 
 def _moments(weights: Weights, site: str) -> tuple[Tensor, Tensor]:
-    """Means over draws of a site's posterior mean and of its square, (batch, dimensions).
-
-    That mean is given the draws of the sites above, and is the draw itself where it has no closed form.
-    """
-    fn, draws = weights.guide_trace.nodes[site]["fn"], weights.latents[site]
-    try:
-        mean = weights.with_particles(fn.mean, fn.event_dim)
-    except NotImplementedError:
-        mean = draws
-    mean = torch.where(torch.isnan(mean).any(), draws, mean)  # a Student-t of few degrees of freedom has none
-    mean = weights.expect(mean, fn.event_dim)
-    first, second = (moment.mean(0).reshape(mean.shape[1], -1) for moment in (mean, mean.square()))
+    """Means over draws of a site's posterior mean given the sites above it, and of its square, (batch, dimensions)."""
+    means = site_means(weights, site)
+    first, second = (moment.mean(0).reshape(means.shape[1], -1) for moment in (means, means.square()))
     return first, second
 
 

@@ -29,7 +29,7 @@ from pyrolatent.inference.contrastive import EnergyObjective
 from pyrolatent.inference.held_out import held_out
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import EM, ClosedForm, Objective, PyroObjective
-from pyrolatent.inference.rules import declared_name, has_posterior, hold_to_rules, likelihood_name
+from pyrolatent.inference.rules import declared_name, has_posterior, hold_to_rules, likelihood_name, require_data
 from pyrolatent.inference.weights import arguments, training_arguments, weigh
 from pyrolatent.models.conditionals import networks_in
 from pyrolatent.models.families import Family
@@ -117,6 +117,7 @@ def fit(
         TrainingError: a number that is not finite; the model then holds the state before that step.
     """
     given = locals()
+    require_data(data)
     declared = {name: given[name] for name in training_settings().options}
     settings = training_settings().check(declared, "fit")
     target = choose_device(device)
@@ -210,6 +211,8 @@ class Trainer:
 
     def rehearse(self) -> None:
         """One validated pass over one minibatch, before any training."""
+        y = self.data.train.y
+        self.model.vector_labels = self.model.conditional and y is not None and y.is_floating_point()
         first = self.data.train.batch(slice(0, self.run.settings["batch_size"]))
         if isinstance(self.objective, EnergyObjective):
             self.objective.prepare(self.model)

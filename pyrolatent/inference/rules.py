@@ -9,7 +9,8 @@ import torch
 from pyro.distributions import constraints
 from torch import nn
 
-from pyrolatent.data import Data
+from pyrolatent.data import Data, Split
+from pyrolatent.declaration import registered
 from pyrolatent.errors import InputError
 from pyrolatent.inference.contrastive import EnergyObjective, ExactLikelihood
 from pyrolatent.inference.local import Local, encoded
@@ -17,9 +18,9 @@ from pyrolatent.inference.modes import device_of, evaluating
 from pyrolatent.inference.objectives import EM, ClosedForm, Objective, SquaredError
 from pyrolatent.inference.score_matching import ScoreMatching
 from pyrolatent.inference.weights import Weights, training_arguments, weigh
+from pyrolatent.models.arrays import as_labels
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel, observed_node
-from pyrolatent.models.semisupervised import SemiSupervisedVAE
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 
@@ -77,13 +78,59 @@ def hold_to_rules(model: Any, data: Data, objective: Any) -> None:
             raise InputError(f"{message}; {rule.instead}")
 
 
+def require_data(data: Any) -> None:
+    """Refuses an array where data with its splits is asked for.
+
+    Raises:
+        InputError: it is no `Data`.
+    """
+    if not isinstance(data, Data):
+        raise InputError(f"data is a {type(data).__name__}; give pl.load_data(x), which splits it and keeps its labels")
+
+
 def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Data) -> None:
-    """Refuses data of another event shape than the model's."""
+    """Refuses what is no `Data`, and data of another event shape than the model's."""
+    require_data(data)
     if model.event_shape != torch.Size(data.event_shape):
         raise InputError(
             f"the model is over events of shape {tuple(model.event_shape)}, but {data.name} holds {data.event_shape}; "
             "build the model for data.event_shape"
         )
+
+
+def require_latents(model: Any) -> None:
+    """Refuses an unnormalised density where latents are asked for.
+
+    Raises:
+        InputError: it is one.
+    """
+    if isinstance(model, UnnormalisedDensity):
+        raise InputError(f"{type(model).__name__} has no posterior of latents, from which this is made; fit a vae")
+
+
+def part_for(model: LatentVariableModel, data: Data, split: str) -> Split:
+    """A split of the data for a model of latents to score, where the model is.
+
+    Args:
+        model: the model.
+        data: what `load_data` gives.
+        split: "train", "validation" or "test".
+
+    Raises:
+        InputError: a model without latents, what is no `Data`, no such split, or data whose events or labels are not
+            the model's.
+    """
+    require_latents(model)
+    require_data(data)
+    if split not in ("train", "validation", "test"):
+        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
+    same_event_shape(model, data)
+    part: Split = getattr(data, split).to(device_of(model))
+    if model.conditional and part.y is None:
+        raise InputError(f"{type(model).__name__} is a model of x given y, but {data.name} has no labels; give some")
+    if model.label_dim and part.y is not None:
+        as_labels(model, part.y, len(part), known=model.conditional)
+    return part
 
 
 def has_posterior(model: Any) -> bool:
@@ -176,10 +223,7 @@ def _discrete(case: Case) -> str | None:
 def _smooth(case: Case) -> str | None:
     real = isinstance(case.model, UnnormalisedDensity) and case.model.levels is None
     if real and any(isinstance(module, nn.ReLU) for module in case.model.modules()):
-        return (
-            "score matching, by which energies over real numbers are scored, sees no curvature of rectifiers; declare "
-            "a smooth activation, as energy: {mlp: {activation: silu}} does"
-        )
+        return "score matching, by which energies over real numbers are scored, sees no curvature of rectifiers"
     return None
 
 
@@ -193,8 +237,8 @@ def _labels(case: Case) -> str | None:
 
 def _label_vectors(case: Case) -> str | None:
     y = case.data.train.y
-    if isinstance(case.model, SemiSupervisedVAE) and y is not None and y.is_floating_point():
-        return f"{type(case.model).__name__} sums classes out, but {case.data.name} has label vectors"
+    if case.model.label_dim and not case.model.conditional and y is not None and y.is_floating_point():
+        return f"the labels of {type(case.model).__name__} are classes, but {case.data.name} has label vectors"
     return None
 
 
@@ -289,6 +333,19 @@ def _scoring_again(case: Case) -> str | None:
     return None
 
 
+def _objectives(belongs: Callable[[Any], bool], *also: str) -> str:
+    """The names of the objectives of a kind, and others, as `a, b or c`."""
+    *names, last = [*(name for name, entry in registered("objective").items() if belongs(entry.target)), *also]
+    return f"{', '.join(names)} or {last}" if names else last
+
+
+def _is_energy_objective(target: Any) -> bool:
+    return issubclass(target, EnergyObjective)
+
+
+_WITHOUT_PATHS = _objectives(lambda target: issubclass(target, Objective) and not target.pathwise, "TraceGraph_ELBO")
+_SCORES_AGAIN = _objectives(lambda target: issubclass(target, Objective) and target.scores_again)
+
 RULES = (
     Rule(
         "closed_form or em for a model that has none",
@@ -312,7 +369,7 @@ RULES = (
     ),
     Rule(
         "an objective of energies for a model without one, or any other for an energy",
-        "declare objective: cd, pcd, tempered_pcd or exact_likelihood for energies, elbo for latent-variable models",
+        f"declare objective: {_objectives(_is_energy_objective)} for energies, elbo for latent-variable models",
         _energy,
     ),
     Rule(
@@ -332,7 +389,7 @@ RULES = (
     ),
     Rule(
         "an energy of rectifiers over real numbers",
-        "declare activation: silu",
+        "declare a smooth activation, as energy: {mlp: {activation: silu}} does",
         _smooth,
     ),
     Rule(
@@ -341,7 +398,7 @@ RULES = (
         _labels,
     ),
     Rule(
-        "a model that sums classes out where labels are vectors",
+        "a model of classes (semi_supervised_vae, rbm with labels) where labels are vectors",
         "give classes 0, 1, 2, ... and -1 where unknown, or declare conditional_vae",
         _label_vectors,
     ),
@@ -373,11 +430,11 @@ RULES = (
     ),
     Rule(
         "an objective that needs pathwise gradients with a posterior that has none",
-        "declare objective: vimco, rws or TraceGraph_ELBO, a relaxed posterior, or estimator: enumerate",
+        f"declare objective: {_WITHOUT_PATHS}, a relaxed posterior, or estimator: enumerate",
         _pathwise,
     ),
     Rule(
-        "an objective that scores draws again (dreg, stl) with a posterior that cannot (planar)",
+        f"an objective that scores draws again ({_SCORES_AGAIN}) with a posterior that cannot (planar)",
         "declare objective: iwae or elbo, or posterior: iaf, coupling or spline",
         _scoring_again,
     ),
@@ -406,10 +463,19 @@ BUILT_INTO_PARTS = (
 )
 """What the parts themselves refuse when they are built."""
 
+INTRODUCTION = (
+    "# What goes with what",
+    "",
+    "A declaration that cannot be right is refused before any training, naming both sides. The rules stand in",
+    "`pyrolatent/inference/rules.py`, which writes this page:",
+    "",
+    "    python -c \"from pyrolatent.inference import rules; print(rules.page(), end='')\" > docs/rules.md",
+    "",
+)
 
-def table() -> str:
-    """The rules as a table in Markdown."""
+
+def page() -> str:
+    """The page of the documentation that lists the rules, in Markdown."""
     rows = [(rule.refuses, rule.instead) for rule in RULES] + list(BUILT_INTO_PARTS)
-    return "\n".join(
-        ["| refused | instead |", "| --- | --- |", *(f"| {refuses} | {instead} |" for refuses, instead in rows)]
-    )
+    table = [f"| {refuses} | {instead} |" for refuses, instead in rows]
+    return "\n".join([*INTRODUCTION, "| refused | instead |", "| --- | --- |", *table, ""])

@@ -1,5 +1,6 @@
 """Baselines without a density: a plain autoencoder and principal components."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, NoReturn
 
 import pyro.distributions as dist
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
+from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
 from pyrolatent.models.conditionals import apply_network
 from pyrolatent.models.model import MaskInput, Model
 from pyrolatent.models.networks import MLP
@@ -30,13 +32,16 @@ class DeterministicModel(Model):
         self.encoder = encoder
         self.decoder = decoder
 
-    def encode(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Any]:
+    def encode(self, x: Any, y: Any = None, mask: Any = None) -> dict[str, Any]:
         """The code as a distribution with all its mass at one point, 0 standing for what is not observed."""
+        x, _, mask = as_inputs(self, x, y, mask)
         return {"z": dist.Delta(self._code(x, mask)).to_event(1)}
 
-    def decode(self, latents: Tensor | dict[str, Tensor], y: Tensor | None = None) -> TorchDistributionMixin:
+    def decode(self, latents: Any, y: Any = None) -> TorchDistributionMixin:
         """The reconstruction of codes (..., latent_dim) as a distribution with all its mass at one point."""
-        z = latents if isinstance(latents, Tensor) else latents["z"]
+        if y is not None:
+            as_labels(self, y, len(y))  # refuses them
+        z = as_numbers(self, latents["z"] if isinstance(latents, Mapping) else latents, "z")
         decoded = self.decoder(z.reshape(-1, z.shape[-1])).reshape((*z.shape[:-1], *self.event_shape))
         return dist.Delta(decoded).to_event(len(self.event_shape))
 
@@ -59,7 +64,7 @@ class DeterministicModel(Model):
             "it has no density, evidence or samples; declare vae, or linear_gaussian, for these"
         )
 
-    infer = model = guide = generate
+    infer = model = guide = simulated = generate
 
     def __str__(self) -> str:
         size = sum(p.numel() for p in self.parameters())

@@ -217,7 +217,7 @@ class FlowPrior(nn.Module):
         return flowed
 
     def __str__(self) -> str:
-        return f"{type(self).__name__} ({len(self.flows)} layers) of Normal(0, 1)"
+        return f"{type(self).__name__} ({len(self.flows)} layers) of Normal(loc=0, scale=1)"
 
 
 @component("prior", "coupling")

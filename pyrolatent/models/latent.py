@@ -14,7 +14,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyrolatent.errors import InputError
-from pyrolatent.models.conditionals import filled, given_gaps, masked
+from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
+from pyrolatent.models.conditionals import filled, given_gaps, masked, one_hot
 from pyrolatent.models.model import Model
 
 
@@ -76,43 +77,96 @@ class LatentVariableModel(Model):
         """The guide for Pyro's own tools."""
         return PyroProgram(self, self.infer)
 
-    def encode(
-        self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None
-    ) -> dict[str, TorchDistributionMixin]:
+    def encode(self, x: Any, y: Any = None, mask: Any = None) -> dict[str, TorchDistributionMixin]:
         """The approximate posterior of every latent site, each of batch shape (batch,).
 
         A site below another in a hierarchy is given one draw of the sites above it.
+
+        Args:
+            x: data (batch, *event_shape), numbers of any type in a tensor, an array or nested lists.
+            y: labels, of models that know any.
+            mask: True where x is observed.
+
+        Raises:
+            InputError: arguments that do not fit the model.
         """
-        trace: Any = prune_subsample_sites(poutine.trace(self.infer).get_trace(x, y, mask))
+        inputs = as_inputs(self, x, y, mask)
+        trace: Any = prune_subsample_sites(poutine.trace(self.infer).get_trace(*inputs))
         return {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes}
 
-    def decode(self, latents: Tensor | Mapping[str, Tensor], y: Tensor | None = None) -> TorchDistributionMixin:
+    def decode(self, latents: Any, y: Any = None) -> TorchDistributionMixin:
         """The likelihood p(x | latents).
 
         Args:
-            latents: by site, (..., batch, *shape); a tensor stands for the only site.
-            y: labels, of conditional models.
+            latents: by site, (..., batch, *shape), numbers of any type; what is no mapping stands for the only site.
+            y: labels (batch,) or (batch, label_dim), of models that know any; they give a site that is the label.
+
+        Raises:
+            InputError: a site that is missing, unknown or of another shape, or labels that do not fit the model.
         """
-        if isinstance(latents, Tensor):
-            latents = {"z": latents}
-        name, value = next(iter(latents.items()))
-        with torch.random.fork_rng(devices=[value.device] if value.is_cuda else []):
-            one = value.new_zeros(1, *self.event_shape), None if y is None else y[:1]
-            drawn: Any = poutine.trace(poutine.uncondition(self.generate)).get_trace(*one)
-        batch = value.shape[-1 - drawn.nodes[name]["fn"].event_dim]
-        x = value.new_zeros(()).expand(batch, *self.event_shape)
-        trace: Any = poutine.trace(poutine.condition(self.generate, data=dict(latents))).get_trace(x, y)
+        name, x = type(self).__name__, as_numbers(self, torch.zeros(()), "x")
+        one = as_labels(self, [[0.0] * self.label_dim] if self.vector_labels else [0], 1) if self.conditional else None
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            sites = self.simulated(1, one)
+        del sites["x"]
+        needed = [site for site in sites if y is None or self.conditional or site != self.label_site]
+        if not isinstance(latents, Mapping):
+            if len(needed) != 1:
+                raise InputError(f"{name} has several latents; give a mapping of {', '.join(needed)} to their values")
+            latents = {needed[0]: latents}
+        if not {*needed} <= latents.keys() <= {*sites}:
+            raise InputError(
+                f"latents of {', '.join(latents) or 'no site'} were given, but {name} decodes {', '.join(needed)}"
+            )
+        values = {site: as_numbers(self, value, site) for site, value in latents.items()}
+        leads = []
+        for site, value in values.items():
+            event = sites[site]["fn"].event_shape
+            lead = value.shape[: max(0, value.dim() - len(event))]
+            if not lead or value.shape[len(lead) :] != event:
+                raise InputError(
+                    f"{site} has shape {tuple(value.shape)}, but {name} takes (..., batch, *{tuple(event)})"
+                )
+            leads.append(lead)
+        try:
+            batch = torch.broadcast_shapes(*leads)[-1]
+        except RuntimeError:
+            listed = ", ".join(f"{site} {tuple(value.shape)}" for site, value in values.items())
+            raise InputError(f"latents must be of equally many datapoints, but {listed} were given") from None
+        labels = None if y is None else as_labels(self, y, batch)
+        values = self.given_label(labels) | values
+        program = poutine.condition(self.generate, data=values)
+        trace: Any = poutine.trace(program).get_trace(x.expand(batch, *self.event_shape), labels)
         return observed_node(trace)["fn"]
+
+    def simulated(self, size: int, y: Tensor | None = None) -> dict[str, Any]:
+        """Draws z ~ p(z), x ~ p(x | z): what a Pyro trace holds of x and of every latent site, by name.
+
+        Args:
+            size: number of draws.
+            y: labels of conditional models; of a model that infers the label, the classes that are drawn.
+        """
+        program = poutine.condition(poutine.uncondition(self.generate), data=self.given_label(y))
+        x = as_numbers(self, torch.zeros(()), "x").expand(size, *self.event_shape)
+        trace: Any = prune_subsample_sites(poutine.trace(program).get_trace(x, y))
+        observed_node(trace)
+        nodes = {site: trace.nodes[site] for site in trace.stochastic_nodes}
+        return {site: node for site, node in nodes.items() if site == "x" or "was_observed" not in node["infer"]}
+
+    def given_label(self, y: Tensor | None) -> dict[str, Tensor]:
+        """The latent site that labels give, one-hot, by its name, of a model that infers the label, else none."""
+        return {} if y is None or self.label_site is None else {self.label_site: one_hot(y, self.label_dim)}
 
     def training_term(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor | None:
         """What training maximises besides the bound, (batch,); never part of a reported bound. None here."""
         return None
 
     def __str__(self) -> str:
-        parts = {"p(z)": self.prior, "p(x | z)": self.likelihood, "q(z | x)": self.posterior}
+        y = ", y" if self.conditional else ""
+        parts = {"p(z)": self.prior, f"p(x | z{y})": self.likelihood, f"q(z | x{y})": self.posterior}
         sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
         head = f"{type(self).__name__} of x {tuple(self.event_shape)}, {sum(sizes.values()):,} parameters"
-        return "\n".join([head, *(f"  {name:<9}= {part}; {sizes[name]:,}" for name, part in parts.items())])
+        return "\n".join([head, *(f"  {name:<{9 + len(y)}}= {part}; {sizes[name]:,}" for name, part in parts.items())])
 
 
 def observed_node(trace: Any) -> Any:

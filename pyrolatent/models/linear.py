@@ -213,7 +213,9 @@ class _LinearNormal(nn.Module):
 
     def __str__(self) -> str:
         size, latent_dim = self.weight.shape
-        return f"Normal(W z + b, {self.noise} noise), W {size} x {latent_dim}"
+        scale = {"isotropic": "one learned scale", "diagonal": "a learned scale for each entry"}
+        noise = scale[self.noise] if isinstance(self.noise, str) else f"scale={self.noise:.4g}"
+        return f"Normal(loc=W z + b, {noise}), W {size} x {latent_dim}"
 
 
 class _Exact(nn.Module):

@@ -21,6 +21,8 @@ class Model(nn.Module):
     Attributes:
         label_dim: number of classes or width of the labels that the model knows, 0 for none.
         conditional: whether the model is one of x given y, so that it must be given labels.
+        vector_labels: whether its labels are vectors and not classes. `fit` sees it in the data and a run records it;
+            it is no part of the state that `state_dict` gives.
         label_site: the latent site that is the label, of models that infer it.
         mask_input: whether its encoders are told which entries are missing.
         fitted: whether it has been trained or loaded, so that training goes on from what was learnt.
@@ -28,6 +30,7 @@ class Model(nn.Module):
 
     label_dim: int = 0
     conditional: bool = False
+    vector_labels: bool = False
     label_site: str | None = None
     mask_input: MaskInput = "auto"
     fitted: bool = False

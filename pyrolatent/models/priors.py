@@ -44,8 +44,8 @@ class NormalPrior(nn.Module):
 
     def __str__(self) -> str:
         if self.log_precision is not None:
-            return "Normal(0, 1 / learned precision)"
-        return f"Normal(0, {1 / float(self.precision):.4g})"
+            return "Normal(loc=0, learned scale)"
+        return f"Normal(loc=0, scale={float(self.precision) ** -0.5:.4g})"
 
 
 class Factorised(nn.Module):

@@ -1,0 +1,107 @@
+"""What users give to a model, as its tensors: converted to its type and device, or refused naming both sides."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrolatent.errors import InputError
+
+
+def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Datapoints with their labels and their mask, as a model takes them.
+
+    Args:
+        model: whose event shape, labels, type and device count.
+        x: data (batch, *event_shape), numbers of any type in a tensor, an array or nested lists.
+        y: labels, as in `as_labels`; -1 is an unknown class where the model infers the label.
+        mask: True, or 1, where x is observed, (batch, *event_shape).
+
+    Raises:
+        InputError: another shape, what is no number, or an observed value that is not finite.
+    """
+    x = as_numbers(model, x, "x")
+    if not x.dim() or x.shape[1:] != model.event_shape:
+        raise InputError(
+            f"x has shape {tuple(x.shape)}, but {type(model).__name__} is over events of shape "
+            f"{tuple(model.event_shape)}; give (batch, {', '.join(map(str, model.event_shape))})"
+        )
+    if mask is not None:
+        given = as_numbers(model, mask, "mask")
+        if given.shape != x.shape or not ((given == 0) | (given == 1)).all():
+            raise InputError(
+                f"the mask, of shape {tuple(given.shape)}, must be True or False for each entry of x, of shape "
+                f"{tuple(x.shape)}; True is observed"
+            )
+        mask = given.bool()
+    missing = int((~torch.isfinite(x if mask is None else x[mask])).sum())
+    if missing:
+        raise InputError(f"{missing} observed values of x are NaN or infinite; give a mask that is False there")
+    return x, None if y is None else as_labels(model, y, len(x), known=model.conditional), mask
+
+
+def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
+    """Labels as a model takes them: classes (size,), int64, or vectors (size, label_dim) in the model's type.
+
+    Real numbers are vectors, one number (size,) being a vector of width 1, and are never taken for classes; whole
+    numbers are classes, but for a model of label vectors, whose labels are vectors whatever their type.
+
+    Args:
+        model: whose labels, type and device count.
+        y: labels in a tensor, an array or nested lists.
+        size: how many are needed.
+        known: whether -1, an unknown class, is refused.
+
+    Raises:
+        InputError: the model knows no labels or others.
+    """
+    name, label_dim = type(model).__name__, model.label_dim
+    if not label_dim:
+        raise InputError(f"{name} knows no labels, but y was given; leave y out, or declare a model of labels")
+    labels = _tensor(y, "y")
+    vectors = model.vector_labels or labels.is_floating_point()
+    if vectors and model.conditional:
+        values = as_numbers(model, labels.unsqueeze(-1) if labels.dim() == label_dim == 1 else labels, "y")
+        if values.shape == (size, label_dim) and torch.isfinite(values).all():
+            return values
+    elif not vectors and labels.shape == (size,):
+        least, most = (int(labels.min()), int(labels.max())) if size else (0, 0)
+        if least >= (0 if known else -1) and most < label_dim:
+            return labels.to(_reference(model).device, torch.int64)
+        raise InputError(
+            f"labels from {least} to {most} were given; they are 0 to {label_dim - 1}{'' if known else ', or -1'}"
+        )
+    classes = f"whole numbers from 0 to {label_dim - 1} of shape ({size},)"
+    of_vectors = f"finite vectors of shape ({size}, {label_dim})"
+    takes = of_vectors if model.vector_labels else f"{classes}, or {of_vectors}" if model.conditional else classes
+    kind = str(labels.dtype).removeprefix("torch.")
+    raise InputError(f"labels are {kind} of shape {tuple(labels.shape)}, but {name} takes {takes}")
+
+
+def as_numbers(model: Any, values: Any, name: str) -> Tensor:
+    """Numbers as a tensor of a model's type on its device.
+
+    Raises:
+        InputError: what was given are no numbers.
+    """
+    reference = _reference(model)
+    return _tensor(values, name).to(reference.device, reference.dtype)
+
+
+def _tensor(values: Any, name: str) -> Tensor:
+    if isinstance(values, Tensor) and not values.is_complex():
+        return values
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind in "buif":
+            return torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64))
+    except (TypeError, ValueError, RuntimeError):  # lists of different lengths, tensors on another device
+        pass
+    raise InputError(f"{name} is a {type(values).__name__} of no real numbers; give a tensor, an array or nested lists")
+
+
+def _reference(model: Any) -> Tensor:
+    """A tensor of a model's type, on its device."""
+    tensors = (tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point())
+    return next(tensors, torch.empty(0))

@@ -1,0 +1,184 @@
+"""What users have, of any type and in any container, is what float32 tensors are, or is refused naming both sides."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyrolatent import (
+    VAE,
+    Autoencoder,
+    ConditionalVAE,
+    Data,
+    DiscreteVAE,
+    HierarchicalVAE,
+    InputError,
+    LinearGaussian,
+    RestrictedBoltzmannMachine,
+    SemiSupervisedVAE,
+    annealed_evidence,
+    check,
+    evaluate,
+    fit,
+    impute,
+    interpolate,
+    load_data,
+    reconstruct,
+    sample,
+    tasks,
+    to_arviz,
+)
+from pyrolatent.inference.partition import evaluate_energy
+
+SMALL: dict[str, Any] = {"encoder": {"mlp": {"hidden": [8]}}, "decoder": {"mlp": {"hidden": [8]}}}
+MODELS: dict[str, Callable[[], Any]] = {
+    "vae": lambda: VAE((4,), latent_dim=2, **SMALL),
+    "in float64": lambda: LinearGaussian((4,), latent_dim=2).double(),
+    "conditional": lambda: ConditionalVAE((4,), 3, latent_dim=2, **SMALL),
+    "semi-supervised": lambda: SemiSupervisedVAE((4,), 3, latent_dim=2, **SMALL),
+    "hierarchical": lambda: HierarchicalVAE((4,), latent_dims=(3, 2), **SMALL),
+    "discrete": lambda: DiscreteVAE((4,), latent_dims=(3,), **SMALL),
+    "autoencoder": lambda: Autoencoder((4,), latent_dim=2, **SMALL),
+}
+X = np.random.default_rng(0).integers(2, size=(5, 4))
+Y = np.array([0, 2, 1, 0, 1])
+MASK = np.random.default_rng(1).random((5, 4)) < 0.7
+FORMS: dict[str, Callable[[Any], Any]] = {
+    "float64 array": lambda values: values.astype(np.float64),
+    "float16 array": lambda values: values.astype(np.float16),
+    "integers": lambda values: values.astype(np.int32),
+    "bytes": lambda values: values.astype(np.uint8),
+    "float64 tensor": lambda values: torch.from_numpy(values).double(),
+    "lists": lambda values: values.tolist(),
+    "strided": lambda values: np.repeat(values, 2, axis=0)[::-2],
+    "other bytes first": lambda values: values.astype(">f8"),
+    "list of tensors": lambda values: [*torch.from_numpy(values)],
+}
+
+
+def labels_of(model: Any) -> Any:
+    return Y if model.conditional else None
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "means": lambda model, x, y, mask: torch.cat([*tasks.means(model, x, y, mask).values()], -1),
+    "reconstruct": reconstruct,
+    "interpolate": interpolate,
+    "encode": lambda model, x, y, mask: next(iter(model.encode(x, y, mask).values())).mean,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_form_is_the_tensor_that_it_stands_for(name: str, form: str) -> None:
+    model = MODELS[name]()
+    x = torch.from_numpy(X).to(next(model.parameters()))
+    turned = X[::-1].copy() if form == "strided" else X  # as it is read from the last row to the first
+    y, mask = labels_of(model), torch.from_numpy(MASK)
+    for task in TASKS.values():
+        found = []
+        for values, labels, observed in (
+            (x, None if y is None else torch.from_numpy(y), mask),
+            (FORMS[form](turned), None if y is None else y.tolist(), MASK.astype(int)),
+        ):
+            torch.manual_seed(0)
+            found.append(task(model, values, labels, observed))
+        assert torch.equal(*found)
+        assert found[0].dtype == x.dtype
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("autoencoder", "semi-supervised")])
+def test_what_is_imputed_keeps_what_is_observed(name: str) -> None:
+    model = MODELS[name]()
+    drawn = impute(model, X.astype(np.float64), MASK, labels_of(model), draws=2, particles=3)
+    assert (drawn[:, MASK] == torch.from_numpy(X[MASK])).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_latents_are_decoded_in_every_form(name: str) -> None:
+    model = MODELS[name]()
+    codes = {site: q.mean.round().detach() for site, q in model.encode(X, labels_of(model)).items()}
+    given = {site: value.double().numpy() for site, value in codes.items()}
+    assert torch.equal(model.decode(codes, labels_of(model)).mean, model.decode(given, labels_of(model)).mean)
+
+
+REFUSED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "columns": ("vae", lambda m: reconstruct(m, torch.zeros(4, 5)), r"shape \(4, 5\), but VAE is over .* \(4,\)"),
+    "as many numbers": ("vae", lambda m: reconstruct(m, torch.zeros(6, 2)), r"shape \(6, 2\), but VAE"),
+    "one datapoint": ("vae", lambda m: m.encode(X[0]), r"give \(batch, 4\)"),
+    "words": ("vae", lambda m: m.encode([["a"] * 4]), "x is a list of no real numbers"),
+    "ragged": ("vae", lambda m: m.encode([[1.0], [1.0, 2.0]]), "x is a list of no real numbers"),
+    "complex": ("vae", lambda m: m.encode(torch.zeros(2, 4, dtype=torch.complex64)), "no real numbers"),
+    "nothing": ("vae", lambda m: m.encode(None), "x is a NoneType"),
+    "NaN": ("vae", lambda m: m.encode(np.full((2, 4), np.nan)), "8 observed values of x are NaN or infinite"),
+    "mask's shape": ("vae", lambda m: m.encode(X, mask=MASK[:2]), r"mask, of shape \(2, 4\), .* x, of shape \(5, 4\)"),
+    "mask's values": ("vae", lambda m: m.encode(X, mask=2 * X - 1), "True or False"),
+    "labels of none": ("vae", lambda m: m.encode(X, Y), "VAE knows no labels"),
+    "labels of none, ignored": ("in float64", lambda m: reconstruct(m, X, Y), "LinearGaussian knows no labels"),
+    "labels of a code": ("autoencoder", lambda m: m.encode(X, Y), "Autoencoder knows no labels"),
+    "no such class": ("conditional", lambda m: m.encode(X, Y + 1), "labels from 1 to 3 were given; they are 0 to 2"),
+    "unknown class": ("conditional", lambda m: m.encode(X, Y - 1), "labels from -1 to 1"),
+    "fewer labels": ("conditional", lambda m: m.encode(X, Y[:2]), r"int64 of shape \(2,\), but .* \(5,\)"),
+    "numbers as classes": ("conditional", lambda m: m.encode(X, Y / 2), r"float64 of shape \(5,\), but .* \(5, 3\)"),
+    "as many numbers as classes": ("conditional", lambda m: m.encode(X[:3], Y[:3] / 2), r"float64 of shape \(3,\)"),
+    "vectors as classes": ("semi-supervised", lambda m: m.encode(X, np.eye(3)[Y]), "takes whole numbers from 0 to 2"),
+    "no labels": ("conditional", lambda m: m.encode(X), "none were given"),
+    "several latents": ("hierarchical", lambda m: m.decode(np.zeros((2, 3))), "several latents; .* z2, z1"),
+    "a missing latent": ("hierarchical", lambda m: m.decode({"z2": np.zeros((2, 2))}), "latents of z2 were given, but"),
+    "another latent": ("vae", lambda m: m.decode({"w": np.zeros((2, 2))}), "latents of w were given, but"),
+    "latent's width": ("vae", lambda m: m.decode(np.zeros((2, 3))), r"z has shape \(2, 3\), but VAE takes .*\(2,\)"),
+    "latents of several sizes": (
+        "hierarchical", lambda m: m.decode({"z1": np.zeros((2, 3)), "z2": np.zeros((4, 2))}), "equally many"
+    ),
+    "labels of several sizes": ("conditional", lambda m: m.decode(np.zeros((2, 2)), Y), r"\(5,\), but .* \(2,\)"),
+    "one end": ("vae", lambda m: interpolate(m, X[:1]), "x holds 1 datapoints; a line needs two"),
+    "no steps": ("vae", lambda m: interpolate(m, X, steps=0), "steps was 0"),
+    "no draws": ("vae", lambda m: sample(m, 0), "size was 0"),
+    "labels at sampling": ("vae", lambda m: sample(m, 5, Y), "VAE knows no labels"),
+    "vectors at sampling": ("semi-supervised", lambda m: sample(m, 5, np.eye(3)[Y]), "takes whole numbers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_in_one_line(case: str) -> None:
+    name, call, message = REFUSED[case]
+    with pytest.raises(InputError, match=message) as refusal:
+        call(MODELS[name]())
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("form", ["float64 array", "float64 tensor", "lists"])
+@pytest.mark.parametrize("call", [fit, evaluate, check, to_arviz, annealed_evidence])
+def test_an_array_is_no_data(call: Callable[..., Any], form: str) -> None:
+    kind = type(FORMS[form](X)).__name__
+    with pytest.raises(InputError, match=rf"data is a {kind}; give pl.load_data\(x\)"):
+        call(MODELS["vae"](), FORMS[form](X))
+
+
+def test_an_array_is_no_data_of_an_energy() -> None:
+    machine: Any = RestrictedBoltzmannMachine((4,), hidden=2)
+    for call in (fit, evaluate, evaluate_energy):
+        with pytest.raises(InputError, match=r"data is a ndarray; give pl.load_data\(x\)"):
+            call(machine, X)
+
+
+def labelled(labels: Any) -> Data:
+    return load_data(np.random.default_rng(0).integers(2, size=(200, 4)), labels=labels)
+
+
+@pytest.mark.parametrize("call", [evaluate, check, to_arviz, annealed_evidence])
+def test_data_of_other_labels_are_refused(call: Callable[..., Any]) -> None:
+    """A class that the model does not have would be scored as one that is none of its own, which is no error in it."""
+    model = MODELS["conditional"]()
+    for labels, message in (
+        (None, "has no labels"),
+        (np.arange(200) % 5, "they are 0 to 2"),
+        (np.arange(200) % 4 - 1, "labels from -1"),
+        (np.arange(200.0), r"float32 of shape"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call(model, labelled(labels))
+    with pytest.raises(InputError, match="takes whole numbers from 0 to 2"):
+        call(MODELS["semi-supervised"](), labelled(np.eye(3)[np.arange(200) % 3]))
