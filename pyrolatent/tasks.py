@@ -1,6 +1,7 @@
 """What people do with a fitted model. Data, labels, masks and latents may be tensors, arrays or lists of any type."""
 
 import itertools
+import warnings
 from typing import Any
 
 import pyro
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from pyrolatent.chains import SWEEPS, sample_energy
 from pyrolatent.errors import InputError, at_least_one
-from pyrolatent.inference.draws import labels_for, posterior_means, simulate
+from pyrolatent.inference.draws import labels_for, posterior_means, simulate, weighed_draws
 from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.psis import khat, khat_threshold
 from pyrolatent.inference.rules import has_posterior, require_latents
 from pyrolatent.inference.weights import weigh
 from pyrolatent.models.arrays import as_inputs, as_labels
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.modes import evaluation_mode
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -205,8 +208,10 @@ def impute(
 ) -> Tensor:
     """Draws of what is missing, x_missing ~ p(x_missing | x_observed), by sampling importance resampling.
 
-    For each draw `particles` latents z_k ~ q(z | x_observed) are weighed by p(x_observed, z_k) / q(z_k | x_observed)
-    and one of them, drawn by its weight, is decoded and sampled (Rubin 1988). Exact as particles grow.
+    For each draw `particles` latents are drawn and weighed given what is observed, half of them from the prior if the
+    encoder was not trained with gaps (`inference.draws.weighed_draws`), and one of them, drawn by its weight, is
+    decoded and sampled (Rubin 1988). Exact as particles grow; where k-hat says that there are too few, a warning says
+    for how many datapoints.
 
     Args:
         model: a fitted model.
@@ -225,15 +230,25 @@ def impute(
     at_least_one(draws=draws, particles=particles)
     require_latents(model)
     x, y, mask = as_inputs(model, x, y, mask)
-    filled = []
-    for _ in range(draws):
-        weights = weigh(model.generate, model.infer, x, y, mask, particles=particles)
-        if weights.summed_out:
+    filled, all_weights = [], []
+    with evaluation_mode(model):
+        if weigh(model.generate, model.infer, x, y, mask).summed_out:
             raise InputError(f"impute draws latents, but {type(model).__name__} enumerates some; use a vae")
-        chosen = dist.Categorical(logits=weights.log_weights().T).sample()
-        batch = torch.arange(len(x), device=x.device)
-        latents = {site: value[chosen, batch] for site, value in weights.latents.items()}
-        filled.append(torch.where(mask, x, model.decode(latents, y).sample()))
+        for _ in range(draws):
+            log_weights, proposed = weighed_draws(model, (x, y, mask), particles)
+            chosen = dist.Categorical(logits=log_weights.T).sample()
+            batch = torch.arange(len(x), device=x.device)
+            latents = {site: value[chosen, batch] for site, value in proposed.items()}
+            filled.append(torch.where(mask, x, model.decode(latents, y).sample()))
+            all_weights.append(log_weights)
+    pooled = torch.cat(all_weights)
+    few = int((khat(pooled) > khat_threshold(len(pooled))).sum())
+    if few:
+        warnings.warn(
+            f"what is missing rests on a few latents in {few} of {len(x)} datapoints, whose k-hat over {len(pooled)} "
+            f"draws is above {khat_threshold(len(pooled)):.2f}; give more particles than {particles}",
+            stacklevel=2,
+        )
     return torch.stack(filled)
 
 

@@ -279,6 +279,33 @@ def test_what_is_missing_is_drawn_from_its_conditional() -> None:
     assert abs(draws[:, 2].var() / variance - 1) < 4 * (2 / 2000) ** 0.5
 
 
+@pytest.mark.parametrize("gaps", [False, True])
+def test_what_is_missing_is_drawn_right_though_the_encoder_never_saw_gaps(gaps: bool) -> None:
+    """Of a linear-Gaussian model with an encoder that is far off and sure of it, which k-hat alone would not mend.
+
+    Without the mask as an input half of the latents come from the prior; with it they are the encoder's, and a warning
+    says that these are too few.
+    """
+    model = LinearGaussian((3,), latent_dim=1, noise=0.5, posterior="normal").double()
+    if gaps:
+        model.posterior.network.take_mask()
+    nn.init.zeros_(model.posterior.network.last.weight)
+    model.posterior.network.last.bias.data.copy_(torch.tensor([4.0, -3.0]))
+    x, mask = torch.tensor([[0.7, -0.4, 0.0]]).double(), torch.tensor([[True, True, False]])
+    weight, bias, scale = (value.detach() for value in model.likelihood.parameters_flat())
+    covariance = weight @ weight.T + torch.diag(scale**2)
+    gain = covariance[2, :2] @ torch.linalg.inv(covariance[:2, :2])
+    mean = bias[2] + gain @ (x[0, :2] - bias[:2])
+    variance = covariance[2, 2] - gain @ covariance[:2, 2]
+    if gaps:
+        with pytest.warns(UserWarning, match="what is missing rests on a few latents in 1 of 1 datapoints"):
+            impute(model, x, mask, draws=20, particles=100)
+        return
+    draws = impute(model, x, mask, draws=2000, particles=300)[:, 0, 2]
+    assert abs(draws.mean() - mean) < 4 * (variance / 2000).sqrt()
+    assert abs(draws.var() / variance - 1) < 4 * (2 / 2000) ** 0.5
+
+
 def test_interpolation_goes_from_one_reconstruction_to_the_next() -> None:
     model = VAE((1, 4, 4), latent_dim=3)
     x = (torch.rand(3, 1, 4, 4) < 0.5).float()

@@ -27,7 +27,7 @@ from pyrolatent.checks.predictive import (
     predictive_p_values,
     replicate,
 )
-from pyrolatent.checks.psis import khat, khat_threshold
+from pyrolatent.inference.psis import khat, khat_threshold
 
 __all__ = [
     "STATISTICS",

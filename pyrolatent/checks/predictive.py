@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from pyrolatent.checks.draws import draw, simulate
+from pyrolatent.inference.draws import weighed_draws
 from pyrolatent.inference.objectives import Inputs
+from pyrolatent.inference.weights import weigh
 from pyrolatent.models.latent import LatentVariableModel
 
 Array = npt.NDArray[np.float64]
@@ -96,8 +98,8 @@ def predictive_p_values(
 def conditional_draws(model: LatentVariableModel, inputs: Inputs, entry: int, *, draws: int, particles: int) -> Tensor:
     """Draws of one entry of each datapoint given its others, (draws, batch), by importance resampling.
 
-    z_k ~ q(z | the others) is resampled by p(the others, z_k) / q(z_k | the others), exact as particles grow; what is
-    predicted was then not seen.
+    Latents given the others are resampled by their weights, as `weighed_draws` draws them, exact as particles grow;
+    what is predicted was then not seen.
 
     Args:
         model: a model whose likelihood factorises over entries.
@@ -109,10 +111,14 @@ def conditional_draws(model: LatentVariableModel, inputs: Inputs, entry: int, *,
     x, y, mask = inputs
     others = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.clone()
     others.flatten(1)[:, entry] = False
-    found = draw(model, (x, y, others), particles)
-    chosen = dist.Categorical(logits=found.log_weights.T).sample(torch.Size([draws]))
+    if weigh(model.generate, model.infer, x, y, others).summed_out:
+        found = draw(model, (x, y, others), particles)
+        log_weights, proposed = found.log_weights, found.latents
+    else:
+        log_weights, proposed = weighed_draws(model, (x, y, others), particles)
+    chosen = dist.Categorical(logits=log_weights.T).sample(torch.Size([draws]))
     batch = torch.arange(len(x), device=x.device)
-    latents = {site: value[chosen, batch] for site, value in found.latents.items()}
+    latents = {site: value[chosen, batch] for site, value in proposed.items()}
     return model.decode(latents, y).sample().flatten(2)[..., entry]
 
 

@@ -1,9 +1,11 @@
 """Models simulated, x and z ~ p(z, x), at the labels that were asked for, and the means of their posteriors."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyrolatent.errors import InputError
@@ -76,6 +78,37 @@ def posterior_means(model: LatentVariableModel, inputs: Inputs, draws: int) -> d
         for site in weights.latents:
             found.setdefault(site, []).append(site_means(weights, site).mean(0))
     return {site: torch.cat(parts) for site, parts in found.items()}
+
+
+@torch.no_grad()
+def weighed_draws(model: LatentVariableModel, inputs: Inputs, particles: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draws of the latents given what is observed: log weights (particles, batch) and latents (particles, batch, ...).
+
+    They are drawn from q(z | x) and weighed by p(x, z) / q(z | x) if the encoder was trained with gaps. Else half of
+    them are drawn from the prior, and all are weighed by p(x, z) / (q(z | x) / 2 + p(z) / 2), so that no weight is
+    larger than twice the likelihood, however wrong the encoder is (Veach and Guibas 1995; Owen and Zhou 2000). A
+    posterior that scores nothing but its own draws is the only proposal too.
+
+    Args:
+        model: any latent-variable model that sums no site out.
+        inputs: x, y, mask.
+        particles: number of draws, one more if it is odd.
+    """
+    if model.sees_gaps or not model.scores_any_value:
+        weights = weigh(model.generate, model.infer, *inputs, particles=particles)
+        return weights.log_weights(), weights.latents
+    prior = poutine.block(model.generate, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
+    half = -(-particles // 2)
+    of_q, of_p = (weigh(model.generate, guide, *inputs, particles=half) for guide in (model.infer, prior))
+    values = {site: of_p.guide_trace.nodes[site]["value"] for site in of_p.latents}
+    log_q = [of_q.log_guide, of_q.log_posterior_at(values)]
+    parts = []
+    for weights, log_posterior in zip((of_q, of_p), log_q, strict=True):
+        log_prior = weights.log_joint - weights.log_likelihood
+        mixed = torch.logaddexp(log_posterior, log_prior) - math.log(2)
+        parts.append(weights.log_joint - mixed)
+    latents = {site: torch.cat([of_q.latents[site], of_p.latents[site]]) for site in of_q.latents}
+    return torch.cat(parts), latents
 
 
 def site_means(weights: Weights, site: str) -> Tensor:

@@ -324,8 +324,8 @@ def _local(case: Case) -> str | None:
 def _scoring_again(case: Case) -> str | None:
     if not case.has_posterior:
         return None
-    posterior = getattr(case.model.posterior, "family", None)
-    if getattr(case.objective, "scores_again", False) and not getattr(posterior, "scores_any_value", True):
+    if getattr(case.objective, "scores_again", False) and not case.model.scores_any_value:
+        posterior = case.model.posterior.family
         return (
             f"{declared_name(case.objective)} scores the draws of the posterior again, which "
             f"{declared_name(posterior)} cannot: its inverse has no closed form"

@@ -159,6 +159,11 @@ class Weights:
             return self._full
         return self._scored(self.rerun({site: nodes[site]["value"].detach() for site in self.latents}))
 
+    def log_posterior_at(self, values: dict[str, Tensor]) -> Tensor:
+        """log q(z | x) over all sites at other values of them, as many as there are draws, (..., particles, batch)."""
+        scored = self._scored(self.rerun(values))
+        return _total(scored[site] for site in self.latents)
+
     @cached_property
     def log_likelihood(self) -> Tensor:
         """log p(x | z) over all observed sites, (..., particles, batch), nats."""
@@ -176,6 +181,11 @@ class Weights:
     def log_joint(self) -> Tensor:
         """log p(x, z), (..., particles, batch), nats."""
         return _total([self.log_likelihood, *self.log_prior.values()])
+
+    @property
+    def log_guide(self) -> Tensor:
+        """log q(z | x) over all sites, (..., particles, batch), nats."""
+        return _total(self.log_posterior[site] for site in self.latents)
 
     def log_states(self, score: Score = "full") -> Tensor | None:
         """log q over the states that are summed out, (states..., particles, batch), nats; None if there are none."""

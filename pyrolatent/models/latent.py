@@ -46,6 +46,16 @@ class LatentVariableModel(Model):
         network = getattr(self.posterior, "network", None)
         return [] if network is None else [network]
 
+    @property
+    def sees_gaps(self) -> bool:
+        """Whether q(z | x) can be right where parts of x are missing: it is exact, or its encoders see the mask."""
+        return all(getattr(network, "missing", None) is not None for network in self.encoders)
+
+    @property
+    def scores_any_value(self) -> bool:
+        """Whether the posterior has a density at values that it did not draw itself, which some flows have not."""
+        return getattr(getattr(self.posterior, "family", None), "scores_any_value", True)
+
     def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """The generative function: z ~ p(z), x ~ p(x | z).
 
