@@ -24,6 +24,7 @@ def sample(
     *,
     mean: bool = False,
     sweeps: int = SWEEPS,
+    kernel: Any = None,
 ) -> Tensor:
     """Draws z ~ p(z), x ~ p(x | z); of unnormalised densities, as `sample_energy` does.
 
@@ -34,12 +35,15 @@ def sample(
             drawn with x.
         mean: whether to return E[x | z] instead of a draw of x, which for images is smoother to look at.
         sweeps: of the chains of unnormalised densities.
+        kernel: what moves them, as in `sample_energy`.
 
     Returns:
         (size, *event_shape).
     """
     if isinstance(model, UnnormalisedDensity):
-        return sample_energy(model, size, y, mean=mean, sweeps=sweeps)
+        return sample_energy(model, size, y, mean=mean, sweeps=sweeps, kernel=kernel)
+    if kernel is not None:
+        raise InputError(f"{type(model).__name__} is drawn from without chains; leave kernel out")
     if y is not None and model.label_dim and not y.is_floating_point() and not ((y >= 0) & (y < model.label_dim)).all():
         raise InputError(
             f"labels from {int(y.min())} to {int(y.max())} were given; they are 0 to {model.label_dim - 1}"
