@@ -239,8 +239,12 @@ class Trainer:
             distributed.average_buffers(self.model)
             seconds = time.perf_counter() - started
             validation = self._score(self.data.validation)
-            if not math.isfinite(training) or not math.isfinite(validation):
-                self._replay(state, epoch)
+            watched = self._watch()
+            numbers = {"the training bound": training, "the validation score": validation, **watched, **self.also}
+            bad = [name for name, number in numbers.items() if not math.isfinite(number)]
+            bad += [name for name, value in self.model.named_parameters() if not torch.isfinite(value).all()]
+            if bad:
+                self._replay(state, epoch, bad[0])
             if self.scheduler is not None:
                 metrics = [-validation] if "metrics" in inspect.signature(self.scheduler.step).parameters else []
                 self.scheduler.step(*metrics)
@@ -252,10 +256,10 @@ class Trainer:
                     "learning_rate": rate,
                     "seconds": seconds,
                     self.held_out.name: -validation if self.held_out.name.endswith("loss") else validation,
-                    **self._watch(),
+                    **watched,
+                    **self.also,
                 }
             )
-            history[-1] |= self.also
             bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
             if "patience" in settings and validation > best:
                 best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
@@ -395,7 +399,7 @@ class Trainer:
         if state["cuda"]:
             torch.cuda.set_rng_state_all(state["cuda"])
 
-    def _replay(self, state: dict[str, Any], epoch: int) -> None:
+    def _replay(self, state: dict[str, Any], epoch: int, bad: str) -> None:
         """Runs the epoch again, looking at every number, to name the step and the site that were not finite."""
         self._restore(state)
         self.model.train()
@@ -410,8 +414,10 @@ class Trainer:
                     f"{culprit} at step {step} (epoch {epoch}); the model holds the state before that step: "
                     "lower the learning rate, set clip_norm, or bound the scale with min_scale"
                 )
+        self._restore(state)
         raise TrainingError(
-            f"the validation bound was not finite after epoch {epoch}; the model holds that epoch's state"
+            f"{bad} was not finite after epoch {epoch}; the model holds the state before that epoch: "
+            "lower the learning rate, or set clip_norm"
         )
 
     @torch.no_grad()
