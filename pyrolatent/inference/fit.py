@@ -31,6 +31,7 @@ from pyrolatent.inference.weights import arguments, training_arguments, weigh
 from pyrolatent.models.conditionals import networks_in
 from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.units import NormalUnits
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 Row = dict[str, Any]
@@ -271,7 +272,7 @@ class Trainer:
             self.model.load_state_dict(best_state)
         self.model.eval()
         for family in self.model.modules():
-            if isinstance(family, Family) and family.at_floor():
+            if isinstance(family, Family | NormalUnits) and family.at_floor():
                 warnings.warn(
                     f"a learned parameter of {family} has reached its lower bound, which then decides the density: "
                     "constant dimensions of the data drive it there; declare a larger one, or dequantize the data",
