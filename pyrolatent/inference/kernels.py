@@ -208,14 +208,14 @@ class Movement:
 
     Attributes:
         accepted: mean acceptance of each move.
-        distance: sum over moves of the mean squared distance in half the variance over chains, which of independent
-            states is 1.
+        distance: sum over moves of the mean squared distance of each coordinate over twice its variance over chains,
+            which of independent states is 1, (width,).
     """
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
         self.accepted: list[Tensor] = []
-        self.distance = 0.0
+        self.distance = torch.zeros(())
 
     def __call__(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> Any:
         """The chains a move later."""
@@ -228,10 +228,10 @@ class Movement:
             probability = (new != state).any(-1).to(new)
         self.accepted.append(probability.mean())
         if len(new) > 1:
-            moved = (new - state).square().mean(0) / (2 * new.var(0)).clamp(min=torch.finfo(new.dtype).tiny)
-            self.distance += moved.mean().item()
+            variance = new.var(0).clamp(min=torch.finfo(new.dtype).tiny)
+            self.distance = self.distance.to(new) + (new - state).square().mean(0) / (2 * variance)
         else:
-            self.distance = math.inf
+            self.distance = torch.tensor(math.inf)  # of one chain nothing is known
         return new
 
     @property
@@ -245,15 +245,18 @@ class Movement:
         if not self.accepted:
             return None
         parts = torch.stack(self.accepted).tensor_split(10)
-        lowest = min(part.mean().item() for part in parts if len(part))
-        if lowest >= LOWEST_ACCEPTANCE and self.distance >= LOWEST_DISTANCE:
+        lowest, distance = min(part.mean().item() for part in parts if len(part)), self.distance.min().item()
+        if lowest >= LOWEST_ACCEPTANCE and distance >= LOWEST_DISTANCE:
             return None
         said = (
             f"{lowest:.1%} of their moves were accepted in a tenth of them"
             if lowest < LOWEST_ACCEPTANCE
-            else f"all moves together are {self.distance:.2g} of the distance between independent states"
+            else f"all moves of a coordinate together are {distance:.2g} of the distance between independent states"
         )
-        return f"the chains did not move: {said}; leave the kernel's step out, by which it is adapted"
+        return (
+            f"the chains did not move: {said}; leave the kernel's step out, by which it is adapted, or give the base "
+            "the units of x (model.initialise)"
+        )
 
 
 def accept(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
