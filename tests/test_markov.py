@@ -149,6 +149,7 @@ def test_what_is_too_large_is_refused_and_still_sampled() -> None:
     cliques = [[i, j] for i in range(1, 31) for j in range(i + 1, 31)]
     model = MarkovNetwork((30,), cliques=cliques)
     assert not model.tractable
+    assert "largest table of the elimination: at least 1,073,741,824 numbers" in str(model)
     for exact in (model.log_z, lambda: model.marginal(1), model.mode, lambda: model.exact_sample(1)):
         with pytest.raises(InputError, match="use chains"):
             exact()

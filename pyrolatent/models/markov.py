@@ -56,6 +56,7 @@ class MarkovNetwork(UnnormalisedDensity):
             raise InputError(f"cardinality lists {len(sizes)} variables, but x has {width} entries")
         levels = torch.tensor(sizes)
         super().__init__(event_shape, constraints.integer_interval(0, (levels - 1).reshape(event_shape)), levels)
+        self._sizes = sizes
         self.cliques = _checked_cliques(cliques, width)
         shapes = [tuple(sizes[i - 1] for i in clique) for clique in self.cliques]
         for clique, shape in zip(self.cliques, shapes, strict=True):
@@ -113,8 +114,7 @@ class MarkovNetwork(UnnormalisedDensity):
         return found
 
     def _size(self, variable: int) -> int:
-        assert self.levels is not None
-        return int(self.levels[variable - 1])
+        return self._sizes[variable - 1]
 
     # What is exact.
 
@@ -188,7 +188,10 @@ class MarkovNetwork(UnnormalisedDensity):
         return self._plan().largest <= LARGEST
 
     def _plan(self, given: Collection[int] = (), kept: Collection[int] = ()) -> "_Plan":
-        """The order in which the variables neither given nor kept are eliminated: the smallest table first."""
+        """The order in which the variables neither given nor kept are eliminated: the smallest table first.
+
+        It ends at the first table that is too large.
+        """
         key = (frozenset(given), frozenset(kept))
         if key not in self._plans:
             near: dict[int, set[int]] = {i: {i} for i in range(1, self.event_shape.numel() + 1) if i not in given}
@@ -197,7 +200,7 @@ class MarkovNetwork(UnnormalisedDensity):
                     near[i] |= near.keys() & {*clique}
             sizes = {i: math.prod(map(self._size, near[i])) for i in near if i not in kept}
             order, tables = [], [math.prod(map(self._size, kept))]
-            while sizes:
+            while sizes and max(tables) <= LARGEST:
                 i = min(sizes, key=sizes.__getitem__)
                 order.append(i)
                 tables.append(sizes.pop(i))
@@ -332,11 +335,12 @@ class MarkovNetwork(UnnormalisedDensity):
 
     def __str__(self) -> str:
         blocks = ", ".join("{" + ", ".join(f"X{i}" for i in block) + "}" for block in self.blocks)
+        largest = self._plan().largest
         return "\n".join(
             [
                 super().__str__(),
                 f"  {self.factorisation()}, φ = exp(-energy)",
-                f"  largest table of the elimination: {self._plan().largest:,} numbers",
+                f"  largest table of the elimination: {'' if self.tractable else 'at least '}{largest:,} numbers",
                 f"  blocks of the Gibbs sampler: {blocks}",
             ]
         )
