@@ -1,11 +1,13 @@
 """Samples of unnormalised densities, and chains that can be watched."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pyrolatent.errors import InputError
-from pyrolatent.inference.kernels import kernel_of
+from pyrolatent.inference.kernels import Movement, adapted
 from pyrolatent.inference.modes import device_of
 from pyrolatent.inference.partition import in_double
 from pyrolatent.models.rbm import Layers, RestrictedBoltzmannMachine
@@ -17,7 +19,13 @@ SWEEPS = 1000
 
 @torch.no_grad()
 def sample_energy(
-    model: UnnormalisedDensity, size: int, y: Tensor | None = None, *, mean: bool = False, sweeps: int = SWEEPS
+    model: UnnormalisedDensity,
+    size: int,
+    y: Tensor | None = None,
+    *,
+    mean: bool = False,
+    sweeps: int = SWEEPS,
+    kernel: Any = None,
 ) -> Tensor:
     """Draws of x: exact where log Z can be summed, else what chains hold after so many sweeps.
 
@@ -27,21 +35,28 @@ def sample_energy(
         y: labels (size,) of models with label units; chains then hold them, and x ~ p(x | y).
         mean: whether a machine returns E[x | h] at the last h instead of a draw of x.
         sweeps: of the chains.
+        kernel: what moves them; None: the model's Gibbs sampler, or HMC with an adapted step where it has none. With a
+            kernel chains are run also where log Z can be summed.
 
     Returns:
         (size, *event_shape).
+
+    Raises:
+        InputError: the chains of a kernel over real x did not move, or what is asked for does not go with the model.
     """
     if size < 1 or sweeps < 0:
         raise InputError(f"size and sweeps were {size} and {sweeps}; at least 1 and 0 are needed")
-    if model.tractable and y is None:
+    if model.tractable and y is None and kernel is None:
         state = model.restore(in_double(model).flat(in_double(model).exact_sample(size)).to(_dtype(model)))
     else:
-        *_, state = _walk(model, size, sweeps, y)
+        state = _walk(model, size, sweeps, y, kernel)
     return _shown(model, state, mean)
 
 
 @torch.no_grad()
-def watch(model: UnnormalisedDensity, size: int, sweeps: list[int], *, start: Tensor | None = None) -> Tensor:
+def watch(
+    model: UnnormalisedDensity, size: int, sweeps: list[int], *, start: Tensor | None = None, kernel: Any = None
+) -> Tensor:
     """What chains hold after so many sweeps from their start, (len(sweeps), size, *event_shape).
 
     Machines show E[x | h] after the first sweep, and the start as it is.
@@ -51,13 +66,14 @@ def watch(model: UnnormalisedDensity, size: int, sweeps: list[int], *, start: Te
         size: number of chains.
         sweeps: when they are looked at, rising, 0 being the start.
         start: data (size, *event_shape); None: draws of the base.
+        kernel: what moves the chains, as in `sample_energy`.
     """
     if sweeps != sorted(sweeps) or min(sweeps, default=-1) < 0:
         raise InputError(f"sweeps were {sweeps}; give numbers from 0 that rise")
     if start is not None and len(start) != size:
         raise InputError(f"start holds {len(start)} datapoints, but {size} chains were asked for; give as many")
     state = model.base(size) if start is None else model.state(start)
-    frames, done, move = [], 0, kernel_of(model)
+    frames, done, move = [], 0, adapted(model, kernel, start=state)
     for until in sweeps:
         for _ in range(until - done):
             state = move(model, state)
@@ -66,7 +82,7 @@ def watch(model: UnnormalisedDensity, size: int, sweeps: list[int], *, start: Te
     return torch.stack(frames)
 
 
-def _walk(model: UnnormalisedDensity, size: int, sweeps: int, y: Tensor | None) -> list[object]:
+def _walk(model: UnnormalisedDensity, size: int, sweeps: int, y: Tensor | None, kernel: Any) -> object:
     """The last state of chains that begin at persistent ones where there are any, else at the base."""
     if y is not None and not model.label_dim:
         raise InputError(f"{type(model).__name__} has no label units; leave y out")
@@ -77,14 +93,16 @@ def _walk(model: UnnormalisedDensity, size: int, sweeps: int, y: Tensor | None) 
         state = model.restore(model.chains[torch.arange(size, device=device_of(model)) % len(model.chains)])
     else:
         state = model.base(size)
-    move = kernel_of(model)
+    move = Movement(adapted(model, kernel, start=state))
     for _ in range(sweeps):
         state = move(model, state)
         if y is not None:
             flat = model.flat(state)
             code = functional.one_hot(y.to(flat.device), model.label_dim).to(flat)
             state = model.restore(torch.cat([flat[:, : -model.label_dim], code], -1))
-    return [state]
+    if move.stuck:
+        raise InputError(f"{type(model).__name__} cannot be sampled: {move.stuck}")
+    return state
 
 
 def _shown(model: UnnormalisedDensity, state: object, mean: bool) -> Tensor:

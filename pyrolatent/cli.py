@@ -74,6 +74,7 @@ app = typer.Typer(
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train has written.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Import the run's copies of components of your own.")]
+Kernel = Annotated[str | None, typer.Option(help="What moves the chains of an energy: hmc, or '{hmc: {step: 0.1}}'.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where named data sets are (default: PYROLATENT_DATA).")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Splits = Literal["train", "validation", "test"]
@@ -179,6 +180,7 @@ def evaluate_command(
     ] = None,
     ais: Annotated[bool, typer.Option("--ais", help="Estimate log Z of an energy also where it is known.")] = False,
     raised: Annotated[int, typer.Option("--raise", min=0, help="Datapoints to bound log p(x) of by RAISE.")] = 0,
+    kernel: Kernel = None,
     data_dir: DataDir = None,
     device: Annotated[Device, typer.Option(help="Where to evaluate.")] = "auto",
     trust: Trust = False,
@@ -189,10 +191,12 @@ def evaluate_command(
     With --method annealed, log p(x) by annealing from the prior, bracketed on simulated data; written to annealed.json.
     """
     if method == "annealed":
+        if kernel is not None:
+            raise InputError("--kernel moves the chains of an energy; latents are annealed by hmc, so leave it out")
         chosen = {"size": size, "chains": chains or 16, "steps": temperatures or 500}
         _anneal(Run.load(run, trust=trust), data_dir, split, device, chosen, as_json)
         return
-    annealing = Annealing(chains or 100, temperatures or 10_000, ais, raised)
+    annealing = Annealing(chains or 100, temperatures or 10_000, ais, raised, _kernel(kernel))
     evaluation = _evaluate(Run.load(run, trust=trust), data_dir, split, particles, device, annealing, quiet=as_json)
     if as_json:
         print(json.dumps(scores(evaluation)))
@@ -251,6 +255,7 @@ def sample_command(
         bool, typer.Option(help="Give E[x | z] instead of draws of x; the figure is sample_means.")
     ] = False,
     sweeps: Annotated[int, typer.Option(min=1, help="Sweeps of the chains of an energy.")] = SWEEPS,
+    kernel: Kernel = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -258,7 +263,7 @@ def sample_command(
     loaded = Run.load(run, trust=trust)
     torch.manual_seed(seed)
     y = None if label is None else [loaded.label(label)] * size
-    drawn = tasks.sample(loaded.model, size, y, mean=mean, sweeps=sweeps)
+    drawn = tasks.sample(loaded.model, size, y, mean=mean, sweeps=sweeps, kernel=_kernel(kernel))
     name, at = "sample_means" if mean else "samples", "" if label is None else f"; y = {label}"
     array = loaded.write_array(name, drawn)
     (figure,) = loaded.write_figures({name: samples_figure(drawn[:100], tasks.sample_title(loaded.model, mean) + at)})
@@ -502,6 +507,8 @@ def _evaluate(
 ) -> Evaluation | EnergyEvaluation:
     data, model = run.load_data(data_dir), run.model.to(choose_device(device))
     with Progress(console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
+        if annealing.kernel is not None and not isinstance(model, UnnormalisedDensity):
+            raise InputError(f"{type(model).__name__} in {run.path} has no chains; leave --kernel out")
         if isinstance(model, UnnormalisedDensity):
             tasks_of: dict[str, Any] = {}
 
@@ -619,6 +626,11 @@ def _evidence(evaluation: Evaluation | AnnealedEvidence) -> tuple[str, str]:
     return f"{evaluation.log_evidence:.3f}", ", ".join(
         f"± {error:.2g} {name}" for name, error in found.items() if error is not None
     )
+
+
+def _kernel(declared: str | None) -> Any:
+    """A kernel as it was declared in YAML."""
+    return None if declared is None else declaration.check("kernel", parse_value(declared))
 
 
 def _print_paths(paths: Mapping[str, Path], as_json: bool) -> None:

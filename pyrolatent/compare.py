@@ -93,6 +93,8 @@ def compare(runs: Sequence[Run]) -> list[Group]:
         if run.evaluation is None:
             raise InputError(f"{run.path} has not been evaluated; pyrolatent evaluate {run.path}")
         evaluation, data = run.evaluation, run.record["data"]
+        if evaluation.get("log_z_missing"):
+            raise InputError(f"{run.path} has no log p(x) to be compared: {evaluation['log_z_missing']}")
         groups[evaluation["measure"], data["source"], evaluation["split"], data["evaluation_sha256"]].append(run)
     return [_group(measure, data, split, members) for (measure, data, split, _), members in groups.items()]
 

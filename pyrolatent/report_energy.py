@@ -8,7 +8,7 @@ from pyrolatent.chains import sample_energy, watch
 from pyrolatent.data import Data
 from pyrolatent.inference.fit import Row
 from pyrolatent.inference.modes import device_of
-from pyrolatent.inference.partition import ais, exact_log_z, model_states, reverse_ais
+from pyrolatent.inference.partition import LogZ, ais, exact_log_z, model_states, reverse_ais
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -54,9 +54,13 @@ def draw_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> d
         backward = reverse_ais(model, start, starts, temperatures=TEMPERATURES)
         drawn["log_z"] = figures_energy.log_z_trace(
             {
-                f"AIS, {forward.value:.2f} ± {forward.error:.2f}": (forward.betas, forward.log_weights),
-                f"from {starts}, {backward.value:.2f} ± {backward.error:.2f}": (backward.betas, backward.log_weights),
+                f"AIS, {_said(forward)}": (forward.betas, forward.log_weights),
+                f"from {starts}, {_said(backward)}": (backward.betas, backward.log_weights),
             },
             exact_log_z(model).value if model.tractable else None,
         )
     return drawn
+
+
+def _said(estimate: LogZ) -> str:
+    return "its chains did not move" if estimate.stuck else f"{estimate.value:.2f} ± {estimate.error:.2f}"

@@ -37,6 +37,7 @@ def sample(
     *,
     mean: bool = False,
     sweeps: int = SWEEPS,
+    kernel: Any = None,
 ) -> Tensor:
     """Draws z ~ p(z), x ~ p(x | z); of unnormalised densities, as `sample_energy` does.
 
@@ -48,6 +49,7 @@ def sample(
             of the others.
         mean: whether to return E[x | z] instead of a draw of x, which for images is smoother to look at.
         sweeps: of the chains of unnormalised densities.
+        kernel: what moves them, as in `sample_energy`.
 
     Returns:
         (size, *event_shape).
@@ -57,7 +59,9 @@ def sample(
     """
     if isinstance(model, UnnormalisedDensity):
         labels = None if y is None else as_labels(model, y, size)
-        return sample_energy(model, size, labels, mean=mean, sweeps=sweeps)
+        return sample_energy(model, size, labels, mean=mean, sweeps=sweeps, kernel=kernel)
+    if kernel is not None:
+        raise InputError(f"{type(model).__name__} is drawn from without chains; leave kernel out")
     at_least_one(size=size)
     y = labels_for(model, size, y)
     x, latents = simulate(model, size, y)

@@ -53,6 +53,8 @@ CAPTURED: list[tuple[dict[str, Any], Any]] = [
     ({"vae": {"latent_dim": 3, "posterior": "iaf", "prior": "mixture", **FLAT}}, "elbo"),
     ({"vae": {"latent_dim": 3, "posterior": "coupling", **FLAT}}, "dreg"),
     ({"vae": {"latent_dim": 3, "posterior": "gamma", "prior": "gamma", **FLAT}}, "elbo"),
+    ({"vae": {"latent_dim": 3, "posterior": "log_normal", "prior": "gamma", **FLAT}}, "elbo"),
+    ({"vae": {"latent_dim": 3, "posterior": "relaxed_bernoulli", "prior": "relaxed_bernoulli", **FLAT}}, "dreg"),
     ({"conditional_vae": {"latent_dim": 3, **FLAT}}, "elbo"),
     ({"semi_supervised_vae": {"latent_dim": 3, "classifier": SMALL, **FLAT}}, "elbo"),
     ({"hierarchical_vae": {"latent_dims": (3, 2), **FLAT}}, "dreg"),

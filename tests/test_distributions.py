@@ -314,3 +314,138 @@ def test_low_rank_normal_with_a_large_factor() -> None:
     covariance = w.double() @ w.double().T + d.double().diag()
     exact = dist.MultivariateNormal(torch.zeros(3).double(), covariance).log_prob(x.double())
     torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=0)
+
+
+# Mass beyond the numbers of a type.
+
+FAR = (-1000.0, -100.0, -40.0, -15.0, -3.0, 0.0, 5.0, 12.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
+"""Logits of a relaxed variable, or means of a logarithm."""
+
+
+def representable(kind: str, place: Tensor) -> Any:
+    """A distribution around `place`, of temperature 1/2 or of scale 2."""
+    if kind == "relaxed":
+        return RelaxedBernoulli(torch.tensor(0.5).to(place), logits=place)
+    return ours.LogNormal(place, torch.full_like(place, 2.0))
+
+
+def log_density(kind: str, place: float, x: float) -> float:
+    """Of the density over all real numbers, in 40 digits."""
+    y = mpmath.mpf(x)
+    if kind == "relaxed":
+        far = (mpmath.log(y) - mpmath.log1p(-y)) / 2 - place
+        logistic = -abs(far) - 2 * mpmath.log1p(mpmath.exp(-abs(far)))
+        return float(logistic - mpmath.log(2) - mpmath.log(y) - mpmath.log1p(-y))
+    return float(mpmath.log(mpmath.npdf(mpmath.log(y), place, 2)) - mpmath.log(y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["relaxed", "log normal"])
+def test_densities_within_the_numbers_of_a_type_are_exact(kind: str, dtype: torch.dtype) -> None:
+    """At any place, to the rounding of the logarithm of x, by which the density of relaxed ones near 1 moves most."""
+    values = [1e-30, 1e-5, 0.2, 0.5, 0.99] + ([] if kind == "relaxed" else [7.0, 1e20])
+    for place in FAR:
+        x = torch.tensor(values, dtype=dtype)
+        found = representable(kind, torch.tensor(place, dtype=dtype)).log_prob(x)
+        exact = [log_density(kind, place, value) for value in x.tolist()]
+        np.testing.assert_allclose(
+            found.double().numpy(), exact, rtol=40 * torch.finfo(dtype).eps, atol=40 * torch.finfo(dtype).eps
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["relaxed", "log normal"])
+def test_draws_and_densities_agree_where_mass_lies_beyond_the_numbers(kind: str, dtype: torch.dtype) -> None:
+    """Draws are in the support; those at an end are as many as its mass says; and all is finite, gradients too."""
+    for place in (*FAR, -86.0, 86.0, 700.0):
+        at = torch.tensor(place, dtype=dtype).expand(N).clone().requires_grad_()
+        given = representable(kind, at)
+        x = given.rsample()
+        low, high, width = given._ends()
+        log_p = given.log_prob(x)
+        (gradient,) = torch.autograd.grad((log_p + x.log()).sum(), at)
+        assert torch.isfinite(log_p).all()
+        assert torch.isfinite(gradient).all()
+        for end, of in ((low, low), (high, width)):
+            mass = min(1.0, given.log_prob(torch.full_like(x, end)).detach().double()[0].exp().item() * of)
+            share = (x == end).double().mean().item()
+            assert abs(share - mass) < 4.5 * (mass * (1 - mass) / N) ** 0.5 + 2e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("kind", "from_", "to"),
+    [("relaxed", 6.0, 8.0), ("relaxed", 10.0, 12.0), ("relaxed", -40.0, -42.0), ("log normal", 84.0, 86.0),
+     ("log normal", -86.0, -88.0)],
+)  # fmt: skip
+def test_weights_of_one_far_density_under_draws_of_another_have_the_mean_one(
+    kind: str, from_: float, to: float, dtype: torch.dtype
+) -> None:
+    """E_q[p / q] = 1, within 4.5 standard errors of draws of which float32 rounds a good part to an end."""
+    q, p = (representable(kind, torch.tensor(place, dtype=dtype).expand(N)) for place in (from_, to))
+    x = q.sample()
+    w = (p.log_prob(x) - q.log_prob(x)).double().exp()
+    assert abs(w.mean().item() - 1) < 4.5 * w.std().item() / N**0.5 + 1e-5
+
+
+@pytest.mark.parametrize("logits", [-12.0, -3.0, 0.5, 12.0, 30.0, 200.0])
+def test_the_divergence_of_far_relaxed_variables(logits: float) -> None:
+    """KL(q | p) of float32 draws against the sum over the two ends and 20,000 cells between, all in float64.
+
+    Its gradient is held against the sum's where next to no draw crosses an end.
+    """
+    at = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    low, high, _ = RelaxedBernoulli(torch.tensor(0.5), logits=torch.zeros(()))._ends()
+    first, last = (float(mpmath.log(end) - mpmath.log1p(-end)) for end in (low, high))
+    edges = torch.linspace(first, last, 20_001, dtype=torch.float64)
+
+    def log_masses(place: Tensor) -> Tensor:
+        below, above = (torch.nn.functional.logsigmoid(sign * (0.5 * edges - place)) for sign in (1, -1))
+        # log [sigmoid(b) - sigmoid(a)] = log sigmoid(b) + log sigmoid(-a) + log(1 - exp(a - b))
+        inner = below[1:] + above[:-1] + torch.log(-torch.expm1(0.5 * (edges[:-1] - edges[1:])))
+        return torch.cat([below[:1], inner, above[-1:]])
+
+    own, other = log_masses(at), log_masses(torch.zeros_like(at))
+    exact = (own.exp() * (own - other)).sum()
+    (slope,) = torch.autograd.grad(exact, at)
+    place = torch.full((200_000,), logits, requires_grad=True)
+    q, p = representable("relaxed", place), representable("relaxed", torch.zeros(()))
+    x = q.rsample()
+    each = q.log_prob(x) - p.log_prob(x)
+    (gradient,) = torch.autograd.grad(each.sum(), place)
+    assert torch.isfinite(gradient).all()
+    for found, truth in ((each.detach(), exact), *([(gradient, slope)] if logits < 3 else [])):
+        error = found.double().std().item() / len(found) ** 0.5
+        assert abs(found.double().mean().item() - truth.item()) < 4.5 * error + 1e-3 * (1 + abs(truth.item()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mean", [1e3, 1e9, 1e12, 1e13, 1e17, 1e20, 1e30])
+def test_counts_of_any_size_are_drawn(mean: float, dtype: torch.dtype) -> None:
+    """Poisson by its normal limit, (x - rate) / sqrt(rate); the negative binomial by that of x / mean, a gamma."""
+    rate = torch.tensor(mean, dtype=dtype).expand(N)
+    drawn = ours.Poisson(rate).sample().double()
+    assert (drawn >= 0).all()
+    assert torch.equal(drawn, drawn.round())
+    # A number of its type is rounded by at most half of its last digit.
+    deviation = max(mean**0.5, 2 * mean * torch.finfo(dtype).eps)
+    assert (
+        abs(drawn.mean().item() / rate[0].double().item() - 1)
+        < 4.5 * deviation / mean / N**0.5 + torch.finfo(dtype).eps
+    )
+    assert drawn.std().item() < 1.1 * deviation
+    for given in (
+        ours.NegativeBinomial(torch.tensor(2.0, dtype=dtype), logits=(rate / 2).log()),
+        ZeroInflatedNegativeBinomial(
+            torch.tensor(2.0, dtype=dtype), (rate / 2).log(), torch.tensor(-50.0, dtype=dtype)
+        ).expand(torch.Size([N])),
+    ):
+        counts = given.sample().double()
+        assert (counts >= 0).all()
+        assert scipy.stats.kstest((counts / (mean / 2)).numpy(), scipy.stats.gamma(2).cdf).pvalue > LEVEL
+
+
+def test_counts_beyond_the_largest_number_are_the_largest_numbers() -> None:
+    assert torch.isfinite(ours.NegativeBinomial(torch.ones(100), logits=torch.full((100,), 200.0)).sample()).all()
+    assert torch.isfinite(ours.Poisson(torch.full((100,), 3e38)).sample()).all()
+    assert torch.isfinite(ZeroInflatedPoisson(torch.full((100,), 3e38), torch.zeros(100)).sample()).all()

@@ -1,6 +1,9 @@
 """What stops training: what cannot be right before it begins, and numbers that are not finite while it runs."""
 
+import json
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +11,10 @@ import pyro
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
-from pyrolatent import VAE, Data, InputError, TrainingError, fit, load_data
+from pyrolatent import VAE, Data, InputError, RestrictedBoltzmannMachine, Run, TrainingError, fit, load_data
+from pyrolatent.cli import app
 from pyrolatent.inference.evidence import evaluate
 
 Build = Callable[..., VAE]
@@ -182,3 +187,49 @@ def test_frozen_parts_stay_and_the_rest_trains(vae: Build, binary_data: Data, pa
     assert torch.equal(frozen, parameters(model.posterior))
     assert not torch.equal(free, parameters(model.likelihood))
     assert evaluate(model, binary_data, particles=4).datapoints == 5
+
+
+# Numbers beside the bound.
+
+
+@pytest.mark.parametrize(
+    "objective", ["cd", {"pcd": {"chains": 5}}, "exact_likelihood"], ids=["cd", "pcd", "exact_likelihood"]
+)
+def test_weights_that_overflow_stop_the_training_of_a_machine(
+    objective: Any, binary_data: Data, parameters: Vector
+) -> None:
+    """Weights of 1e29 are finite, but not their length; the model, and the run on disk, hold what was before."""
+    model = RestrictedBoltzmannMachine((6,), hidden=3)
+    saved: list[Tensor] = []
+    rows: list[Any] = []
+
+    def keep(fitted: Any) -> None:
+        saved.append(parameters(model))
+        rows.append(fitted.history[-1])
+
+    settings = {"optimizer": {"SGD": {"lr": 0.1}}, "scheduler": {"StepLR": {"step_size": 2, "gamma": 1e31}}}
+    with pytest.raises(TrainingError, match=r"was not finite .*(before that|state before).*lower the learning rate"):
+        fit(model, binary_data, keep, progress=False, objective=objective, epochs=9, device="cpu", **settings)
+    assert len(saved) == 2
+    assert torch.equal(saved[-1], parameters(model))
+    assert all(math.isfinite(value) for row in rows for value in row.values() if value is not None)
+
+
+def test_a_run_whose_training_overflows_is_a_failure_that_holds_the_last_good_state(
+    binary_data: Data, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", binary_data.train.x.numpy().astype(np.uint8))
+    declared = {
+        "model": {"rbm": {"hidden": 3}}, "objective": "cd", "data": str(tmp_path / "x.npy"), "epochs": 9,
+        "optimizer": {"SGD": {"lr": 0.1}}, "scheduler": {"StepLR": {"step_size": 2, "gamma": 1e31}},
+    }  # fmt: skip
+    (tmp_path / "e.yaml").write_text(json.dumps(declared))
+    result = CliRunner().invoke(app, ["train", str(tmp_path / "e.yaml"), "--output", str(tmp_path / "run")])
+    assert result.exit_code == 1
+    assert "was not finite" in result.stderr
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert len(metrics.splitlines()) == 2
+    assert "Infinity" not in metrics
+    assert "NaN" not in metrics
+    model = Run.load(tmp_path / "run").model
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())

@@ -11,8 +11,10 @@ import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrolatent import InputError
+from pyrolatent.models import markov
 from pyrolatent.models.markov import MarkovNetwork
 
 SEVEN = [[1, 2], [1, 3], [3, 4], [3, 5, 6], [5, 6, 7]]
@@ -147,6 +149,7 @@ def test_what_is_too_large_is_refused_and_still_sampled() -> None:
     cliques = [[i, j] for i in range(1, 31) for j in range(i + 1, 31)]
     model = MarkovNetwork((30,), cliques=cliques)
     assert not model.tractable
+    assert "largest table of the elimination: at least 1,073,741,824 numbers" in str(model)
     for exact in (model.log_z, lambda: model.marginal(1), model.mode, lambda: model.exact_sample(1)):
         with pytest.raises(InputError, match="use chains"):
             exact()
@@ -229,3 +232,93 @@ def test_what_is_given_is_held_to_the_values_of_its_variable() -> None:
     with pytest.raises(InputError, match="a marginal of no variable"):
         network.marginal()
     assert "largest table of the elimination: 6 numbers" in str(network)
+
+
+# Limits.
+
+
+class Largest(TorchDispatchMode):
+    """Records the numbers in the largest tensor that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.numbers = max(self.numbers, made.untyped_storage().nbytes() // made.element_size())
+        return made
+
+
+def test_many_draws_of_a_large_table_take_one_elimination() -> None:
+    """2,000 draws from one clique of 14 variables: no tensor much larger than the table and the draws."""
+    model = MarkovNetwork((14,), cliques=[[*range(1, 15)]], spread=2.0)
+    with Largest() as largest:
+        drawn = model.exact_sample(2000)
+    assert largest.numbers <= max(2**14, 2000 * 14)
+    for i in range(1, 15):
+        p = model.marginal(i)[1].item()
+        assert abs(drawn[:, i - 1].mean().item() - p) < 4.5 * math.sqrt(p * (1 - p) / 2000)
+    with Largest() as largest:
+        model.marginal(1, given={14: torch.zeros(10_000)})
+    assert largest.numbers <= markov.LARGEST
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_given_of_many_datapoints_is_done_a_few_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One datapoint at a time the same numbers, and draws whose frequencies are the conditionals."""
+    model = network(name)
+    given = {2: torch.arange(7) % model._size(2)}
+    wanted = [model.log_z(given), model.marginal(3, 1, given=given), model.mode(given)]
+    large = markov.LARGEST
+    monkeypatch.setattr(MarkovNetwork, "_feasible", lambda self, *asked: self._plan(*asked)._replace(total=large))
+    found = [model.log_z(given), model.marginal(3, 1, given=given), model.mode(given)]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    many = {2: torch.arange(4000) % model._size(2)}
+    monkeypatch.undo()
+    drawn = model.exact_sample(4000, many)
+    assert torch.equal(drawn[:, 1], many[2].double())
+    p = model.marginal(1, given=given)
+    for value in range(model._size(2)):
+        rows = drawn[many[2] == value, 0]
+        frequency = torch.bincount(rows.long(), minlength=model._size(1)) / len(rows)
+        error = (p[value] * (1 - p[value]) / len(rows)).sqrt()
+        assert ((frequency - p[value]).abs() < 4.5 * error + 1 / len(rows)).all()
+
+
+def test_a_network_that_is_too_large_is_exact_where_enough_is_given() -> None:
+    """Thirty variables, each two of which are joined: given 26, four are left and are enumerated."""
+    cliques = [[i, j] for i in range(1, 31) for j in range(i + 1, 31)]
+    model = MarkovNetwork((30,), cliques=cliques, spread=1.0)
+    given = {i: i % 2 for i in range(5, 31)}
+    x = torch.tensor([[*first, *given.values()] for first in itertools.product([0, 1], repeat=4)])
+    log_p = -model.free_energy(x)
+    assert model.log_z(given).item() == pytest.approx(log_p.logsumexp(0).item())
+    torch.testing.assert_close(model.mode(given), x[log_p.argmax()])
+    torch.testing.assert_close(model.marginal(1, 2, 3, 4, given=given).flatten(), log_p.softmax(0))
+
+
+def test_the_limits_of_exact_methods_are_said() -> None:
+    chain = MarkovNetwork((30,), cliques=[[i, i + 1] for i in range(1, 30)])
+    seven = network()
+    for ask, said in (
+        (lambda: chain.marginal(*range(1, 26)), "marginal of 25 variables is a table of 33,554,432 numbers"),
+        (
+            lambda: chain.marginal(*range(1, 21), given={30: torch.zeros(100)}),
+            "1,048,576 numbers, for each of 100 datapoints, more than 16,777,216 in all; ask for fewer",
+        ),
+        (lambda: seven.exact_sample(5, {1: torch.zeros(4)}), "4 datapoints are given, but 5 draws were asked for"),
+        (lambda: seven.exact_sample(0), "size was 0"),
+        (lambda: seven.log_z({1: torch.zeros(4), 2: torch.zeros(3)}), "4 of X1, 3 of X2; give as many of each"),
+        (lambda: seven.log_z({1: torch.zeros(4, 1)}), r"X1 was given with the shape \(4, 1\); give one value"),
+        (lambda: seven.mode({1: torch.zeros(0)}), r"X1 was given with the shape \(0,\)"),
+        (lambda: seven.mode({1: torch.nan}), "X1 was given as nan"),
+        (lambda: MarkovNetwork((25,), cliques=[[*range(1, 26)]]), "has 33,554,432 joint values.*smaller cliques"),
+        (
+            lambda: MarkovNetwork((1,), cliques=[[1]], energies=[[0.0, math.inf]]),
+            r"clique \(1,\) are not finite, by which some evidence is impossible; give a large finite energy",
+        ),
+        (lambda: MarkovNetwork((1,), cliques=[[1]], energies=[lambda a: (a / 0).log()]), "are not finite"),
+    ):
+        with pytest.raises(InputError, match=said):
+            ask()

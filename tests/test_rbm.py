@@ -85,7 +85,7 @@ def test_the_gaussian_machine_is_a_mixture_of_normals() -> None:
     model = machine("normal", 4)
     h = torch.tensor(list(itertools.product([0.0, 1.0], repeat=4)))
     eta = model.visible_bias + h @ model.weight.T
-    sigma = model.units.log_sigma.exp()
+    sigma = model.units.sigma
     pi = (h @ model.hidden_bias + 0.5 * eta.square().sum(-1)).log_softmax(0)
     x = 3 * torch.randn(20, 3)
     each = torch.distributions.Normal(sigma * eta, sigma).log_prob(x[:, None]).sum(-1)
@@ -275,3 +275,61 @@ def test_what_cannot_be_is_refused() -> None:
         RBM((3,), hidden=0)
     with pytest.raises(InputError, match="there is no units 'normla'"):
         RBM((3,), hidden=2, visible="normla")
+
+
+@pytest.mark.parametrize("units", [(0.01, 0.01, 0.01), (1000.0, 1000.0, 1000.0), (1e-5, 50.0, 1e4)])
+def test_gaussian_units_are_in_the_units_of_the_data(units: tuple[float, ...]) -> None:
+    """A machine begins and learns the same density at any scale: log p(x) differs by the Jacobian."""
+    x = torch.randn(200, 3) @ torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.2], [0.0, 0.0, 1.0]]) + 2.0
+    found = []
+    for scale in (torch.ones(3), torch.tensor(units)):
+        torch.manual_seed(0)
+        model = RBM((3,), hidden=4, visible="normal", spread=0.5)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        model.initialise(x * scale)
+        torch.testing.assert_close(model.units.sigma, (x * scale).std(0))
+        for _ in range(20):
+            optimizer.zero_grad()
+            model.log_prob(x * scale).mean().neg().backward()
+            optimizer.step()
+        found.append((model.log_prob(x * scale) + scale.log().sum(), model.units.sigma / scale))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("min_scale", [1e-3, 0.1])
+def test_the_scale_of_gaussian_units_has_a_floor(min_scale: float) -> None:
+    """An entry that is constant drives σ down to the declared share of where it begins."""
+    torch.set_default_dtype(torch.float32)
+    x = torch.randn(400, 2)
+    x[:, 1] = 0.5
+    data = load_data(x.numpy())
+    model = RBM((2,), hidden=2, visible={"normal": {"min_scale": min_scale}})
+    with pytest.warns(UserWarning, match="has reached its lower bound"):
+        fit(model, data, progress=False, objective="exact_likelihood", epochs=400, batch_size=400,
+            optimizer={"SGD": {"lr": 0.5}})  # fmt: skip
+    sigma = model.units.sigma / model.units.floor * min_scale
+    assert sigma[1].item() == pytest.approx(min_scale, rel=0.02)
+    assert sigma[0].item() > 0.5
+    with pytest.raises(InputError, match=r"scale 0\.001 of normal units is not above their min_scale 0\.001"):
+        RBM((2,), hidden=2, visible={"normal": {"scale": 1e-3}})
+
+
+def test_gaussian_units_saved_without_a_floor_are_read_as_they_were() -> None:
+    model, other = machine("normal"), machine("normal")
+    state = model.state_dict()
+    state["units.log_sigma"] = torch.randn(3)
+    del state["units.log_above"], state["units.floor"]
+    other.load_state_dict(state)
+    torch.testing.assert_close(other.units.sigma, state["units.log_sigma"].exp())
+
+
+def test_a_second_training_keeps_the_units_of_the_first() -> None:
+    """Data of mean 0 to the last bit leave visible biases at 0, by which a new machine is told from a trained one."""
+    x = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 1.0]])
+    model = RBM((2,), hidden=2, visible="normal")
+    model.initialise(x)
+    model.visible_bias.data.zero_()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.initialise(10 * x)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])

@@ -25,6 +25,7 @@ from pyrolatent.data import Data
 from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference.draws import labels_for, simulate
 from pyrolatent.inference.evidence import measure, observation_support
+from pyrolatent.inference.kernels import ACCEPTANCE, hamiltonian
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.rules import likelihood_name, part_for, require_latents
@@ -34,8 +35,6 @@ from pyrolatent.models.latent import LatentVariableModel
 Schedule = Literal["sigmoid", "linear"]
 FLOATS = 2**22
 """Numbers in one decoded chunk of chains and datapoints, whose gradients are kept."""
-ACCEPTANCE = 0.65
-"""Acceptance that step sizes are adapted to, which is optimal for Hamiltonian Monte Carlo (Beskos et al. 2013)."""
 PILOTS = 8
 """Chains that step sizes are adapted on."""
 
@@ -368,29 +367,18 @@ class _Target:
 
     def _moved(self, state: "_State", beta: float, size: Tensor, leapfrog: int) -> tuple["_State", Tensor]:
         """One move of Hamiltonian Monte Carlo that leaves f_b as it is; the acceptance probability, (chains, batch)."""
-        # A step size that varies keeps trajectories from closing on themselves.
-        epsilon = (size * (0.8 + 0.4 * torch.rand_like(state.log_prior))).unsqueeze(-1)
-        momentum = torch.randn_like(state.u)
-        energy = 0.5 * momentum.square().sum(-1) - state.log_density(beta)
-        u = state.u
-        gradient, _ = self._slope(u, beta)
-        for _ in range(leapfrog):
-            momentum = momentum + 0.5 * epsilon * gradient
-            u = u + epsilon * momentum
-            gradient, proposed = self._slope(u, beta)
-            momentum = momentum + 0.5 * epsilon * gradient
-        change = energy - (0.5 * momentum.square().sum(-1) - proposed.log_density(beta))
-        probability = change.clamp(max=0).exp().nan_to_num(0.0)  # a trajectory that left the numbers is not accepted
-        accept = torch.rand_like(probability) < probability
-        return proposed.where(accept, state), probability
+        slope = functools.partial(self._slope, beta=beta)
+        _, accepted, probability, proposed = hamiltonian(slope, state.u, size, leapfrog)
+        return proposed.where(accepted, state), probability
 
-    def _slope(self, u: Tensor, beta: float) -> tuple[Tensor, "_State"]:
-        """The gradient of log f_b at u, (chains, batch, dimensions), and the state there."""
+    def _slope(self, u: Tensor, beta: float) -> tuple[Tensor, Tensor, "_State"]:
+        """log f_b at u, (chains, batch), its gradient, (chains, batch, dimensions), and the state there."""
         u = u.detach().requires_grad_()
         with torch.enable_grad():
             state = _State(u, *self.log_densities(u))
             (gradient,) = torch.autograd.grad(state.log_density(beta).sum(), u)
-        return gradient, _State(u.detach(), state.log_prior.detach(), state.log_joint.detach())
+        there = _State(u.detach(), state.log_prior.detach(), state.log_joint.detach())
+        return there.log_density(beta), gradient, there
 
     def _summed(self, values: Tensor) -> Tensor:
         return values.flatten(0, -3).logsumexp(0) if self.enumerated else values

@@ -34,6 +34,7 @@ from pyrolatent.inference.weights import arguments, training_arguments, weigh
 from pyrolatent.models.conditionals import networks_in
 from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.units import NormalUnits
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 Row = dict[str, Any]
@@ -252,8 +253,12 @@ class Trainer:
             distributed.average_buffers(self.model)
             seconds = time.perf_counter() - started
             validation = self._score(self.data.validation)
-            if not math.isfinite(training) or not math.isfinite(validation):
-                self._replay(state, epoch)
+            watched = self._watch()
+            numbers = {"the training bound": training, "the validation score": validation, **watched, **self.also}
+            bad = [name for name, number in numbers.items() if not math.isfinite(number)]
+            bad += [name for name, value in self.model.named_parameters() if not torch.isfinite(value).all()]
+            if bad:
+                self._replay(state, epoch, bad[0])
             if self.scheduler is not None:
                 metrics = [-validation] if "metrics" in inspect.signature(self.scheduler.step).parameters else []
                 self.scheduler.step(*metrics)
@@ -266,10 +271,10 @@ class Trainer:
                     "learning_rate": rate,
                     "seconds": seconds,
                     self.held_out.name: -validation if self.held_out.name.endswith("loss") else validation,
-                    **self._watch(),
+                    **watched,
+                    **self.also,
                 }
             )
-            history[-1] |= self.also
             bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
             warm = self.warmup is None or epoch >= min(self.warmup.epochs, epochs)
             if "patience" in settings and warm and validation > best:
@@ -290,7 +295,7 @@ class Trainer:
                 stacklevel=4,
             )
         for family in self.model.modules():
-            if isinstance(family, Family) and family.at_floor():
+            if isinstance(family, Family | NormalUnits) and family.at_floor():
                 warnings.warn(
                     f"a learned parameter of {family} has reached its lower bound, which then decides the density: "
                     "constant dimensions of the data drive it there; declare a larger one, or dequantize the data",
@@ -425,7 +430,7 @@ class Trainer:
         if state["cuda"]:
             torch.cuda.set_rng_state_all(state["cuda"])
 
-    def _replay(self, state: dict[str, Any], epoch: int) -> None:
+    def _replay(self, state: dict[str, Any], epoch: int, bad: str) -> None:
         """Runs the epoch again, looking at every number, to name the step and the site that were not finite."""
         self._restore(state)
         self.model.train()
@@ -440,8 +445,10 @@ class Trainer:
                     f"{culprit} at step {step} (epoch {epoch}); the model holds the state before that step: "
                     "lower the learning rate, set clip_norm, or bound the scale with min_scale"
                 )
+        self._restore(state)
         raise TrainingError(
-            f"the validation bound was not finite after epoch {epoch}; the model holds that epoch's state"
+            f"{bad} was not finite after epoch {epoch}; the model holds the state before that epoch: "
+            "lower the learning rate, or set clip_norm"
         )
 
     @torch.no_grad()

@@ -4,9 +4,12 @@ Each is called as kernel(model, state, beta) and moves every chain once; β = 1 
 to the base, one number or one for each chain, (chains, 1).
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
+import numpy as np
 import torch
 from annotated_types import Gt
 from torch import Tensor
@@ -14,6 +17,18 @@ from torch import Tensor
 from pyrolatent.declaration import build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
+
+P = TypeVar("P")
+ACCEPTANCE = 0.65
+"""Acceptance that steps are adapted to, which is optimal for Hamiltonian Monte Carlo (Beskos et al. 2013)."""
+FIXED_STEP = 0.1
+"""Step of kernels in training, and at which adaptation begins, in standard deviations of the base."""
+PILOTS = 32
+"""Chains that steps are adapted on."""
+POINTS_ADAPTED = 100
+"""Of a path at which a step is adapted, at most."""
+LOWEST_ACCEPTANCE, LOWEST_DISTANCE = 0.01, 0.1
+"""Of chains that can be said to have moved."""
 
 
 @component("kernel", "gibbs")
@@ -25,66 +40,262 @@ class Gibbs:
         return model.gibbs(state, beta)
 
 
-@component("kernel", "langevin")
-class Langevin:
-    """x' = x + s²/2 ∇log p(x) + s e, e ~ N(0, I), over real x (Roberts and Tweedie 1996).
+class GradientKernel:
+    """Moves along ∇log p over real x, each coordinate in standard deviations of the model's base.
 
     Args:
-        step: s, in the units of x.
+        step: in standard deviations of the base. None: evaluation, sampling and watching adapt it in pilot chains
+            that are no part of what follows, so that p is left as it is; training goes by 0.1.
+
+    Attributes:
+        target: the mean acceptance that steps are adapted to.
+        adjusted: whether moves are accepted as Metropolis and Hastings do, so that p is left as it is exactly.
+    """
+
+    target: float
+    adjusted = True
+
+    def __init__(self, step: float | None) -> None:
+        self.step = step
+
+    def __call__(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> Any:
+        """The chains a move later, or where they were if it is not accepted."""
+        return self.moved(model, state, beta)[0]
+
+    def moved(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> tuple[Any, Tensor]:
+        """The chains a move later, and the probability with which each was accepted, (chains,)."""
+        x, probability = self.propose(model, _real(model, state), beta, FIXED_STEP if self.step is None else self.step)
+        return model.restore(x), probability
+
+    def propose(self, model: UnnormalisedDensity, x: Tensor, beta: Beta, step: float) -> tuple[Tensor, Tensor]:
+        """x after a move of this step, and the probability with which each chain's was accepted."""
+        raise NotImplementedError
+
+
+@component("kernel", "langevin")
+class Langevin(GradientKernel):
+    """x' = x + (s σ)²/2 ∇log p(x) + s σ e, e ~ N(0, I), σ those of the base (Roberts and Tweedie 1996).
+
+    Args:
+        step: s, in standard deviations of the base; null is adapted in pilot chains, in training 0.1.
         adjusted: whether proposals are accepted as Metropolis and Hastings do, so that p is left as it is exactly.
         steps: moves in one call.
     """
 
-    def __init__(self, *, step: Annotated[float, Gt(0)] = 0.1, adjusted: bool = True, steps: Annotated[int, Gt(0)] = 1):
-        self.step, self.adjusted, self.steps = step, adjusted, steps
+    target = 0.574  # Roberts and Rosenthal (1998)
 
-    def __call__(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> Any:
-        """The chains some steps later."""
-        x = _real(model, state)
+    def __init__(
+        self, *, step: Annotated[float, Gt(0)] | None = None, adjusted: bool = True, steps: Annotated[int, Gt(0)] = 1
+    ) -> None:
+        super().__init__(step)
+        self.adjusted, self.steps = adjusted, steps
+
+    def propose(self, model: UnnormalisedDensity, x: Tensor, beta: Beta, step: float) -> tuple[Tensor, Tensor]:
+        """x some moves later, and the mean probability with which each chain's were accepted."""
+        size = step * model.base_scale
         log_p, gradient = _scored(model, x, beta)
+        total = torch.zeros_like(log_p)
         for _ in range(self.steps):
             noise = torch.randn_like(x)
-            new = x + 0.5 * self.step**2 * gradient + self.step * noise
+            new = x + 0.5 * size**2 * gradient + size * noise
             new_log_p, new_gradient = _scored(model, new, beta)
-            accepted = torch.ones_like(log_p, dtype=torch.bool)
+            accepted, probability = torch.ones_like(log_p, dtype=torch.bool), torch.ones_like(log_p)
             if self.adjusted:
-                back = (x - new - 0.5 * self.step**2 * new_gradient) / self.step
+                back = (x - new - 0.5 * size**2 * new_gradient) / size
                 ratio = new_log_p - log_p - 0.5 * (back.square() - noise.square()).sum(-1)
-                accepted = torch.rand_like(ratio).log() < ratio
+                accepted, probability = accept(ratio)
             x = torch.where(accepted[:, None], new, x)
             gradient = torch.where(accepted[:, None], new_gradient, gradient)
             log_p = torch.where(accepted, new_log_p, log_p)
-        return model.restore(x)
+            total = total + probability / self.steps
+        return x, total
 
 
 @component("kernel", "hmc")
-class HMC:
+class HMC(GradientKernel):
     """Hamiltonian Monte Carlo over real x, with momenta drawn anew in each call (Duane et al. 1987; Neal 2011).
 
     Args:
-        step: of the leapfrog, in the units of x.
+        step: of the leapfrog, in standard deviations of the base; null is adapted in pilot chains, in training 0.1.
         leapfrogs: steps of a trajectory.
     """
 
-    def __init__(self, *, step: Annotated[float, Gt(0)] = 0.1, leapfrogs: Annotated[int, Gt(0)] = 10) -> None:
-        self.step, self.leapfrogs = step, leapfrogs
+    target = ACCEPTANCE
+
+    def __init__(self, *, step: Annotated[float, Gt(0)] | None = None, leapfrogs: Annotated[int, Gt(0)] = 10) -> None:
+        super().__init__(step)
+        self.leapfrogs = leapfrogs
+
+    def propose(self, model: UnnormalisedDensity, x: Tensor, beta: Beta, step: float) -> tuple[Tensor, Tensor]:
+        """x at the end of a trajectory, or where it was, and the probability of the former."""
+
+        def slope(x: Tensor) -> tuple[Tensor, Tensor, None]:
+            return *_scored(model, x, beta), None
+
+        size = torch.full_like(x[:, 0], step)
+        new, accepted, probability, _ = hamiltonian(slope, x, size, self.leapfrogs, model.base_scale)
+        return torch.where(accepted[:, None], new, x), probability
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A kernel with a fixed step for each β, found by `adapted`.
+
+    Attributes:
+        kernel: the kernel.
+        betas: β, rising ...
+        log_steps: ... and the logarithm of the step there; between them it is linear in β.
+    """
+
+    kernel: GradientKernel
+    betas: Sequence[float]
+    log_steps: Sequence[float]
 
     def __call__(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> Any:
-        """The chains a trajectory later, or where they were if it is not accepted."""
-        x = _real(model, state)
-        log_p, gradient = _scored(model, x, beta)
-        momentum = torch.randn_like(x)
-        kinetic = 0.5 * momentum.square().sum(-1)
-        new, new_log_p = x, log_p
-        for _ in range(self.leapfrogs):
-            momentum = momentum + 0.5 * self.step * gradient
-            new = new + self.step * momentum
-            new_log_p, gradient = _scored(model, new, beta)
-            momentum = momentum + 0.5 * self.step * gradient
-        ratio = new_log_p - log_p + kinetic - 0.5 * momentum.square().sum(-1)
-        # A trajectory that diverged has a ratio of NaN, and is not accepted.
-        accepted = torch.rand_like(ratio).log() < ratio
-        return model.restore(torch.where(accepted[:, None], new, x))
+        """The chains a move later, β being one number."""
+        return self.moved(model, state, beta)[0]
+
+    def moved(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> tuple[Any, Tensor]:
+        """The chains a move later, and the probability with which each was accepted, (chains,)."""
+        step = math.exp(np.interp(float(beta), self.betas, self.log_steps))
+        x, probability = self.kernel.propose(model, _real(model, state), beta, step)
+        return model.restore(x), probability
+
+
+@torch.no_grad()
+def adapted(model: UnnormalisedDensity, declared: Any = None, temperatures: int = 0, start: Any = None) -> Any:
+    """The declared kernel, its steps adapted where it moves along a gradient and none was declared.
+
+    Pilot chains go up the path, and the step rises and falls until the kernel's target of acceptance is met. They are
+    no part of what is estimated afterwards, whose kernel therefore depends on β alone.
+
+    Args:
+        model: an unnormalised density.
+        declared: a kernel, or None for the model's own.
+        temperatures: of the path along which the kernel is to be used; 0: at β = 1 alone.
+        start: states at which the pilot chains begin; None: draws of the base.
+
+    Raises:
+        InputError: the kernel does not leave the density as it is, or does not go with the model.
+    """
+    kernel = kernel_of(model, declared)
+    if not isinstance(kernel, GradientKernel):
+        return kernel
+    if not kernel.adjusted:
+        raise InputError(
+            "langevin with adjusted: false draws from another density than the model's, by which nothing is estimated "
+            "or sampled; declare adjusted: true"
+        )
+    if kernel.step is not None:
+        return kernel
+    x = _real(model, model.base(PILOTS) if start is None else start)
+    x = x[torch.arange(PILOTS, device=x.device) % len(x)]
+    number = min(temperatures, POINTS_ADAPTED)
+    betas = [round(temperatures * (place + 1) / number) / temperatures for place in range(number)] or [1.0]
+    log_step, log_steps = math.log(FIXED_STEP), []
+    for place, beta in enumerate(betas):
+        found = []
+        for _ in range(5 if place else 100):
+            x, probability = kernel.propose(model, x, beta, math.exp(log_step))
+            log_step += 0.5 * (probability.mean().item() - kernel.target)
+            found.append(log_step)
+        log_steps.append(sum(found[-20:]) / len(found[-20:]))
+    return Adapted(kernel, betas, log_steps)
+
+
+class Movement:
+    """A kernel that keeps account of what it does to chains over real numbers.
+
+    Attributes:
+        accepted: mean acceptance of each move.
+        distance: sum over moves of the mean squared distance of each coordinate over twice its variance over chains,
+            which of independent states is 1, (width,).
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.accepted: list[Tensor] = []
+        self.distance = torch.zeros(())
+
+    def __call__(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> Any:
+        """The chains a move later."""
+        if model.levels is not None or not isinstance(state, Tensor):
+            return self.kernel(model, state, beta)
+        if isinstance(self.kernel, GradientKernel | Adapted):
+            new, probability = self.kernel.moved(model, state, beta)
+        else:
+            new = self.kernel(model, state, beta)
+            probability = (new != state).any(-1).to(new)
+        self.accepted.append(probability.mean())
+        if len(new) > 1:
+            variance = new.var(0).clamp(min=torch.finfo(new.dtype).tiny)
+            self.distance = self.distance.to(new) + (new - state).square().mean(0) / (2 * variance)
+        else:
+            self.distance = torch.tensor(math.inf)  # of one chain nothing is known
+        return new
+
+    @property
+    def acceptance(self) -> float | None:
+        """Mean acceptance; None where no move can be rejected, or none was made."""
+        return torch.stack(self.accepted).mean().item() if self.accepted else None
+
+    @property
+    def stuck(self) -> str | None:
+        """Why the chains cannot be said to have moved, if so: rejected over a tenth of their moves, or too close."""
+        if not self.accepted:
+            return None
+        parts = torch.stack(self.accepted).tensor_split(10)
+        lowest, distance = min(part.mean().item() for part in parts if len(part)), self.distance.min().item()
+        if lowest >= LOWEST_ACCEPTANCE and distance >= LOWEST_DISTANCE:
+            return None
+        said = (
+            f"{lowest:.1%} of their moves were accepted in a tenth of them"
+            if lowest < LOWEST_ACCEPTANCE
+            else f"all moves of a coordinate together are {distance:.2g} of the distance between independent states"
+        )
+        return (
+            f"the chains did not move: {said}; leave the kernel's step out, by which it is adapted, or give the base "
+            "the units of x (model.initialise)"
+        )
+
+
+def accept(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """Which proposals are accepted, and the probability min(1, r) of it, 0 where a trajectory diverged and r is NaN."""
+    probability = log_ratio.clamp(max=0).exp().nan_to_num(0.0)
+    return torch.rand_like(probability) < probability, probability
+
+
+def hamiltonian(
+    slope: Callable[[Tensor], tuple[Tensor, Tensor, P]],
+    x: Tensor,
+    step: Tensor,
+    leapfrogs: int,
+    scale: Tensor | float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor, P]:
+    """One trajectory of Hamiltonian Monte Carlo from each x, with momenta drawn anew (Neal 2011).
+
+    Steps vary by a fifth from chain to chain, which keeps trajectories from closing on themselves.
+
+    Args:
+        slope: gives the log density (...), its gradient (..., width) and whatever else is known at x.
+        x: where trajectories begin, (..., width).
+        step: of the leapfrog, (...) or what broadcasts to it, in units of `scale`.
+        leapfrogs: number of steps.
+        scale: units of the coordinates, (width,).
+
+    Returns:
+        Where they end, which are accepted (...), with which probability (...), and what `slope` knows at the end.
+    """
+    log_p, gradient, known = slope(x)
+    size = (step * (0.8 + 0.4 * torch.rand_like(log_p)))[..., None] * scale
+    momentum = torch.randn_like(x)
+    energy = 0.5 * momentum.square().sum(-1) - log_p
+    for _ in range(leapfrogs):
+        momentum = momentum + 0.5 * size * gradient
+        x = x + size * momentum
+        log_p, gradient, known = slope(x)
+        momentum = momentum + 0.5 * size * gradient
+    return x, *accept(energy - 0.5 * momentum.square().sum(-1) + log_p), known
 
 
 class Tempering:
@@ -137,9 +348,9 @@ def run(model: UnnormalisedDensity, state: Any, sweeps: int, kernel: Any = None)
         model: an unnormalised density.
         state: where the chains begin.
         sweeps: number of moves.
-        kernel: what moves them; None is the model's Gibbs sampler, or HMC where x is real and it has none.
+        kernel: what moves them; None is the model's Gibbs sampler, or adapted HMC where x is real and it has none.
     """
-    kernel = kernel_of(model, kernel)
+    kernel = adapted(model, kernel, start=state)
     for _ in range(sweeps):
         state = kernel(model, state)
         yield state

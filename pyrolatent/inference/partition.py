@@ -20,7 +20,7 @@ from torch import Tensor
 from pyrolatent.data import Data
 from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference.held_out import pseudo_likelihood
-from pyrolatent.inference.kernels import kernel_of, run
+from pyrolatent.inference.kernels import Movement, adapted, run
 from pyrolatent.inference.modes import device_of, evaluating
 from pyrolatent.inference.objectives import log_mean_exp
 from pyrolatent.inference.rules import same_event_shape
@@ -43,6 +43,8 @@ class LogZ:
         starts: what reverse chains began at.
         betas: points of the path (points,) and ...
         log_weights: ... the weights of each chain up to there plus log Z_0, (points, chains).
+        acceptance: mean acceptance of the moves; None where none can be rejected.
+        stuck: why the chains cannot be said to have moved, so that the estimate is none; None where they did.
     """
 
     value: float
@@ -52,6 +54,8 @@ class LogZ:
     starts: Starts | None = None
     betas: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
     log_weights: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
+    acceptance: float | None = None
+    stuck: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,14 @@ class Annealing:
         temperatures: number of steps from the base to the model.
         always: whether to anneal also where log Z is known, for comparison.
         raised: number of datapoints for which the bound `raise_log_prob` is computed.
+        kernel: what moves the chains; None: the model's Gibbs sampler, or HMC with an adapted step where it has none.
     """
 
     chains: int = 100
     temperatures: int = 10_000
     always: bool = False
     raised: int = 0
+    kernel: Any = None
 
     def __post_init__(self) -> None:
         at_least_one(chains=self.chains, temperatures=self.temperatures)
@@ -99,13 +105,13 @@ def ais(
         model: an unnormalised density.
         chains: number of chains, from whose spread the error comes.
         temperatures: steps of the path, evenly spaced.
-        kernel: what moves the chains; None: the model's Gibbs sampler, or HMC where it has none.
+        kernel: what moves the chains, as in `Annealing`.
         on_step: called with the number of steps done.
     """
     at_least_one(chains=chains, temperatures=temperatures)
-    move = kernel_of(model, kernel)
+    move = Movement(adapted(model, kernel, temperatures))
     state = model.base(chains)
-    log_w, kept, betas = _begin(model, chains)
+    log_w, kept, betas = _begin(model, state)
     for k in range(1, temperatures + 1):
         before, beta = (k - 1) / temperatures, k / temperatures
         log_w += (model.log_density(state, beta) - model.log_density(state, before)).double()
@@ -116,7 +122,7 @@ def ais(
             betas.append(beta)
         if on_step:
             on_step(k)
-    return _estimate(log_w, kept, betas, "ais", "below", None)
+    return _estimate(log_w, kept, betas, move, method="ais", side="below")
 
 
 @torch.no_grad()
@@ -139,13 +145,12 @@ def reverse_ais(
         start: states of the model, one for each chain.
         starts: what they are.
         temperatures: steps of the path.
-        kernel: what moves the chains, reversible.
+        kernel: what moves the chains, reversible, as in `Annealing`.
         on_step: called with the number of steps done.
     """
     at_least_one(temperatures=temperatures)
-    move = kernel_of(model, kernel)
-    state, size = start, len(model.flat(start))
-    log_w, _, _ = _begin(model, size)
+    move, state = Movement(adapted(model, kernel, temperatures)), start
+    log_w, _, _ = _begin(model, state)
     base = log_w.clone()
     gathered, betas = [torch.zeros_like(log_w)], [1.0]
     for k in range(temperatures, 0, -1):
@@ -161,7 +166,7 @@ def reverse_ais(
     # What was gathered from β = 1 down to a point is what lies above it.
     kept = [log_w - above for above in gathered[::-1]]
     side: Any = "above" if starts == "exact samples" else None
-    found = _estimate(-log_w, kept, betas[::-1], "reverse ais", side, starts)
+    found = _estimate(-log_w, kept, betas[::-1], move, method="reverse ais", side=side, starts=starts)
     return replace(found, value=-found.value)
 
 
@@ -186,11 +191,11 @@ def raise_log_prob(
         x: data (batch, *event_shape).
         temperatures: steps of the path.
         chains: for each datapoint; the bound is the logarithm of their mean weight.
-        kernel: what moves the chains, reversible.
+        kernel: what moves the chains, reversible, as in `Annealing`.
         on_step: called with the number of steps done.
     """
     at_least_one(chains=chains, temperatures=temperatures)
-    move = kernel_of(model, kernel)
+    move = adapted(model, kernel, temperatures)
     state = model.state(x.repeat_interleave(chains, 0))
     log_w = torch.zeros(len(x) * chains, dtype=torch.float64, device=x.device)
     for k in range(temperatures, 0, -1):
@@ -209,7 +214,9 @@ def in_double(model: UnnormalisedDensity) -> UnnormalisedDensity:
     return copy.deepcopy(model).double()
 
 
-def model_states(model: UnnormalisedDensity, data: Data, chains: int, sweeps: int = 1000) -> tuple[Any, Starts]:
+def model_states(
+    model: UnnormalisedDensity, data: Data, chains: int, sweeps: int = 1000, kernel: Any = None
+) -> tuple[Any, Starts]:
     """States of the model and what they are: exact samples where there are any, else chains after so many sweeps."""
     if model.tractable:
         exact = in_double(model).exact_sample(chains)
@@ -223,7 +230,7 @@ def model_states(model: UnnormalisedDensity, data: Data, chains: int, sweeps: in
         index = torch.randperm(len(data.train))[:chains].to(data.train.x.device)
         batch = data.train.batch(index)
         state = model.state(batch.x, batch.y if model.label_dim else None)
-    for after in run(model, state, sweeps):
+    for after in run(model, state, sweeps, kernel):
         state = after
     return state, starts
 
@@ -241,11 +248,13 @@ class EnergyEvaluation:
         log_z: log Z.
         log_z_se: its standard error.
         log_z_method: "exact" or "ais"; the latter is too low in expectation, and log p(x) then too high.
+        log_z_missing: why log Z, and log p(x) with it, is not given.
+        acceptance: mean acceptance of the chains over real x, by annealing from the base.
         ais: log Z by annealing from the base, and its standard error, where it was asked for or needed.
         reverse_ais: log Z by annealing from samples of the model, and its standard error.
         reverse_starts: what these samples were, and whether the estimate is a bound.
         raised: the mean bound on log p(x) of the annealing model over some datapoints, mean log p(x) by `log_z` of the
-            same, and their number.
+            same (None without log Z), and their number.
         pseudo_likelihood: ∑_i log p(x_i | all others) over discrete x, no bound on log p(x), estimated from ten entries
             of each datapoint.
         pseudo_likelihood_se: its standard error over datapoints and their entries.
@@ -259,16 +268,18 @@ class EnergyEvaluation:
 
     split: str
     measure: str
-    log_evidence: float
+    log_evidence: float | None
     log_evidence_se: float | None
-    log_evidence_mcse: float
-    log_z: float
-    log_z_se: float
+    log_evidence_mcse: float | None
+    log_z: float | None
+    log_z_se: float | None
     log_z_method: str
+    log_z_missing: str | None
+    acceptance: float | None
     ais: list[float] | None
     reverse_ais: list[float] | None
     reverse_starts: str | None
-    raised: list[float] | None
+    raised: list[float | None] | None
     pseudo_likelihood: float | None
     pseudo_likelihood_se: float | None
     free_energy: float
@@ -280,12 +291,16 @@ class EnergyEvaluation:
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, value and remark of each score, to be printed."""
-        rows = [("log_evidence", f"{self.log_evidence:.3f}", "")]
-        if self.log_evidence_se is not None:
-            remark = "exact log Z" if self.log_z_method == "exact" else f"± {self.log_z_se:.2g} of log Z"
-            rows = [(*rows[0][:2], f"± {self.log_evidence_se:.2g} over datapoints, {remark}")]
-        remarks = {"exact": "exact", "ais": f"± {self.log_z_se:.2g} by ais, too low if anything"}
-        rows.append(("log_z", f"{self.log_z:.3f}", remarks[self.log_z_method]))
+        if self.log_evidence is None:
+            rows = [("log_evidence", "none", str(self.log_z_missing))]
+        else:
+            exact = self.log_z_method == "exact"
+            errors = [] if self.log_evidence_se is None else [f"± {self.log_evidence_se:.2g} over datapoints"]
+            errors.append("exact log Z" if exact else f"± {self.log_z_se:.2g} of log Z")
+            by = "exact" if exact else f"± {self.log_z_se:.2g} by ais, too low if anything"
+            rows = [("log_evidence", f"{self.log_evidence:.3f}", ", ".join(errors)), ("log_z", f"{self.log_z:.3f}", by)]
+        if self.acceptance is not None:
+            rows.append(("  acceptance", f"{self.acceptance:.2f}", "of the moves of the chains"))
         if self.ais and self.log_z_method != "ais":
             rows.append(("  by ais", f"{self.ais[0]:.3f}", f"± {self.ais[1]:.2g}"))
         if self.reverse_ais:
@@ -293,7 +308,8 @@ class EnergyEvaluation:
             rows.append(("  by reverse ais", f"{value:.3f}", f"± {error:.2g}, started from {self.reverse_starts}"))
         if self.raised:
             bound, same, number = self.raised
-            rows.append(("raise", f"{bound:.3f}", f"for {number:.0f} datapoints of log_evidence {same:.3f}"))
+            known = "unknown log_evidence" if same is None else f"log_evidence {same:.3f}"
+            rows.append(("raise", f"{bound:.3f}", f"for {number:.0f} datapoints of {known}"))
         if self.pseudo_likelihood is not None:
             spread = "" if self.pseudo_likelihood_se is None else f"± {self.pseudo_likelihood_se:.2g}, "
             rows.append(("pseudo_likelihood", f"{self.pseudo_likelihood:.3f}", f"{spread}no bound"))
@@ -337,62 +353,100 @@ def evaluate_energy(
         return (lambda done: on_step(what, done, annealing.temperatures)) if on_step else None
 
     with evaluating(model, seed):
+        free_energy = torch.cat([model.free_energy(batch.x).double().cpu() for batch in part.batches(1000)])
+        unfit = int((~torch.isfinite(free_energy)).sum())
+        if unfit:
+            raise InputError(
+                f"F(x) of {type(model).__name__} is not finite for {unfit} of {len(free_energy)} datapoints; "
+                "give a large finite energy to what is hardly possible"
+            )
         forward = reverse = bounds = None
-        if annealing.always or not model.tractable:
-            steps: dict[str, int] = {"temperatures": annealing.temperatures}
+        anneals = annealing.always or not model.tractable
+        kernel = annealing.kernel
+        if kernel is not None and not anneals and not annealing.raised:
+            raise InputError(
+                f"log Z of {type(model).__name__} is exact and takes no chains; leave the kernel out, or estimate it "
+                "by chains too, --ais (always=True)"
+            )
+        if anneals or annealing.raised:
+            kernel = adapted(model, kernel, annealing.temperatures)
+        steps: dict[str, Any] = {"temperatures": annealing.temperatures, "kernel": kernel}
+        if anneals:
             forward = ais(model, chains=annealing.chains, on_step=told("ais"), **steps)
-            start, starts = model_states(model, data, annealing.chains)
+        if forward and not forward.stuck:
+            start, starts = model_states(model, data, annealing.chains, kernel=kernel)
             reverse = reverse_ais(model, start, starts, on_step=told("reverse ais"), **steps)
         log_z = exact_log_z(model) if model.tractable else forward
         assert log_z is not None
         if annealing.raised:
             some = part.batch(slice(0, annealing.raised)).x
-            bounds = raise_log_prob(model, some, temperatures=annealing.temperatures, on_step=told("raise"))
-        energies, pseudo = [], []
-        for batch in part.batches(1000):
-            energies.append(model.free_energy(batch.x).double().cpu())
-            if model.levels is not None:
-                pseudo.append(pseudo_likelihood(model, batch.x, entries=10).double().cpu())
+            bounds = raise_log_prob(model, some, on_step=told("raise"), **steps)
+        pseudo = [
+            pseudo_likelihood(model, batch.x, entries=10).double().cpu()
+            for batch in (part.batches(1000) if model.levels is not None else ())
+        ]
         error = _classification_error(model, part)
-    free_energy = torch.cat(energies)
-    log_p = -free_energy - log_z.value
+    log_p = None if log_z.stuck else -free_energy - log_z.value
+    raised: list[float | None] | None = None
+    if bounds is not None:
+        same = None if log_p is None else log_p[: len(bounds)].mean().item()
+        raised = [bounds.mean().item(), same, len(bounds)]
     label = {"exact samples": "exact samples, a bound"}
     return EnergyEvaluation(
         split=split,
         measure=f"{model.measure} (dequantized)" if model.measure == "density" and data.dequantize else model.measure,
-        log_evidence=log_p.mean().item(),
-        log_evidence_se=_standard_error(log_p) if len(log_p) > 1 else None,
-        log_evidence_mcse=log_z.error,
-        log_z=log_z.value,
-        log_z_se=log_z.error,
+        log_evidence=None if log_p is None else log_p.mean().item(),
+        log_evidence_se=_standard_error(log_p) if log_p is not None and len(log_p) > 1 else None,
+        log_evidence_mcse=None if log_z.stuck else log_z.error,
+        log_z=None if log_z.stuck else log_z.value,
+        log_z_se=None if log_z.stuck else log_z.error,
         log_z_method=log_z.method,
-        ais=[forward.value, forward.error] if forward else None,
-        reverse_ais=[reverse.value, reverse.error] if reverse else None,
+        log_z_missing=log_z.stuck,
+        acceptance=forward.acceptance if forward else None,
+        ais=_moving(forward),
+        reverse_ais=_moving(reverse),
         reverse_starts=label.get(str(reverse.starts), f"{reverse.starts}, not a bound") if reverse else None,
-        raised=None if bounds is None else [bounds.mean().item(), log_p[: len(bounds)].mean().item(), len(bounds)],
+        raised=raised,
         pseudo_likelihood=torch.cat(pseudo).mean().item() if pseudo else None,
-        pseudo_likelihood_se=_standard_error(torch.cat(pseudo)) if pseudo and len(log_p) > 1 else None,
+        pseudo_likelihood_se=_standard_error(torch.cat(pseudo)) if pseudo and len(free_energy) > 1 else None,
         free_energy=free_energy.mean().item(),
-        datapoints=len(log_p),
+        datapoints=len(free_energy),
         chains=annealing.chains if forward else None,
         temperatures=annealing.temperatures if forward or annealing.raised else None,
         classification_error=error,
-        each={"log_evidence": log_p},
+        each={} if log_p is None else {"log_evidence": log_p},
     )
 
 
-def _begin(model: UnnormalisedDensity, chains: int) -> tuple[Tensor, list[Tensor], list[float]]:
-    log_w = torch.full((chains,), float(model.base_log_z()), dtype=torch.float64, device=device_of(model))
+def _begin(model: UnnormalisedDensity, state: Any) -> tuple[Tensor, list[Tensor], list[float]]:
+    log_p = model.log_density(state)
+    unfit = int((~torch.isfinite(log_p)).sum())
+    if unfit:
+        raise InputError(
+            f"the energy of {type(model).__name__} is not finite at {unfit} of {len(log_p)} states where chains begin; "
+            "give a large finite energy to what is hardly possible"
+        )
+    log_w = torch.full((len(log_p),), float(model.base_log_z()), dtype=torch.float64, device=device_of(model))
     return log_w, [log_w.clone()], [0.0]
 
 
-def _estimate(
-    log_w: Tensor, kept: list[Tensor], betas: list[float], method: str, side: Any, starts: Starts | None
-) -> LogZ:
+def _estimate(log_w: Tensor, kept: list[Tensor], betas: list[float], move: Movement, **about: Any) -> LogZ:
     w = (log_w - log_w.max()).exp()
     error = (w.std() / w.mean() / math.sqrt(len(w))).item() if len(w) > 1 else math.nan
-    value = log_mean_exp(log_w).item()
-    return LogZ(value, error, method, side, starts, torch.tensor(betas), torch.stack(kept).cpu())
+    return LogZ(
+        value=log_mean_exp(log_w).item(),
+        error=error,
+        betas=torch.tensor(betas),
+        log_weights=torch.stack(kept).cpu(),
+        acceptance=move.acceptance,
+        stuck=move.stuck,
+        **about,
+    )
+
+
+def _moving(estimate: LogZ | None) -> list[float] | None:
+    """log Z and its error, where chains moved."""
+    return None if estimate is None or estimate.stuck else [estimate.value, estimate.error]
 
 
 def _standard_error(values: Tensor) -> float:

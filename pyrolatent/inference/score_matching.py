@@ -13,15 +13,19 @@ from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 
 def score(model: UnnormalisedDensity, x: Tensor) -> Tensor:
-    """∇ log p(x) = -∇F(x), (batch, width), differentiable in the parameters; x requires a gradient."""
+    """σ ∇ log p(x) = -σ ∇F(x), (batch, width), differentiable in the parameters; x requires a gradient.
+
+    It is the gradient by x in standard deviations σ of the model's base, and so does not depend on the units of x.
+    """
     (gradient,) = torch.autograd.grad(-model.free_energy(x).sum(), x, create_graph=True)
-    return gradient.flatten(1)
+    return gradient.flatten(1) * model.base_scale
 
 
 def sliced_score_matching(model: UnnormalisedDensity, x: Tensor, projections: int = 1) -> Tensor:
-    """E_v[v·∇(v·s) + |s|² / 2], s = ∇log p(x), v ~ N(0, I), for each datapoint, (batch,) (Song et al. 2019).
+    """E_v[v·∇(v·s) + |s|² / 2], s = ∇log p, v ~ N(0, I), for each datapoint, (batch,) (Song et al. 2019).
 
-    Up to a constant of the data half the Fisher divergence E|∇log p_data - s|²; lower is better.
+    Up to a constant of the data half the Fisher divergence E|∇log p_data - s|²; lower is better. Gradients are by x in
+    standard deviations of the model's base.
 
     Args:
         model: over real numbers.
@@ -33,24 +37,24 @@ def sliced_score_matching(model: UnnormalisedDensity, x: Tensor, projections: in
         s = score(model, x)
         v = torch.randn_like(s)
         (curvature,) = torch.autograd.grad((v * s).sum(), x, create_graph=True)
-        each = (v * curvature.flatten(1)).sum(-1) + 0.5 * s.square().sum(-1)
+        each = (v * model.base_scale * curvature.flatten(1)).sum(-1) + 0.5 * s.square().sum(-1)
     return each.unflatten(0, (projections, -1)).mean(0)
 
 
 def denoising_score_matching(model: UnnormalisedDensity, x: Tensor, noise: float) -> Tensor:
-    """|σ s(x + σ e) + e|² / 2 for each datapoint, (batch,), e ~ N(0, I) (Vincent 2011).
+    """|σ ∇log p(x + σ e) + e|² / 2 for each datapoint, (batch,), e ~ N(0, I) (Vincent 2011).
 
     Its minimum is the density of the data with the noise added.
 
     Args:
         model: over real numbers.
         x: data (batch, *event_shape).
-        noise: σ, in the units of x.
+        noise: σ, in standard deviations of the model's base.
     """
     with torch.enable_grad():
-        e = torch.randn_like(x)
-        s = score(model, (x + noise * e).detach().requires_grad_())
-        return 0.5 * (noise * s + e.flatten(1)).square().sum(-1)
+        e = torch.randn_like(x).flatten(1)
+        s = score(model, (x + (noise * model.base_scale * e).reshape(x.shape)).detach().requires_grad_())
+        return 0.5 * (noise * s + e).square().sum(-1)
 
 
 class ScoreMatching(EnergyObjective):
@@ -71,6 +75,8 @@ class ScoreMatching(EnergyObjective):
 class SlicedScoreMatching(ScoreMatching):
     """-E_v[v·∇(v·s) + |s|² / 2], s = ∇log p(x): score matching along random directions (Song et al. 2019, 1905.07088).
 
+    Gradients are by x in standard deviations of the model's base.
+
     Args:
         projections: number of directions for each datapoint.
     """
@@ -88,7 +94,7 @@ class DenoisingScoreMatching(ScoreMatching):
     """-|σ s(x + σ e) + e|² / 2, s = ∇log p: score matching to the data with noise (Vincent 2011).
 
     Args:
-        noise: σ, in the units of x.
+        noise: σ, in standard deviations of the model's base.
     """
 
     def __init__(self, *, noise: Annotated[float, Gt(0)] = 0.1) -> None:

@@ -197,6 +197,36 @@ class ZeroOneInflatedBeta(dist.TorchDistribution):
         return torch.where(which == 2, self.beta.expand(shape).sample().clamp(edge, 1 - edge), which.to(self.logits))
 
 
+def poisson(rate: Tensor) -> Tensor:
+    """Poisson draws of any rate: torch's, which are 64-bit integers, up to 2^40, above it by N(rate, rate).
+
+    The latter's distribution function is right to 1e-6 there, and draws end at the largest number of their type.
+    """
+    large = rate > 2.0**40
+    rate = rate.clamp(max=torch.finfo(rate.dtype).max / 2)
+    normal = (rate + rate.sqrt() * torch.randn_like(rate)).round()
+    return torch.where(large, normal, torch.poisson(torch.where(large, 0.0, rate)))
+
+
+class Poisson(dist.Poisson):
+    """Poisson(rate), whose draws are right for any rate."""
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws, (*sample_shape, *batch_shape)."""
+        return poisson(self.rate.expand(self._extended_shape(sample_shape)))
+
+
+class NegativeBinomial(dist.NegativeBinomial):
+    """NegativeBinomial(total_count, logits), whose draws are right for any mean."""
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws, (*sample_shape, *batch_shape): Poisson of a rate that is Gamma(total_count) times exp(logits)."""
+        gamma = dist.Gamma(self.total_count, 1.0, validate_args=False).expand(self.batch_shape).sample(sample_shape)
+        return poisson(gamma * self.logits.exp())
+
+
 class ZeroInflated(dist.TorchDistribution):
     """P(x) = g [x = 0] + (1 - g) base(x), g = sigmoid(gate_logits), over counts.
 
@@ -249,7 +279,7 @@ class ZeroInflatedPoisson(ZeroInflated):
 
     def __init__(self, rate: Tensor, gate_logits: Tensor, validate_args: bool | None = None) -> None:
         self.rate = rate
-        super().__init__(dist.Poisson(rate, validate_args=False), gate_logits, validate_args)
+        super().__init__(Poisson(rate, validate_args=False), gate_logits, validate_args)
 
 
 class ZeroInflatedNegativeBinomial(ZeroInflated):
@@ -265,7 +295,7 @@ class ZeroInflatedNegativeBinomial(ZeroInflated):
         self, total_count: Tensor, logits: Tensor, gate_logits: Tensor, validate_args: bool | None = None
     ) -> None:
         self.total_count, self.logits = total_count, logits
-        base = dist.NegativeBinomial(total_count, logits=logits, validate_args=False)
+        base = NegativeBinomial(total_count, logits=logits, validate_args=False)
         super().__init__(base, gate_logits, validate_args)
 
 
@@ -413,14 +443,97 @@ class DiscretizedLogistic(dist.TorchDistribution):
         return ((loc + scale * noise) * (self.levels - 1)).round().clamp(0, self.levels - 1) / (self.levels - 1)
 
 
-class RelaxedBernoulli(dist.RelaxedBernoulli):
-    """x = sigmoid((logits + logit(v)) / temperature), v uniform (Maddison et al. 2017, 1611.00712), with a mean."""
+class _Representable:
+    """x = T(v) as a number that its type has, the smallest and the largest standing for all beyond.
+
+    Draws end there, and `log_prob` there is the logarithm of the tail's mass over a width, so that draws and densities
+    agree, and ratios of two such densities are right, however far out the mass lies. The gradient of a draw is 0 there:
+    pathwise gradients leave out what crosses an end.
+    """
+
+    transforms: list[Any]
+    _validate_args: bool
+    _validate_sample: Any
+
+    def _ends(self) -> tuple[float, float, float]:
+        """The smallest number, over whose own width the tail below stands, the largest, and the width of that above."""
+        raise NotImplementedError
+
+    def _draw(self, sample_shape: Size) -> Tensor:
+        """Draws of v."""
+        raise NotImplementedError
+
+    def _standard(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The log density of v, and the logarithms of its distribution function and of 1 - that."""
+        raise NotImplementedError
+
+    def rsample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws, (*sample_shape, *batch_shape), whose gradient is 0 at either end."""
+        v, transform = self._draw(sample_shape), self.transforms[0]
+        low, high = (torch.tensor(end, dtype=v.dtype, device=v.device) for end in self._ends()[:2])
+        first, last = transform.inv(low), transform.inv(high)
+        inner = transform(v.clamp(first, last)).clamp(torch.nextafter(low, high), torch.nextafter(high, low))
+        return torch.where(v <= first, low, torch.where(v >= last, high, inner))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws, (*sample_shape, *batch_shape)."""
+        return self.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        (transform,), (low, high, width) = self.transforms, self._ends()
+        first, last = (transform.inv(torch.full_like(value, end)) for end in (low, high))
+        below, above = value <= low, value >= high
+        v = transform.inv(torch.where(below | above, 0.5, value))
+        density = self._standard(v)[0] - transform.log_abs_det_jacobian(v, value)
+        density = torch.where(below, self._standard(first)[1] - math.log(low), density)
+        return torch.where(above, self._standard(last)[2] - math.log(width), density)
+
+
+class RelaxedBernoulli(_Representable, dist.RelaxedBernoulli):
+    """x = sigmoid((logits + logit(v)) / temperature), v uniform (Maddison et al. 2017, 1611.00712), with a mean.
+
+    Pyro's class draws as if logits were at most 16 from 0, and gives infinities far from it.
+    """
+
+    def _ends(self) -> tuple[float, float, float]:
+        number = torch.finfo(self.logits.dtype)
+        return number.tiny, 1 - 8 * number.eps, 8 * number.eps  # nearer to 1 numbers are too far from each other
+
+    def _draw(self, sample_shape: Size) -> Tensor:
+        u = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
+        return (self.logits + torch.logit(u, eps=torch.finfo(u.dtype).eps)) / self.temperature
+
+    def _standard(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        far = self.temperature * v - self.logits
+        below, above = logsigmoid(far), logsigmoid(-far)
+        return self.temperature.log() + below + above, below, above
 
     @property
     def mean(self) -> Tensor:
         """E[x] as the mean over 200 equal parts of v."""
         v = (torch.arange(200).to(self.logits) + 0.5) / 200
         return torch.sigmoid((self.logits.unsqueeze(-1) + v.logit()) / self.temperature).mean(-1)
+
+
+class LogNormal(_Representable, dist.LogNormal):
+    """x = exp(v), v ~ N(loc, scale^2); Pyro's class gives 0 and infinity, of which neither has a density."""
+
+    def _ends(self) -> tuple[float, float, float]:
+        number = torch.finfo(self.loc.dtype)
+        return number.tiny, 1 / number.tiny, 1 / number.tiny
+
+    def _draw(self, sample_shape: Size) -> Tensor:
+        return self.base_dist.rsample(sample_shape)
+
+    def _standard(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        far = (v - self.loc) / self.scale
+        density = -0.5 * far.square() - self.scale.log() - 0.5 * math.log(2 * math.pi)
+        tail = far.clamp(-1e3, 1e3)  # beyond, the gradient of log_ndtr is wrong
+        return density, torch.special.log_ndtr(tail), torch.special.log_ndtr(-tail)
 
 
 class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):

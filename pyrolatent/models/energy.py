@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyrolatent.declaration import Kind, build, component
+from pyrolatent.declaration import Kind, build, component, registered
 from pyrolatent.errors import InputError
-from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
+from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, deviations
 
 SMOOTH: Mapping[str, Any] = {"mlp": {"activation": "silu"}}
 """The energy by default: the gradient of its score is not 0 nearly everywhere, as that of rectifiers is."""
@@ -21,11 +21,13 @@ class EnergyModel(UnnormalisedDensity):
     """p(x) = exp(-f(x)) p_0(x) / Z for any function f, p_0 being a normal density or 1.
 
     The energy is f(x) - log p_0(x). A network f alone need not grow with x, and exp(-f) then has no finite integral;
-    a normal p_0 with the data's mean and standard deviation sees to that, and f is what the data differ by from it.
+    a normal p_0 with the data's mean m and standard deviation s sees to that, and f is what the data differ by from it.
+    A network that is declared by name sees real x as (x - m) / s, so that nothing depends on the units of x.
 
     Args:
         event_shape: shape of one datapoint x.
-        energy: f, a network, or in Python a module or function, from (batch, *event_shape) to (batch,) or (batch, 1).
+        energy: f, a network, or in Python a module or function, from (batch, *event_shape) to (batch,) or (batch, 1);
+            one of your own sees x as it is.
         support: "real", or "binary": x in {0, 1}.
         reference: p_0 over real numbers, "normal", or "flat" for an energy that grows by itself. Chains begin there
             in both cases; over bits p_0 is uniform.
@@ -33,6 +35,8 @@ class EnergyModel(UnnormalisedDensity):
 
     loc: Tensor
     scale: Tensor
+    input_loc: Tensor
+    input_scale: Tensor
 
     def __init__(
         self,
@@ -49,26 +53,45 @@ class EnergyModel(UnnormalisedDensity):
         super().__init__(event_shape, constraints.boolean if binary else constraints.real, levels)
         self.function = build("network", energy, input_shape=event_shape, output_shape=(1,))
         self.tilts = reference == "normal" and not binary
-        self.register_buffer("loc", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        name = next(iter(energy)) if isinstance(energy, Mapping) else energy
+        self.standardises = isinstance(name, str) and name in registered("network")
+        for part in ("", "input_"):
+            self.register_buffer(f"{part}loc", torch.zeros(width))
+            self.register_buffer(f"{part}scale", torch.ones(width))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for name in ("input_loc", "input_scale"):  # models were saved without them whose networks see x as it is
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Sets the base to the data's mean and standard deviation, where x is real, unless it has been set before."""
-        if self.levels is None and not self.loc.any():
-            self.loc.copy_(x.flatten(1).mean(0))
-            self.scale.copy_(x.flatten(1).std(0).clamp(min=1e-3))
+        if self.levels is not None or self.loc.any() or (self.scale != 1).any():
+            return
+        self.loc.copy_(x.flatten(1).mean(0))
+        self.scale.copy_(deviations(x))
+        if self.standardises:
+            self.input_loc.copy_(self.loc)
+            self.input_scale.copy_(self.scale)
+
+    @property
+    def base_scale(self) -> Tensor:
+        """Standard deviations of the base, (width,)."""
+        return self.scale
 
     def free_energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The energy f(x) - log p_0(x), (batch,), p_0 without its normaliser."""
-        energy = self.function(x)
+        flat = x.reshape(len(x), -1)
+        seen = ((flat - self.input_loc) / self.input_scale).reshape(x.shape) if self.standardises else x
+        energy = self.function(seen)
         if energy.numel() != len(x) or len(energy.shape) == 0:
             raise InputError(
                 f"the energy gave {tuple(energy.shape)} for x {tuple(x.shape)}; let it give one number for each "
                 f"datapoint, ({len(x)},) or ({len(x)}, 1)"
             )
         energy = energy.reshape(len(x))
-        return energy + self._quadratic(x.reshape(len(x), -1)) if self.tilts else energy
+        return energy + self._quadratic(flat) if self.tilts else energy
 
     def _quadratic(self, flat: Tensor) -> Tensor:
         return 0.5 * ((flat - self.loc) / self.scale).square().sum(-1)

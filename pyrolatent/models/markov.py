@@ -3,19 +3,16 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
-import opt_einsum
 import torch
 from annotated_types import Gt
-from pyro.ops.contract import einsum
-from pyro.ops.einsum.adjoint import require_backward
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrolatent.declaration import component
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
 
 LARGEST = 2**24
@@ -30,8 +27,9 @@ Given = Mapping[int, Tensor | int]
 class MarkovNetwork(UnnormalisedDensity):
     """p(x) = exp(-∑_C E_C(x_C)) / Z over discrete variables X1, ..., XD, one energy for each clique C.
 
-    Everything exact is a contraction of the factors exp(-E_C), in log space and in an order that opt_einsum chooses
-    (variable elimination); its cost grows with the largest table on the way, not with the number of joint states.
+    Everything exact is by variable elimination in log space: the factors exp(-E_C) of one variable are multiplied and
+    summed over it, that of the smallest table first (Koller and Friedman 2009, chapter 9). The cost grows with the
+    largest table on the way, not with the number of joint states.
 
     Args:
         event_shape: shape of one datapoint; its flattened entries, whole numbers from 0, are X1, X2, ...
@@ -58,11 +56,19 @@ class MarkovNetwork(UnnormalisedDensity):
             raise InputError(f"cardinality lists {len(sizes)} variables, but x has {width} entries")
         levels = torch.tensor(sizes)
         super().__init__(event_shape, constraints.integer_interval(0, (levels - 1).reshape(event_shape)), levels)
+        self._sizes = sizes
         self.cliques = _checked_cliques(cliques, width)
         shapes = [tuple(sizes[i - 1] for i in clique) for clique in self.cliques]
+        for clique, shape in zip(self.cliques, shapes, strict=True):
+            if math.prod(shape) > LARGEST:
+                raise InputError(
+                    f"the clique {clique} has {math.prod(shape):,} joint values, more than {LARGEST:,}; "
+                    "declare smaller cliques"
+                )
         if energies is None:
             energies = [nn.Parameter(spread * torch.randn(shape)) for shape in shapes]
         self._keep(energies, shapes)
+        self._plans: dict[Any, _Plan] = {}
         self.blocks = self._colours()
 
     def _keep(self, energies: Energies, shapes: list[tuple[int, ...]]) -> None:
@@ -88,6 +94,12 @@ class MarkovNetwork(UnnormalisedDensity):
                 if isinstance(energy, nn.Module):
                     self.add_module(name, energy)
                 self._sources.append(energy)
+        for clique, table in zip(self.cliques, self.tables(), strict=True):
+            if not torch.isfinite(table).all():
+                raise InputError(
+                    f"energies of the clique {clique} are not finite, by which some evidence is impossible; give a "
+                    "large finite energy, such as 50, to what is hardly possible"
+                )
 
     def tables(self) -> list[Tensor]:
         """The energies of each clique in all its states, (k_a, k_b, ...)."""
@@ -102,16 +114,13 @@ class MarkovNetwork(UnnormalisedDensity):
         return found
 
     def _size(self, variable: int) -> int:
-        assert self.levels is not None
-        return int(self.levels[variable - 1])
+        return self._sizes[variable - 1]
 
     # What is exact.
 
     def log_z(self, given: Given | None = None) -> Tensor:
         """log ∑ exp(-E(x)) over all variables that are not given, () or (batch,)."""
-        given = self._checked(given)
-        total = self._contract("", given)
-        return total if _batched(given) else total.squeeze(0)
+        return self._summed((), self._checked(given))
 
     def marginal(self, *variables: int, given: Given | None = None) -> Tensor:
         """p(x_a, x_b, ... | given), (k_a, k_b, ...) or (batch, k_a, k_b, ...).
@@ -125,21 +134,36 @@ class MarkovNetwork(UnnormalisedDensity):
         given = self._checked(given, variables)
         if {*variables} & {*given} or len({*variables}) < len(variables):
             raise InputError(f"a marginal of X{variables} given X{(*given,)} names a variable twice")
-        logits = self._contract("".join(map(_symbol, variables)), given)
-        table = logits.flatten(1).softmax(-1).reshape(logits.shape)
-        return table if _batched(given) else table.squeeze(0)
+        size = math.prod(map(self._size, variables))
+        if (_batch(given) or 1) * size > LARGEST:
+            raise InputError(
+                f"the marginal of {len(variables)} variables is a table of {size:,} numbers, for each of "
+                f"{_batch(given) or 1} datapoints, more than {LARGEST:,} in all; ask for fewer at a time"
+            )
+        logits = self._summed(variables, given)
+        first = logits.dim() - len(variables)
+        return logits.flatten(first).softmax(-1).reshape(logits.shape)
 
     @torch.no_grad()
     def mode(self, given: Given | None = None) -> Tensor:
         """The most probable x, (*event_shape) or (batch, *event_shape), as whole numbers."""
         given = self._checked(given)
-        found = self._backwards("map", given, 1)
-        return found if _batched(given) else found.squeeze(0)
+        found = self._backwards(given, _batch(given) or 1, draws=False)
+        return found if _batch(given) is not None else found.squeeze(0)
 
     @torch.no_grad()
     def exact_sample(self, size: int, given: Given | None = None) -> Tensor:
-        """Independent draws (size, width) by elimination and then drawing backwards, those of `given` as they are."""
-        return self._backwards("sample", self._checked(given), size).flatten(1).to(torch.get_default_dtype())
+        """Independent draws (size, width) by elimination and then drawing backwards, those of `given` as they are.
+
+        Args:
+            size: number of draws.
+            given: values of some variables, for all draws or for each, (size,).
+        """
+        at_least_one(size=size)
+        given = self._checked(given)
+        if _batch(given) not in (None, size):
+            raise InputError(f"{_batch(given)} datapoints are given, but {size} draws were asked for; give as many")
+        return self._backwards(given, size, draws=True).flatten(1).to(torch.get_default_dtype())
 
     def _checked(self, given: Given | None, others: Sequence[int] = ()) -> Given:
         given = given or {}
@@ -148,80 +172,101 @@ class MarkovNetwork(UnnormalisedDensity):
                 raise InputError(f"there is no X{i}; the variables are X1 to X{self.event_shape.numel()}")
         for i, value in given.items():
             values, last = torch.as_tensor(value), self._size(i) - 1
+            if values.dim() > 1 or not values.numel():
+                raise InputError(f"X{i} was given with the shape {tuple(values.shape)}; give one value, or (batch,)")
             if not ((values >= 0) & (values <= last) & (values == values.round())).all():
                 raise InputError(f"X{i} was given as {value}, but its values are the whole numbers from 0 to {last}")
+        lengths = {i: len(value) for i, value in given.items() if torch.as_tensor(value).dim()}  # type: ignore[arg-type]
+        if len({*lengths.values()}) > 1:
+            said = ", ".join(f"{length} of X{i}" for i, length in lengths.items())
+            raise InputError(f"values were given of different numbers of datapoints: {said}; give as many of each")
         return given
 
     @property
     def tractable(self) -> bool:
         """Whether the tables that elimination makes are small enough."""
-        return self._largest <= LARGEST
+        return self._plan().largest <= LARGEST
 
-    @functools.cached_property
-    def _largest(self) -> int:
-        shapes = [(1, *(self._size(i) for i in clique)) for clique in self.cliques]
-        _, path = opt_einsum.contract_path(self._equation(""), *shapes, shapes=True)
-        return int(max(*path.size_list, *(math.prod(shape) for shape in shapes)))
+    def _plan(self, given: Collection[int] = (), kept: Collection[int] = ()) -> "_Plan":
+        """The order in which the variables neither given nor kept are eliminated: the smallest table first.
 
-    def _equation(self, output: str, given: Given | None = None) -> str:
-        kept = [[i for i in clique if i not in (given or {})] for clique in self.cliques]
-        return ",".join(_PLATE + "".join(map(_symbol, clique)) for clique in kept) + f"->{_PLATE}{output}"
+        It ends at the first table that is too large.
+        """
+        key = (frozenset(given), frozenset(kept))
+        if key not in self._plans:
+            near: dict[int, set[int]] = {i: {i} for i in range(1, self.event_shape.numel() + 1) if i not in given}
+            for clique in self.cliques:
+                for i in near.keys() & {*clique}:
+                    near[i] |= near.keys() & {*clique}
+            sizes = {i: math.prod(map(self._size, near[i])) for i in near if i not in kept}
+            order, tables = [], [math.prod(map(self._size, kept))]
+            while sizes and max(tables) <= LARGEST:
+                i = min(sizes, key=sizes.__getitem__)
+                order.append(i)
+                tables.append(sizes.pop(i))
+                for j in near[i] - {i}:
+                    near[j] = (near[j] | near[i]) - {i}
+                    if j in sizes:
+                        sizes[j] = math.prod(map(self._size, near[j]))
+            self._plans[key] = _Plan(order, max(tables), sum(tables))
+        return self._plans[key]
 
-    def _factors(self, given: Given, size: int | None = None) -> list[Tensor]:
-        """log-factors with what is given selected, each (batch, ...) with as many more dimensions as are not."""
-        batch = next((len(value) for value in map(torch.as_tensor, given.values()) if value.dim()), 1)
-        factors = []
-        for table, clique in zip(self.tables(), self.cliques, strict=True):
-            order = [clique.index(i) for i in clique if i in given] + [
-                clique.index(i) for i in clique if i not in given
-            ]
-            index = [torch.as_tensor(given[i], device=table.device).long().expand(batch) for i in clique if i in given]
-            chosen = table.permute(order)[tuple(index)] if index else table.expand(batch, *table.shape)
-            factors.append(-chosen if size is None else -chosen.expand(size, *chosen.shape[1:]))
-        return factors
-
-    def _contract(self, output: str, given: Given) -> Tensor:
-        if self._largest > LARGEST:
+    def _feasible(self, given: Given, kept: Sequence[int] = ()) -> "_Plan":
+        """The plan of an elimination whose tables are small enough."""
+        plan = self._plan(given, kept)
+        if plan.largest > LARGEST:
             raise InputError(
-                f"eliminating the variables would make a table of {self._largest:,} numbers, more than {LARGEST:,}; "
+                f"eliminating the variables would make a table of {plan.largest:,} numbers, more than {LARGEST:,}; "
                 "the cliques are too large for exact sums: use chains (gibbs) and ais"
             )
-        factors = self._factors(given)
-        free = [i for i in range(1, self.event_shape.numel() + 1) if i not in given and not self._has(i)]
-        for i in free:  # a variable in no clique is uniform
-            factors.append(factors[0].new_zeros(len(factors[0]), self._size(i)))
-        inputs, result = self._equation(output, given).split("->")
-        equation = ",".join([inputs, *(_PLATE + _symbol(i) for i in free)]) + f"->{result}"
-        return opt_einsum.contract(equation, *factors, backend="pyro.ops.einsum.torch_log")
+        return plan
 
-    def _has(self, variable: int) -> bool:
-        return any(variable in clique for clique in self.cliques)
+    def _factors(self, given: Given) -> list["_Factor"]:
+        """-E_C with what is given selected, each over the variables that are not, (1 or batch, ...)."""
+        factors = []
+        for table, clique in zip(self.tables(), self.cliques, strict=True):
+            free = tuple(i for i in clique if i not in given)
+            values = [torch.as_tensor(given[i], device=table.device).long().reshape(-1) for i in clique if i in given]
+            last = table.permute(*map(clique.index, (*(i for i in clique if i in given), *free)))
+            factors.append(_Factor(free, -(last[torch.broadcast_tensors(*values)] if values else last[None])))
+        some = factors[0].table
+        for i in range(1, self.event_shape.numel() + 1):  # a variable in no clique is uniform
+            if i not in given and not any(i in clique for clique in self.cliques):
+                factors.append(_Factor((i,), some.new_zeros(1, self._size(i))))
+        return factors
 
-    def _backwards(self, what: str, given: Given, size: int) -> Tensor:
-        """Eliminates, then goes back from the last table to the first: maximises or draws, (batch, *event_shape)."""
-        if self._largest > LARGEST:
-            self._contract("", given)  # says why not
-        factors = self._factors(given, None if _batched(given) else size)
-        batch = len(factors[0])
-        factors = [factor.contiguous() for factor in factors]
-        for factor in factors:
-            require_backward(factor)
-        backend = f"pyro.ops.einsum.torch_{what}"
-        equation = self._equation("", given)
-        (total,) = einsum(equation, *factors, plates=_PLATE, modulo_total=True, backend=backend)
-        total._pyro_backward()
-        x = torch.zeros(batch, self.event_shape.numel(), dtype=torch.int64, device=factors[0].device)
-        for i in range(1, x.shape[1] + 1):
-            if i in given:
-                x[:, i - 1] = torch.as_tensor(given[i], device=x.device)
-            elif not self._has(i):
-                x[:, i - 1] = torch.randint(self._size(i), (batch,)) if what == "sample" else 0
-        for factor in factors:
-            found = factor._pyro_backward_result  # type: ignore[attr-defined]
-            if found is not None:
-                for place, symbol in enumerate(found._pyro_sample_dims):
-                    x[:, _variable(symbol) - 1] = found[place]
-        return x.reshape(batch, *self.event_shape)
+    def _summed(self, kept: Sequence[int], given: Given) -> Tensor:
+        """log ∑ exp(-E(x)) over the variables neither given nor kept, (*kept) or (batch, *kept), few rows at a time."""
+        plan, parts = self._feasible(given, kept), []
+        for some in _pieces(given, max(1, LARGEST // plan.total)):
+            factors = self._factors(some)
+            for i in plan.order:
+                _, factors = _eliminated(factors, i, torch.logsumexp)
+            table = functools.reduce(torch.add, (factor.over(tuple(sorted(kept))) for factor in factors))
+            table = table.permute(0, *(1 + sorted(kept).index(i) for i in kept))
+            parts.append(table.expand(_batch(some) or 1, *table.shape[1:]))
+        return torch.cat(parts) if _batch(given) is not None else parts[0].squeeze(0)
+
+    def _backwards(self, given: Given, size: int, *, draws: bool) -> Tensor:
+        """Eliminates, then goes back and draws or maximises one variable after the other, (size, *event_shape)."""
+        plan, parts = self._feasible(given), []
+        for some in _pieces(given, max(1, LARGEST // plan.total)):
+            rows = size if _batch(given) is None else _batch(some) or 1
+            factors, met = self._factors(some), []
+            for i in plan.order:
+                joined, factors = _eliminated(factors, i, torch.logsumexp if draws else torch.amax)
+                met.append(joined)
+            x = torch.zeros(rows, self.event_shape.numel(), dtype=torch.int64, device=self.chains.device)
+            for i, value in some.items():
+                x[:, i - 1] = torch.as_tensor(value, device=x.device)
+            for (*rest, i), table in reversed(met):
+                row = torch.arange(rows, device=x.device) if len(table) > 1 else torch.zeros_like(x[:, 0])
+                log_p = table[(row, *(x[:, j - 1] for j in rest))]
+                # The largest of logits plus Gumbel noise is a draw.
+                noise = torch.empty_like(log_p).exponential_().log() if draws else 0.0
+                x[:, i - 1] = (log_p - noise).argmax(-1)
+            parts.append(x)
+        return torch.cat(parts).reshape(-1, *self.event_shape)
 
     # What chains and training ask for.
 
@@ -290,29 +335,61 @@ class MarkovNetwork(UnnormalisedDensity):
 
     def __str__(self) -> str:
         blocks = ", ".join("{" + ", ".join(f"X{i}" for i in block) + "}" for block in self.blocks)
+        largest = self._plan().largest
         return "\n".join(
             [
                 super().__str__(),
                 f"  {self.factorisation()}, φ = exp(-energy)",
-                f"  largest table of the elimination: {self._largest:,} numbers",
+                f"  largest table of the elimination: {'' if self.tractable else 'at least '}{largest:,} numbers",
                 f"  blocks of the Gibbs sampler: {blocks}",
             ]
         )
 
 
-_PLATE = opt_einsum.get_symbol(0)
+class _Plan(NamedTuple):
+    """The order of an elimination, and the numbers in its largest table and in all."""
+
+    order: list[int]
+    largest: int
+    total: int
 
 
-def _symbol(variable: int) -> str:
-    return opt_einsum.get_symbol(variable)
+class _Factor(NamedTuple):
+    """A table (1 or batch, ...) of log-factors over variables."""
+
+    variables: tuple[int, ...]
+    table: Tensor
+
+    def over(self, variables: tuple[int, ...]) -> Tensor:
+        """The table with a dimension for each of these variables, which rise, of size 1 for those that it lacks."""
+        order = sorted(range(len(self.variables)), key=self.variables.__getitem__)
+        table = self.table.permute(0, *(1 + place for place in order))
+        sizes = dict(zip(sorted(self.variables), table.shape[1:], strict=True))
+        return table.reshape(len(table), *(sizes.get(i, 1) for i in variables))
 
 
-def _variable(symbol: str) -> int:
-    return next(i for i in itertools.count() if opt_einsum.get_symbol(i) == symbol)
+def _eliminated(
+    factors: list[_Factor], variable: int, reduce: Callable[[Tensor, int], Tensor]
+) -> tuple[_Factor, list[_Factor]]:
+    """The product of the factors of a variable, which stands last, and all factors after its sum or maximum."""
+    own = [factor for factor in factors if variable in factor.variables]
+    scope = tuple(sorted({i for factor in own for i in factor.variables}))
+    table = functools.reduce(torch.add, (factor.over(scope) for factor in own)).movedim(1 + scope.index(variable), -1)
+    rest = tuple(i for i in scope if i != variable)
+    others = [factor for factor in factors if variable not in factor.variables]
+    return _Factor((*rest, variable), table), [*others, _Factor(rest, reduce(table, -1))]
 
 
-def _batched(given: Given) -> bool:
-    return any(torch.as_tensor(value).dim() for value in given.values())
+def _batch(given: Given) -> int | None:
+    """The number of datapoints of which values are given; None where they are single values."""
+    return next((len(values) for values in map(torch.as_tensor, given.values()) if values.dim()), None)
+
+
+def _pieces(given: Given, rows: int) -> Iterator[Given]:
+    """What is given of so many datapoints at a time."""
+    for start in range(0, _batch(given) or 1, rows):
+        values = {i: torch.as_tensor(value) for i, value in given.items()}
+        yield {i: value[start : start + rows] if value.dim() else value for i, value in values.items()}
 
 
 def _checked_cliques(cliques: list[list[int]], width: int) -> list[tuple[int, ...]]:

@@ -217,7 +217,7 @@ class LogNormal(Family):
     def __init__(
         self, event_shape: tuple[int, ...], *, scale: Chosen = "predicted", min_scale: Annotated[float, Ge(0)] = 1e-3
     ) -> None:
-        super().__init__(event_shape, dist.LogNormal, floors={"scale": min_scale}, **_how(scale=scale))
+        super().__init__(event_shape, ours.LogNormal, floors={"scale": min_scale}, **_how(scale=scale))
 
 
 @component("likelihood", "exponential")
@@ -296,7 +296,7 @@ class Poisson(Family):
     """P(x) = prod_i rate_i^x_i exp(-rate_i) / x_i! over counts."""
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, dist.Poisson, floors={"rate": _TINY})
+        super().__init__(event_shape, ours.Poisson, floors={"rate": _TINY})
 
 
 @component("likelihood", "negative_binomial")
@@ -310,7 +310,7 @@ class NegativeBinomial(Family):
 
     def __init__(self, event_shape: tuple[int, ...], *, total_count: Chosen = "predicted") -> None:
         super().__init__(
-            event_shape, dist.NegativeBinomial, floors={"total_count": _TINY}, **_how(total_count=total_count)
+            event_shape, ours.NegativeBinomial, floors={"total_count": _TINY}, **_how(total_count=total_count)
         )
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
+from pyrolatent.models import distributions as ours
 from pyrolatent.models.conditionals import Conditional, one_hot
 from pyrolatent.models.modes import evaluation_mode
 from pyrolatent.models.named import Normal
@@ -167,7 +168,7 @@ class RelaxedBernoulliPrior(nn.Module):
 
     def forward(self, y: Tensor | None = None) -> TorchDistributionMixin:
         """The prior, with batch shape ()."""
-        return dist.RelaxedBernoulli(self.temperature, probs=self.probs).to_event(1)
+        return ours.RelaxedBernoulli(self.temperature, probs=self.probs).to_event(1)
 
     def __str__(self) -> str:
         return f"RelaxedBernoulli({self.probs[0].item():g}, temperature={self.temperature.item():g})"

@@ -94,9 +94,9 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
         Biases that are not 0 are those of a machine that has been trained, and stay.
         """
-        if self.visible_bias.any():
-            return
         units = self._units_of_x
+        if self.visible_bias.any() or (isinstance(units, NormalUnits) and units.loc.any()):
+            return
         if isinstance(units, NormalUnits):
             units.standardise(x)
         seen = units.statistic(x)

@@ -8,13 +8,15 @@ import math
 from typing import Annotated, Any, Protocol
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional
 
 from pyrolatent.declaration import component
+from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import one_hot
+from pyrolatent.models.unnormalised import deviations
 
 
 class Units(Protocol):
@@ -92,45 +94,75 @@ class NormalUnits(nn.Module):
     """x_i = m_i + σ_i t_i with t | h ~ N(b + W h, 1): t = (x - m) / σ, A(η) = ∑ η_i² / 2 + log(2π) / 2, over t.
 
     m is the data's mean, so that neither b nor W moves when σ does. σ is learned, one number for each entry, and begins
-    at the data's standard deviation times `scale`.
+    at the data's standard deviation s times `scale`.
 
     Args:
         event_shape: shape of x.
-        scale: factor of the data's standard deviation at the beginning.
+        scale: σ / s at the beginning.
         learned: whether σ is trained.
+        min_scale: lower bound of σ / s; without one, an entry that hardly varies would drive the density to infinity.
     """
 
     loc: Tensor
+    floor: Tensor
 
     def __init__(
-        self, event_shape: tuple[int, ...], *, scale: Annotated[float, Gt(0)] = 1.0, learned: bool = True
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        scale: Annotated[float, Gt(0)] = 1.0,
+        learned: bool = True,
+        min_scale: Annotated[float, Ge(0)] = 1e-3,
     ) -> None:
+        if scale <= min_scale:
+            raise InputError(
+                f"the scale {scale:g} of normal units is not above their min_scale {min_scale:g}; raise it"
+            )
         super().__init__()
         self.width = torch.Size(event_shape).numel()
         self.levels: Tensor | None = None
         self.support = constraints.real
-        self.scale = scale
-        self.log_sigma = nn.Parameter(torch.full((self.width,), math.log(scale)), requires_grad=learned)
+        self.scale, self.min_scale = scale, min_scale
+        above = torch.full((self.width,), math.log(scale - min_scale))
+        self.log_above = nn.Parameter(above, requires_grad=learned)
         self.register_buffer("loc", torch.zeros(self.width))
+        self.register_buffer("floor", torch.full((self.width,), min_scale))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if f"{prefix}log_sigma" in state_dict:  # as σ without a floor was saved
+            state_dict[f"{prefix}log_above"] = state_dict.pop(f"{prefix}log_sigma")
+            state_dict[f"{prefix}floor"] = torch.zeros_like(self.floor)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def sigma(self) -> Tensor:
+        """σ, the floor and what is learned above it, (width,)."""
+        return self.floor + self.log_above.exp()
+
+    @torch.no_grad()
+    def at_floor(self) -> bool:
+        """Whether a learned σ lies within 1% of its floor."""
+        return self.log_above.requires_grad and bool((self.log_above.exp() <= 0.01 * self.floor).any())
 
     @torch.no_grad()
     def standardise(self, x: Tensor) -> None:
-        """Sets m to the mean of the data and σ to their standard deviation times `scale`."""
-        flat = x.reshape(len(x), -1)
-        self.loc.copy_(flat.mean(0))
-        self.log_sigma.copy_((self.scale * flat.std(0).clamp(min=1e-3)).log())
+        """Sets m to the mean of the data, σ to their standard deviation times `scale`, and its floor."""
+        spread = deviations(x)
+        self.loc.copy_(x.reshape(len(x), -1).mean(0))
+        self.floor.copy_(self.min_scale * spread)
+        self.log_above.copy_(((self.scale - self.min_scale) * spread).log())
 
     def statistic(self, x: Tensor) -> Tensor:
         """(x - m) / σ."""
-        return (x.reshape(len(x), -1) - self.loc) * (-self.log_sigma).exp()
+        return (x.reshape(len(x), -1) - self.loc) / self.sigma
 
     def value(self, t: Tensor) -> Tensor:
         """m + σ t."""
-        return self.loc + t * self.log_sigma.exp()
+        return self.loc + t * self.sigma
 
     def log_base(self, t: Tensor) -> Tensor:
         """-∑ t_i² / 2 + log σ_i, the density being one of x."""
-        return -(0.5 * t.square()).sum(-1) - self.log_sigma.sum()
+        return -(0.5 * t.square()).sum(-1) - self.sigma.log().sum()
 
     def log_partition(self, eta: Tensor) -> Tensor:
         """∑_i η_i² / 2 + log(2π) / 2, (n,)."""

@@ -13,6 +13,17 @@ Beta = float | Tensor
 """Where on the path from a base distribution (0) to the model (1): a number, or one for each chain, (chains, 1)."""
 
 
+def deviations(x: Tensor) -> Tensor:
+    """Standard deviations of the entries of data (n, ...), (width,), in the units of each; none is 0.
+
+    An entry that does not vary gets a thousandth of the root mean square of all, or 1 where none varies.
+    """
+    flat = x.reshape(len(x), -1)
+    found = torch.where(flat.amax(0) > flat.amin(0), flat.std(0), 0.0)
+    rest = 1e-3 * found.square().mean().sqrt()
+    return torch.where(found > 0, found, torch.where(rest > 0, rest, 1.0))
+
+
 class UnnormalisedDensity(Model):
     """p(x) = exp(-F(x)) / Z with a free energy F that can be computed and a normaliser Z that may not.
 
@@ -56,6 +67,11 @@ class UnnormalisedDensity(Model):
     def measure(self) -> str:
         """What log p(x) is of."""
         return "density" if self.levels is None else "mass"
+
+    @property
+    def base_scale(self) -> Tensor | float:
+        """Standard deviations of the base over real x, (width,) or one for all: the units in which chains move."""
+        return 1.0
 
     @property
     def has_conditionals(self) -> bool:

@@ -1,0 +1,235 @@
+"""Energies over data in any units: every number is that of data in units of 1, moved by the Jacobian of the units."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from pyrolatent import Annealing, Data, EnergyModel, InputError, Run, compare, evaluate, fit, load_data, sample, watch
+from pyrolatent.cli import app
+from pyrolatent.inference.kernels import HMC, Langevin, adapted
+from pyrolatent.inference.partition import ais, raise_log_prob, reverse_ais
+
+UNITS = {
+    "a hundredth": (0.01, 0.01, 0.01),
+    "one": (1.0, 1.0, 1.0),
+    "thousands": (1000.0, 1000.0, 1000.0),
+    "a unit for each column": (1e-3, 50.0, 1e4),
+}
+ROOT = torch.tensor([[1.5, 0.0, 0.0], [0.7, 0.8, 0.0], [-0.5, 0.3, 1.2]], dtype=torch.float64)
+PLACE = torch.tensor([1.0, -0.5, 3.0], dtype=torch.float64)
+
+SMALL = {"mlp": {"hidden": [8], "activation": "silu"}}
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def normal(units: tuple[float, ...], reference: Any = "flat") -> tuple[EnergyModel, Data, Tensor, float]:
+    """The energy of a correlated normal density in these units, data of its own, its covariance and its log Z.
+
+    The base has the standard deviations of the data, and so neither the density's mean nor its correlations.
+    """
+    scale = torch.tensor(units)
+
+    def energy(x: Tensor) -> Tensor:
+        return 0.5 * ((x / scale - PLACE) @ ROOT).square().sum(-1).to(x)
+
+    covariance = (ROOT @ ROOT.T).inverse()
+    model = EnergyModel((3,), energy=energy, reference=reference)
+    x = (torch.distributions.MultivariateNormal(PLACE, covariance).sample((400,)) * scale).float()
+    model.initialise(x + 0.5 * x.std(0))
+    exact = 1.5 * math.log(2 * math.pi) + 0.5 * covariance.logdet().item() + scale.log().sum().item()
+    return model, load_data(x.numpy()), covariance * torch.outer(scale, scale), exact
+
+
+@pytest.mark.parametrize("kernel", [{"hmc": {"leapfrogs": 3}}, "langevin"])
+@pytest.mark.parametrize("units", UNITS)
+def test_log_z_of_a_normal_density_in_any_units(units: str, kernel: Any) -> None:
+    """From both ends within 4.5 standard errors of the closed form, by chains that move as the kernel's target says."""
+    model, data, covariance, exact = normal(UNITS[units])
+    move = adapted(model, kernel, 150)
+    forward = ais(model, chains=200, temperatures=150, kernel=move)
+    start = torch.distributions.MultivariateNormal(PLACE * torch.tensor(UNITS[units]), covariance).sample((200,))
+    backward = reverse_ais(model, start, "exact samples", temperatures=150, kernel=move)
+    for found in (forward, backward):
+        assert found.stuck is None
+        assert abs(found.value - exact) < 4.5 * found.error
+        assert found.acceptance == pytest.approx(move.kernel.target, abs=0.1)
+    x = data.test.x[:20].double()
+    bound = raise_log_prob(model, x, temperatures=300, kernel=move)
+    gap = -model.free_energy(x) - exact - bound
+    assert gap.mean().abs().item() < 0.1 + 4.5 * gap.std().item() / math.sqrt(20)
+
+
+@pytest.mark.parametrize("units", UNITS)
+def test_held_out_log_p_of_a_normal_density_in_any_units(units: str) -> None:
+    model, data, _, exact = normal(UNITS[units])
+    found = evaluate(model.float(), data, annealing=Annealing(200, 150, raised=5, kernel={"hmc": {"leapfrogs": 3}}))
+    truth = -model.free_energy(data.test.x).double().mean().item() - exact
+    assert abs(found.log_evidence - truth) < 4.5 * found.log_evidence_mcse + 1e-4
+    assert found.log_z_missing is None
+    assert found.acceptance == pytest.approx(0.65, abs=0.1)
+
+
+@pytest.mark.parametrize("units", UNITS)
+def test_draws_and_what_is_watched_have_the_moments_of_a_normal_density_in_any_units(units: str) -> None:
+    """Means and covariances within 4.5 standard errors after 50 moves from the base."""
+    model, _, covariance, _ = normal(UNITS[units])
+    scale = torch.tensor(UNITS[units])
+    n = 4000
+    for drawn in (sample(model, n, sweeps=50), watch(model, n, [50])[0]):
+        z, wanted = drawn / scale - PLACE, covariance / torch.outer(scale, scale)
+        assert (z.mean(0).abs() < 4.5 * wanted.diagonal().sqrt() / math.sqrt(n)).all()
+        products = z[:, :, None] * z[:, None]
+        assert ((products.mean(0) - wanted).abs() < 4.5 * products.std(0) / math.sqrt(n)).all()
+
+
+OBJECTIVES: list[Any] = [
+    "sliced_score_matching",
+    {"denoising_score_matching": {"noise": 0.3}},
+    {"pcd": {"chains": 50, "kernel": {"hmc": {"leapfrogs": 3}}}},
+    {"cd": {"steps": 2, "kernel": {"langevin": {"step": 0.2}}}},
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o if isinstance(o, str) else next(iter(o)))
+def test_training_is_the_same_in_any_units(objective: Any) -> None:
+    """Units that are powers of two change no rounding: the networks are equal, and log p(x) differs by the Jacobian."""
+    torch.set_default_dtype(torch.float32)
+    z = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32) @ np.float32([[1, 0.5], [0, 0.5]])
+    found = []
+    for units in ([1, 1], [2.0**10, 2.0**10], [2.0**-7, 2.0**12]):
+        torch.manual_seed(0)
+        model = EnergyModel((2,), energy=SMALL)
+        data = load_data(z * np.float32(units))
+        fit(model, data, progress=False, objective=objective, epochs=3, batch_size=50, optimizer={"Adam": {"lr": 0.01}})
+        short = {"hmc": {"leapfrogs": 2}}
+        estimate = ais(model, chains=50, temperatures=30, kernel=short)
+        log_p = -model.free_energy(data.test.x).mean().item() - estimate.value + math.log(math.prod(units))
+        drawn = sample(model, 10, sweeps=5, kernel=short) / torch.tensor(units)
+        found.append((log_p, estimate.acceptance, *model.function.parameters(), drawn))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_constant_column_has_a_small_scale_in_the_units_of_the_others() -> None:
+    x = torch.tensor([[1.0, 5.0], [3.0, 5.0], [2.0, 5.0]])
+    for scale in (1e-6, 1.0, 1e6):
+        model = EnergyModel((2,))
+        model.initialise(scale * x)
+        torch.testing.assert_close(model.scale, scale * torch.tensor([1.0, 1e-3 / math.sqrt(2)]))
+    model = EnergyModel((2,))
+    model.initialise(torch.ones(3, 2))
+    assert torch.equal(model.scale, torch.ones(2))
+
+
+STUCK = [
+    ({"hmc": {"step": 1e-6}}, "all moves of a coordinate together are .* of the distance between"),
+    ({"langevin": {"step": 1e-4}}, "all moves of a coordinate"),
+    ({"hmc": {"step": 1e3}}, r"0.0% of their moves were accepted in a tenth of them"),
+    ({"langevin": {"step": 1e3}}, "0.0% of their moves"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "said"), STUCK)
+def test_what_chains_that_do_not_move_would_say_is_not_given(kernel: Any, said: str, tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    data = load_data(np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32))
+    model = EnergyModel((2,), energy=SMALL)
+    model.initialise(data.train.x)
+    found = evaluate(model, data, annealing=Annealing(chains=20, temperatures=30, kernel=kernel, raised=2))
+    assert (found.log_evidence, found.log_z, found.ais, found.log_evidence_se, found.log_z_se) == (None,) * 5
+    assert found.each == {}
+    assert found.rows()[0][:2] == ("log_evidence", "none")
+    assert found.raised[1] is None
+    with pytest.raises(InputError, match=f"cannot be sampled: the chains did not move: {said}"):
+        sample(model, 20, sweeps=30, kernel=kernel)
+    run = Run.save(tmp_path / "run", fit(model, data, progress=False, objective="cd", epochs=1))
+    run.write_evaluation(found)
+    with pytest.raises(InputError, match=f"no log p.x. to be compared: the chains did not move: {said}"):
+        compare([run])
+
+
+def test_the_error_of_a_declared_step_that_moves_is_that_of_the_estimate() -> None:
+    model, _, _, exact = normal(UNITS["thousands"])
+    for kernel in (HMC(step=0.3, leapfrogs=4), Langevin(step=0.4, steps=4)):
+        found = ais(model, chains=200, temperatures=150, kernel=kernel)
+        assert found.stuck is None
+        assert abs(found.value - exact) < 4.5 * found.error
+
+
+def test_one_column_that_does_not_move_is_enough() -> None:
+    """A base of units of 1, where those of the data are a thousandth and thousands: steps follow the narrow column."""
+    scale = torch.tensor([1e-3, 1e3])
+    model = EnergyModel((2,), energy=lambda x: 0.5 * (x / scale).square().sum(-1), reference="flat")
+    exact = math.log(2 * math.pi)
+    found = ais(model, chains=50, temperatures=100, kernel={"hmc": {"leapfrogs": 3}})
+    assert abs(found.value - exact) > 4.5 * found.error
+    assert found.stuck is not None
+    model.initialise(torch.randn(400, 2) * scale)
+    found = ais(model, chains=50, temperatures=100, kernel={"hmc": {"leapfrogs": 3}})
+    assert abs(found.value - exact) < 4.5 * found.error
+    assert found.stuck is None
+
+
+def test_one_step_of_annealing_makes_no_move_and_is_given() -> None:
+    model, *_ = normal(UNITS["one"])
+    found = ais(model, chains=20, temperatures=1)
+    assert (found.acceptance, found.stuck) == (None, None)
+
+
+def test_kernels_are_declared_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.setattr("pyrolatent.report_energy.WATCHED", [0, 1, 3])
+    monkeypatch.setattr("pyrolatent.report_energy.TEMPERATURES", 20)
+    monkeypatch.setattr("pyrolatent.cli.SHORT", 20)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(80, 2)).astype(np.float32) * [1e-2, 1e3])
+    model, data = {"energy": {"energy": SMALL}}, str(tmp_path / "x.npy")
+    declared = {"model": model, "objective": "sliced_score_matching", "data": data, "epochs": 1}
+    (tmp_path / "e.yaml").write_text(json.dumps(declared))
+    run = str(tmp_path / "run")
+
+    def cli(*arguments: str) -> Any:
+        return CliRunner().invoke(app, list(arguments))
+
+    assert cli("train", str(tmp_path / "e.yaml"), "--output", run, "--json").exit_code == 0
+    short = ("--chains", "20", "--temperatures", "30")
+    scores = json.loads(cli("evaluate", run, *short, "--kernel", "{hmc: {leapfrogs: 1}}", "--json").stdout)
+    assert 0.4 < scores["acceptance"] < 0.9
+    scores = json.loads(cli("evaluate", run, *short, "--kernel", "{langevin: {step: 1e-7}}", "--json").stdout)
+    assert scores["log_evidence"] is None
+    assert "the chains did not move" in scores["log_z_missing"]
+    assert "the chains did not move" in cli("evaluate", run, *short, "--kernel", "{hmc: {step: 1e-7}}").stdout
+    assert cli("sample", run, "--size", "7", "--sweeps", "5", "--kernel", "langevin").exit_code == 0
+    for arguments, said in (
+        (("sample", run, "--kernel", "{hmc: {step: 1e-7}}"), "the chains did not move"),
+        (("sample", run, "--kernel", "hcm"), "did you mean 'hmc'"),
+        (("evaluate", run, "--kernel", "{langevin: {adjusted: false}}"), "declare adjusted: true"),
+        (("evaluate", run, "--kernel", "gibbs"), "declare kernel: hmc or langevin"),
+    ):
+        refused = cli(*arguments)
+        assert refused.exit_code == 2
+        assert said in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_energies_that_are_not_finite_are_refused() -> None:
+    torch.set_default_dtype(torch.float32)
+    data = load_data(np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32))
+    walls = EnergyModel((2,), energy=lambda x: torch.where(x[:, 0] > 0, 0.0, torch.inf))
+    with pytest.raises(InputError, match=r"F.x. of EnergyModel is not finite for \d+ of 6 datapoints"):
+        evaluate(walls, data)
+    with pytest.raises(InputError, match=r"energy of EnergyModel is not finite at \d+ of 100 states where chains"):
+        ais(walls, temperatures=5)
