@@ -39,17 +39,17 @@ def training_curve(history: Sequence[Mapping[str, float | None]]) -> Figure:
 
     Args:
         history: one row an epoch with `epoch`, `train_loss` (negative bound, nats a datapoint, or squared error, lower
-            is better) and `validation_elbo` (nats a datapoint, higher is better; None or absent where it was not
-            evaluated) or, of models without a density, `validation_loss`.
+            is better) and `validation_elbo` or `validation_bound` (nats a datapoint, higher is better; None or absent
+            where it was not evaluated) or, of models without a density, `validation_loss`.
 
     Raises:
         InputError: the history is empty.
     """
     if not history:
         raise InputError("history has 0 epochs; a training curve needs at least 1")
-    epoch, loss, elbo, error = (
+    epoch, loss, elbo, bound, error = (
         np.array([row.get(key) for row in history], dtype=np.float64)
-        for key in ("epoch", "train_loss", "validation_elbo", "validation_loss")
+        for key in ("epoch", "train_loss", "validation_elbo", "validation_bound", "validation_loss")
     )
     fig = _figure(6, 3.6)
     axes = fig.add_subplot()
@@ -59,7 +59,9 @@ def training_curve(history: Sequence[Mapping[str, float | None]]) -> Figure:
         training, validation, names = loss, error, ("training", "validation")
         axes.set_ylabel("squared error a datapoint, lower is better")
     else:
-        training, validation, names = -loss, elbo, ("training (−train_loss)", "validation ELBO")
+        of_bound = np.isfinite(bound).any()
+        training, validation = -loss, bound if of_bound else elbo
+        names = "training (−train_loss)", "validation bound" if of_bound else "validation ELBO"
         axes.set_ylabel("bound [nats a datapoint], higher is better")
     axes.plot(epoch, training, color=_MUTED, marker=marker, markersize=4, label=names[0])
     evaluated = ~np.isnan(validation)

@@ -117,17 +117,20 @@ def test_what_still_rises_is_told_from_what_has_converged() -> None:
     """False alarms on 400 curves that have converged, and curves that rise, with noise of 0.05 of what was gained."""
     generator = np.random.default_rng(0)
     epochs = np.arange(100)
-    converged = [still_rising(list(-np.exp(-epochs / 8) + 0.05 * generator.normal(size=100))) for _ in range(400)]
+    converged = [still_rising(list(-np.exp(-epochs / 8) + 0.05 * generator.normal(size=100)), 0.01) for _ in range(400)]
     assert sum(slope is not None for slope in converged) <= 8
-    rising = [still_rising(list(epochs / 100 + 0.05 * generator.normal(size=100))) for _ in range(100)]
+    rising = [still_rising(list(epochs / 100 + 0.05 * generator.normal(size=100)), 0.1) for _ in range(100)]
     assert sum(slope is not None for slope in rising) == 100
     assert np.mean([slope for slope in rising if slope]) == pytest.approx(0.01, rel=0.1)
-    assert still_rising([1.0, 2.0, 3.0]) is None
+    assert still_rising([1.0, 2.0, 3.0], 0.0) is None
+    assert still_rising(list(epochs / 1000), 0.1) is None
 
 
 def test_training_that_has_not_converged_says_so(vae: Build, binary_data: Data) -> None:
+    """Means of 50 are far for a decoder that starts at 0; and an optimiser that stands still has converged."""
+    far = load_data(50 + np.random.default_rng(0).normal(size=(60, 6)))
     with pytest.warns(UserWarning, match=r"not converged: validation_elbo was still rising, by .* set epochs: 40"):
-        quiet(vae(), binary_data, epochs=20, optimizer={"Adam": {"lr": 3e-3}})
+        quiet(vae(likelihood="normal"), far, epochs=20, optimizer={"Adam": {"lr": 3e-3}})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quiet(vae(), binary_data, epochs=20, optimizer={"SGD": {"lr": 1e-9}})

@@ -42,6 +42,11 @@ Row = dict[str, Any]
 TIMED = range(5, 25)
 """The steps whose duration says how long training will take."""
 
+LEAST_NATS = 0.1
+"""Rise of a validation score in nats over the last quarter of training from which it counts as not converged."""
+LEAST_SHARE = 0.01
+"""The same of a validation loss, whose units are the data's, as a share of it."""
+
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -55,8 +60,8 @@ class Fit:
         settings: what was declared, as in an experiment file.
         history: a row an epoch: `epoch`, `train_loss` (running mean of the negative bound over the epoch's batches,
             nats a datapoint, lower is better), `validation_elbo` (nats a datapoint, higher is better),
-            `learning_rate`, `seconds` (of the epoch's training), and other losses that the objective names; of models
-            without a bound, what `held_out` says.
+            `learning_rate`, `seconds` (of the epoch's training), and other losses that the objective names; in the
+            place of `validation_elbo` what `held_out` says, of models without a bound or without an encoder.
         best_epoch: the epoch whose weights were kept by early stopping.
     """
 
@@ -286,9 +291,11 @@ class Trainer:
         if best_state is not None:
             self.model.load_state_dict(best_state)
         self.model.eval()
-        slope = still_rising(scores)
+        name = self.held_out.name
+        of_loss = name.endswith("loss")
+        slope = still_rising(scores, LEAST_SHARE * abs(scores[-1]) if of_loss else LEAST_NATS)
         if slope is not None and len(scores) == epochs:
-            name, verb = self.held_out.name, "falling" if self.held_out.name.endswith("loss") else "rising"
+            verb = "falling" if of_loss else "rising"
             warnings.warn(
                 f"not converged: {name} was still {verb}, by {slope:.2g} an epoch, at the last of {epochs} epochs; set "
                 f"epochs: {2 * epochs}, or a larger learning rate",
@@ -467,22 +474,22 @@ class Trainer:
         return "the gradient was not finite, though every log-probability was,"
 
 
-def still_rising(scores: list[float], share: float = 0.01) -> float | None:
+def still_rising(scores: list[float], least: float) -> float | None:
     """The slope of scores by epoch over the last quarter of training, None if they have converged.
 
-    They have not where they rise there by more than this share of all that training gained, and by more than three
-    standard errors of the regression on the epoch.
+    They have not where the line of least squares rises there by more than `least`, and by more than three standard
+    errors.
 
     Args:
         scores: one an epoch, higher is better.
-        share: of the range of scores.
+        least: rise that matters, in the units of the scores.
     """
     last = np.array(scores[-max(8, len(scores) // 4) :])
     if len(scores) < 2 * len(last):
         return None
     line = stats.linregress(np.arange(len(last)), last)
-    gained = line.slope * (len(last) - 1)
-    return float(line.slope) if gained > share * np.ptp(scores) and line.slope > 3 * line.stderr else None
+    rise = line.slope * (len(last) - 1)
+    return float(line.slope) if rise > least and line.slope > 3 * line.stderr else None
 
 
 def _optimizer(declaration: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
