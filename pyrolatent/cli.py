@@ -612,7 +612,10 @@ def _print_evaluation(evaluation: Evaluation | EnergyEvaluation) -> None:
     table.add_row("log_evidence", *_evidence(evaluation))
     if evaluation.ess is not None:
         table.add_row("ess", f"{evaluation.ess:.1f}", f"of {evaluation.particles} draws")
-    table.add_row("active_units", str(evaluation.active_units))
+    if evaluation.active_units is not None:
+        table.add_row("active_units", str(evaluation.active_units))
+    if evaluation.left_out:
+        table.add_row("left out", ", ".join(evaluation.left_out), "terms of the guide that training counts")
     if evaluation.classification_error is not None:
         table.add_row("classification_error", f"{evaluation.classification_error:.2%}")
     console.print(table, "", highlight=False)

@@ -129,7 +129,7 @@ def _row(name: str, runs: list[Run], scores: Tensor, best: Tensor | None) -> Row
             significant = abs(difference) > 2 * math.hypot(error, spread)
     evaluations: list[Any] = [run.evaluation for run in runs]
     likelihood = "log_evidence" in evaluations[0] and "elbo" in evaluations[0]
-    active = [each["active_units"] for each in evaluations if "active_units" in each]
+    active = [each["active_units"] for each in evaluations if each.get("active_units") is not None]
     gaps = [each["log_evidence"] - each["elbo"] for each in evaluations] if likelihood else []
     return Row(
         name=name,

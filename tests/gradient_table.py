@@ -310,6 +310,7 @@ def distances(case: Case, name: str, beta: float, datapoints: int = 20_000) -> d
     found, right = {}, truth(case, name, beta)
     for key, leaf in leaves.items():
         each = torch.zeros_like(x) if leaf.grad is None else leaf.grad
+        assert each.std() < 20, "the noise of a datapoint's gradient is that of others too"
         error = each.std().item() / datapoints**0.5 + 1e-9
         found[key] = abs(each.mean().item() - right[key]) / error
     return found

@@ -305,7 +305,8 @@ class _Target:
                 for site, fn in self.enumerated.items():
                     pyro.sample(site, fn, infer={"enumerate": "parallel"})
                 for site, value in values.items():
-                    pyro.sample(site, dist.Delta(value, event_dim=self.event_dims[site]))
+                    at = value.squeeze(0) if len(u) == 1 else value  # one particle has no dimension of its own
+                    pyro.sample(site, dist.Delta(at, event_dim=self.event_dims[site]))
 
         weights = weigh(self.model.generate, guide, *self.inputs, particles=len(u))
         prior, joint = functools.reduce(torch.add, weights.log_prior.values()), weights.log_joint

@@ -42,7 +42,7 @@ Row = dict[str, Any]
 TIMED = range(5, 25)
 """The steps whose duration says how long training will take."""
 
-LEAST_NATS = 0.1
+LEAST_NATS = 0.2
 """Rise of a validation score in nats over the last quarter of training from which it counts as not converged."""
 LEAST_SHARE = 0.01
 """The same of a validation loss, whose units are the data's, as a share of it."""
@@ -78,10 +78,10 @@ def fit(
     on_epoch: Callable[[Fit], Any] | None = None,
     progress: bool = True,
     *,
-    objective: Annotated[Any, Kind("objective")] = "elbo",
-    epochs: Annotated[int, Gt(0)] = 100,
+    objective: Annotated[Any, Kind("objective")] = "analytic_elbo",
+    epochs: Annotated[int, Gt(0)] = 300,
     batch_size: Annotated[int, Gt(0)] = 128,
-    optimizer: Annotated[Any, Kind("optimizer")] = "Adam",
+    optimizer: Annotated[Any, Kind("optimizer")] = {"Adam": {"lr": 3e-3}},  # noqa: B006 (only read)
     scheduler: Annotated[Any, Kind("scheduler")] = None,
     clip_norm: Annotated[float, Gt(0)] | None = None,
     kl_warmup: Annotated[Any, Kind("warmup")] = None,

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from pyrolatent.declaration import Component, component, register
 from pyrolatent.errors import InputError
-from pyrolatent.inference.weights import Program, Weights, log_sum_over_states, plate_nesting, weigh
+from pyrolatent.inference.weights import (
+    Program,
+    Weights,
+    log_sum_over_states,
+    plate_nesting,
+    sum_over_states,
+    weigh,
+)
+from pyrolatent.models.latent import LatentVariableModel
 
 Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 """x, y, mask."""
@@ -103,6 +111,9 @@ class Objective(pyro.infer.ELBO):
         """The negative bound, summed over the minibatch, with the gradient of the target."""
         weights = self.weigh(model, guide, *args, jointly=self.jointly, **kwargs)
         target = self.target(weights, self.beta)
+        owner = getattr(model, "owner", getattr(model, "__self__", None))
+        term = owner.training_term(*args, **kwargs) if isinstance(owner, LatentVariableModel) else None
+        target = target if term is None else target + term
         # The value is the bound's, also where the gradient is that of something else.
         value = target + (self.bound(weights, self.beta) - target).detach()
         return -(value if weights.scale is None else weights.scale * value).sum()
@@ -502,8 +513,8 @@ class VIMCO(IWAE):
         replaced = torch.where(torch.eye(count, device=held.device, dtype=torch.bool)[..., None], others, held)
         learning_signal = log_mean_exp(held) - log_mean_exp(replaced, 1)
         log_q = weights.log_guide_sites("held")
-        scores = [learning_signal * log_q[site].sum([*range(log_q[site].dim() - 2)]) for site in weights.drawn]
-        return functools.reduce(torch.add, [score.sum(0) for score in scores], log_mean_exp(log_weights))
+        scores = [(learning_signal * sum_over_states(log_q[site])).sum(0) for site in weights.drawn]
+        return functools.reduce(torch.add, scores, log_mean_exp(log_weights))
 
 
 @component("objective", "rws")

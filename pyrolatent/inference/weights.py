@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -42,6 +43,13 @@ class Plate(NamedTuple):
     nesting: int = 1
 
 
+class _Scored(NamedTuple):
+    """log q of a run of the guide, (..., particles, batch): of sites as they count, and of states as probabilities."""
+
+    sites: dict[str, Tensor]
+    states: dict[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Weights:
     """Draws from a guide, scored under the model when asked, never summed over datapoints.
@@ -53,6 +61,8 @@ class Weights:
     Attributes:
         model_trace: the model replayed on the guide's draws.
         guide_trace: the guide's draws.
+        seen: the draws by latent site as the model and a rerun of the guide see them: views, whose gradients can be
+            told from those inside the guide's own run.
         rerun: runs the guide again on given values of its sites, with the randomness beside its sites as it was.
         plate: over the datapoints; log-probabilities are summed over any plates inside it.
         particles: number K of draws; one has no plate of its own in the traces.
@@ -64,6 +74,7 @@ class Weights:
 
     model_trace: Any
     guide_trace: Any
+    seen: dict[str, Tensor]
     rerun: Callable[[dict[str, Tensor]], Any]
     plate: Plate
     particles: int = 1
@@ -129,31 +140,40 @@ class Weights:
                 through the draws alone, as the model sees them; of states and of what is observed through both.
                 "held": through the parameters alone.
         """
+        return self._by_score(score).sites
+
+    def _by_score(self, score: Score) -> "_Scored":
         if score == "full":
             return self._full
         return self._frozen if score == "frozen" else self._held
 
     @cached_property
-    def _full(self) -> dict[str, Tensor]:
+    def _full(self) -> "_Scored":
         return self._scored(self.guide_trace)
 
     @cached_property
-    def _frozen(self) -> dict[str, Tensor]:
+    def _frozen(self) -> "_Scored":
         # The guide is run again, since the distribution of a lower site depends on the draws of those above it, and
         # holding its loc and scale would cut that path too.
-        seen = {site: self.model_trace.nodes[site]["value"] for site in self.latents if site in self.model_trace.nodes}
-        parameters = _leaves(self._full.values())
-        live = self._scored(self.rerun(seen)) if self.summed_out or self.terms else {}
+        parameters = _leaves([*self._full.sites.values(), *self._full.states.values()])
+        live = self._scored(self.rerun(self.seen)) if self.summed_out or self.terms else _Scored({}, {})
         for parameter in parameters:
             parameter.requires_grad_(False)
         try:
-            return self._scored(self.rerun(seen)) | {site: live[site] for site in self.summed_out + self.terms}
+            frozen = self._scored(self.rerun(self.seen)).sites
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(True)
+        views = {value.grad_fn for value in self.seen.values()}
+        if _leaves([frozen[site] for site in self.drawn], views):
+            raise InputError(
+                "the guide's distributions depend on tensors that were computed outside of it, so that running it "
+                "again does not score its draws with its parameters held; compute them in the guide, or use iwae"
+            )
+        return _Scored(frozen | {site: live.sites[site] for site in self.summed_out + self.terms}, live.states)
 
     @cached_property
-    def _held(self) -> dict[str, Tensor]:
+    def _held(self) -> "_Scored":
         nodes = self.guide_trace.nodes
         if not any(nodes[site]["value"].requires_grad for site in self.latents):
             return self._full
@@ -161,7 +181,7 @@ class Weights:
 
     def log_posterior_at(self, values: dict[str, Tensor]) -> Tensor:
         """log q(z | x) over all sites at other values of them, as many as there are draws, (..., particles, batch)."""
-        scored = self._scored(self.rerun(values))
+        scored = self._scored(self.rerun(values)).sites
         return _total(scored[site] for site in self.latents)
 
     @cached_property
@@ -191,13 +211,7 @@ class Weights:
         """log q over the states that are summed out, (states..., particles, batch), nats; None if there are none."""
         if not self.summed_out:
             return None
-        sites = self.log_guide_sites(score)
-        return _total(
-            torch.full_like(sites[site], -math.log(self.guide_trace.nodes[site]["infer"]["num_samples"]))
-            if site in self.sampled_inside
-            else sites[site]
-            for site in self.summed_out
-        )
+        return _total(self._by_score(score).states.values())
 
     def log_ratio(self, beta: float | Tensor = 1.0, *, score: Score = "full") -> Tensor:
         """log p(x | z) + beta (log p(z) - log q(z | x)), (..., particles, batch); beta = 1 makes a bound.
@@ -257,11 +271,9 @@ class Weights:
         dim, nesting = self.plate.dim, self.plate.nesting
         plates = (1,) * (nesting + dim) + factor.shape[-1:] + (1,) * (-1 - dim) if self.plate.name else (1,) * nesting
         lead = factor.shape[: -2 if self.particles == 1 else -1]
-        for site in self.latents:
-            node = self.model_trace.nodes.get(site, self.guide_trace.nodes[site])
-            value = node["value"]
+        for site, value in self.seen.items():
             if value.requires_grad:
-                shaped = factor.reshape(lead + plates + (1,) * node["fn"].event_dim)
+                shaped = factor.reshape(lead + plates + (1,) * self.guide_trace.nodes[site]["fn"].event_dim)
                 while shaped.dim() > value.dim():
                     shaped = shaped.squeeze(0)
                 value.register_hook(lambda gradient, shaped=shaped: gradient * shaped)
@@ -308,14 +320,30 @@ class Weights:
         if not self.has_closed_kl(site):
             return self.sampled_kl(site)
         prior, posterior = self.model_trace.nodes[site], self.guide_trace.nodes[site]
-        closed = closed_kl(posterior["fn"], prior["fn"])
+        same = _same(prior["mask"], posterior["mask"]) and _same(prior["scale"], posterior["scale"])
+        closed = closed_kl(posterior["fn"], prior["fn"]) if same else None
         return self.sampled_kl(site) if closed is None else self._by_datapoint(closed, posterior)
 
-    def _scored(self, guide_trace: Any) -> dict[str, Tensor]:
-        return {site: self._log_prob(guide_trace.nodes[site]) for site in [*self.latents, *self.terms]}
+    def _scored(self, guide_trace: Any) -> "_Scored":
+        nodes = guide_trace.nodes
+        states = {}
+        for site in self.summed_out:
+            fn = nodes[site]["fn"]  # a probability is neither masked nor scaled
+            fn = fn.base_dist if isinstance(fn, dist.MaskedDistribution) else fn
+            states[site] = self._log_prob({**nodes[site], "fn": fn, "scale": 1.0, "mask": None})
+            if site in self.sampled_inside:
+                states[site] = torch.full_like(states[site], -math.log(nodes[site]["infer"]["num_samples"]))
+        return _Scored({site: self._log_prob(nodes[site]) for site in [*self.latents, *self.terms]}, states)
 
     def _log_prob(self, node: Any) -> Tensor:
-        return self._by_datapoint(node["fn"].log_prob(node["value"]), node)
+        try:
+            log_prob = node["fn"].log_prob(node["value"])
+        except (KeyError, NotImplementedError) as error:
+            raise InputError(
+                f"the distribution {type(node['fn']).__name__} of the site {node['name']!r} cannot score a value that "
+                "it did not draw itself; declare another one, or use iwae or elbo"
+            ) from error
+        return self._by_datapoint(log_prob, node)
 
     def _by_datapoint(self, values: Tensor, node: Any) -> Tensor:
         """Masked, and summed over the plates inside the datapoints', (..., particles, batch)."""
@@ -347,6 +375,11 @@ class Weights:
         return values.unsqueeze(-1 - self.plate.nesting - event_dims) if one else values
 
 
+def sum_over_states(values: Tensor) -> Tensor:
+    """The sum over all dimensions in front of (particles, batch)."""
+    return values if values.dim() == 2 else values.flatten(0, -3).sum(0)
+
+
 def log_sum_over_states(terms: Tensor) -> Tensor:
     """log of the sum of exponentials over all dimensions in front of (particles, batch)."""
     return terms if terms.dim() == 2 else terms.flatten(0, -3).logsumexp(0)
@@ -354,6 +387,8 @@ def log_sum_over_states(terms: Tensor) -> Tensor:
 
 def closed_kl(posterior: Any, prior: Any) -> Tensor | None:
     """KL(posterior || prior) in closed form, of their common batch shape; None where no form is known."""
+    if isinstance(_innermost(posterior), dist.Delta):
+        return None  # Pyro's form leaves out the log-density of the point
     # Some of torch's closed forms take no broadcasting.
     shape = torch.broadcast_shapes(posterior.batch_shape, prior.batch_shape)
     try:
@@ -400,8 +435,9 @@ def weigh(
     enumerated = poutine.enum(guides, first_available_dim=-nesting - (1 if particles == 1 else 2))
     with noise if again else nullcontext():
         drawn = poutine.trace(enumerated).get_trace(*args, **kwargs)
+    draws, seen = _seen_by_the_model(drawn)
     with _OnlyDrawn({*drawn.stochastic_nodes}):
-        replayed = poutine.trace(poutine.replay(models, trace=_seen_by_the_model(drawn))).get_trace(*args, **kwargs)
+        replayed = poutine.trace(poutine.replay(models, trace=draws)).get_trace(*args, **kwargs)
     guide_trace, model_trace = (prune_subsample_sites(trace) for trace in (drawn, replayed))
     _hold_to_sites(model_trace, guide_trace, nesting)
     nodes = [*_sites(guide_trace), *_sites(model_trace)]
@@ -417,7 +453,8 @@ def weigh(
         with statistics_held(), noise.again():
             return poutine.trace(poutine.replay(guides, trace=given)).get_trace(*args, **kwargs)
 
-    return Weights(model_trace, guide_trace, rerun, found, particles, _common_scale(nodes, jointly), with_terms)
+    scale = _common_scale(nodes, found, jointly)
+    return Weights(model_trace, guide_trace, seen, rerun, found, particles, scale, with_terms)
 
 
 _nestings: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
@@ -563,14 +600,32 @@ def _hold_to_states(nodes: list[Any], plate: Plate) -> None:
         raise InputError(f"the site {site!r} is to be summed out, but it {reason}; use Pyro's TraceEnum_ELBO")
 
 
-def _seen_by_the_model(guide_trace: Any) -> Any:
-    """The guide's trace with its draws as views, so that gradients from the model can be told from those inside."""
-    draws = guide_trace.copy()
+def _seen_by_the_model(guide_trace: Any) -> tuple[Any, dict[str, Tensor]]:
+    """The guide's trace with its draws as views, and these by site."""
+    draws, seen = guide_trace.copy(), {}
     for site in draws.stochastic_nodes:
         node = draws.nodes[site]
+        if site_is_subsample(node):
+            continue
+        seen[site] = node["value"]
         if node["value"].requires_grad:
-            draws.nodes[site] = {**node, "value": node["value"].view_as(node["value"])}
-    return draws
+            seen[site] = node["value"].view_as(node["value"])
+            vars(seen[site]).update(vars(node["value"]))  # what Pyro's straight-through draws remember of themselves
+            draws.nodes[site] = {**node, "value": seen[site]}
+    return draws, seen
+
+
+def _innermost(fn: Any) -> Any:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two masks or scales are equal."""
+    if one is other:
+        return True
+    return one is not None and other is not None and bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
 
 
 class _Noise(TorchDispatchMode):
@@ -624,11 +679,13 @@ class _BesideSites(Messenger):
         self.drawing = False
 
 
-def _leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors that a gradient of these would be accumulated in."""
+def _leaves(tensors: Iterable[Tensor], without: Iterable[Any] = ()) -> list[Tensor]:
+    """The tensors that a gradient of these would be accumulated in, not by way of some operations."""
     found: dict[int, Tensor] = {}
+    seen = {*without}
     waiting: list[Any] = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set(waiting)
+    waiting = [function for function in waiting if function not in seen]
+    seen |= {*waiting}
     while waiting:
         node = waiting.pop()
         if hasattr(node, "variable"):
@@ -640,7 +697,8 @@ def _leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
     return list(found.values())
 
 
-def _common_scale(sites: list[Any], jointly: bool) -> float | Tensor | None:
+def _common_scale(sites: list[Any], plate: Plate, jointly: bool) -> float | Tensor | None:
+    """What scales every site, a number or (batch,), None if each has its own."""
     scale = sites[0]["scale"] if sites else 1.0
     for site in sites:
         if site["scale"] is not scale and bool(torch.as_tensor(site["scale"] != scale).any()):
@@ -650,7 +708,17 @@ def _common_scale(sites: list[Any], jointly: bool) -> float | Tensor | None:
                 f"the site {site['name']!r} is scaled by {site['scale']} and {sites[0]['name']!r} by {scale}; a scale "
                 "that is not common to all sites is no part of a bound, so leave poutine.scale out or put it on all"
             )
-    return scale
+    if not isinstance(scale, Tensor) or scale.numel() == 1:
+        return scale
+    of_datapoints = scale.shape[plate.dim] if plate.name is not None and scale.dim() >= -plate.dim else 0
+    if of_datapoints == scale.numel():
+        return scale.flatten()
+    if jointly:
+        return None
+    raise InputError(
+        f"the sites are scaled by numbers of the shape {tuple(scale.shape)}, which vary within datapoints and are no "
+        "part of a bound; scale datapoints alone, or leave poutine.scale out"
+    )
 
 
 def _in_particles(program: Program, particles: int, nesting: int) -> Program:
