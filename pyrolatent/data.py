@@ -492,11 +492,13 @@ def _forget(y: Tensor | None, labelled: int, name: str, generator: torch.Generat
     """Labels of which `labelled` are kept, classes in turn, and the others are -1."""
     if y is None or y.ndim != 1:
         raise InputError(f"{name} has no class labels of which labelled: {labelled} could be kept; leave labelled out")
-    if labelled > len(y):
-        raise InputError(f"labelled was {labelled}, but {name} has {len(y)} training labels")
+    known = int((y >= 0).sum())
+    if labelled > known:
+        raise InputError(f"labelled was {labelled}, but {name} has {known} training labels")
     order = torch.randperm(len(y), generator=generator)
+    order = order[y[order] >= 0]
     turn = torch.empty_like(y)  # the how-many-th of its class each datapoint is
-    for label in y.unique():
+    for label in y[y >= 0].unique():
         members = order[y[order] == label]
         turn[members] = torch.arange(len(members))
     kept = order[turn[order].argsort(stable=True)[:labelled]]

@@ -7,6 +7,8 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from pyrolatent.inference.psis import khat, khat_threshold
 from pyrolatent.inference.rules import has_posterior, require_latents
 from pyrolatent.inference.weights import weigh
 from pyrolatent.models.arrays import as_inputs, as_labels
-from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.modes import evaluation_mode
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
@@ -235,11 +237,16 @@ def impute(
     require_latents(model)
     x, y, mask = as_inputs(model, x, y, mask)
     filled, all_weights = [], []
-    with evaluation_mode(model):
+    with evaluation_mode(model), pyro.validation_enabled(False):
+        _require_support(model, x, y, mask)
         if weigh(model.generate, model.infer, x, y, mask).summed_out:
             raise InputError(f"impute draws latents, but {type(model).__name__} enumerates some; use a vae")
         for _ in range(draws):
             log_weights, proposed = weighed_draws(model, (x, y, mask), particles)
+            if not torch.isfinite(log_weights.logsumexp(0)).all():
+                raise InputError(
+                    "log p(x, z) is not finite at the draws of z for some datapoints, so none can be chosen"
+                )
             chosen = dist.Categorical(logits=log_weights.T).sample()
             batch = torch.arange(len(x), device=x.device)
             latents = {site: value[chosen, batch] for site, value in proposed.items()}
@@ -254,6 +261,17 @@ def impute(
             stacklevel=2,
         )
     return torch.stack(filled)
+
+
+def _require_support(model: LatentVariableModel, x: Tensor, y: Tensor | None, mask: Tensor) -> None:
+    """Refuses observed numbers to which the likelihood gives no probability; grey values of a Bernoulli are allowed."""
+    support: Any = observed_node(poutine.trace(model.generate).get_trace(x, y, mask))["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    allowed = constraints.unit_interval if support is constraints.boolean else support
+    outside = 0 if allowed.event_dim else int((~allowed.check(x) & mask).sum())
+    if outside:
+        raise InputError(f"{outside} observed values of x lie outside the support of the likelihood, {allowed}")
 
 
 def _decoded(model: LatentVariableModel, codes: dict[str, Tensor], y: Any) -> Tensor:

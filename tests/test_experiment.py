@@ -56,8 +56,9 @@ def test_declaration_writes_out_the_defaults_of_this_package() -> None:
     declaration = Experiment().declaration
     network = declaration["model"]["vae"]["encoder"]["mlp"]
     assert (network["hidden"], network["activation"], network["dropout"]) == ([200], "relu", 0.0)
-    assert declaration["objective"] == {"elbo": {"particles": 1, "beta": 1.0, "free_bits": 0.0}}
-    assert declaration["epochs"] == 100
+    assert declaration["objective"] == {"analytic_elbo": {"particles": 1, "beta": 1.0, "free_bits": 0.0}}
+    assert declaration["epochs"] == 300
+    assert declaration["optimizer"] == {"Adam": {"lr": 3e-3}}
     assert declaration["seed"] == 0
     assert list(declaration)[:3] == ["model", "data", "objective"]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
 
@@ -99,6 +100,20 @@ def test_density_and_squared_error() -> None:
 
 MASKED = {"mask": np.random.default_rng(0).random((30, 4)) < 0.8}
 MACHINE: Any = {"hidden": 3}
+
+
+class Loose(VAE):
+    def generate(self, x: Any, y: Any = None, mask: Any = None) -> None:
+        pyro.param("loose", torch.zeros(()))
+        super().generate(x, y, mask)
+
+
+class Unnamed(VAE):
+    def generate(self, x: Any, y: Any = None, mask: Any = None) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("of_mine", self.likelihood(pyro.sample("z", self.prior())), obs=x)
+
+
 BROKEN: dict[str, tuple[Any, Any, Any]] = {
     "closed_form or em for": (lambda: VAE((4,), latent_dim=2), {}, "em"),
     "closed_form on data with": (lambda: LinearGaussian((4,), latent_dim=2), MASKED, "closed_form"),
@@ -117,6 +132,8 @@ BROKEN: dict[str, tuple[Any, Any, Any]] = {
     ),
     "a model of x given y": (lambda: ConditionalVAE((4,), 3, latent_dim=2), {"labels": LABELS - (LABELS == 0)}, "elbo"),
     "data outside the likelihood": (lambda: VAE((4,), latent_dim=2), {"x": GREY}, "elbo"),
+    "a model whose functions use pyro.param": (lambda: Loose((4,), latent_dim=2), {}, "elbo"),
+    "a model without an observed site": (lambda: Unnamed((4,), latent_dim=2), {}, "elbo"),
     "a prior and a posterior over": (lambda: VAE((4,), latent_dim=2, prior="gamma"), {}, "elbo"),
     "an objective that needs pathwise": (lambda: DiscreteVAE((4,), latent_dims=(2,)), {}, "elbo"),
     "an objective that scores draws again": (lambda: VAE((4,), latent_dim=2, posterior="planar"), {}, "dreg"),

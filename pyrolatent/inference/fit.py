@@ -34,6 +34,7 @@ from pyrolatent.inference.weights import arguments, training_arguments, weigh
 from pyrolatent.models.conditionals import networks_in
 from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.modes import statistics_held
 from pyrolatent.models.units import NormalUnits
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -98,7 +99,8 @@ def fit(
     Args:
         model: the model; it is trained in place.
         data: what it is trained on.
-        on_epoch: called after each epoch with the fit so far; the model then holds that epoch's weights.
+        on_epoch: called after each epoch with the fit so far; the model then holds that epoch's weights, in evaluation
+            mode.
         progress: whether to show a progress bar.
         objective: what is maximised, one of this package's or of Pyro's.
         epochs: passes over the training data, at most.
@@ -224,6 +226,12 @@ class Trainer:
             self.objective.prepare(self.model)
         if not has_posterior(self.model):
             return
+        if isinstance(self.objective, Objective) and self.objective.scores_again:
+            self.model.train()
+            devices = [first.x.device] if first.x.is_cuda else []
+            with torch.random.fork_rng(devices=devices), statistics_held():
+                inputs = training_arguments(self.model, first)
+                self.objective.differentiable_loss(self.model.generate, self.model.infer, *inputs)
         validate = self.data.binarize != "relaxed"
         with torch.no_grad(), evaluating(self.model), pyro.validation_enabled(validate):
             weights = weigh(self.model.generate, self.model.infer, *training_arguments(self.model, first))
@@ -285,6 +293,7 @@ class Trainer:
             if "patience" in settings and warm and validation > best:
                 best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
             if on_epoch:
+                self.model.eval()
                 on_epoch(self.run)
             if self.run.best_epoch is not None and epoch - self.run.best_epoch >= settings["patience"]:
                 break

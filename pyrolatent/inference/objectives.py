@@ -111,6 +111,7 @@ class Objective(pyro.infer.ELBO):
         """The negative bound, summed over the minibatch, with the gradient of the target."""
         weights = self.weigh(model, guide, *args, jointly=self.jointly, **kwargs)
         target = self.target(weights, self.beta)
+        weights.hold_to_rerun()
         owner = getattr(model, "owner", getattr(model, "__self__", None))
         term = owner.training_term(*args, **kwargs) if isinstance(owner, LatentVariableModel) else None
         target = target if term is None else target + term

@@ -179,6 +179,16 @@ class Weights:
             return self._full
         return self._scored(self.rerun({site: nodes[site]["value"].detach() for site in self.latents}))
 
+    def hold_to_rerun(self) -> None:
+        """Refuses a guide that was run again, but then gave its draws other probabilities."""
+        for score in ("_frozen", "_held"):
+            for site, again in getattr(vars(self).get(score), "sites", {}).items():
+                if not torch.allclose(self._full.sites[site].detach(), again.detach(), rtol=1e-3, atol=1e-3):
+                    raise InputError(
+                        f"the guide gives the draws of {site!r} another probability when it is run again: it keeps "
+                        "state from run to run or draws noise outside of torch; leave that out, or use iwae"
+                    )
+
     def log_posterior_at(self, values: dict[str, Tensor]) -> Tensor:
         """log q(z | x) over all sites at other values of them, as many as there are draws, (..., particles, batch)."""
         scored = self._scored(self.rerun(values)).sites

@@ -90,6 +90,8 @@ def as_numbers(model: Any, values: Any, name: str) -> Tensor:
 
 
 def _tensor(values: Any, name: str) -> Tensor:
+    if isinstance(values, np.ma.MaskedArray):
+        raise InputError(f"{name} is a masked array; give {name}.filled(0), and mask=~x.mask, True where x is observed")
     if isinstance(values, Tensor) and not values.is_complex():
         return values
     try:

@@ -17,6 +17,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
 from pyrolatent.models.conditionals import filled, given_gaps, masked, one_hot
 from pyrolatent.models.model import Model
+from pyrolatent.models.modes import evaluation_mode
 
 
 class LatentVariableModel(Model):
@@ -88,7 +89,7 @@ class LatentVariableModel(Model):
         return PyroProgram(self, self.infer)
 
     def encode(self, x: Any, y: Any = None, mask: Any = None) -> dict[str, TorchDistributionMixin]:
-        """The approximate posterior of every latent site, each of batch shape (batch,).
+        """The approximate posterior of every latent site, each of batch shape (batch,), in evaluation mode.
 
         A site below another in a hierarchy is given one draw of the sites above it.
 
@@ -101,11 +102,12 @@ class LatentVariableModel(Model):
             InputError: arguments that do not fit the model.
         """
         inputs = as_inputs(self, x, y, mask)
-        trace: Any = prune_subsample_sites(poutine.trace(self.infer).get_trace(*inputs))
+        with evaluation_mode(self):
+            trace: Any = prune_subsample_sites(poutine.trace(self.infer).get_trace(*inputs))
         return {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes}
 
     def decode(self, latents: Any, y: Any = None) -> TorchDistributionMixin:
-        """The likelihood p(x | latents).
+        """The likelihood p(x | latents), in evaluation mode.
 
         Args:
             latents: by site, (..., batch, *shape), numbers of any type; what is no mapping stands for the only site.
@@ -124,7 +126,7 @@ class LatentVariableModel(Model):
             if len(needed) != 1:
                 raise InputError(f"{name} has several latents; give a mapping of {', '.join(needed)} to their values")
             latents = {needed[0]: latents}
-        if not {*needed} <= latents.keys() <= {*sites}:
+        if latents.keys() != {*needed}:
             raise InputError(
                 f"latents of {', '.join(latents) or 'no site'} were given, but {name} decodes {', '.join(needed)}"
             )
@@ -146,11 +148,12 @@ class LatentVariableModel(Model):
         labels = None if y is None else as_labels(self, y, batch)
         values = self.given_label(labels) | values
         program = poutine.condition(self.generate, data=values)
-        trace: Any = poutine.trace(program).get_trace(x.expand(batch, *self.event_shape), labels)
+        with evaluation_mode(self):
+            trace: Any = poutine.trace(program).get_trace(x.expand(batch, *self.event_shape), labels)
         return observed_node(trace)["fn"]
 
     def simulated(self, size: int, y: Tensor | None = None) -> dict[str, Any]:
-        """Draws z ~ p(z), x ~ p(x | z): what a Pyro trace holds of x and of every latent site, by name.
+        """Draws z ~ p(z), x ~ p(x | z): what a Pyro trace in evaluation mode holds of x and every latent site, by name.
 
         Args:
             size: number of draws.
@@ -158,7 +161,8 @@ class LatentVariableModel(Model):
         """
         program = poutine.condition(poutine.uncondition(self.generate), data=self.given_label(y))
         x = as_numbers(self, torch.zeros(()), "x").expand(size, *self.event_shape)
-        trace: Any = prune_subsample_sites(poutine.trace(program).get_trace(x, y))
+        with evaluation_mode(self):
+            trace: Any = prune_subsample_sites(poutine.trace(program).get_trace(x, y))
         observed_node(trace)
         nodes = {site: trace.nodes[site] for site in trace.stochastic_nodes}
         return {site: node for site, node in nodes.items() if site == "x" or "was_observed" not in node["infer"]}
@@ -212,7 +216,7 @@ class PyroProgram(nn.Module):
         function: one of its functions.
     """
 
-    def __init__(self, owner: nn.Module, function: Callable[[Tensor, Tensor | None, Tensor | None], None]) -> None:
+    def __init__(self, owner: Model, function: Callable[[Tensor, Tensor | None, Tensor | None], None]) -> None:
         super().__init__()
         self.owner = owner
         self.function = function
@@ -223,6 +227,7 @@ class PyroProgram(nn.Module):
             # An objective may hold the parameters for a while; they are in the store all the same.
             warnings.filterwarnings("ignore", message=".*was not registered in the param store")
             pyro.module(_store_name(self.owner), self.owner)
+        self.owner.run_by_pyro()
         self.function(x, y, mask)
 
 

@@ -25,7 +25,7 @@ class Model(nn.Module):
             it is no part of the state that `state_dict` gives.
         label_site: the latent site that is the label, of models that infer it.
         mask_input: whether its encoders are told which entries are missing.
-        fitted: whether it has been trained or loaded, so that training goes on from what was learnt.
+        fitted: whether `fit` has trained it or a state was loaded, so that training goes on from what was learnt.
     """
 
     label_dim: int = 0
@@ -39,6 +39,7 @@ class Model(nn.Module):
         super().__init__()
         self.event_shape = torch.Size(event_shape)
         self.register_load_state_dict_post_hook(_loaded)
+        self._versions: list[int] | None = None
 
     @property
     def encoders(self) -> list[nn.Module]:
@@ -74,10 +75,19 @@ class Model(nn.Module):
                     )
                 else:
                     take_mask()
-        for part in () if self.fitted else self.modules():
+        trained = self.fitted or self._versions not in (None, self._versions_now())
+        for part in () if trained else self.modules():
             initialise = getattr(part, "initialise", None)
             if callable(initialise):
                 initialise(x, mask)
+
+    def run_by_pyro(self) -> None:
+        """Told when Pyro's tools run the model, whose optimisers then change its parameters in place."""
+        if self._versions is None:
+            self._versions = self._versions_now()
+
+    def _versions_now(self) -> list[int]:
+        return [parameter._version for parameter in self.parameters()]
 
 
 def _loaded(model: Any, keys: Any) -> None:
