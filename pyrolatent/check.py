@@ -22,7 +22,7 @@ from pyrolatent.inference.draws import labels_for
 from pyrolatent.inference.evidence import measure, observation_support, score
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs
-from pyrolatent.inference.rules import likelihood_name, part_for
+from pyrolatent.inference.rules import likelihood_name, part_for, require_one_observed_site
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -194,6 +194,7 @@ def check(
         raise InputError(f"the {split} split of {data.name} has {len(part)} datapoints; at least {LEAST} are needed")
     support = observation_support(model, part.batch(slice(0, 1)), data)
     data.check_support(support, f"the {likelihood_name(model)} likelihood")
+    require_one_observed_site(model, part.batch(slice(0, 1)))
     with evaluating(model, seed):
         # One draw of what is drawn anew for each batch, so that all steps are about the same datapoints.
         fixed: Any = {split: Split(*part.batch(slice(0, size)))}

@@ -11,7 +11,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pyrolatent import VAE, InputError, LatentVariableModel, evaluate, fit, load_data
+from pyrolatent import VAE, InputError, LatentVariableModel, check, evaluate, fit, load_data
 from pyrolatent.inference.objectives import (
     ELBO,
     IWAE,
@@ -455,3 +455,27 @@ def test_nested_plates_of_a_subclass_do_not_collide() -> None:
     for particles in (1, 5):
         weights = weigh(model.generate, model.infer, x, particles=particles).log_weights()
         torch.testing.assert_close(weights, truth.expand(particles, -1))
+
+
+class Two(VAE):
+    """Observes how many entries are 1 beside the entries."""
+
+    def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior(y))
+            pyro.sample("x", self.likelihood(z, y), obs=x)
+            pyro.sample("count", dist.Poisson(z.exp().sum(-1)), obs=x.sum(-1))
+
+
+def test_a_second_observed_site_is_scored_or_refused() -> None:
+    """It is part of log p(x, count); a check, which simulates x alone, refuses it by name."""
+    data = load_data((torch.rand(60, 4) < 0.5).float().numpy())
+    model = Two((4,), latent_dim=1)
+    x = data.test.x.float()
+    weights = weigh(model.generate, model.infer, x, particles=3)
+    z = weights.latents["z"]
+    both = model.likelihood(z).log_prob(x) + dist.Poisson(z.exp().sum(-1)).log_prob(x.sum(-1))
+    torch.testing.assert_close(weights.log_likelihood, both)
+    assert evaluate(model, data, particles=5).log_evidence < 0
+    with pytest.raises(InputError, match="is checked by simulating x, but Two observes 'count' beside it"):
+        check(model, data, split="train")

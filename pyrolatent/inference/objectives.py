@@ -108,7 +108,7 @@ class Objective(pyro.infer.ELBO):
         return self.bound(weights).detach().sum()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The negative bound, summed over the minibatch, with the gradient of the target."""
+        """What `loss` gives as a tensor, with the gradient of the target."""
         weights = self.weigh(model, guide, *args, jointly=self.jointly, **kwargs)
         target = self.target(weights, self.beta)
         weights.hold_to_rerun()
@@ -144,11 +144,14 @@ class Objective(pyro.infer.ELBO):
             )
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The negative target, summed over the minibatch."""
+        """The negative bound at the declared beta, summed over the minibatch.
+
+        Free bits, and what else training has beside a bound, are in the gradient alone.
+        """
         return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The negative target, its gradients added to the parameters'."""
+        """What `loss` gives, with the gradient of the target added to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()

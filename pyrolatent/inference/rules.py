@@ -6,10 +6,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import Unit, constraints
 from torch import nn
 
-from pyrolatent.data import Data, Split
+from pyrolatent.data import Batch, Data, Split
 from pyrolatent.declaration import registered
 from pyrolatent.errors import InputError
 from pyrolatent.inference.contrastive import EnergyObjective, ExactLikelihood
@@ -17,7 +17,7 @@ from pyrolatent.inference.local import Local, encoded
 from pyrolatent.inference.modes import device_of, evaluating
 from pyrolatent.inference.objectives import EM, ClosedForm, Objective, SquaredError
 from pyrolatent.inference.score_matching import ScoreMatching
-from pyrolatent.inference.weights import Weights, training_arguments, weigh
+from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
 from pyrolatent.models.arrays import as_labels
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel, observed_node
@@ -96,6 +96,23 @@ def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Dat
             f"the model is over events of shape {tuple(model.event_shape)}, but {data.name} holds {data.event_shape}; "
             "build the model for data.event_shape"
         )
+
+
+def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
+    """Refuses a model that observes more than x, where x alone is simulated.
+
+    Raises:
+        InputError: naming the other site.
+    """
+    with torch.no_grad(), evaluating(model):
+        trace: Any = weigh(model.generate, model.infer, *arguments(model, one)).model_trace
+    for site in trace.observation_nodes:
+        node = trace.nodes[site]
+        if site != "x" and not isinstance(node["fn"], Unit) and not node["infer"].get("_deterministic"):
+            raise InputError(
+                f"a model is checked by simulating x, but {type(model).__name__} observes {site!r} beside it; make "
+                "both one site, or check the part of the model that observes x"
+            )
 
 
 def require_latents(model: Any) -> None:
