@@ -44,6 +44,8 @@ def sample_energy(
     Raises:
         InputError: the chains of a kernel over real x did not move, or what is asked for does not go with the model.
     """
+    if mean and not isinstance(model, RestrictedBoltzmannMachine):
+        raise InputError(f"{type(model).__name__} has no hidden units given which x has a mean; leave mean out")
     if size < 1 or sweeps < 0:
         raise InputError(f"size and sweeps were {size} and {sweeps}; at least 1 and 0 are needed")
     if model.tractable and y is None and kernel is None:

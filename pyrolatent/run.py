@@ -15,6 +15,7 @@ my_module.py          copies of the files of components of the user's own
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -347,14 +348,25 @@ def train(
 
 
 def scores(evaluation: Evaluation | EnergyEvaluation) -> dict[str, Any]:
-    """An evaluation as evaluation.json holds it: without `log_evidence` where there is no likelihood."""
-    fields = asdict(replace(evaluation, each={}))
+    """An evaluation as evaluation.json holds it: without `log_evidence` where there is no likelihood; null for NaN."""
+    fields = _without_nan(asdict(replace(evaluation, each={})))
     del fields["each"]
     if evaluation.classification_error is None:
         del fields["classification_error"]
+    if not fields.get("left_out"):
+        fields.pop("left_out", None)
     if evaluation.measure != "cross-entropy":
         return fields
     return {name: value for name, value in fields.items() if not name.startswith("log_evidence")}
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN, which JSON does not know, as None, at any depth."""
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def claim(path: Path, overwrite: bool) -> None:

@@ -227,6 +227,7 @@ def test_python_calls_say_what_is_wrong(binary_data: Data) -> None:
     for call, said in (
         (lambda: pl.check(model, binary_data), "RestrictedBoltzmannMachine has no posterior that could be checked"),
         (lambda: pl.impute(model, x, x > 0), "has no posterior of latents"),
+        (lambda: pl.sample(EnergyModel((6,)), 2, mean=True), "EnergyModel has no hidden units given which x has"),
         (lambda: pl.reconstruct(model, x), "has no posterior of latents"),
         (lambda: pl.interpolate(model, x), "has no posterior of latents"),
         (lambda: model.free_energy(x[:, :5]), r"x has the shape \(4, 5\), but the machine takes \(batch, 6\)"),
