@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from pyrolatent import Annealing, Data, EnergyModel, InputError, Run, compare, evaluate, fit, load_data, sample, watch
+from pyrolatent import (
+    Annealing,
+    Data,
+    EnergyModel,
+    InputError,
+    MarkovNetwork,
+    Run,
+    compare,
+    evaluate,
+    fit,
+    load_data,
+    sample,
+    watch,
+)
 from pyrolatent.cli import app
+from pyrolatent.declaration import build
 from pyrolatent.inference.kernels import HMC, Langevin, adapted
 from pyrolatent.inference.partition import ais, raise_log_prob, reverse_ais
 
@@ -233,3 +248,42 @@ def test_energies_that_are_not_finite_are_refused() -> None:
         evaluate(walls, data)
     with pytest.raises(InputError, match=r"energy of EnergyModel is not finite at \d+ of 100 states where chains"):
         ais(walls, temperatures=5)
+
+
+@pytest.mark.parametrize("kind", ["rbm", "energy"])
+def test_training_goes_on_with_other_data_only_with_a_warning(kind: str) -> None:
+    """Base and units were set by the first data and stay; data of the same scale say nothing."""
+    x = np.random.default_rng(0).normal(size=(100, 2))
+    near, far = load_data(x), load_data(100 * x + 500)
+    declared: dict[str, Any] = {"rbm": {"hidden": 3, "visible": "normal"}, "energy": {}}
+    model: Any = build("model", {kind: declared[kind]}, event_shape=(2,), label_dim=0)
+    options: Any = {"objective": "cd" if kind == "rbm" else "denoising_score_matching", "epochs": 1, "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(model, near, **options)
+        fit(model, near, **options)
+    with pytest.warns(UserWarning, match="training goes on in the units of other data"):
+        model.prepare(far.train.x, None)
+
+
+def test_one_chain_that_carries_all_the_weight_gives_no_number() -> None:
+    """The delta method's error is 1 then, however far off log Z is: here a density that has no normaliser."""
+    model: Any = EnergyModel((2,), energy=_Falling(), reference="normal")
+    found = ais(model, chains=50, temperatures=30)
+    assert "chains carry all the weight" in (found.stuck or "")
+
+
+class _Falling(nn.Module):
+    """exp(|x|²) is no density."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x.square().sum(-1)
+
+
+def test_networks_take_no_values_that_their_variables_do_not_have() -> None:
+    network = MarkovNetwork((3,), cliques=[(1, 2), (2, 3)])
+    for wrong in ([[-1.0, 0, 0]], [[0.7, 0, 0]], [[2.0, 0, 0]]):
+        with pytest.raises(InputError, match="1 of 1 datapoints hold values that their variables do not have"):
+            network.log_prob(torch.tensor(wrong))
+    with pytest.raises(InputError, match="x has 4 values, but the network has 3 variables"):
+        network.free_energy(torch.zeros(1, 4))

@@ -44,7 +44,8 @@ class LogZ:
         betas: points of the path (points,) and ...
         log_weights: ... the weights of each chain up to there plus log Z_0, (points, chains).
         acceptance: mean acceptance of the moves; None where none can be rejected.
-        stuck: why the chains cannot be said to have moved, so that the estimate is none; None where they did.
+        stuck: why the estimate is none: chains that cannot be said to have moved, or one or two that carry all the
+            weight, whose error is unknown; None where there is an estimate.
     """
 
     value: float
@@ -432,6 +433,10 @@ def _begin(model: UnnormalisedDensity, state: Any) -> tuple[Tensor, list[Tensor]
 
 def _estimate(log_w: Tensor, kept: list[Tensor], betas: list[float], move: Movement, **about: Any) -> LogZ:
     w = (log_w - log_w.max()).exp()
+    effective = (w.sum().square() / w.square().sum()).item()
+    alone = None
+    if len(w) >= 10 and effective < 2:  # their spread then gives an error of 1, however large it is
+        alone = f"{effective:.1f} of {len(w)} chains carry all the weight; give more temperatures"
     error = (w.std() / w.mean() / math.sqrt(len(w))).item() if len(w) > 1 else math.nan
     return LogZ(
         value=log_mean_exp(log_w).item(),
@@ -439,7 +444,7 @@ def _estimate(log_w: Tensor, kept: list[Tensor], betas: list[float], move: Movem
         betas=torch.tensor(betas),
         log_weights=torch.stack(kept).cpu(),
         acceptance=move.acceptance,
-        stuck=move.stuck,
+        stuck=move.stuck or alone,
         **about,
     )
 

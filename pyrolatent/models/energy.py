@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from pyrolatent.declaration import Kind, build, component, registered
 from pyrolatent.errors import InputError
-from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, deviations
+from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, deviations, warn_if_far
 
 SMOOTH: Mapping[str, Any] = {"mlp": {"activation": "silu"}}
 """The energy by default: the gradient of its score is not 0 nearly everywhere, as that of rectifiers is."""
@@ -74,6 +74,11 @@ class EnergyModel(UnnormalisedDensity):
         if self.standardises:
             self.input_loc.copy_(self.loc)
             self.input_scale.copy_(self.scale)
+
+    def go_on(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Says where data of a further training are far from the base, which stays."""
+        if self.levels is None:
+            warn_if_far(x, self.loc, self.scale)
 
     @property
     def base_scale(self) -> Tensor:

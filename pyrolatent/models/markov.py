@@ -10,6 +10,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyrolatent.declaration import component
 from pyrolatent.errors import InputError, at_least_one
@@ -271,8 +272,26 @@ class MarkovNetwork(UnnormalisedDensity):
     # What chains and training ask for.
 
     def free_energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """E(x) = ∑_C E_C(x_C), (batch,)."""
-        return self.energy(*x.reshape(len(x), -1).long().T)
+        """E(x) = ∑_C E_C(x_C), (batch,).
+
+        Raises:
+            InputError: x has another width, or values that the variables do not have.
+        """
+        flat = x.reshape(len(x), -1)
+        if get_proxy_mode() is None:  # what is compiled is training, whose data have been looked at
+            self._require_values(flat)
+        return self.energy(*flat.long().T)
+
+    def _require_values(self, flat: Tensor) -> None:
+        levels: Any = self.levels
+        if flat.shape[1] != len(levels):
+            raise InputError(f"x has {flat.shape[1]} values, but the network has {len(levels)} variables")
+        wrong = int(((flat != flat.round()) | (flat < 0) | (flat >= levels)).any(1).sum())
+        if wrong:
+            raise InputError(
+                f"{wrong} of {len(flat)} datapoints hold values that their variables do not have; give whole numbers "
+                "from 0 to the number of values less one"
+            )
 
     def energy(self, *values: Tensor) -> Tensor:
         """E(x) of the values of X1, X2, ..., whole numbers whose shapes broadcast, as enumerated sites' do."""
@@ -284,7 +303,7 @@ class MarkovNetwork(UnnormalisedDensity):
 
     def log_density(self, state: Tensor, beta: Beta = 1.0) -> Tensor:
         """-β E(x), (chains,): the base is uniform."""
-        return -(beta * self.free_energy(state)[:, None]).squeeze(-1)
+        return -(beta * self.energy(*state.long().T)[:, None]).squeeze(-1)
 
     @torch.no_grad()
     def gibbs(self, state: Tensor, beta: Beta = 1.0) -> Tensor:

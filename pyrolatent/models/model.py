@@ -49,8 +49,8 @@ class Model(nn.Module):
     def prepare(self, x: Tensor, mask: Tensor | None = None) -> None:
         """What training does first, before there is an optimiser.
 
-        Encoders get the mask as a second input if training data have one, and every part with an `initialise` starts
-        where the data are, unless the model has been trained before.
+        Encoders get the mask as a second input if training data have one. Every part with an `initialise` starts where
+        the data are; where the model has been trained before, every part with a `go_on` is shown them instead.
 
         Args:
             x: data to start at (batch, *event_shape).
@@ -76,10 +76,10 @@ class Model(nn.Module):
                 else:
                     take_mask()
         trained = self.fitted or self._versions not in (None, self._versions_now())
-        for part in () if trained else self.modules():
-            initialise = getattr(part, "initialise", None)
-            if callable(initialise):
-                initialise(x, mask)
+        for part in self.modules():
+            begin = getattr(part, "go_on" if trained else "initialise", None)
+            if callable(begin):
+                begin(x, mask)
 
     def run_by_pyro(self) -> None:
         """Told when Pyro's tools run the model, whose optimisers then change its parameters in place."""

@@ -14,7 +14,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import one_hot
 from pyrolatent.models.latent import require_labels
 from pyrolatent.models.units import CategoricalUnits, LabelledUnits, NormalUnits, bernoulli, softplus
-from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
+from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, warn_if_far
 
 EXACT = 20
 """Binary units of the smaller layer, at most, over whose states log Z is summed."""
@@ -105,6 +105,12 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         self.mu[: units.width] = mean
         self.base_bias[: units.width] = units.natural(mean)
         self.visible_bias.copy_(self.base_bias)
+
+    def go_on(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Says where data of a further training are far from the units of real numbers, which stay."""
+        units = self._units_of_x
+        if isinstance(units, NormalUnits):
+            warn_if_far(x, units.loc, units.floor / units.min_scale if units.min_scale else units.sigma)
 
     @property
     def _units_of_x(self) -> Any:

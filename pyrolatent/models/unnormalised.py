@@ -1,5 +1,6 @@
 """Densities known up to their normaliser: what chains, contrastive training and estimates of log Z ask of a model."""
 
+import warnings
 from typing import Any
 
 import pyro
@@ -13,6 +14,10 @@ Beta = float | Tensor
 """Where on the path from a base distribution (0) to the model (1): a number, or one for each chain, (chains, 1)."""
 
 
+FAR = 10.0
+"""Standard deviations of a base from which data are those of another model."""
+
+
 def deviations(x: Tensor) -> Tensor:
     """Standard deviations of the entries of data (n, ...), (width,), in the units of each; none is 0.
 
@@ -22,6 +27,19 @@ def deviations(x: Tensor) -> Tensor:
     found = torch.where(flat.amax(0) > flat.amin(0), flat.std(0), 0.0)
     rest = 1e-3 * found.square().mean().sqrt()
     return torch.where(found > 0, found, torch.where(rest > 0, rest, 1.0))
+
+
+def warn_if_far(x: Tensor, loc: Tensor, scale: Tensor) -> None:
+    """Says that a base or units that were set by other data stay, where these are more than ten deviations away."""
+    flat = x.reshape(len(x), -1)
+    distance = ((flat.mean(0) - loc).abs() / scale).max().item()
+    ratio = (flat.std(0) / scale).max().item()
+    if max(distance, ratio) > FAR:
+        warnings.warn(
+            f"training goes on in the units of other data: the mean of x is up to {distance:.3g} of their standard "
+            f"deviations away, and its spread up to {ratio:.3g}; build a new model, or scale x",
+            stacklevel=6,
+        )
 
 
 class UnnormalisedDensity(Model):
