@@ -205,6 +205,7 @@ def test_one_step_of_annealing_makes_no_move_and_is_given() -> None:
     assert (found.acceptance, found.stuck) == (None, None)
 
 
+@pytest.mark.slow
 def test_kernels_are_declared_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_default_dtype(torch.float32)
     monkeypatch.setattr("pyrolatent.report_energy.WATCHED", [0, 1, 3])

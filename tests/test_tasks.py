@@ -235,7 +235,9 @@ DATA_AT_HAND: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", DATA_AT_HAND)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "check" else []) for name in DATA_AT_HAND]
+)
 def test_where_data_are_at_hand_their_labels_are_drawn_at(aged: Any, name: str) -> None:
     model, data = aged
     labels = seen_by(model, lambda: DATA_AT_HAND[name](model, data))
