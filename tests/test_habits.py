@@ -230,6 +230,20 @@ def test_a_guide_that_is_another_when_run_again_is_refused(objective: Any) -> No
         objective.differentiable_loss(plain_model, guide, X)
 
 
+def test_a_guide_that_draws_more_noise_when_run_again_is_refused() -> None:
+    runs: list[int] = []
+    loc = torch.zeros(()).double().requires_grad_()
+
+    def guide(x: Tensor) -> None:
+        runs.append(1)
+        noise = sum(torch.rand(()).double() for _ in runs)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc * x + 0 * noise, 1.0))
+
+    with pytest.raises(InputError, match="draws more noise when it is run again"):
+        STL().differentiable_loss(plain_model, guide, X)
+
+
 def labelled_data() -> Data:
     generator = np.random.default_rng(0)
     labels = np.arange(90) % 3

@@ -85,6 +85,11 @@ def test_patience_begins_when_the_warm_up_has_ended(vae: Build, binary_data: Dat
     assert len(warm.history) >= 14
 
 
+def test_a_warm_up_of_one_s_own_need_not_say_when_it_ends(vae: Build, binary_data: Data) -> None:
+    fitted = quiet(vae(), binary_data, kl_warmup=lambda t: min(1.0, t / 2), patience=5)
+    assert fitted.best_epoch is not None
+
+
 @pytest.mark.parametrize("steepness", [0.1, 10.0, 1e6])
 def test_the_sigmoid_warm_up_rises_from_0_to_1(steepness: float) -> None:
     warmup = build("warmup", {"sigmoid": {"epochs": 8, "steepness": steepness}})

@@ -1,5 +1,6 @@
 """Models simulated, x and z ~ p(z, x), at the labels that were asked for, and the means of their posteriors."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -104,7 +105,7 @@ def weighed_draws(model: LatentVariableModel, inputs: Inputs, particles: int) ->
     log_q = [of_q.log_guide, of_q.log_posterior_at(values)]
     parts = []
     for weights, log_posterior in zip((of_q, of_p), log_q, strict=True):
-        log_prior = weights.log_joint - weights.log_likelihood
+        log_prior = functools.reduce(torch.add, weights.log_prior.values())
         mixed = torch.logaddexp(log_posterior, log_prior) - math.log(2)
         parts.append(weights.log_joint - mixed)
     latents = {site: torch.cat([of_q.latents[site], of_p.latents[site]]) for site in of_q.latents}

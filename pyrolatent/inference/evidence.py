@@ -120,7 +120,7 @@ def chunk(model: LatentVariableModel, particles: int) -> Chunk:
     """
 
     def scored(x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Tensor]:
-        weights = weigh(model.generate, model.infer, x, y, mask, particles=particles)
+        weights = weigh(model.generate, model.infer, x, y, mask, particles=particles, again=False)
         log_weights = weights.log_weights()
         terms = {
             "log_sum": log_weights.logsumexp(0),

@@ -289,7 +289,7 @@ class Trainer:
                 }
             )
             bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
-            warm = self.warmup is None or epoch >= min(self.warmup.epochs, epochs)
+            warm = epoch >= min(getattr(self.warmup, "epochs", 0), epochs)
             if "patience" in settings and warm and validation > best:
                 best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
             if on_epoch:

@@ -113,8 +113,9 @@ class Objective(pyro.infer.ELBO):
         target = self.target(weights, self.beta)
         weights.hold_to_rerun()
         owner = getattr(model, "owner", getattr(model, "__self__", None))
-        term = owner.training_term(*args, **kwargs) if isinstance(owner, LatentVariableModel) else None
-        target = target if term is None else target + term
+        if torch.is_grad_enabled() and isinstance(owner, LatentVariableModel):
+            term = owner.training_term(*args, **kwargs)
+            target = target if term is None else target + term
         # The value is the bound's, also where the gradient is that of something else.
         value = target + (self.bound(weights, self.beta) - target).detach()
         return -(value if weights.scale is None else weights.scale * value).sum()

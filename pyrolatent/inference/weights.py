@@ -198,7 +198,9 @@ class Weights:
     def log_likelihood(self) -> Tensor:
         """log p(x | z) over all observed sites, (..., particles, batch), nats."""
         nodes = [self.model_trace.nodes[site] for site in _observed(self.model_trace)]
-        return _total(map(self._log_prob, nodes)) if nodes else torch.zeros(1, 1)
+        if not nodes:
+            return next(iter(self.latents.values()), torch.zeros(())).new_zeros(1, 1)
+        return _total(map(self._log_prob, nodes))
 
     def log_observed(self, score: Score = "full") -> Tensor:
         """log p(x | z), less what the guide observes where that is counted, (..., particles, batch), nats."""
@@ -660,7 +662,12 @@ class _Noise(TorchDispatchMode):
             return function(*args, **(kwargs or {}))
         in_place = function._schema.is_mutable
         if self.given is not None:
-            kept = next(self.given)
+            kept = next(self.given, None)
+            if kept is None:
+                raise InputError(
+                    "the guide draws more noise when it is run again to score its draws; let every run draw as much, "
+                    "or use iwae"
+                )
             return args[0].copy_(kept) if in_place else kept
         result = function(*args, **(kwargs or {}))
         self.kept.append(result.clone() if in_place else result)
