@@ -2,9 +2,9 @@
 
 from torch import set_flush_denormal
 
-from pyrolatent.arviz_data import to_arviz
 from pyrolatent.chains import watch
-from pyrolatent.check import Checks, Verdict, check
+from pyrolatent.checks import Checks, Verdict, check
+from pyrolatent.checks.arviz import to_arviz
 from pyrolatent.compare import compare
 from pyrolatent.data import Data, load_data
 from pyrolatent.errors import InputError, TrainingError, TrustError

@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 from pyrolatent import __version__, declaration, report, tasks
 from pyrolatent.chains import SWEEPS
-from pyrolatent.check import Checks, check
+from pyrolatent.checks import Checks, check
 from pyrolatent.compare import Group, compare, forest
 from pyrolatent.errors import InputError, TrainingError
 from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value, read_yaml
@@ -211,6 +211,7 @@ def check_command(
     size: Annotated[int, typer.Option(help="Datapoints, from the first.")] = 1000,
     draws: Annotated[int, typer.Option(help="Draws from q for each datapoint.")] = 1000,
     simulations: Annotated[int, typer.Option(help="Datapoints that the model simulates, for calibration.")] = 500,
+    replicates: Annotated[int, typer.Option(help="Data sets that the model draws, to compare the data with.")] = 1999,
     annealed: Annotated[int, typer.Option(help="Datapoints whose evidence is annealed; 0 leaves it out.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all draws.")] = 0,
     data_dir: DataDir = None,
@@ -222,6 +223,7 @@ def check_command(
     loaded = Run.load(run, trust=trust)
     data, model = loaded.load_data(data_dir), loaded.model.to(choose_device(device))
     options: dict[str, Any] = {"size": size, "draws": draws, "simulations": simulations, "annealed": annealed}
+    options["replicates"] = replicates
     with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=None)
 
@@ -576,19 +578,24 @@ def _anneal(
 
 def _print_checks(found: Checks) -> None:
     table = Table(title=found.summary, title_justify="left", box=None)
-    for column in ("check", "value", "threshold", "", "what it says"):
+    for column in ("check", "value", "threshold", "", "what it says", "as measured"):
         table.add_column(column, justify="right" if column in ("value", "threshold") else "left", overflow="fold")
     for verdict in found.verdicts:
         mark = Text("passed", style="green") if verdict.passed else Text("FAILED", style="bold red")
         table.add_row(
-            verdict.check, f"{verdict.value:.3g}", f"{verdict.relation} {verdict.threshold:.3g}", mark, verdict.advice
+            verdict.check,
+            f"{verdict.value:.3g}",
+            f"{verdict.relation} {verdict.threshold:.3g}",
+            mark,
+            verdict.advice,
+            verdict.measured,
         )
     wide = Console(width=max(console.width, COMPARED))
     wide.print(table, highlight=False)
     for name, reason in found.skipped.items():
         wide.print(f"{name}: left out; {reason}", highlight=False)
     numbers = ", ".join(f"{name} {value:.3f}" for name, value in found.numbers.items())
-    wide.print(f"nats a datapoint: {numbers}", highlight=False)
+    wide.print(f"beside it: {numbers}", highlight=False)
 
 
 def _print_evaluation(evaluation: Evaluation | EnergyEvaluation) -> None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from pyrolatent.check import check
+from pyrolatent.checks import check
 from pyrolatent.declaration import registered
 from pyrolatent.errors import InputError
 from pyrolatent.experiment import Experiment, override

@@ -11,7 +11,7 @@ import pytest
 import torch
 import xarray
 
-from pyrolatent import VAE, Data, HierarchicalVAE, InputError, LinearGaussian, Run, arviz_data, fit, load_data, to_arviz
+from pyrolatent import VAE, Data, HierarchicalVAE, InputError, LinearGaussian, Run, checks, fit, load_data, to_arviz
 
 SMALL: dict[str, Any] = {"encoder": {"mlp": {"hidden": [8]}}, "decoder": {"mlp": {"hidden": [8]}}}
 READ = """
@@ -107,7 +107,7 @@ def test_with_arviz_1(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         old = to_arviz(model, data, size=4, draws=40, predictive=16)
-        monkeypatch.setattr(arviz_data, "_below_1", lambda: False)
+        monkeypatch.setattr(checks.arviz, "_below_1", lambda: False)
         new = to_arviz(model, data, size=4, draws=40, predictive=16)
         assert type(new).__name__ == "DataTree"
         new.to_netcdf(str(tmp_path / "draws.nc"), engine="h5netcdf")

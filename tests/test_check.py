@@ -25,15 +25,16 @@ from pyrolatent import (
     LinearGaussian,
     SemiSupervisedVAE,
     check,
+    checks,
     cli,
     load_data,
 )
-from pyrolatent.check import SOURCES
+from pyrolatent.checks import CHECKS
 from pyrolatent.inference.draws import simulate
 
 D, L = 6, 2
 SMALL: dict[str, Any] = {"encoder": {"mlp": {"hidden": [8]}}, "decoder": {"mlp": {"hidden": [8]}}}
-QUICK: dict[str, int] = {"size": 30, "draws": 60, "simulations": 60, "annealed": 0}
+QUICK: dict[str, int] = {"size": 30, "draws": 60, "simulations": 60, "replicates": 99, "annealed": 0}
 
 WRONG = ("exact", "scale halved", "scale doubled", "mean shifted", "collapsed to the prior", "correlations dropped")
 CAUGHT = {
@@ -42,10 +43,15 @@ CAUGHT = {
     "sbc log p(x | z)": ("", "caught", "caught", "caught", "caught", "caught"),
     "coverage": ("", "caught", "caught", "caught", "", "caught"),
     "tarp": ("", "caught", "caught", "caught", "caught", "caught"),
+    "aggregated posterior": ("", "caught", "caught", "caught", "", ""),
+    "l-c2st": ("", "caught", "caught", "caught", "caught", ""),
     "inference gap": ("", "caught", "caught", "caught", "caught", "caught"),
     "active units": ("", "", "", "", "caught", ""),
     "prior predictive": ("", "", "", "", "", ""),
+    "posterior predictive": ("", "caught", "caught", "caught", "caught", "caught"),
+    "predictive intervals": ("", "", "", "", "", ""),
     "memorisation": ("", "", "", "", "", ""),
+    "held-out copies": ("", "", "", "", "", ""),
 }
 """Which check catches which wrong posterior; None where it depends on the model and the number of draws.
 
@@ -102,8 +108,8 @@ def test_the_page_holds_that_table() -> None:
         cells = ("either" if cell is None else cell for cell in row)
         assert (name.replace("|", r"\|"), *cells) in rows
     stated = {row[:2] for row in rows if len(row) == 3}
-    for name, (_, source) in SOURCES.items():
-        assert (name.replace("|", r"\|"), source.replace("|", r"\|")) in stated
+    for each in CHECKS:
+        assert (each.name.replace("|", r"\|"), each.source) in stated
 
 
 @pytest.mark.slow
@@ -112,7 +118,7 @@ def test_the_exact_posterior_passes_everything() -> None:
     model, data = wrong("exact")
     found = check(model, data, size=600, draws=600, annealed=10)
     assert [verdict.check for verdict in found.verdicts if not verdict.passed] == []
-    assert {verdict.check for verdict in found.verdicts} == SOURCES.keys()
+    assert {verdict.check for verdict in found.verdicts} == {each.name for each in CHECKS}
     assert (found.arrays["khat"] == -math.inf).all()
     for gap in ("approximation_gap", "amortization_gap", "inference_gap"):
         assert abs(found.numbers[gap]) < 1e-4
@@ -165,12 +171,12 @@ def test_masked_images_in_a_cross_entropy_and_a_statistic_of_one_s_own(bits: Dat
     random = np.random.default_rng(0)
     x = random.integers(2, size=(300, D)).astype(np.uint8)
     masked = check(VAE((D,), latent_dim=2, **SMALL), load_data(x, mask=random.random((300, D)) < 0.8), **QUICK)
-    assert "mask" in masked.skipped["predictive checks"]
+    assert "mask" in masked.skipped["prior predictive"]
     assert "predictive intervals" in {verdict.check for verdict in masked.verdicts}
     grey = load_data(random.random((300, 1, 4, 4)).astype(np.float32), binarize="relaxed")
     model = VAE((1, 4, 4), latent_dim=2, **SMALL)
     relaxed = check(model, grey, **QUICK)
-    assert {"annealed evidence", "predictive checks", "memorisation"} <= relaxed.skipped.keys()
+    assert {"annealed evidence", "prior predictive", "posterior predictive", "memorisation"} <= relaxed.skipped.keys()
     assert "log_evidence" not in relaxed.numbers
     own = check(VAE((D,), latent_dim=2, **SMALL), bits, statistics={"largest": lambda x: x.max()}, **QUICK)
     assert "prior predictive: largest" in own.arrays
@@ -216,7 +222,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-OPTIONS = ("--size=30", "--draws=60", "--simulations=60", "--annealed=0", "--device=cpu")
+OPTIONS = ("--size=30", "--draws=60", "--simulations=60", "--replicates=99", "--annealed=0", "--device=cpu")
 
 
 def test_on_the_command_line(run: Path) -> None:
@@ -228,7 +234,7 @@ def test_on_the_command_line(run: Path) -> None:
     printed = json.loads(call("check", run, *OPTIONS, "--json").stdout)
     assert printed == json.loads((run / "checks.json").read_text())
     for verdict in printed["verdicts"]:
-        assert verdict.keys() == {"check", "value", "threshold", "passed", "advice"}
+        assert verdict.keys() == {"check", "value", "threshold", "passed", "advice", "measured"}
         assert any(verdict["check"] in line for line in lines)
     assert "predictive intervals: left out" in result.stdout
 
@@ -265,7 +271,10 @@ def test_the_object_is_what_is_documented(bits: Data) -> None:
     assert isinstance(found, Checks)
     assert found.verdicts[0].relation in "≤≥"
     first, *lines = str(found).splitlines()
-    assert first == f"test of array: {sum(v.passed for v in found.verdicts)} of {len(found.verdicts)} passed"
+    assert first.startswith(f"test of array: {sum(v.passed for v in found.verdicts)} of {len(found.verdicts)} passed; ")
+    corrected = checks.holm([v.value for v in found.verdicts if v.p_value is not None])
+    assert found.p_value == min(corrected)
+    assert bool(found.rejected) == (found.p_value < 0.01)
     assert [line.split(":")[0].split("  ")[1] for line in lines[: len(found.verdicts)]] == [
         verdict.check for verdict in found.verdicts
     ]

@@ -11,7 +11,8 @@ import scipy.stats
 import torch
 
 from pyrolatent import VAE, DiscreteVAE, HierarchicalVAE, LinearGaussian, SemiSupervisedVAE, checks, sample
-from pyrolatent.inference.evidence import score
+from pyrolatent.inference.draws import simulate
+from pyrolatent.inference.evidence import active_units, score
 from pyrolatent.inference.weights import weigh
 
 D, L, NOISE = 6, 2, 0.7
@@ -69,16 +70,70 @@ def test_fractional_ranks_of_one_more_draw_are_uniform() -> None:
     assert (ranks * 10).floor().tolist() == [9.0, 0.0]
 
 
-def test_uniformity_holds_its_level_and_sees_what_is_not_uniform() -> None:
-    """Of 400 sets of uniform values a share of 10 % +- 1.5 % has p below 10 %: the binomial's four errors are 6 %."""
-    random = np.random.default_rng(0)
-    p = [checks.uniformity(torch.from_numpy(random.random(200))) for _ in range(400)]
-    for level in (0.1, 0.5):
-        assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / 400))
-    for wrong in (random.beta(1.5, 1.5, 500), random.beta(1, 1.4, 500), 0.5 * random.random(500)):
-        assert checks.uniformity(torch.from_numpy(wrong)) < 0.01
-    # Half of (0, 1) alone: the chance that 500 values all lie there is 2^-500, far below what could be simulated.
-    assert checks.uniformity(torch.from_numpy(0.5 * random.random(500))) < 1e-100
+def binomial_999(n: int, level: float) -> tuple[float, float]:
+    """Shares of n trials between which 99.9 % lie."""
+    lower, upper = scipy.stats.binom.interval(0.999, n, level)
+    return lower / n, upper / n
+
+
+@pytest.mark.parametrize("kind", ["independent", "dependent", "tied"])
+def test_the_rank_test_holds_its_level_and_sees_what_is_not_uniform(kind: str) -> None:
+    """Over 1,000 repetitions of 50 truths and 25 draws in three dimensions, dependent on each other or not."""
+    torch.manual_seed(0)
+    p = []
+    for _ in range(1000):
+        values = torch.randn(26, 50, 3)
+        values = {"independent": values, "dependent": values[..., :1] + 0.1 * values, "tied": values.round()}[kind]
+        p.append(checks.rank_test(values[0], values[1:], exchanges=199).p_value)
+    for level in (0.01, 0.05, 0.1):
+        lower, upper = binomial_999(1000, level)
+        assert lower <= np.mean(np.array(p) <= level) <= upper
+    draws = torch.randn(200, 500, 3)
+    for wrong in (0.8 * torch.randn(500, 3), 0.25 + torch.randn(500, 3)):
+        assert checks.rank_test(wrong, draws).p_value < 0.01
+    one = torch.randn(500, 3)
+    one[:, 1] *= 0.5
+    found = checks.rank_test(one, draws)
+    assert found.worst == 1
+    assert found.ranks.shape == (500, 3)
+    # Ranks that are all in one half of (0, 1) have a chance of 2^-500, far below what exchanges could show.
+    assert checks.rank_test(torch.randn(500).abs(), torch.randn(200, 500)).p_value < 1e-100
+
+
+def test_the_other_exchanges_hold_their_levels_and_see_differences() -> None:
+    """1,000 repetitions at the smallest sizes; pairs with skewed scores, samples of two columns that are one."""
+    torch.manual_seed(0)
+    p: dict[str, list[float]] = {"sign flips": [], "ecdf": [], "replicates": []}
+    for _ in range(1000):
+        p["sign flips"].append(checks.sign_flip_test(torch.randn(20).exp() - torch.randn(20).exp(), 199))
+        one, other = torch.rand(2, 30, 1).expand(2, 30, 2)
+        p["ecdf"].append(checks.paired_ecdf_test(one, other, 199)[0])
+        sets = torch.randn(100, 20, 5).exp()
+        statistics = {"mean": sets.mean((1, 2)).unsqueeze(-1), "means": sets.mean(1), "largest": sets.amax(1)}
+        p["replicates"].append(checks.replicate_test(statistics)[0])
+    for name, values in p.items():
+        for level in (0.01, 0.05, 0.1):
+            lower, upper = binomial_999(1000, level)
+            assert lower <= np.mean(np.array(values) <= level) <= upper, (name, level)
+    assert checks.sign_flip_test(torch.randn(100) + 1) < 0.01
+    assert checks.sign_flip_test(torch.randn(100) - 1) > 0.9
+    p_value, worst = checks.paired_ecdf_test(torch.rand(200, 3) ** torch.tensor([1, 1, 2]), torch.rand(200, 3))
+    assert p_value < 0.01
+    assert worst == 2
+    nothing = torch.full((50, 2), math.nan)
+    assert checks.paired_ecdf_test(nothing, nothing)[0] == 1
+    sets = torch.randn(200, 30, 5, dtype=torch.float64)
+    sets[0] += 1
+    p_value, each, compared = checks.replicate_test({"v": sets.mean(1), "constant": torch.ones(200, 3)})
+    assert p_value == 1 / 200
+    assert each == {"v": 1 / 200, "constant": 1.0}
+    assert compared["v"][0] > compared["v"][1:].max()
+
+
+def test_holm_is_the_step_down_of_bonferroni() -> None:
+    assert checks.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert checks.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert checks.holm([]) == []
 
 
 def test_the_band_holds_uniform_ecdfs_as_often_as_it_says() -> None:
@@ -105,13 +160,18 @@ def test_coverage_of_a_normal_that_is_too_narrow() -> None:
 
 def test_tarp_sees_a_prior_as_posterior_only_by_references_that_depend_on_x() -> None:
     """z ~ N(0, I), x = z + e: q = p(z) passes with references of their own and fails with those from x."""
+    torch.manual_seed(0)
     z, other = torch.randn(2, 1000, 2)
-    x, draws = z + 0.3 * torch.randn(1000, 2), torch.randn(100, 1000, 2)
-    assert checks.uniformity(checks.tarp(z, draws, torch.randn(1000, 2))) > 0.01
+    x, draws, scale = z + 0.3 * torch.randn(1000, 2), torch.randn(100, 1000, 2), torch.ones(2)
+
+    def p_value(draws: torch.Tensor, references: torch.Tensor) -> float:
+        return checks.rank_test(*(checks.distances(each, references, scale) for each in (z, draws))).p_value
+
+    assert p_value(draws, torch.randn(1000, 2)) > 0.01
     references = checks.references_from_data(other + 0.3 * torch.randn(1000, 2), other, x)
-    assert checks.uniformity(checks.tarp(z, draws, references)) < 0.01
+    assert p_value(draws, references) < 0.01
     exact = x / 1.09 + math.sqrt(0.09 / 1.09) * torch.randn(100, 1000, 2)
-    assert checks.uniformity(checks.tarp(z, exact, references)) > 0.01
+    assert p_value(exact, references) > 0.01
 
 
 def test_references_from_data_are_the_regression() -> None:
@@ -161,18 +221,24 @@ def test_log_posterior_of_scores_every_pair() -> None:
 
 
 def test_the_classifier_tells_what_differs_alone() -> None:
-    """The threshold is where the accuracy on one distribution lies with 99 %."""
-    accuracy, threshold = checks.classifier_two_sample(torch.randn(600, 3), torch.randn(600, 3))
-    assert accuracy <= threshold
-    assert threshold == pytest.approx(0.5 + 2.326 / (2 * math.sqrt(1200)), abs=1e-3)
-    shifted, _ = checks.classifier_two_sample(torch.randn(600, 3), torch.randn(600, 3) + 1)
+    torch.manual_seed(0)
+    p_value, accuracy, _ = checks.paired_c2st(torch.randn(600, 3), torch.randn(600, 3))
+    assert p_value > 0.01
+    assert abs(accuracy - 0.5) < 4 * 0.5 / math.sqrt(600)
+    p_value, accuracy, _ = checks.paired_c2st(torch.randn(600, 3), torch.randn(600, 3) + 1)
+    assert p_value == 1 / 2000
     # The best rule between N(0, I) and N(1, I) in three dimensions has the accuracy Phi(sqrt(3) / 2) = 0.807.
-    assert 0.75 < shifted < 0.85
+    assert 0.75 < accuracy < 0.85
 
 
 def test_active_units() -> None:
-    means = torch.stack([torch.linspace(-1, 1, 100), torch.full((100,), 3.0), 0.05 * torch.randn(100)], 1)
-    assert checks.active_units(means).tolist() == [True, False, False]
+    """A mean that varies by its own Monte Carlo noise alone is not active."""
+    noisy = 0.3 * torch.randn(100)
+    means = torch.stack([torch.linspace(-1, 1, 100), torch.full((100,), 3.0), 0.05 * torch.randn(100), noisy], 1)
+    noise = torch.zeros_like(means)
+    assert active_units(means, noise).tolist() == [True, False, False, True]
+    noise[:, 3] = noisy.var()
+    assert active_units(means, noise).tolist() == [True, False, False, False]
 
 
 # Draws.
@@ -259,27 +325,6 @@ def test_gaps_without_a_closed_form() -> None:
 # Predictions.
 
 
-def test_predictive_p_values_of_one_more_replicate_are_uniform_and_of_others_small() -> None:
-    """Numbers as well as vectors, over 200 repetitions; and a data set that is shifted by four errors is seen."""
-    p: dict[str, list[float]] = {"number": [], "vector": []}
-    for _ in range(200):
-        sets = torch.randn(41, 30, 5, dtype=torch.float64)
-        found, _ = checks.predictive_p_values(
-            {"number": sets[0].mean().reshape(1), "vector": sets[0].mean(0)},
-            {"number": sets[1:].mean((1, 2)).unsqueeze(-1), "vector": sets[1:].mean(1)},
-        )
-        for name, value in found.items():
-            p[name].append(value)
-    assert scipy.stats.kstest(p["number"], "uniform").pvalue > 1e-3
-    # A distance is skewed, so that its p-values are uniform in their first half but not in the tails: none below 1e-4.
-    assert 0.3 < np.mean(np.array(p["vector"]) < 0.5) < 0.7
-    assert min(p["vector"]) > 1e-4
-    sets = torch.randn(41, 30, 5, dtype=torch.float64)
-    shifted, compared = checks.predictive_p_values({"v": sets[0].mean(0) + 1}, {"v": sets[1:].mean(1)})
-    assert shifted["v"] < 1e-3
-    assert compared["v"][0] > compared["v"][1].max()
-
-
 def test_statistics() -> None:
     x = torch.tensor([[[0.0, 1.0]], [[2.0, 1.0]], [[4.0, 2.0]]])
     found = {name: function(x) for name, function in checks.STATISTICS.items()}
@@ -287,7 +332,11 @@ def test_statistics() -> None:
     assert found["share of zeros"].item() == pytest.approx(1 / 6)
     assert found["means of entries"].tolist() == pytest.approx([2, 4 / 3])
     assert found["variances of entries"].tolist() == pytest.approx([4, 1 / 3])
+    assert found["skewness of entries"].tolist() == pytest.approx(scipy.stats.skew(x.flatten(1).numpy()).tolist())
+    tails = scipy.stats.kurtosis(x.flatten(1).numpy(), fisher=False)
+    assert found["tails of entries"].tolist() == pytest.approx(tails.tolist())
     assert found["correlations of entries"].tolist() == pytest.approx([np.corrcoef([0, 2, 4], [1, 1, 2])[0, 1]])
+    assert checks.STATISTICS["tails of entries"](torch.ones(5, 2)).tolist() == [0, 0]
 
 
 def test_conditional_draws_are_those_of_the_joint_normal() -> None:
@@ -321,14 +370,17 @@ def test_nearest_distances_and_who_is_nearer() -> None:
     assert p < 1e-6
 
 
-def test_replicates_of_both_kinds() -> None:
-    """Those given x have its mean where the posterior is narrow, the others the model's."""
-    model = linear()
+def test_draws_of_summed_out_sites_weighted_are_the_posterior_s() -> None:
+    """Weighted by the weight of the drawn state they have the posterior's mean, unweighted q's."""
+    model = DiscreteVAE((D,), latent_dims=(3,), estimator="enumerate", **SMALL).double()
+    torch.manual_seed(3)
     with torch.no_grad():
-        model.likelihood.weight.copy_(10 * torch.eye(D, L))
-    x = sample(model, 400)
-    given, alone = (checks.replicate(model, (x, None, None), posterior=posterior) for posterior in (True, False))
-    assert given.shape == alone.shape == x.shape
-    # The posterior standard deviation of x_1 given itself is below sqrt(2) s, and its marginal one is 10.
-    assert (given - x)[:, 0].std() < 1.2
-    assert (alone - x)[:, 0].std() > 10
+        x, _ = simulate(model, 4)
+        drawn = checks.draw(model, (x, None, None), 20_000)
+        states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)
+        log_joint = torch.stack([model.decode({"z1": states}).log_prob(row.expand(8, D)) for row in x], 1)
+    exact = log_joint.softmax(0).T @ states  # under a prior that is uniform over states
+    weights = drawn.log_weights_of_states.softmax(0)
+    found = (weights.unsqueeze(-1) * drawn.latents["z1"]).sum(0)
+    error = 0.5 * weights.square().sum(0).sqrt()
+    assert ((found - exact).abs() < 5 * error.unsqueeze(-1)).all()

@@ -1,49 +1,70 @@
-"""Whether to believe a model: diagnostics as pure functions, tensors in, arrays out."""
+"""Whether to believe a model: a check is one object in one file, its statistic a pure function of arrays."""
 
-from pyrolatent.checks.aggregate import (
-    active_units,
+from pyrolatent.checks.active_units import ActiveUnits
+from pyrolatent.checks.aggregated_posterior import (
+    AggregatedPosterior,
     aggregated_log_prob,
-    classifier_two_sample,
     marginal_kl,
     mutual_information,
 )
-from pyrolatent.checks.calibration import (
-    binomial_interval,
-    coverage,
-    ecdf_band,
-    fractional_ranks,
-    references_from_data,
-    tarp,
-    uniformity,
-)
-from pyrolatent.checks.draws import Draws, draw, joined, log_posterior_of, simulate
-from pyrolatent.checks.gaps import Gaps, gaps
-from pyrolatent.checks.predictive import (
-    STATISTICS,
-    Statistic,
-    conditional_draws,
-    nearer,
-    nearest_distances,
-    predictive_p_values,
-    replicate,
-)
+from pyrolatent.checks.annealed import AnnealedEvidence, EvidenceBracket
+from pyrolatent.checks.c2st import paired_c2st
+from pyrolatent.checks.check import LEVEL, Check, Verdict
+from pyrolatent.checks.conditional import ConditionalC2st
+from pyrolatent.checks.coverage import Coverage
+from pyrolatent.checks.draws import Draws, draw, joined, log_posterior_of
+from pyrolatent.checks.exchangeability import RankTest, paired_ecdf_test, rank_test, replicate_test, sign_flip_test
+from pyrolatent.checks.importance import KHat
+from pyrolatent.checks.inference_gap import Gaps, InferenceGap, gaps
+from pyrolatent.checks.intervals import PredictiveIntervals, conditional_draws
+from pyrolatent.checks.memorisation import HeldOutCopies, Memorisation, nearer, nearest_distances
+from pyrolatent.checks.overview import CHECKS, Checks, check, holm
+from pyrolatent.checks.predictive import STATISTICS, PosteriorPredictive, PriorPredictive, Statistic
+from pyrolatent.checks.ranks import coverage, ecdf_band, fractional_ranks
+from pyrolatent.checks.sbc import SbcLatents, SbcLogLikelihood
+from pyrolatent.checks.subject import Simulated, Subject
+from pyrolatent.checks.tarp import Tarp, distances, references_from_data
 from pyrolatent.inference.psis import khat, khat_threshold
 
 __all__ = [
+    "CHECKS",
+    "LEVEL",
     "STATISTICS",
+    "ActiveUnits",
+    "AggregatedPosterior",
+    "AnnealedEvidence",
+    "Check",
+    "Checks",
+    "ConditionalC2st",
+    "Coverage",
     "Draws",
+    "EvidenceBracket",
     "Gaps",
+    "HeldOutCopies",
+    "InferenceGap",
+    "KHat",
+    "Memorisation",
+    "PosteriorPredictive",
+    "PredictiveIntervals",
+    "PriorPredictive",
+    "RankTest",
+    "SbcLatents",
+    "SbcLogLikelihood",
+    "Simulated",
     "Statistic",
-    "active_units",
+    "Subject",
+    "Tarp",
+    "Verdict",
     "aggregated_log_prob",
-    "binomial_interval",
-    "classifier_two_sample",
+    "check",
     "conditional_draws",
     "coverage",
+    "distances",
     "draw",
     "ecdf_band",
     "fractional_ranks",
     "gaps",
+    "holm",
     "joined",
     "khat",
     "khat_threshold",
@@ -52,10 +73,10 @@ __all__ = [
     "mutual_information",
     "nearer",
     "nearest_distances",
-    "predictive_p_values",
+    "paired_c2st",
+    "paired_ecdf_test",
+    "rank_test",
     "references_from_data",
-    "replicate",
-    "simulate",
-    "tarp",
-    "uniformity",
+    "replicate_test",
+    "sign_flip_test",
 ]

@@ -1,4 +1,4 @@
-"""Draws from a posterior with everything that the diagnostics ask of them, in chunks."""
+"""Draws from a posterior with everything that checks ask of them, in chunks."""
 
 import functools
 from collections.abc import Mapping
@@ -12,7 +12,6 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyrolatent.inference.draws import simulate as simulate
 from pyrolatent.inference.evidence import FLOATS
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.weights import Program, Weights, weigh
@@ -23,10 +22,11 @@ SCORES = ("log_weights", "log_likelihood", "log_prior", "log_posterior")
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of a batch; states of enumerated sites are drawn too, but summed out of the weights. Nats.
+    """Draws of a batch from q(z | x), which can be ranked as they are; of enumerated sites a state is drawn. Nats.
 
     Attributes:
-        log_weights: log p(x, z) - log q(z | x), (draws, batch).
+        log_weights: log p(x, z) - log q(z | x), (draws, batch), with the states of enumerated sites summed out: for
+            log p(x) and k-hat, and not those of the states that were drawn.
         log_likelihood: log p(x | z), (draws, batch).
         log_prior: log p(z) over all sites, (draws, batch).
         log_posterior: log q(z | x) over all sites, (draws, batch).
@@ -38,6 +38,11 @@ class Draws:
     log_prior: Tensor
     log_posterior: Tensor
     latents: dict[str, Tensor]
+
+    @property
+    def log_weights_of_states(self) -> Tensor:
+        """log p(x, z) - log q(z | x) of what was drawn, (draws, batch): weighted by it, draws are the posterior's."""
+        return self.log_likelihood + self.log_prior - self.log_posterior
 
 
 @torch.no_grad()

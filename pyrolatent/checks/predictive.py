@@ -1,151 +1,175 @@
-"""What a model predicts against what is there: replicated data sets, held-out entries, nearest neighbours."""
+"""Replicated data sets, from the prior and given x, against the data."""
 
+import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
-import pyro.distributions as dist
-import scipy.stats
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyrolatent.checks.draws import draw, simulate
-from pyrolatent.inference.draws import weighed_draws
+from pyrolatent.checks.check import Check, Verdict
+from pyrolatent.checks.draws import draw
+from pyrolatent.checks.exchangeability import EXCHANGES, replicate_test
+from pyrolatent.checks.panels import COLOURS, Arrays
+from pyrolatent.checks.subject import Subject, at_least
+from pyrolatent.errors import InputError
+from pyrolatent.inference.draws import simulate
+from pyrolatent.inference.evidence import FLOATS
 from pyrolatent.inference.objectives import Inputs
-from pyrolatent.inference.weights import weigh
-from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.inference.weights import arguments
 
-Array = npt.NDArray[np.float64]
-Statistic = Callable[[Tensor], Tensor]
+Statistic = Callable[[Tensor], Any]
 CORRELATED = 50
 """Entries whose pairwise correlations are looked at."""
+STATED = 12
+"""Statistics that have room in a panel."""
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Entries (n, entries) in their standard units, 0 where an entry is constant; float64."""
+    flat = x.flatten(1).double()
+    centred = flat - flat.mean(0)
+    return centred / centred.square().mean(0).sqrt().clamp(min=1e-12)
 
 
 def _correlations(x: Tensor) -> Tensor:
     """Pairwise correlations of evenly spaced entries, (pairs,); 0 where an entry is constant."""
-    flat = x.flatten(1).double()
-    chosen = flat[:, torch.linspace(0, flat.shape[1] - 1, min(flat.shape[1], CORRELATED)).round().long().to(x.device)]
-    centred = chosen - chosen.mean(0)
-    unit = centred / centred.norm(dim=0).clamp(min=1e-12)
-    above = torch.triu_indices(chosen.shape[1], chosen.shape[1], 1)
-    return (unit.T @ unit)[above[0], above[1]]
+    flat = x.flatten(1)
+    chosen = torch.linspace(0, flat.shape[1] - 1, min(flat.shape[1], CORRELATED)).round().long().to(x.device)
+    unit = _standardised(flat[:, chosen])
+    above = torch.triu_indices(len(chosen), len(chosen), 1)
+    return (unit.T @ unit / len(unit))[above[0], above[1]]
 
 
 STATISTICS: dict[str, Statistic] = {
-    "mean": lambda x: x.double().mean().reshape(1),
-    "spread": lambda x: x.double().std().reshape(1),
-    "share of zeros": lambda x: (x == 0).double().mean().reshape(1),
+    "mean": lambda x: x.double().mean(),
+    "spread": lambda x: x.double().std(),
+    "share of zeros": lambda x: (x == 0).double().mean(),
     "means of entries": lambda x: x.flatten(1).double().mean(0),
     "variances of entries": lambda x: x.flatten(1).double().var(0),
+    "skewness of entries": lambda x: _standardised(x).pow(3).mean(0),
+    "tails of entries": lambda x: _standardised(x).pow(4).mean(0),
     "correlations of entries": _correlations,
 }
 """Statistics of a data set (n, *event_shape), each one number or a vector of them."""
 
 
-@torch.no_grad()
-def replicate(model: LatentVariableModel, inputs: Inputs, *, posterior: bool) -> Tensor:
-    """A data set of the same size, x_rep ~ p(x | z), with z ~ q(z | x_n) or z ~ p(z), (n, *event_shape).
+@dataclass(frozen=True)
+class _Replicates(Check):
+    """Statistics of the data against those of replicated data sets.
 
     Args:
-        model: a fitted model.
-        inputs: x, y, mask of the data set.
-        posterior: whether z is drawn given x.
+        statistics: functions of a data set (n, *event_shape) beside the usual ones.
+        replicates: number of data sets.
+        datapoints: in each, at most.
     """
-    x, y, _ = inputs
-    if not posterior:
-        return simulate(model, len(x), y)[0]
-    latents = {site: value[0] for site, value in draw(model, inputs, 1).latents.items()}
-    return model.decode(latents, y).sample()
+
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
+    replicates: int = EXCHANGES
+    datapoints: int = 500
+
+    of_likelihoods: ClassVar[bool] = True
+
+    def inputs(self, subject: Subject) -> Inputs:
+        """The datapoints that are compared.
+
+        Raises:
+            InputError: some of their entries are missing.
+        """
+        at_least("replicates", self.replicates, 99)
+        batch = subject.part.batch(slice(0, min(self.datapoints, len(subject))))
+        if batch.mask is not None:
+            raise InputError("replicates are complete, but the data has a mask")
+        return arguments(subject.model, batch)
+
+    def compared(
+        self, x: Tensor, several: Callable[[int], Tensor], how: str, advice: str, more: Mapping[str, Statistic] = {}
+    ) -> Verdict:
+        """The verdict on data x (n, *event_shape) and its replicates, of which several are drawn at a time."""
+        functions = STATISTICS | dict(more) | dict(self.statistics)
+        found: dict[str, list[Tensor]] = {name: [] for name in functions}
+        at_once = max(1, FLOATS // x.numel())
+        counts = [min(at_once, self.replicates - start) for start in range(0, self.replicates, at_once)]
+        for each in itertools.chain([x], itertools.chain.from_iterable(map(several, counts))):
+            for name, function in functions.items():
+                found[name].append(torch.as_tensor(function(each)).double().reshape(-1).cpu())
+        p_value, p, compared = replicate_test({name: torch.stack(values) for name, values in found.items()})
+        worst = min(p, key=lambda name: p[name])
+        return self.judged(
+            p_value,
+            f"data drawn {how} differ from the data, most in: {worst}; {advice}",
+            f"data drawn {how} do not differ from the data in {len(p)} statistics",
+            arrays={f"{self.name}: {name}": values for name, values in compared.items()},
+        )
+
+    def panel(self, axes: Axes, arrays: Arrays) -> None:
+        """Each statistic of the data in standard deviations of the replicates."""
+        names = [name for name in arrays if name.startswith(f"{self.name}: ")][:STATED]
+        scores = []
+        for name in names:
+            number, *draws = arrays[name]
+            spread = np.std(draws)
+            scores.append((number - np.mean(draws)) / spread if spread else 0.0)
+        axes.plot(scores, np.arange(len(names)), "o", markersize=4, color=COLOURS[0])
+        axes.axvspan(-2, 2, color="0.92", zorder=0)
+        axes.set_yticks(range(len(names)), [name.partition(": ")[2] for name in names], fontsize=7)
+        axes.invert_yaxis()
+        if max(map(abs, scores)) > 20:
+            axes.set_xscale("symlog", linthresh=2)
+        axes.set(title=self.name.capitalize(), xlabel="data, in standard deviations of replicates")
 
 
-def predictive_p_values(
-    observed: Mapping[str, Tensor], replicated: Mapping[str, Tensor]
-) -> tuple[dict[str, float], dict[str, tuple[float, Array]]]:
-    """How extreme each statistic of the data is among those of replicated data sets.
+@dataclass(frozen=True)
+class PriorPredictive(_Replicates):
+    """Data sets drawn from the model, z ~ p(z), x ~ p(x | z)."""
 
-    A vector T is reduced to its distance sqrt(mean_d ((T_d - m_d) / s_d)^2) from the mean of the first half of the
-    replicates, over entries that vary there, and only larger distances are extreme; a number is extreme on both sides.
-    p-values are those of one more draw from a normal distribution estimated from the replicates: sums over a data set
-    are nearly normal.
+    name: ClassVar[str] = "prior predictive"
+    source: ClassVar[str] = "p at 1 %; Box 1980"
+    asks: ClassVar[str] = (
+        "data sets drawn from the model against the data: mean, spread, share of zeros; means, variances, skewness, "
+        "tails and correlations of entries; any function of yours"
+    )
 
-    Args:
-        observed: by name, (k,).
-        replicated: by name, (replicates, k).
+    def verdict(self, subject: Subject) -> Verdict:
+        """The p-value over all statistics."""
+        x, y, _ = self.inputs(subject)
 
-    Returns:
-        p-values by name, and what they compare: the data's number and the replicates'.
+        def several(count: int) -> Tensor:
+            labels = None if y is None else y.repeat(count, *[1] * (y.dim() - 1))
+            return simulate(subject.model, count * len(x), labels)[0].unflatten(0, (count, len(x)))
+
+        return self.compared(x, several, "without x", "declare another prior, likelihood or decoder")
+
+
+@dataclass(frozen=True)
+class PosteriorPredictive(_Replicates):
+    """Data sets drawn at one draw z_n ~ q(z | x_n) for each datapoint, x ~ p(x | z_n).
+
+    If q is the exact posterior, x_n and its replicates are independent draws from the same p(x | z_n), so that p is
+    exact, where that of replicates at a draw each would be too large (Johnson 2007; Gelman et al. 1996).
     """
-    p_values, compared = {}, {}
-    for name, values in replicated.items():
-        truth, draws = (value.double().cpu().numpy() for value in (observed[name], values))
-        vector, half = draws.shape[1] > 1, len(draws) // 2
-        if vector:
-            centre, scale = draws[:half].mean(0), draws[:half].std(0)
-            rest = np.concatenate([truth[None], draws[half:]])[:, scale > 0]
-            truth, *draws = np.sqrt((((rest - centre[scale > 0]) / scale[scale > 0]) ** 2).mean(-1))
-        number, sample = float(np.squeeze(truth)), np.asarray(draws).squeeze()
-        spread = sample.std(ddof=1) * np.sqrt(1 + 1 / len(sample))
-        if spread > 0:
-            tail = float(scipy.stats.t.sf((number - sample.mean()) / spread, len(sample) - 1))
-            p_values[name] = tail if vector else 2 * min(tail, 1 - tail)
-        else:
-            p_values[name] = float(np.isclose(number, sample[0]))
-        compared[name] = (number, sample)
-    return p_values, compared
 
+    name: ClassVar[str] = "posterior predictive"
+    source: ClassVar[str] = "p at 1 %; Johnson 2007"
+    asks: ClassVar[str] = (
+        "the same for data sets drawn at a posterior draw of each datapoint's latents, and log p(x | z) of both"
+    )
 
-@torch.no_grad()
-def conditional_draws(model: LatentVariableModel, inputs: Inputs, entry: int, *, draws: int, particles: int) -> Tensor:
-    """Draws of one entry of each datapoint given its others, (draws, batch), by importance resampling.
+    def verdict(self, subject: Subject) -> Verdict:
+        """The p-value over all statistics."""
+        x, y, mask = self.inputs(subject)
+        latents = {site: value[0] for site, value in draw(subject.model, (x, y, mask), 1).latents.items()}
+        likelihood = subject.model.decode(latents, y)
+        more: dict[str, Statistic] = {
+            "log p(x | z)": lambda x: likelihood.log_prob(x).double().mean(),
+            "spread of log p(x | z)": lambda x: likelihood.log_prob(x).double().std(),
+        }
 
-    Latents given the others are resampled by their weights, as `weighed_draws` draws them, exact as particles grow;
-    what is predicted was then not seen.
+        def several(count: int) -> Tensor:
+            return likelihood.sample(torch.Size([count]))
 
-    Args:
-        model: a model whose likelihood factorises over entries.
-        inputs: x, y, mask.
-        entry: index into the flattened event.
-        draws: number of draws.
-        particles: number K of latents that are resampled.
-    """
-    x, y, mask = inputs
-    others = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.clone()
-    others.flatten(1)[:, entry] = False
-    if weigh(model.generate, model.infer, x, y, others).summed_out:
-        found = draw(model, (x, y, others), particles)
-        log_weights, proposed = found.log_weights, found.latents
-    else:
-        log_weights, proposed = weighed_draws(model, (x, y, others), particles)
-    chosen = dist.Categorical(logits=log_weights.T).sample(torch.Size([draws]))
-    batch = torch.arange(len(x), device=x.device)
-    latents = {site: value[chosen, batch] for site, value in proposed.items()}
-    return model.decode(latents, y).sample().flatten(2)[..., entry]
-
-
-def nearest_distances(points: Tensor, among: Tensor, floats: int = 2**26) -> tuple[Tensor, Tensor]:
-    """Euclidean distance of each point to the nearest of others, (n,), and its index, (n,).
-
-    Args:
-        points: (n, *event_shape).
-        among: (m, *event_shape).
-        floats: bound on the distances held at a time.
-    """
-    found = []
-    for rows in points.flatten(1).split(max(1, floats // len(among))):
-        found.append(torch.cdist(rows, among.flatten(1)).min(1))
-    return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
-
-
-def nearer(distances: Tensor, usual: Tensor) -> tuple[float, float]:
-    """How often a distance of the first kind is below one of the second, and the p-value of that by Mann and Whitney.
-
-    With distances of samples and of held-out datapoints to the nearest training datapoint it is the test for copied
-    data of Meehan et al. 2020 (2004.05675).
-
-    Args:
-        distances: (n,).
-        usual: (m,).
-    """
-    one, other = (values.double().cpu().numpy() for values in (distances, usual))
-    statistic, p_value = scipy.stats.mannwhitneyu(one, other, alternative="less")
-    return 1 - float(statistic) / (len(one) * len(other)), float(p_value)
+        advice = "declare another likelihood or a larger decoder, or another posterior if the checks of q fail too"
+        return self.compared(x, several, "given x", advice, more)

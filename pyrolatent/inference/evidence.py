@@ -362,7 +362,7 @@ def _summarise(scores: Scores, split: str, measure: str, particles: int, label_s
     n = len(evidence)
     latent = [site for site in scores.means if site != label_site]
     means, noise = (torch.cat([values[site] for site in latent], -1) for values in (scores.means, scores.noise))
-    active = means.var(0) - noise.mean(0) > ACTIVE if n > 1 and particles > 1 else None
+    active = active_units(means, noise) if n > 1 and particles > 1 else None
     factorised = scores.kl_dimensions.keys() == scores.means.keys()
     by_dimension = torch.cat([*scores.kl_dimensions.values()], -1).mean(0).tolist() if factorised else None
     likelihood = measure != "cross-entropy"
@@ -382,6 +382,16 @@ def _summarise(scores: Scores, split: str, measure: str, particles: int, label_s
         particles=particles,
         each={"elbo": each["elbo"]} | ({"log_evidence": evidence} if likelihood else {}),
     )
+
+
+def active_units(means: Tensor, noise: Tensor) -> Tensor:
+    """Which dimensions' posterior means vary over the data by more than 0.01, (dimensions,), bool.
+
+    Args:
+        means: (datapoints, dimensions).
+        noise: their Monte Carlo variance (datapoints, dimensions), which is taken off; 0 of a closed form.
+    """
+    return means.var(0) - noise.mean(0) > ACTIVE
 
 
 def _classification_error(scores: Scores, label_site: str | None, y: Tensor | None) -> float | None:

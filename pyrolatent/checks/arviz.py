@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from xarray import DataArray
 
-from pyrolatent import checks
+from pyrolatent.checks.draws import draw
 from pyrolatent.data import Data
 from pyrolatent.errors import InputError
-from pyrolatent.inference.draws import labels_for
+from pyrolatent.inference.draws import labels_for, simulate
 from pyrolatent.inference.evidence import observation_support
 from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.psis import khat
 from pyrolatent.inference.rules import likelihood_name, part_for
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel
@@ -83,19 +84,19 @@ def to_arviz(
     x, y, _ = inputs
     count, per_chain = len(x), draws // CHAINS
     with torch.no_grad(), pyro.validation_enabled(False), evaluating(model, seed):
-        drawn = checks.draw(model, inputs, per_chain * CHAINS)
+        drawn = draw(model, inputs, per_chain * CHAINS)
         few = predictive // CHAINS
         chosen = {site: _chains(value)[:, :few] for site, value in drawn.latents.items()}
         flat = {site: value.flatten(0, 1) for site, value in chosen.items()}
         replicates = [model.decode({s: v[i] for s, v in flat.items()}, y).sample() for i in range(CHAINS * few)]
         labels = labels_for(model, per_chain * CHAINS, of_data=y)
-        prior_x, prior = checks.simulate(model, per_chain * CHAINS, labels)
+        prior_x, prior = simulate(model, per_chain * CHAINS, labels)
     event = EVENT_NAMES.get(len(model.event_shape), tuple(f"x_dim_{i}" for i in range(len(model.event_shape))))
     latents = {site: [f"{site}_dim_{i}" for i in range(v.dim() - 1)] for site, v in prior.items()}
     latents = {site: [f"{site}_dim"] if len(names) == 1 else names for site, names in latents.items()}
     groups: dict[str, dict[str, Array]] = {
         "posterior": {site: _array(_chains(value)) for site, value in drawn.latents.items()},
-        "sample_stats": {"log_weight": _array(_chains(drawn.log_weights))},
+        "sample_stats": {"log_weight": _array(_chains(drawn.log_weights_of_states))},
         "log_likelihood": {"x": _array(_chains(drawn.log_likelihood))},
         "posterior_predictive": {"x": _array(_chains(torch.stack(replicates)))},
         "prior": {site: _array(_chains(value)) for site, value in prior.items()},
@@ -123,8 +124,8 @@ def to_arviz(
     for site, names in latents.items():
         coords |= dict(zip(names, map(np.arange, prior[site].shape[1:]), strict=True))
     found = _from_dict({name: group for name, group in groups.items() if group}, coords, dims)
-    khat = _array(checks.khat(drawn.log_weights))
-    found["sample_stats"]["khat"] = DataArray(khat, dims=over, coords={"datapoint": coords["datapoint"]})
+    tails = _array(khat(drawn.log_weights))
+    found["sample_stats"]["khat"] = DataArray(tails, dims=over, coords={"datapoint": coords["datapoint"]})
     return found
 
 

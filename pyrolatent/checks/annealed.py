@@ -1,0 +1,119 @@
+"""Evidence without the encoder: whether sampling from q misses some, and whether annealing itself can be relied on."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from pyrolatent.checks.check import Check, Verdict
+from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
+from pyrolatent.checks.subject import Subject
+from pyrolatent.errors import InputError
+from pyrolatent.inference.annealed import annealed_evidence, bidirectional_evidence, summary
+
+
+@dataclass(frozen=True)
+class OfChains(Check):
+    """A check by annealed chains on some datapoints.
+
+    Args:
+        datapoints: number of datapoints, from the first.
+        chains: for each.
+        steps: of annealing.
+        leapfrog: leapfrog steps of each move.
+    """
+
+    datapoints: int = 30
+    chains: int = 8
+    steps: int = 400
+    leapfrog: int = 5
+
+    relation: ClassVar[Literal["≤", "≥"]] = "≤"
+    gives_p_value: ClassVar[bool] = False
+    of_likelihoods: ClassVar[bool] = True
+
+    def settings(self, subject: Subject) -> dict[str, Any]:
+        """Of the chains.
+
+        Raises:
+            InputError: no datapoints were asked for.
+        """
+        if not self.datapoints:
+            raise InputError("annealed was 0")
+        size = min(self.datapoints, len(subject))
+        return {
+            "size": size, "chains": self.chains, "steps": self.steps, "leapfrog": self.leapfrog, "seed": subject.seed
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AnnealedEvidence(OfChains):
+    """Whether annealing finds more log p(x) than sampling from q.
+
+    Args:
+        draws: from q(z | x) for each datapoint.
+    """
+
+    draws: int = 1000
+
+    name: ClassVar[str] = "annealed evidence"
+    source: ClassVar[str] = "3 standard errors; Wu et al. 2017"
+    asks: ClassVar[str] = "whether sampling from q misses some of log p(x)"
+
+    def verdict(self, subject: Subject) -> Verdict:
+        """The mean difference."""
+        found = annealed_evidence(subject.model, subject.data, split=subject.split, **self.settings(subject))
+        truth = found.each["log_evidence"]
+        sampled, mcse, _ = summary(subject.drawn(self.draws).log_weights[:, : len(truth)].double().cpu())
+        error = math.hypot(found.log_evidence_mcse or 0.0, mcse.square().sum().sqrt().item() / len(truth))
+        return self.judged(
+            (truth - sampled).mean().item(),
+            "annealing finds more log p(x) than sampling from q, which so misses mass: declare another posterior, "
+            "and report evaluate --method annealed",
+            "nats by which annealed log p(x) exceeds that by importance sampling",
+            # The log of a mean lies below the mean of it by half its squared error.
+            threshold=3 * error + 0.5 * error**2 * len(truth) + 1e-4,
+            arrays={"annealed_evidence": truth, "sampled_evidence": sampled},
+        )
+
+    def panel(self, axes: Axes, arrays: Arrays) -> None:
+        """The difference of single datapoints."""
+        one, other = arrays["sampled_evidence"], arrays["annealed_evidence"]
+        axes.plot(one, other - one, "o", markersize=3, color=COLOURS[0])
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        spread = max(1.0, math.ceil(np.abs(other - one).max() * 10) / 10)
+        axes.set_ylim(-spread, spread)
+        axes.set(
+            title="Annealing against sampling from q", xlabel="log p(x) by sampling [nats]", ylabel="annealed − sampled"
+        )
+
+
+@dataclass(frozen=True)
+class EvidenceBracket(OfChains):
+    """Whether bounds on log p(x) by annealing, of data that the model drew, are close."""
+
+    name: ClassVar[str] = "evidence bracket"
+    source: ClassVar[str] = "1 nat; Grosse et al. 2015, Wu et al. 2017"
+    asks: ClassVar[str] = "whether annealing can be relied on for this decoder"
+
+    def verdict(self, subject: Subject) -> Verdict:
+        """The mean width of the bracket."""
+        settings = self.settings(subject)
+        found = bidirectional_evidence(subject.model, y=subject.labels(settings["size"]), **settings)
+        return self.judged(
+            found.width,
+            "annealing is too short for this decoder's posterior; evaluate with --method annealed --temperatures 5000",
+            "nats between the bounds on log p(x) of data that the model drew",
+            threshold=1.0,
+            numbers={"bracket_lower": found.lower, "bracket_upper": found.upper},
+            arrays={"bracket_lower": found.each["lower"], "bracket_upper": found.each["upper"]},
+        )
+
+    def panel(self, axes: Axes, arrays: Arrays) -> None:
+        """The bracket of single datapoints."""
+        lower, upper = arrays["bracket_lower"], arrays["bracket_upper"]
+        axes.plot(lower, upper - lower, "o", markersize=3, color=COLOURS[0])
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        axes.set(title="Bracket of log p(x)", xlabel="lower bound [nats]", ylabel="upper − lower")

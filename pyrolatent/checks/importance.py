@@ -1,0 +1,95 @@
+"""k-hat: whether importance sampling from the posterior can be relied on, datapoint by datapoint."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyrolatent import figures
+from pyrolatent.checks.check import Check, Verdict
+from pyrolatent.checks.panels import COLOURS, Arrays
+from pyrolatent.checks.subject import Subject, at_least
+from pyrolatent.inference.annealed import summary
+from pyrolatent.inference.psis import khat, khat_threshold
+from pyrolatent.inference.weights import arguments
+
+SHARE = 0.05
+"""Share of datapoints that may fail: a convention of this package."""
+
+
+@dataclass(frozen=True)
+class KHat(Check):
+    """The share of held-out datapoints whose importance weights have too heavy a tail.
+
+    Args:
+        draws: from q(z | x) for each datapoint.
+    """
+
+    draws: int = 1000
+
+    name: ClassVar[str] = "k-hat"
+    relation: ClassVar[Literal["≤", "≥"]] = "≤"
+    source: ClassVar[str] = "share above min(1 - 1/log10 S, 0.7), Vehtari et al. 2024; at most 5 %"
+    asks: ClassVar[str] = "whether importance sampling from q can be relied on, datapoint by datapoint"
+    gives_p_value: ClassVar[bool] = False
+
+    def verdict(self, subject: Subject) -> Verdict:
+        """The share of datapoints with a large k-hat; log p(x) and the effective sample size beside it."""
+        at_least("draws", self.draws, 25)
+        drawn = subject.drawn(self.draws)
+        found, threshold = khat(drawn.log_weights), khat_threshold(self.draws)
+        evidence, mcse, ess = summary(drawn.log_weights)
+        worst = found.nan_to_num(-math.inf).argsort(descending=True)[:10]
+        shown = subject.part.batch(worst)
+        latents = {site: value[0, worst] for site, value in drawn.latents.items()}
+        decoded = subject.model.decode(latents, arguments(subject.model, shown)[1]).mean
+        numbers = {"elbo": drawn.log_weights, "ess": ess}
+        return self.judged(
+            (found > threshold).double().mean().item(),
+            f"the share of datapoints with k-hat above {threshold:.2f}: q misses mass there; declare posterior: "
+            "multivariate_normal, student_t or a flow, train with iwae, and take log p(x) from --method annealed",
+            f"importance sampling from q can be relied on (k-hat at most {threshold:.2f})",
+            threshold=SHARE,
+            numbers=numbers if subject.cross_entropy else numbers | {"log_evidence": evidence},
+            arrays={
+                "khat": found,
+                "khat_threshold": np.asarray(threshold),
+                "ess": ess,
+                "log_evidence": evidence,
+                "log_evidence_mcse": mcse,
+                "worst_datapoints": shown.x,
+                "worst_reconstructions": decoded,
+                "worst_khat": found[worst],
+            },
+        )
+
+    def panel(self, axes: Axes, arrays: Arrays) -> None:
+        """A histogram of k-hat over datapoints."""
+        values = arrays["khat"][np.isfinite(arrays["khat"])]
+        constant = len(arrays["khat"]) - len(values)
+        if len(values):
+            axes.hist(values, bins=30, color=COLOURS[0])
+            threshold = float(arrays["khat_threshold"])
+            axes.axvline(threshold, color=COLOURS[2], linewidth=1, label=f"too large above {threshold:.2f}")
+            axes.legend(frameon=False, fontsize=7)
+        else:
+            axes.text(
+                0.5, 0.5, "all weights are equal:\nq is the exact posterior", ha="center", transform=axes.transAxes
+            )
+            axes.set(xticks=[], yticks=[])
+        rest = f", {constant} with equal weights" if constant and len(values) else ""
+        axes.set(title=f"Tails of the weights{rest}", xlabel="k-hat", ylabel="datapoints")
+
+    def figures(self, arrays: Arrays) -> dict[str, Figure]:
+        """The datapoints whose weights are the heaviest-tailed, above what a draw of their posterior decodes to."""
+        if not np.isfinite(arrays["worst_khat"]).any():
+            return {}
+        shown = figures.reconstructions(
+            arrays["worst_datapoints"], arrays["worst_reconstructions"], ("datapoint", "E[x | z]")
+        )
+        values = ", ".join(f"{value:.2f}".replace("-", "−") for value in arrays["worst_khat"])
+        shown.suptitle(f"largest k-hat: {values}", fontsize=8)
+        return {"worst_khat": shown}

@@ -1,0 +1,181 @@
+"""Copies: whether samples are training data, and whether held-out data are."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyrolatent import figures
+from pyrolatent.checks.check import Check, Verdict
+from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
+from pyrolatent.checks.subject import Subject
+from pyrolatent.data import Split
+from pyrolatent.errors import InputError
+from pyrolatent.inference.draws import simulate
+
+
+def nearest_distances(points: Tensor, among: Tensor, floats: int = 2**26) -> tuple[Tensor, Tensor]:
+    """Euclidean distance of each point to the nearest of others, (n,), and its index, (n,).
+
+    Args:
+        points: (n, *event_shape).
+        among: (m, *event_shape).
+        floats: bound on the distances held at a time.
+    """
+    found = []
+    for rows in points.flatten(1).split(max(1, floats // len(among))):
+        found.append(torch.cdist(rows, among.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").min(1))
+    return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
+
+
+def nearer(distances: Tensor, usual: Tensor) -> tuple[float, float]:
+    """How often a distance of the first kind is below one of the second, and the p-value of that by Mann and Whitney.
+
+    With distances of samples and of held-out datapoints to the nearest training datapoint it is the test for copied
+    data of Meehan et al. 2020 (2004.05675).
+
+    Args:
+        distances: (n,).
+        usual: (m,).
+    """
+    one, other = (values.double().cpu().numpy() for values in (distances, usual))
+    statistic, p_value = scipy.stats.mannwhitneyu(one, other, alternative="less")
+    return 1 - float(statistic) / (len(one) * len(other)), float(p_value)
+
+
+@dataclass(frozen=True)
+class _OfTraining(Check):
+    """A check of samples and held-out datapoints against the training data.
+
+    Args:
+        datapoints: number of samples and of held-out datapoints, at most.
+    """
+
+    datapoints: int = 500
+
+    of_likelihoods: ClassVar[bool] = True
+
+    def compared(self, subject: Subject) -> tuple[Split, Tensor, Tensor]:
+        """The training data, samples, and held-out datapoints.
+
+        Raises:
+            InputError: there is nothing to compare.
+        """
+        train = subject.data.train.to(subject.part.x.device)
+        if train.mask is not None:
+            raise InputError("distances are between complete datapoints, but the data has a mask")
+        if subject.split == "train":
+            raise InputError("samples are held against held-out datapoints; give split: validation or test")
+        count = min(self.datapoints, len(subject))
+        samples = simulate(subject.model, count, subject.labels(count))[0]
+        return train, samples, subject.part.batch(slice(0, count)).x
+
+
+@dataclass(frozen=True)
+class Memorisation(_OfTraining):
+    """Whether samples lie nearer to training datapoints than held-out datapoints do."""
+
+    name: ClassVar[str] = "memorisation"
+    source: ClassVar[str] = "p at 1 %; Meehan et al. 2020"
+    asks: ClassVar[str] = "whether samples lie nearer to training data than held-out data do"
+
+    def verdict(self, subject: Subject) -> Verdict:
+        """The p-value of the distances; whether samples are near to any data, or to what was trained on."""
+        train, samples, held_out = self.compared(subject)
+        both = torch.cat([samples, held_out])
+        distances, nearest = torch.full((len(both),), math.inf, device=both.device), torch.zeros_like(both)
+        for batch in train.batches(10_000):
+            found, place = nearest_distances(both, batch.x)
+            closer = found < distances
+            nearest[closer] = batch.x[place[closer]]
+            distances = torch.minimum(found, distances)
+        distances, usual = distances.split([len(samples), len(held_out)])
+        share, p_value = nearer(distances, usual)
+        half = len(held_out) // 2
+        near_any, _ = nearer(
+            nearest_distances(samples, held_out[half:])[0], nearest_distances(held_out[:half], held_out[half:])[0]
+        )
+        said = f"samples lie nearer to training datapoints than held-out ones do in {share:.0%} of pairs"
+        order = distances.argsort()[:10]
+        return self.judged(
+            p_value,
+            f"{said}, and nearer to held-out ones in {near_any:.0%}: "
+            + (
+                "samples are too near to all data, so that the likelihood is too sharp or the decoder blurs; declare "
+                "a learned scale, another likelihood or a larger decoder"
+                if near_any - 0.5 > (share - 0.5) / 2
+                else "the model copies training data; look at them, then declare a smaller decoder or patience"
+            ),
+            said,
+            numbers={"nearer_share": share, "nearer_to_held_out": near_any},
+            arrays={
+                "sample_distances": distances,
+                "held_out_distances": usual,
+                "nearest_samples": samples[order],
+                "nearest_training": nearest[: len(samples)][order],
+            },
+        )
+
+    def panel(self, axes: Axes, arrays: Arrays) -> None:
+        """The ECDFs of both kinds of distance."""
+        for name, colour, label in (
+            ("held_out_distances", MUTED, "held out"),
+            ("sample_distances", COLOURS[0], "samples"),
+        ):
+            axes.ecdf(arrays[name], color=colour, label=label)
+        axes.legend(frameon=False, fontsize=7)
+        axes.set(title="Nearest training datapoint", xlabel="Euclidean distance", ylabel="share below")
+
+    def figures(self, arrays: Arrays) -> dict[str, Figure]:
+        """The samples that are nearest to a training datapoint, above that."""
+        shown = figures.reconstructions(arrays["nearest_samples"], arrays["nearest_training"], ("sample", "nearest"))
+        shown.suptitle("the samples nearest to training datapoints", fontsize=8)
+        return {"nearest_training": shown}
+
+
+@dataclass(frozen=True)
+class HeldOutCopies(_OfTraining):
+    """Whether held-out datapoints are copies of training datapoints more often than samples of the model are."""
+
+    name: ClassVar[str] = "held-out copies"
+    source: ClassVar[str] = "p at 1 %; Fisher 1935"
+    asks: ClassVar[str] = "whether held-out datapoints are copies of training datapoints: the data had duplicates"
+
+    def verdict(self, subject: Subject) -> Verdict:
+        """The p-value of Fisher's exact test, which is conservative: with few copies p is 1."""
+        train, samples, held_out = self.compared(subject)
+        known = {row.tobytes() for batch in train.batches(10_000) for row in _rows(batch.x)}
+        copies = [sum(row.tobytes() in known for row in _rows(values)) for values in (held_out, samples)]
+        table = [[count, len(samples) - count] for count in copies]
+        p_value = float(scipy.stats.fisher_exact(table, alternative="greater").pvalue)
+        shares = [count / len(samples) for count in copies]
+        said = (
+            f"{shares[0]:.1%} of held-out datapoints are copies of training datapoints, and {shares[1]:.1%} of samples"
+        )
+        return self.judged(
+            p_value,
+            f"{said}: held-out scores are too good if the data had duplicates; drop them before the split",
+            said,
+            numbers={"held_out_copies": shares[0], "sample_copies": shares[1]},
+            arrays={"copies": np.asarray(shares)},
+        )
+
+    def panel(self, axes: Axes, arrays: Arrays) -> None:
+        """Both shares."""
+        axes.bar(["held out", "samples"], arrays["copies"], color=[MUTED, COLOURS[0]], width=0.5)
+        axes.set(
+            title="Copies of training datapoints", ylabel="share", ylim=(0, max(0.05, 1.1 * arrays["copies"].max()))
+        )
+
+
+def _rows(x: Tensor) -> npt.NDArray[np.float64]:
+    """Data as rows that can be compared bit by bit; -0 is 0."""
+    rows: npt.NDArray[np.float64] = x.flatten(1).cpu().numpy() + 0.0
+    return rows

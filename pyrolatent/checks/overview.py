@@ -1,0 +1,214 @@
+"""Can this model be believed? Every check that applies to a model and its data, on one page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from pyrolatent.checks.active_units import ActiveUnits
+from pyrolatent.checks.aggregated_posterior import AggregatedPosterior
+from pyrolatent.checks.annealed import AnnealedEvidence, EvidenceBracket
+from pyrolatent.checks.arviz import to_arviz
+from pyrolatent.checks.check import LEVEL, Check, Verdict
+from pyrolatent.checks.conditional import ConditionalC2st
+from pyrolatent.checks.coverage import Coverage
+from pyrolatent.checks.exchangeability import EXCHANGES
+from pyrolatent.checks.importance import KHat
+from pyrolatent.checks.inference_gap import InferenceGap
+from pyrolatent.checks.intervals import PredictiveIntervals
+from pyrolatent.checks.memorisation import HeldOutCopies, Memorisation
+from pyrolatent.checks.predictive import PosteriorPredictive, PriorPredictive, Statistic
+from pyrolatent.checks.sbc import SbcLatents, SbcLogLikelihood
+from pyrolatent.checks.subject import Subject, at_least
+from pyrolatent.checks.tarp import Tarp
+from pyrolatent.data import Data
+from pyrolatent.errors import InputError
+from pyrolatent.models.latent import LatentVariableModel
+
+Array = npt.NDArray[Any]
+
+CHECKS: tuple[type[Check], ...] = (
+    KHat, ActiveUnits, AggregatedPosterior, SbcLatents, SbcLogLikelihood, Tarp, Coverage, ConditionalC2st, InferenceGap,
+    AnnealedEvidence, EvidenceBracket, PriorPredictive, PosteriorPredictive, PredictiveIntervals, Memorisation,
+    HeldOutCopies,
+)  # fmt: skip
+"""All checks, in the order in which they are asked."""
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979): of right models at most a share a has one below a.
+
+    The smallest is multiplied by their number m, the next by m - 1, ...; none is smaller than one before it.
+    """
+    order, m = np.argsort(p_values), len(p_values)
+    corrected, largest = [0.0] * m, 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (m - place) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What `check` found.
+
+    Attributes:
+        subject: the model, and the data cut to the datapoints that were looked at.
+        verdicts: the answers.
+        skipped: checks that do not apply, with the reason.
+    """
+
+    subject: Subject
+    verdicts: list[Verdict] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What is reported without a verdict: elbo, log_evidence, rate, distortion, ...; nats per datapoint."""
+        return {name: value for verdict in self.verdicts for name, value in verdict.numbers.items()}
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """What the verdicts were computed from."""
+        return {name: value for verdict in self.verdicts for name, value in verdict.arrays.items()}
+
+    @property
+    def p_value(self) -> float | None:
+        """One p-value over all checks that give one: the smallest, by Holm's correction; None if there is none."""
+        p = [verdict.value for verdict in self.verdicts if verdict.by.gives_p_value]
+        return min(holm(p)) if p else None
+
+    @property
+    def rejected(self) -> list[str]:
+        """Checks with a p-value below the level after Holm's correction, which are any for 1 % of right models."""
+        given = [verdict for verdict in self.verdicts if verdict.by.gives_p_value]
+        corrected = holm([verdict.value for verdict in given])
+        return [verdict.check for verdict, p in zip(given, corrected, strict=True) if p < LEVEL]
+
+    @property
+    def summary(self) -> str:
+        """How many of the verdicts are passes, on what data, and the verdict over all p-values."""
+        passed = sum(verdict.passed for verdict in self.verdicts)
+        together = ""
+        if self.p_value is not None:
+            few = f"refused by {', '.join(self.rejected)}" if self.rejected else "not refused"
+            count = sum(verdict.by.gives_p_value for verdict in self.verdicts)
+            together = f"; over all {count} p-values p = {self.p_value:.2g} (Holm), {few}"
+        return f"{self.subject.split} of {self.subject.data.name}: {passed} of {len(self.verdicts)} passed{together}"
+
+    def __str__(self) -> str:
+        left_out = (f"{name}: left out; {reason}" for name, reason in self.skipped.items())
+        numbers = ", ".join(f"{name} {value:.3f}" for name, value in self.numbers.items())
+        return "\n".join([self.summary, *map(str, self.verdicts), *left_out, f"beside it: {numbers}"])
+
+    def json(self) -> dict[str, Any]:
+        """Verdicts, numbers and what was skipped in JSON's types."""
+        return {
+            "split": self.subject.split,
+            "p_value": self.p_value,
+            "rejected": self.rejected,
+            "verdicts": [verdict.json() for verdict in self.verdicts],
+            "skipped": self.skipped,
+            "numbers": self.numbers,
+        }
+
+    def figure(self) -> Figure:
+        """The panels of all checks on one page."""
+        columns = min(4, len(self.verdicts))
+        rows = -(-len(self.verdicts) // columns)
+        fig = Figure(figsize=(4.2 * columns, 3.3 * rows), dpi=130, layout="constrained")
+        for place, verdict in enumerate(self.verdicts):
+            axes = fig.add_subplot(rows, columns, place + 1)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(labelsize=8)
+            verdict.by.panel(axes, verdict.arrays)
+            mark = "passed" if verdict.passed else "failed"
+            axes.set_title(f"{axes.get_title()}\n{verdict.check}: {mark}", fontsize=9)
+            for label in (axes.xaxis.label, axes.yaxis.label):
+                label.set_fontsize(8)
+        return fig
+
+    def figures(self) -> dict[str, Figure]:
+        """That page, and the pictures that checks have beside their panels."""
+        drawn = {"checks": self.figure()}
+        for verdict in self.verdicts:
+            drawn |= verdict.by.figures(verdict.arrays)
+        return drawn
+
+    def to_arviz(self, **options: Any) -> Any:
+        """Draws, log-likelihoods and data as ArviZ knows them; options of `pyrolatent.to_arviz`."""
+        return to_arviz(self.subject.model, self.subject.data, split=self.subject.split, **options)
+
+
+def check(
+    model: LatentVariableModel,
+    data: Data,
+    *,
+    split: str = "test",
+    size: int = 1000,
+    draws: int = 1000,
+    simulations: int = 500,
+    replicates: int = EXCHANGES,
+    annealed: int = 30,
+    statistics: Mapping[str, Statistic] | None = None,
+    seed: int = 0,
+    on_step: Callable[[str, int, int], Any] | None = None,
+) -> Checks:
+    """Asks whether a fitted model can be believed.
+
+    Args:
+        model: a fitted model.
+        data: data with the event shape and in the support of the model's likelihood.
+        split: the part of the data that is held against the model: "train", "validation" or "test".
+        size: number of its datapoints, from the first.
+        draws: from q(z | x) for each datapoint.
+        simulations: data sets of one datapoint that the model draws, for the calibration of its posterior.
+        replicates: data sets that the model draws, which the data are compared with.
+        annealed: number of datapoints whose evidence is found by annealing.
+        statistics: functions of a data set (n, *event_shape) to compare with replicates, beside the usual ones.
+        seed: of all draws.
+        on_step: called with the name of what begins, its place and the number of steps.
+
+    Raises:
+        InputError: the model has no posterior, the data does not fit it, or there is no such split.
+    """
+    at_least("draws", draws, 25)
+    at_least("simulations", simulations, 50)
+    at_least("replicates", replicates, 99)
+    at_least("annealed", annealed, 0)
+    subject = Subject(model, data, split=split, size=size, seed=seed)
+    of_draws, of_chains = {"draws": draws}, {"datapoints": annealed}
+    of_simulations = {"simulations": simulations, "draws": min(draws, 200)}
+    asked: list[Check] = [
+        KHat(**of_draws),
+        ActiveUnits(draws=min(draws, 100)),
+        AggregatedPosterior(**of_draws),
+        SbcLatents(**of_simulations),
+        SbcLogLikelihood(**of_simulations),
+        Tarp(**of_simulations),
+        Coverage(**of_simulations),
+        ConditionalC2st(**of_simulations),
+        InferenceGap(**of_draws),
+        AnnealedEvidence(**of_draws, **of_chains),
+        EvidenceBracket(**of_chains),
+        PriorPredictive(statistics=statistics or {}, replicates=replicates),
+        PosteriorPredictive(statistics=statistics or {}, replicates=replicates),
+        PredictiveIntervals(particles=min(draws, 300)),
+        Memorisation(),
+        HeldOutCopies(),
+    ]
+    found = Checks(subject)
+    for place, each in enumerate(asked):
+        if on_step:
+            on_step(each.name, place, len(asked))
+        try:
+            verdict = each.asked(subject)
+        except InputError as error:
+            found.skipped[each.name] = str(error)
+        else:
+            found.verdicts.append(verdict)
+            found.skipped.update(verdict.skipped)
+    return found

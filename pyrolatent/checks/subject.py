@@ -1,0 +1,191 @@
+"""A fitted model with the data that it is held against, and the draws that checks share."""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyrolatent.checks.draws import Draws, draw, joined, log_posterior_of
+from pyrolatent.data import Data, Split
+from pyrolatent.errors import InputError
+from pyrolatent.inference.draws import labels_for, simulate
+from pyrolatent.inference.evidence import Scores, measure, observation_support, score
+from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.objectives import Inputs
+from pyrolatent.inference.rules import likelihood_name, part_for, require_one_observed_site
+from pyrolatent.inference.weights import arguments
+from pyrolatent.models.latent import LatentVariableModel
+
+T = TypeVar("T")
+BATCH = 100
+LEAST = 20
+"""Datapoints without which nothing can be said."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Data that the model has drawn, with draws from q for each.
+
+    Attributes:
+        x: data (n, *event_shape).
+        y: labels of conditional models, (n,) or (n, label_dim).
+        truth: the latents that x was drawn with, by site, (n, ...).
+        draws: from q(z | x), (L, n).
+        log_likelihood: log p(x | z) of the truth, (n,).
+    """
+
+    x: Tensor
+    y: Tensor | None
+    truth: dict[str, Tensor]
+    draws: Draws
+    log_likelihood: Tensor
+
+    @property
+    def batches(self) -> Iterator[tuple[dict[str, Tensor], Inputs]]:
+        """The truth and the inputs of some datapoints at a time."""
+        for start in range(0, len(self.x), BATCH):
+            at = slice(start, start + BATCH)
+            yield _at(self.truth, at), (self.x[at], None if self.y is None else self.y[at], None)
+
+
+class Subject:
+    """What is checked. Draws are made when they are first asked for, each kind at a seed of its own.
+
+    Args:
+        model: a fitted model.
+        data: data with the event shape and in the support of the model's likelihood.
+        split: the part of the data that is held against the model: "train", "validation" or "test".
+        size: number of its datapoints, from the first.
+        seed: of all draws.
+
+    Attributes:
+        model: the model.
+        data: the data, the split cut to the datapoints that are looked at.
+        split: the name of the split.
+        part: the datapoints.
+        cross_entropy: whether the data are grey values under a Bernoulli likelihood, which are no draws of it.
+
+    Raises:
+        InputError: the model has no posterior, the data does not fit it, or there is no such split.
+    """
+
+    def __init__(
+        self, model: LatentVariableModel, data: Data, *, split: str = "test", size: int = 1000, seed: int = 0
+    ) -> None:
+        if not isinstance(model, LatentVariableModel):
+            raise InputError(f"{type(model).__name__} has no posterior that could be checked; fit a vae")
+        part = part_for(model, data, split)
+        at_least("size", size, LEAST)
+        if len(part) < LEAST:
+            raise InputError(
+                f"the {split} split of {data.name} has {len(part)} datapoints; at least {LEAST} are needed"
+            )
+        support = observation_support(model, part.batch(slice(0, 1)), data)
+        data.check_support(support, f"the {likelihood_name(model)} likelihood")
+        require_one_observed_site(model, part.batch(slice(0, 1)))
+        with evaluating(model, seed):
+            # One draw of what is drawn anew for each batch, so that all checks are about the same datapoints.
+            self.part = Split(*part.batch(slice(0, size)))
+        self.model, self.split, self.seed = model, split, seed
+        chosen: Any = {split: self.part}
+        self.data = replace(data, **chosen)
+        self.cross_entropy = measure(model, data, support) == "cross-entropy"
+        self._kept: dict[tuple[str, int], Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    @contextmanager
+    def drawing(self, what: str) -> Iterator[None]:
+        """Within this context the model is in evaluation mode and draws are those of `what`."""
+        seed = zlib.crc32(f"{self.seed} {what}".encode())
+        with torch.no_grad(), pyro.validation_enabled(False), evaluating(self.model, seed):
+            yield
+
+    def batches(self, size: int | None = None) -> Iterator[Inputs]:
+        """Inputs of the first `size` datapoints, some at a time."""
+        size = len(self) if size is None else min(size, len(self))
+        for start in range(0, size, BATCH):
+            yield arguments(self.model, self.part.batch(slice(start, min(start + BATCH, size))))
+
+    def labels(self, count: int) -> Tensor | None:
+        """Labels of conditional models, those of the split over and over."""
+        return labels_for(self.model, count, of_data=self.part.y)
+
+    @cached_property
+    def scores_any_value(self) -> bool:
+        """Whether every posterior can score values that it did not draw."""
+        return all(getattr(module, "scores_any_value", True) for module in self.model.modules())
+
+    def drawn(self, draws: int) -> Draws:
+        """Draws from q(z | x) of every datapoint, with the latents of the first."""
+        return self._once(
+            "drawn", draws, lambda: joined([draw(self.model, inputs, draws, keep=1) for inputs in self.batches()])
+        )
+
+    def scored(self, draws: int) -> list[Scores]:
+        """What importance sampling says of every batch of datapoints."""
+        return self._once(
+            "scored", draws, lambda: [score(self.model, *inputs, particles=draws) for inputs in self.batches()]
+        )
+
+    def simulated(self, count: int, draws: int) -> Simulated:
+        """Data that the model draws, with draws from q for each."""
+
+        def made() -> Simulated:
+            y = self.labels(count)
+            x, truth = simulate(self.model, count, y)
+            found = Simulated(x, y, truth, _none(), torch.empty(0))
+            parts = [draw(self.model, inputs, draws) for _, inputs in found.batches]
+            scored = [self.model.decode(z, inputs[1]).log_prob(inputs[0]) for z, inputs in found.batches]
+            return replace(found, draws=joined(parts), log_likelihood=torch.cat(scored))
+
+        return self._once("simulated", (count << 32) + draws, made)
+
+    def log_posterior(self, simulated: Simulated) -> Tensor:
+        """log q(z* | x) of the truths, (n,)."""
+        return torch.cat(
+            [
+                log_posterior_of(self.model, inputs, {site: value.unsqueeze(0) for site, value in z.items()})[0]
+                for z, inputs in simulated.batches
+            ]
+        )
+
+    def _once(self, what: str, settings: int, make: Callable[[], T]) -> T:
+        if (what, settings) not in self._kept:
+            with self.drawing(what):
+                self._kept[what, settings] = make()
+        kept: T = self._kept[what, settings]
+        return kept
+
+
+def at_least(name: str, number: int, least: int) -> None:
+    """Refuses a number of draws or datapoints that is too small.
+
+    Raises:
+        InputError: it is.
+    """
+    if number < least:
+        raise InputError(f"{name} was {number}; at least {least} are needed")
+
+
+def flat_sites(latents: Mapping[str, Tensor], lead: int = 1) -> Tensor:
+    """All sites of (draws, datapoints, ...) or (datapoints, ...) side by side, their dimensions flattened."""
+    return torch.cat(
+        [value.flatten(lead) if value.dim() > lead else value.unsqueeze(-1) for value in latents.values()], -1
+    )
+
+
+def _at(latents: Mapping[str, Tensor], index: Any) -> dict[str, Tensor]:
+    return {site: value[index] for site, value in latents.items()}
+
+
+def _none() -> Draws:
+    empty = torch.empty(0)
+    return Draws(empty, empty, empty, empty, {})
