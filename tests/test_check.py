@@ -34,7 +34,7 @@ from pyrolatent.inference.draws import simulate
 
 D, L = 6, 2
 SMALL: dict[str, Any] = {"encoder": {"mlp": {"hidden": [8]}}, "decoder": {"mlp": {"hidden": [8]}}}
-QUICK: dict[str, int] = {"size": 30, "draws": 60, "simulations": 60, "replicates": 99, "annealed": 0}
+QUICK: dict[str, int] = {"size": 30, "draws": 100, "simulations": 60, "replicates": 99, "annealed": 0}
 
 WRONG = ("exact", "scale halved", "scale doubled", "mean shifted", "collapsed to the prior", "correlations dropped")
 CAUGHT = {
@@ -222,7 +222,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-OPTIONS = ("--size=30", "--draws=60", "--simulations=60", "--replicates=99", "--annealed=0", "--device=cpu")
+OPTIONS = ("--size=30", "--draws=100", "--simulations=60", "--replicates=99", "--annealed=0", "--device=cpu")
 
 
 def test_on_the_command_line(run: Path) -> None:

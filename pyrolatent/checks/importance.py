@@ -25,7 +25,7 @@ class KHat(Check):
     """The share of held-out datapoints whose importance weights have too heavy a tail.
 
     Args:
-        draws: from q(z | x) for each datapoint.
+        draws: from q(z | x) for each datapoint; of fewer than 100 the tail is too short to tell.
     """
 
     draws: int = 1000
@@ -38,7 +38,7 @@ class KHat(Check):
 
     def verdict(self, subject: Subject) -> Verdict:
         """The share of datapoints with a large k-hat; log p(x) and the effective sample size beside it."""
-        at_least("draws", self.draws, 25)
+        at_least("draws", self.draws, 100)
         drawn = subject.drawn(self.draws)
         found, threshold = khat(drawn.log_weights), khat_threshold(self.draws)
         evidence, mcse, ess = summary(drawn.log_weights)
