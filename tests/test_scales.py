@@ -286,5 +286,5 @@ def test_networks_take_no_values_that_their_variables_do_not_have() -> None:
     for wrong in ([[-1.0, 0, 0]], [[0.7, 0, 0]], [[2.0, 0, 0]]):
         with pytest.raises(InputError, match="1 of 1 datapoints hold values that their variables do not have"):
             network.log_prob(torch.tensor(wrong))
-    with pytest.raises(InputError, match="x has 4 values, but the network has 3 variables"):
+    with pytest.raises(InputError, match=r"x has shape \(1, 4\), but MarkovNetwork is over events of shape \(3,\)"):
         network.free_energy(torch.zeros(1, 4))

@@ -377,8 +377,24 @@ def _scored(model: UnnormalisedDensity, x: Tensor, beta: Beta) -> tuple[Tensor, 
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         log_p = model.log_density(model.restore(x), beta)
-        (gradient,) = torch.autograd.grad(log_p.sum(), x)
-    return log_p.detach(), gradient
+        return log_p.detach(), gradient_in(x, log_p)
+
+
+def gradient_in(x: Tensor, log_p: Tensor, *, create_graph: bool = False) -> Tensor:
+    """∂ log p(x) / ∂x for each datapoint.
+
+    Raises:
+        InputError: log p was not computed from x, or not by what torch can differentiate.
+    """
+    gradient = None
+    if log_p.requires_grad:
+        (gradient,) = torch.autograd.grad(log_p.sum(), x, create_graph=create_graph, allow_unused=True)
+    if gradient is None:
+        raise InputError(
+            "the energy does not depend on x, or was computed outside of torch's graph; let it be a function of x that "
+            "torch can differentiate, without detach, no_grad or NumPy"
+        )
+    return gradient
 
 
 def _shifted(beta: Tensor, chains: int, by: int) -> Tensor:
