@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from pyrolatent.declaration import Kind, build, component, registered
 from pyrolatent.errors import InputError
-from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, deviations, warn_if_far
+from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, deviations, warn_if_constant, warn_if_far
 
 SMOOTH: Mapping[str, Any] = {"mlp": {"activation": "silu"}}
 """The energy by default: the gradient of its score is not 0 nearly everywhere, as that of rectifiers is."""
@@ -69,6 +69,7 @@ class EnergyModel(UnnormalisedDensity):
         """Sets the base to the data's mean and standard deviation, where x is real, unless it has been set before."""
         if self.levels is not None or self.loc.any() or (self.scale != 1).any():
             return
+        warn_if_constant(x)
         self.loc.copy_(x.flatten(1).mean(0))
         self.scale.copy_(deviations(x))
         if self.standardises:

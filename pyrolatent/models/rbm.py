@@ -14,7 +14,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import one_hot
 from pyrolatent.models.latent import require_labels
 from pyrolatent.models.units import CategoricalUnits, LabelledUnits, NormalUnits, bernoulli, softplus
-from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, warn_if_far
+from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, warn_if_constant, warn_if_far
 
 EXACT = 20
 """Binary units of the smaller layer, at most, over whose states log Z is summed."""
@@ -98,6 +98,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         if self.visible_bias.any() or (isinstance(units, NormalUnits) and units.loc.any()):
             return
         if isinstance(units, NormalUnits):
+            warn_if_constant(x)
             units.standardise(x)
         seen = units.statistic(x)
         prior = units.mean(torch.zeros_like(seen[0]))

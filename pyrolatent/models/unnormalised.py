@@ -31,6 +31,20 @@ def deviations(x: Tensor) -> Tensor:
     return torch.where(found > 0, found, torch.where(rest > 0, rest, 1.0))
 
 
+def warn_if_constant(x: Tensor) -> None:
+    """Says which entries of data (n, ...) do not vary, whose density has no width that the data tell."""
+    flat = x.reshape(len(x), -1)
+    constant = (flat.amax(0) == flat.amin(0)).nonzero().flatten().tolist()
+    if constant:
+        named = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
+        warnings.warn(
+            f"{len(constant)} of {flat.shape[1]} entries of x (from 0: {named}) are the same in all {len(x):,} "
+            "training datapoints: their width is made up, a thousandth of the others', and log p(x) rests on it; "
+            "leave them out",
+            stacklevel=6,
+        )
+
+
 def warn_if_far(x: Tensor, loc: Tensor, scale: Tensor) -> None:
     """Says that a base or units that were set by other data stay, where these are more than ten deviations away."""
     flat = x.reshape(len(x), -1)
