@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyrolatent.errors import InputError, at_least_one, is_whole
-from pyrolatent.inference.kernels import Movement, adapted
+from pyrolatent.inference.kernels import Movement, adapted, no_normaliser
 from pyrolatent.inference.modes import device_of
 from pyrolatent.inference.partition import in_double
 from pyrolatent.models.arrays import as_tensor
@@ -43,7 +43,8 @@ def sample_energy(
         (size, *event_shape).
 
     Raises:
-        InputError: the chains of a kernel over real x did not move, or what is asked for does not go with the model.
+        InputError: the chains of a kernel over real x did not move, the density has no normaliser, or what is asked for
+            does not go with the model.
     """
     if mean and not isinstance(model, RestrictedBoltzmannMachine):
         raise InputError(f"{type(model).__name__} has no hidden units given which x has a mean; leave mean out")
@@ -107,6 +108,8 @@ def _walk(model: UnnormalisedDensity, size: int, sweeps: int, y: Tensor | None, 
     else:
         state = model.base(size)
     move = Movement(adapted(model, kernel, start=state))
+    if improper := no_normaliser(model, move.kernel):
+        raise InputError(f"{type(model).__name__} cannot be sampled: {improper}")
     for _ in range(sweeps):
         state = move(model, state)
         if y is not None:

@@ -330,6 +330,7 @@ def test_python_calls_say_what_is_wrong(binary_data: Data) -> None:
         (lambda: pl.watch(model, 2, [2, 1]), "give a list of whole numbers"),
         (lambda: pl.watch(model, 2, []), "give a list of whole numbers"),
         (lambda: pl.watch(model, 3, [1], start=x), "start holds 4 datapoints, but 3 chains"),
+        (lambda: pl.Annealing(chains=1), "chains was 1; at least 2 are needed"),
         (
             lambda: sample(model, 3, y=torch.tensor([0, 1])),
             r"labels are int64 of shape \(2,\), but .* whole numbers from 0 to 1 of shape \(3,\)",
