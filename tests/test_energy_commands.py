@@ -277,6 +277,8 @@ def test_energies_refuse_labels_and_values_that_they_do_not_have() -> None:
             other.free_energy(grey)
         with pytest.raises(InputError, match="knows no labels, but y was given"):
             other.free_energy(x, [0, 1])
+    with pytest.raises(InputError, match="1 values of x are NaN or infinite; energies are of complete data"):
+        model.free_energy([[math.nan, 0, 1, 0]])
     for ask in (model.classify, model.encode, model.state, lambda x: watch(model, 2, [1], start=x)):
         with pytest.raises(InputError, match="which are 0 and 1; binarize grey values"):
             ask(grey)

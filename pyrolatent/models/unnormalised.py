@@ -132,6 +132,9 @@ class UnnormalisedDensity(Model):
         """
         if get_proxy_mode() is not None:  # what is compiled is training, whose data have been looked at
             return as_numbers(self, x, "x"), y
+        missing = int((~torch.isfinite(as_numbers(self, x, "x"))).sum())
+        if missing:
+            raise InputError(f"{missing} values of x are NaN or infinite; energies are of complete data")
         x, y, _ = as_inputs(self, x, y)
         if self.levels is not None:
             flat = x.reshape(len(x), -1)
