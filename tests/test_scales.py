@@ -203,7 +203,7 @@ def test_one_column_that_does_not_move_is_enough() -> None:
 
 
 def test_one_step_of_annealing_makes_no_move_and_is_given() -> None:
-    model, *_ = normal(UNITS["one"])
+    model = EnergyModel((3,), energy=lambda x: 0.1 * x.square().sum(-1))
     found = ais(model, chains=20, temperatures=1)
     assert (found.acceptance, found.stuck) == (None, None)
 
