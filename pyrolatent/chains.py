@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyrolatent.errors import InputError
-from pyrolatent.inference.kernels import Movement, adapted
+from pyrolatent.errors import InputError, at_least_one, is_whole
+from pyrolatent.inference.kernels import Movement, adapted, no_normaliser
 from pyrolatent.inference.modes import device_of
 from pyrolatent.inference.partition import in_double
+from pyrolatent.models.arrays import as_tensor
 from pyrolatent.models.rbm import Layers, RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -42,12 +43,13 @@ def sample_energy(
         (size, *event_shape).
 
     Raises:
-        InputError: the chains of a kernel over real x did not move, or what is asked for does not go with the model.
+        InputError: the chains of a kernel over real x did not move, the density has no normaliser, or what is asked for
+            does not go with the model.
     """
     if mean and not isinstance(model, RestrictedBoltzmannMachine):
         raise InputError(f"{type(model).__name__} has no hidden units given which x has a mean; leave mean out")
-    if size < 1 or sweeps < 0:
-        raise InputError(f"size and sweeps were {size} and {sweeps}; at least 1 and 0 are needed")
+    if not is_whole(size) or not is_whole(sweeps) or size < 1 or sweeps < 0:
+        raise InputError(f"size and sweeps were {size} and {sweeps}; at least 1 and 0 are needed, whole numbers")
     if model.tractable and y is None and kernel is None:
         state = model.restore(in_double(model).flat(in_double(model).exact_sample(size)).to(_dtype(model)))
     else:
@@ -56,9 +58,7 @@ def sample_energy(
 
 
 @torch.no_grad()
-def watch(
-    model: UnnormalisedDensity, size: int, sweeps: list[int], *, start: Tensor | None = None, kernel: Any = None
-) -> Tensor:
+def watch(model: UnnormalisedDensity, size: int, sweeps: Any, *, start: Any = None, kernel: Any = None) -> Tensor:
     """What chains hold after so many sweeps from their start, (len(sweeps), size, *event_shape).
 
     Machines show E[x | h] after the first sweep, and the start as it is.
@@ -66,17 +66,29 @@ def watch(
     Args:
         model: a fitted model.
         size: number of chains.
-        sweeps: when they are looked at, rising, 0 being the start.
+        sweeps: when they are looked at, whole numbers that rise, 0 being the start.
         start: data (size, *event_shape); None: draws of the base.
         kernel: what moves the chains, as in `sample_energy`.
+
+    Raises:
+        InputError: an argument that does not fit the model or the others.
     """
-    if sweeps != sorted(sweeps) or min(sweeps, default=-1) < 0:
-        raise InputError(f"sweeps were {sweeps}; give numbers from 0 that rise")
-    if start is not None and len(start) != size:
-        raise InputError(f"start holds {len(start)} datapoints, but {size} chains were asked for; give as many")
+    at_least_one(size=size)
+    times = as_tensor(sweeps, "sweeps")
+    if (
+        times.dim() != 1
+        or not len(times)
+        or (times != times.round()).any()
+        or (times.diff(prepend=0 * times[:1]) < 0).any()
+    ):
+        raise InputError(f"sweeps were {sweeps}; give a list of whole numbers from 0 that rise")
+    if start is not None:
+        start, _ = model.checked(start)
+        if len(start) != size:
+            raise InputError(f"start holds {len(start)} datapoints, but {size} chains were asked for; give as many")
     state = model.base(size) if start is None else model.state(start)
     frames, done, move = [], 0, adapted(model, kernel, start=state)
-    for until in sweeps:
+    for until in times.long().tolist():
         for _ in range(until - done):
             state = move(model, state)
         done = until
@@ -96,6 +108,8 @@ def _walk(model: UnnormalisedDensity, size: int, sweeps: int, y: Tensor | None, 
     else:
         state = model.base(size)
     move = Movement(adapted(model, kernel, start=state))
+    if improper := no_normaliser(model, move.kernel):
+        raise InputError(f"{type(model).__name__} cannot be sampled: {improper}")
     for _ in range(sweeps):
         state = move(model, state)
         if y is not None:

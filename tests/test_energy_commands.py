@@ -210,6 +210,95 @@ def test_chains_are_watched_from_where_they_begin() -> None:
     assert watch(network, 5, [0, 2]).shape == (2, 5, 3)
 
 
+@pytest.mark.parametrize("sweeps", [[0, 1, 5], (0, 1, 5), np.array([0, 1, 5]), torch.tensor([0.0, 1.0, 5.0])], ids=str)
+def test_chains_are_watched_from_arrays_and_lists(sweeps: Any) -> None:
+    model, start = RBM((4,), hidden=2), [[1, 0, 1, 0]]
+    for given in (start, np.array(start, dtype=np.float64), torch.tensor(start)):
+        torch.manual_seed(0)
+        frames = watch(model, 1, sweeps, start=given)
+        assert frames.dtype == torch.float32
+        assert torch.equal(frames[0], torch.tensor(start).float())
+        torch.manual_seed(0)
+        assert torch.equal(frames, watch(model, 1, [0, 1, 5], start=torch.tensor(start).float()))
+
+
+def machine_of_labels() -> RBM:
+    return RBM((4,), 3, hidden=2, labels=True)
+
+
+@pytest.mark.parametrize(
+    ("made", "values", "labels"),
+    [
+        (machine_of_labels, [[1, 0, 1, 0], [0, 0, 1, 1]], [2, -1]),
+        (lambda: RBM((4,), hidden=2, visible="normal"), [[1.5, 0, 1, 0], [0, 0, -1, 1]], None),
+        (lambda: EnergyModel((4,)), [[1.5, 0, 1, 0], [0, 0, -1, 1]], None),
+        (lambda: MarkovNetwork((4,), cliques=[[1, 2], [3, 4]]), [[1, 0, 1, 0], [0, 0, 1, 1]], None),
+    ],
+    ids=["labels", "real", "energy", "network"],
+)
+def test_energies_take_numbers_of_any_type(made: Any, values: Any, labels: Any) -> None:
+    """Each method gives from a list, an array or a tensor of float64 what it gives from the model's own type."""
+    model: Any = made()
+    methods = ["free_energy", "state", *(["encode"] if isinstance(model, RBM) else [])]
+    methods += ["log_prob"] * model.tractable
+    forms = (lambda v: v, np.array, torch.tensor, lambda v: torch.tensor(v).double() if v is values else v)
+    for name in methods:
+        y = () if labels is None else (labels,)
+        found = []
+        for form in forms:
+            torch.manual_seed(0)
+            value = getattr(model, name)(form(values), *map(form, y))
+            found.append(model.flat(value) if name == "state" else value)
+        for other in found[1:]:
+            assert torch.equal(other, found[0])
+    if labels:
+        assert torch.equal(model.classify(np.array(values)), model.classify(torch.tensor(values).float()))
+
+
+def test_energies_refuse_labels_and_values_that_they_do_not_have() -> None:
+    model, x = machine_of_labels(), [[1, 0, 1, 0], [0, 0, 1, 1]]
+    for y, said in (
+        ([0.0, 1.0], "labels are float64 of shape"),
+        ([0, 3], "labels from 0 to 3 were given; they are 0 to 2, or -1"),
+        ([0], r"labels are int64 of shape \(1,\)"),
+        ([[0, 1]], r"labels are int64 of shape \(1, 2\)"),
+    ):
+        for method in (model.free_energy, model.encode, model.state, model.log_prob):
+            with pytest.raises(InputError, match=said):
+                method(x, y)
+    grey = [[0.3, 0, 1, 0], [0, 0, 1, 1]]
+    unlabelled = (
+        RBM((4,), hidden=2),
+        EnergyModel((4,), support="binary"),
+        MarkovNetwork((4,), cliques=[[1, 2], [3, 4]]),
+    )
+    for other in unlabelled:
+        with pytest.raises(InputError, match="1 of 2 datapoints hold values that their variables do not have"):
+            other.free_energy(grey)
+        with pytest.raises(InputError, match="knows no labels, but y was given"):
+            other.free_energy(x, [0, 1])
+    with pytest.raises(InputError, match="1 values of x are NaN or infinite; energies are of complete data"):
+        model.free_energy([[math.nan, 0, 1, 0]])
+    for ask in (model.classify, model.encode, model.state, lambda x: watch(model, 2, [1], start=x)):
+        with pytest.raises(InputError, match="which are 0 and 1; binarize grey values"):
+            ask(grey)
+
+
+def test_variables_and_evidence_are_numbers_of_any_type() -> None:
+    network = MarkovNetwork((3,), cliques=[[1, 2], [2, 3]], spread=1.0)
+    wanted = network.marginal(3, given={1: 1})
+    for number, value in ((3, True), (np.int64(3), np.int8(1)), (torch.tensor(3), torch.tensor(1.0))):
+        assert torch.equal(network.marginal(number, given={1: value}), wanted)
+        assert torch.equal(network.marginal(number, given={number - 2: [value]})[0], wanted)
+    for variable in ("3", 3.0, None):
+        with pytest.raises(InputError, match="is no variable; give its number, 1 to 3"):
+            network.marginal(variable)
+        with pytest.raises(InputError, match="is no variable"):
+            network.log_z({variable: 1})
+    with pytest.raises(InputError, match="X1 is a str of no real numbers"):
+        network.mode({1: "a"})
+
+
 def test_figures_refuse_what_they_cannot_draw() -> None:
     with pytest.raises(InputError, match="none of what is watched"):
         monitors([{"epoch": 1}])
@@ -230,16 +319,25 @@ def test_python_calls_say_what_is_wrong(binary_data: Data) -> None:
         (lambda: pl.sample(EnergyModel((6,)), 2, mean=True), "EnergyModel has no hidden units given which x has"),
         (lambda: pl.reconstruct(model, x), "has no posterior of latents"),
         (lambda: pl.interpolate(model, x), "has no posterior of latents"),
-        (lambda: model.free_energy(x[:, :5]), r"x has the shape \(4, 5\), but the machine takes \(batch, 6\)"),
-        (lambda: RBM((6,), hidden=2).encode(x[0]), r"x has the shape \(6,\), but the machine takes \(batch, 6\)"),
+        (lambda: model.free_energy(x[:, :5]), r"x has shape \(4, 5\), but .* events of shape \(6,\)"),
+        (lambda: RBM((6,), hidden=2).encode(x[0]), r"x has shape \(6,\), but .* events of shape \(6,\)"),
         (lambda: sample(model, 0), "size and sweeps were 0"),
         (lambda: sample(model, 3, sweeps=-1), "and -1; at least"),
+        (lambda: sample(model, 3, sweeps=2.5), "and 2.5; at least 1 and 0 are needed, whole numbers"),
+        (lambda: sample(model, 2.5), "size and sweeps were 2.5"),
+        (lambda: pl.watch(model, 0, [0, 1]), "size was 0; at least 1 is needed"),
+        (lambda: pl.watch(model, 1.5, [0, 1]), "size was 1.5; a whole number from 1 is needed"),
+        (lambda: pl.watch(model, 2, 5), "sweeps were 5; give a list of whole numbers from 0 that rise"),
+        (lambda: pl.watch(model, 2, [0.5, 1]), "give a list of whole numbers"),
+        (lambda: pl.watch(model, 2, [2, 1]), "give a list of whole numbers"),
+        (lambda: pl.watch(model, 2, []), "give a list of whole numbers"),
+        (lambda: pl.watch(model, 3, [1], start=x), "start holds 4 datapoints, but 3 chains"),
+        (lambda: pl.Annealing(chains=1), "chains was 1; at least 2 are needed"),
         (
             lambda: sample(model, 3, y=torch.tensor([0, 1])),
             r"labels are int64 of shape \(2,\), but .* whole numbers from 0 to 1 of shape \(3,\)",
         ),
         (lambda: sample(model, 2, y=torch.tensor([0, 2])), "labels from 0 to 2 were given; they are 0 to 1"),
-        (lambda: watch(model, 4, [5, 1]), "give numbers from 0 that rise"),
         (lambda: watch(model, 2, [0, 1], start=x), "start holds 4 datapoints, but 2 chains"),
         (
             lambda: EnergyModel((6,), energy=lambda x: x, support="binary").free_energy(x),

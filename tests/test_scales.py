@@ -2,15 +2,17 @@
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typer.testing import CliRunner
 
 from pyrolatent import (
@@ -29,8 +31,9 @@ from pyrolatent import (
 )
 from pyrolatent.cli import app
 from pyrolatent.declaration import build
-from pyrolatent.inference.kernels import HMC, Langevin, adapted
-from pyrolatent.inference.partition import ais, raise_log_prob, reverse_ais
+from pyrolatent.inference.kernels import HMC, Langevin, Movement, adapted, no_normaliser
+from pyrolatent.inference.partition import LogZ, _estimate, ais, apart, raise_log_prob, reverse_ais
+from pyrolatent.inference.score_matching import sliced_score_matching
 
 UNITS = {
     "a hundredth": (0.01, 0.01, 0.01),
@@ -200,7 +203,7 @@ def test_one_column_that_does_not_move_is_enough() -> None:
 
 
 def test_one_step_of_annealing_makes_no_move_and_is_given() -> None:
-    model, *_ = normal(UNITS["one"])
+    model = EnergyModel((3,), energy=lambda x: 0.1 * x.square().sum(-1))
     found = ais(model, chains=20, temperatures=1)
     assert (found.acceptance, found.stuck) == (None, None)
 
@@ -269,16 +272,125 @@ def test_training_goes_on_with_other_data_only_with_a_warning(kind: str) -> None
 
 def test_one_chain_that_carries_all_the_weight_gives_no_number() -> None:
     """The delta method's error is 1 then, however far off log Z is: here a density that has no normaliser."""
-    model: Any = EnergyModel((2,), energy=_Falling(), reference="normal")
-    found = ais(model, chains=50, temperatures=30)
-    assert "chains carry all the weight" in (found.stuck or "")
+    model = EnergyModel((10,), energy=lambda x: 0.5 * ((x - 4) / 0.05).square().sum(-1))
+    found = ais(model, chains=50, temperatures=5, kernel={"hmc": {"leapfrogs": 2}})
+    assert "of 50 chains carry all the weight" in (found.stuck or "")
 
 
-class _Falling(nn.Module):
-    """exp(|x|²) is no density."""
+def test_weights_whose_largest_are_too_few_give_no_number() -> None:
+    """Normal log-weights of standard deviation s: most often refused where n exp(-s²) is small, kept where it is not.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return -x.square().sum(-1)
+    At s = 3 the mean of 100 weights is on average 1.4 nats too low, and its delta-method error a third of a nat.
+    """
+    move, refused = Movement(None), {}
+    for s in (0.5, 1.0, 3.0):
+        weights = s * torch.randn(500, 100)
+        refused[s] = sum(_estimate(w, [w], [1.0], move, method="ais").stuck is not None for w in weights) / 500
+    assert refused[0.5] == 0
+    assert refused[1.0] <= 0.01
+    assert refused[3.0] >= 0.99
+
+
+def _one_way(x: Tensor) -> Tensor:
+    return 0.5 * x[:, 0].square()
+
+
+IMPROPER: dict[str, tuple[Any, str, str]] = {
+    "nothing": (lambda x: 0 * x.sum(-1), "flat", "in 200 of 200 directions"),
+    "a slope": (lambda x: x[:, 0], "flat", r"in \d+ of 200 directions"),
+    "a well on a plain": (lambda x: -50 * (-0.5 * x.square().sum(-1)).exp(), "flat", "in 200 of 200 directions"),
+    "waves": (lambda x: 3 * x.sin().sum(-1), "flat", "in 200 of 200 directions"),
+    "what undoes the base": (lambda x: -0.5 * x.square().sum(-1), "normal", "in 200 of 200 directions"),
+    "what outgrows the base": (lambda x: -x.square().sum(-1), "normal", "in 200 of 200 directions"),
+    "a well in one direction": (_one_way, "flat", "chains go on spreading"),
+    "a valley": (lambda x: 0.5 * x.sum(-1).square(), "flat", "chains go on spreading"),
+}
+
+
+@pytest.mark.parametrize("name", IMPROPER)
+def test_an_energy_without_a_normaliser_has_no_log_p_and_no_samples(name: str) -> None:
+    energy, reference, said = IMPROPER[name]
+    data = load_data(np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32))
+    model = EnergyModel((2,), energy=energy, reference=reference).float()  # about N(0, 1), of which the data are
+    found = evaluate(model, data, annealing=Annealing(chains=20, temperatures=30))
+    assert (found.log_evidence, found.log_z, found.ais, found.reverse_ais) == (None,) * 4
+    value, reason = found.rows()[0][1:]
+    assert value == "none"
+    assert re.search(f"has no finite integral: .*{said}", reason)
+    with pytest.raises(InputError, match=f"cannot be sampled: exp.* has no finite integral: .*{said}"):
+        sample(model, 3, sweeps=5)
+
+
+PROPER: dict[str, Any] = {
+    "heavy tails": lambda x: 1.6 * torch.log1p(x.square().sum(-1)),  # |x|^-3.2 in two dimensions
+    "a ridge": lambda x: 0.5 * x[:, 0].square() + 2 * (x[:, 1] - x[:, 0].square()).square(),
+    "far more narrow than the base": lambda x: 0.5 * (x / 0.02).square().sum(-1),
+    "wider than the base": lambda x: 0.5 * (x / 20).square().sum(-1),
+    "two modes": lambda x: -torch.logaddexp(-0.5 * (x - 4).square().sum(-1), -0.5 * (x + 4).square().sum(-1)),
+}
+
+
+@pytest.mark.parametrize("name", PROPER)
+def test_an_energy_with_a_normaliser_is_not_taken_for_one_without(name: str) -> None:
+    model = EnergyModel((2,), energy=PROPER[name], reference="flat")
+    assert no_normaliser(model, adapted(model, {"hmc": {"leapfrogs": 4}})) is None
+
+
+def test_annealing_from_both_ends_that_disagrees_is_said() -> None:
+    """Within e²/2 + 4 e nothing is said; beyond it the row of log p(x) and its error say how far."""
+
+    def estimate(value: float, error: float) -> LogZ:
+        return LogZ(value, error, "ais")
+
+    assert apart(estimate(0, 0.3), estimate(1.9, 0.4)) is None
+    assert apart(estimate(0, 0.3), estimate(2.2, 0.4)) == pytest.approx(2.2)
+    assert apart(estimate(0, 0.3), estimate(-2.2, 0.4)) == pytest.approx(-2.2)
+    assert apart(estimate(0, 0.0), estimate(0.04, 0.0)) is None
+    data = load_data(np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32))
+    model = EnergyModel((2,)).float()
+    model.initialise(data.train.x)
+    found = evaluate(model, data, annealing=Annealing(20, 10, kernel={"hmc": {"leapfrogs": 2}}))
+    assert found.apart is None
+    for gap, said in ((3.0, "too high by up to 3, as reverse ais says"), (-3.0, "hold a part of the model alone")):
+        assert said in str(replace(found, apart=gap).rows())
+
+
+def test_few_temperatures_are_seen_from_the_other_end() -> None:
+    """A normal far from its base, in 40 dimensions: so short a path is low from the base and high from exact draws."""
+    model = EnergyModel((40,), energy=lambda x: 0.5 * (4 * x).square().sum(-1), reference="flat")
+    exact = 20 * math.log(2 * math.pi) - 40 * math.log(4)
+    short = {"temperatures": 20, "kernel": {"hmc": {"step": 0.05, "leapfrogs": 2}}}
+    forward = ais(model, chains=400, **short)
+    backward = reverse_ais(model, torch.randn(400, 40) / 4, "exact samples", **short)
+    assert forward.value < exact < backward.value
+    assert forward.stuck is not None or (apart(forward, backward) or 0) > 0
+
+
+@pytest.mark.parametrize("kind", ["rbm", "energy"])
+def test_a_constant_column_is_named_in_training_and_in_evaluation(kind: str) -> None:
+    """Both ends of the annealing agree beside it."""
+    torch.set_default_dtype(torch.float32)
+    x = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
+    x[:, 1] = 5
+    data = load_data(x)
+    declared: dict[str, Any] = {"rbm": {"hidden": 3, "visible": "normal"}, "energy": {"energy": SMALL}}
+    model: Any = build("model", {kind: declared[kind]}, event_shape=(3,), label_dim=0)
+    said = r"1 of 3 entries of x \(from 0: 1\) are the same in all \d+ training datapoints: their width is made up"
+    with pytest.warns(UserWarning, match=said):
+        fit(model, data, objective="cd", epochs=1, progress=False)
+    kernel = {"hmc": {"leapfrogs": 3}} if kind == "energy" else None
+    with pytest.warns(UserWarning, match=said):
+        found = evaluate(model, data, annealing=Annealing(50, 60, always=True, kernel=kernel))
+    assert found.apart is None
+    (low, a), (high, b) = found.ais, found.reverse_ais
+    assert abs(low - high) < 4 * math.hypot(a, b) + 1e-3
+
+
+def test_an_energy_that_torch_cannot_differentiate_is_one_line() -> None:
+    model = EnergyModel((2,), energy=lambda x: torch.zeros(len(x)), reference="flat")
+    for ask in (lambda: ais(model, temperatures=5), lambda: sliced_score_matching(model, torch.zeros(3, 2))):
+        with pytest.raises(InputError, match="the energy does not depend on x, or was computed outside"):
+            ask()
 
 
 def test_networks_take_no_values_that_their_variables_do_not_have() -> None:
@@ -286,5 +398,5 @@ def test_networks_take_no_values_that_their_variables_do_not_have() -> None:
     for wrong in ([[-1.0, 0, 0]], [[0.7, 0, 0]], [[2.0, 0, 0]]):
         with pytest.raises(InputError, match="1 of 1 datapoints hold values that their variables do not have"):
             network.log_prob(torch.tensor(wrong))
-    with pytest.raises(InputError, match="x has 4 values, but the network has 3 variables"):
+    with pytest.raises(InputError, match=r"x has shape \(1, 4\), but MarkovNetwork is over events of shape \(3,\)"):
         network.free_energy(torch.zeros(1, 4))

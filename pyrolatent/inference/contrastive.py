@@ -38,8 +38,8 @@ class ExactLikelihood(EnergyObjective):
         """Adds the gradient of the mean negative log-likelihood; returns the sum of log p(x)."""
         x, y, _ = inputs
         with torch.no_grad():
-            model.observe(model.state(x, y))
-        log_p = model.log_prob(x, y)
+            model.observe(model.state(x, y if model.label_dim else None))
+        log_p = model.log_prob(x, y if model.label_dim else None)
         log_p.mean().neg().backward()
         model.adjust_gradients()
         return log_p.detach().sum()
@@ -82,7 +82,7 @@ class Contrastive(EnergyObjective):
         x, y, _ = inputs
         self.prepare(model)
         with torch.no_grad():
-            positive = model.state(x, y)
+            positive = model.state(x, y if model.label_dim else None)
             negative = self.negatives(model, positive)
         difference = model.contrast(positive, negative)
         model.observe(positive)

@@ -20,15 +20,19 @@ from torch import Tensor
 from pyrolatent.data import Data
 from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference.held_out import pseudo_likelihood
-from pyrolatent.inference.kernels import Movement, adapted, run
+from pyrolatent.inference.kernels import Movement, adapted, no_normaliser, run
 from pyrolatent.inference.modes import device_of, evaluating
 from pyrolatent.inference.objectives import log_mean_exp
 from pyrolatent.inference.rules import same_event_shape
-from pyrolatent.models.unnormalised import UnnormalisedDensity
+from pyrolatent.models.unnormalised import UnnormalisedDensity, warn_if_constant
 
 Starts = Literal["exact samples", "persistent chains", "chains begun at training data"]
 POINTS = 200
 """Of the path at which the weights are kept to be looked at."""
+FEWEST = 5
+"""Effective chains, or a fifth of fewer than 25, below which a standard error of log Z means nothing."""
+ERRORS, SMALL = 4.0, 0.05
+"""Standard errors by which two estimates of log Z may differ, and nats that are never called a difference."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class LogZ:
         betas: points of the path (points,) and ...
         log_weights: ... the weights of each chain up to there plus log Z_0, (points, chains).
         acceptance: mean acceptance of the moves; None where none can be rejected.
-        stuck: why the estimate is none: chains that cannot be said to have moved, or one or two that carry all the
-            weight, whose error is unknown; None where there is an estimate.
+        stuck: why the estimate is none: a density without a normaliser, chains that cannot be said to have moved, or
+            a few that carry all the weight, whose error is unknown; None where there is an estimate.
     """
 
     value: float
@@ -79,6 +83,8 @@ class Annealing:
 
     def __post_init__(self) -> None:
         at_least_one(chains=self.chains, temperatures=self.temperatures)
+        if self.chains < 2:
+            raise InputError("chains was 1; at least 2 are needed, from whose spread the error of log Z comes")
 
 
 @torch.no_grad()
@@ -113,6 +119,8 @@ def ais(
     move = Movement(adapted(model, kernel, temperatures))
     state = model.base(chains)
     log_w, kept, betas = _begin(model, state)
+    if improper := no_normaliser(model, move.kernel):
+        return LogZ(math.nan, math.nan, "ais", stuck=improper)
     for k in range(1, temperatures + 1):
         before, beta = (k - 1) / temperatures, k / temperatures
         log_w += (model.log_density(state, beta) - model.log_density(state, before)).double()
@@ -245,7 +253,8 @@ class EnergyEvaluation:
         measure: what log p(x) is of, as for latent-variable models.
         log_evidence: log p(x) = -F(x) - log Z; with log Z from `log_z_method`.
         log_evidence_se: its standard error over datapoints.
-        log_evidence_mcse: the standard error of log Z.
+        log_evidence_mcse: the standard error of log Z, or how far reverse annealing is above it where that is more
+            than their errors allow.
         log_z: log Z.
         log_z_se: its standard error.
         log_z_method: "exact" or "ais"; the latter is too low in expectation, and log p(x) then too high.
@@ -254,6 +263,8 @@ class EnergyEvaluation:
         ais: log Z by annealing from the base, and its standard error, where it was asked for or needed.
         reverse_ais: log Z by annealing from samples of the model, and its standard error.
         reverse_starts: what these samples were, and whether the estimate is a bound.
+        reverse_missing: why there is no estimate from them.
+        apart: by how many nats reverse annealing is above annealing from the base, if by more than `apart` allows.
         raised: the mean bound on log p(x) of the annealing model over some datapoints, mean log p(x) by `log_z` of the
             same (None without log Z), and their number.
         pseudo_likelihood: ∑_i log p(x_i | all others) over discrete x, no bound on log p(x), estimated from ten entries
@@ -280,6 +291,8 @@ class EnergyEvaluation:
     ais: list[float] | None
     reverse_ais: list[float] | None
     reverse_starts: str | None
+    reverse_missing: str | None
+    apart: float | None
     raised: list[float | None] | None
     pseudo_likelihood: float | None
     pseudo_likelihood_se: float | None
@@ -298,6 +311,8 @@ class EnergyEvaluation:
             exact = self.log_z_method == "exact"
             errors = [] if self.log_evidence_se is None else [f"± {self.log_evidence_se:.2g} over datapoints"]
             errors.append("exact log Z" if exact else f"± {self.log_z_se:.2g} of log Z")
+            if not exact and self.apart is not None and self.apart > 0:
+                errors.append(f"too high by up to {self.apart:.2g}, as reverse ais says: give more temperatures")
             by = "exact" if exact else f"± {self.log_z_se:.2g} by ais, too low if anything"
             rows = [("log_evidence", f"{self.log_evidence:.3f}", ", ".join(errors)), ("log_z", f"{self.log_z:.3f}", by)]
         if self.acceptance is not None:
@@ -306,7 +321,13 @@ class EnergyEvaluation:
             rows.append(("  by ais", f"{self.ais[0]:.3f}", f"± {self.ais[1]:.2g}"))
         if self.reverse_ais:
             value, error = self.reverse_ais
-            rows.append(("  by reverse ais", f"{value:.3f}", f"± {error:.2g}, started from {self.reverse_starts}"))
+            remark = f"± {error:.2g}, started from {self.reverse_starts}"
+            if self.apart is not None:
+                too_low = "ais is too low" if self.apart > 0 else "these starts hold a part of the model alone"
+                remark += f"; {abs(self.apart):.2g} apart from ais, more than their errors allow: {too_low}"
+            rows.append(("  by reverse ais", f"{value:.3f}", remark))
+        elif self.reverse_missing:
+            rows.append(("  by reverse ais", "none", self.reverse_missing))
         if self.raised:
             bound, same, number = self.raised
             known = "unknown log_evidence" if same is None else f"log_evidence {same:.3f}"
@@ -348,6 +369,8 @@ def evaluate_energy(
     same_event_shape(model, data)
     data.check_support(model.support, type(model).__name__)
     data = data.to(device_of(model))
+    if model.levels is None:
+        warn_if_constant(data.train.batch(slice(0, 10_000)).x)
     part = getattr(data, split)
 
     def told(what: str) -> Callable[[int], Any] | None:
@@ -387,6 +410,8 @@ def evaluate_energy(
             for batch in (part.batches(1000) if model.levels is not None else ())
         ]
         error = _classification_error(model, part)
+    between = apart(forward, reverse) if forward and reverse and not reverse.stuck else None
+    uncertain = max(log_z.error, between or 0.0) if log_z is forward else log_z.error
     log_p = None if log_z.stuck else -free_energy - log_z.value
     raised: list[float | None] | None = None
     if bounds is not None:
@@ -398,7 +423,7 @@ def evaluate_energy(
         measure=f"{model.measure} (dequantized)" if model.measure == "density" and data.dequantize else model.measure,
         log_evidence=None if log_p is None else log_p.mean().item(),
         log_evidence_se=_standard_error(log_p) if log_p is not None and len(log_p) > 1 else None,
-        log_evidence_mcse=None if log_z.stuck else log_z.error,
+        log_evidence_mcse=None if log_z.stuck else uncertain,
         log_z=None if log_z.stuck else log_z.value,
         log_z_se=None if log_z.stuck else log_z.error,
         log_z_method=log_z.method,
@@ -407,6 +432,8 @@ def evaluate_energy(
         ais=_moving(forward),
         reverse_ais=_moving(reverse),
         reverse_starts=label.get(str(reverse.starts), f"{reverse.starts}, not a bound") if reverse else None,
+        reverse_missing=reverse.stuck if reverse else None,
+        apart=between,
         raised=raised,
         pseudo_likelihood=torch.cat(pseudo).mean().item() if pseudo else None,
         pseudo_likelihood_se=_standard_error(torch.cat(pseudo)) if pseudo and len(free_energy) > 1 else None,
@@ -433,10 +460,13 @@ def _begin(model: UnnormalisedDensity, state: Any) -> tuple[Tensor, list[Tensor]
 
 def _estimate(log_w: Tensor, kept: list[Tensor], betas: list[float], move: Movement, **about: Any) -> LogZ:
     w = (log_w - log_w.max()).exp()
-    effective = (w.sum().square() / w.square().sum()).item()
-    alone = None
-    if len(w) >= 10 and effective < 2:  # their spread then gives an error of 1, however large it is
-        alone = f"{effective:.1f} of {len(w)} chains carry all the weight; give more temperatures"
+    # The largest of few weights hide how much larger others can be: if log w is normal, n exp(-s²) chains are
+    # effective, s being its standard deviation on the side that decides, above the median.
+    variance = 2 * (log_w - log_w.median()).clamp(min=0).square().mean()
+    effective = min((w.sum().square() / w.square().sum()).item(), len(w) * math.exp(-variance))
+    few = None
+    if effective < min(FEWEST, len(w) / 5):
+        few = f"{effective:.2g} of {len(w)} chains carry all the weight; give more temperatures"
     error = (w.std() / w.mean() / math.sqrt(len(w))).item() if len(w) > 1 else math.nan
     return LogZ(
         value=log_mean_exp(log_w).item(),
@@ -444,9 +474,22 @@ def _estimate(log_w: Tensor, kept: list[Tensor], betas: list[float], move: Movem
         betas=torch.tensor(betas),
         log_weights=torch.stack(kept).cpu(),
         acceptance=move.acceptance,
-        stuck=move.stuck or alone,
+        stuck=move.stuck or few,
         **about,
     )
+
+
+def apart(forward: LogZ, reverse: LogZ) -> float | None:
+    """How far reverse annealing is above forward annealing, nats, if by more than their errors a and b allow.
+
+    In expectation forward annealing is a²/2 below log Z and reverse annealing from exact samples b²/2 above it, by the
+    delta method. With e² = a² + b² they may differ by e²/2 + 4 e, and by 0.05 nats in any case. Forward annealing is
+    t nats above log Z with a probability of at most exp(-t), whatever the model (Markov's inequality). So where they
+    are apart, forward annealing is too low, or, where the difference is negative, the chains that reverse annealing
+    began with hold a part of the model alone.
+    """
+    error, difference = math.hypot(forward.error, reverse.error), reverse.value - forward.value
+    return difference if abs(difference) > max(SMALL, error**2 / 2 + ERRORS * error) else None
 
 
 def _moving(estimate: LogZ | None) -> list[float] | None:

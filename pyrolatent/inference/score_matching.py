@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyrolatent.declaration import component
 from pyrolatent.inference.contrastive import EnergyObjective
+from pyrolatent.inference.kernels import gradient_in
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -17,8 +18,7 @@ def score(model: UnnormalisedDensity, x: Tensor) -> Tensor:
 
     It is the gradient by x in standard deviations σ of the model's base, and so does not depend on the units of x.
     """
-    (gradient,) = torch.autograd.grad(-model.free_energy(x).sum(), x, create_graph=True)
-    return gradient.flatten(1) * model.base_scale
+    return gradient_in(x, -model.free_energy(x), create_graph=True).flatten(1) * model.base_scale
 
 
 def sliced_score_matching(model: UnnormalisedDensity, x: Tensor, projections: int = 1) -> Tensor:

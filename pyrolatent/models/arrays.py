@@ -59,7 +59,7 @@ def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
     name, label_dim = type(model).__name__, model.label_dim
     if not label_dim:
         raise InputError(f"{name} knows no labels, but y was given; leave y out, or declare a model of labels")
-    labels = _tensor(y, "y")
+    labels = as_tensor(y, "y")
     vectors = model.vector_labels or labels.is_floating_point()
     if vectors and model.conditional:
         values = as_numbers(model, labels.unsqueeze(-1) if labels.dim() == label_dim == 1 else labels, "y")
@@ -86,10 +86,15 @@ def as_numbers(model: Any, values: Any, name: str) -> Tensor:
         InputError: what was given are no numbers.
     """
     reference = _reference(model)
-    return _tensor(values, name).to(reference.device, reference.dtype)
+    return as_tensor(values, name).to(reference.device, reference.dtype)
 
 
-def _tensor(values: Any, name: str) -> Tensor:
+def as_tensor(values: Any, name: str) -> Tensor:
+    """Numbers as a tensor: whole ones as int64, others as float64; a tensor as it is.
+
+    Raises:
+        InputError: what was given are no real numbers.
+    """
     if isinstance(values, np.ma.MaskedArray):
         raise InputError(f"{name} is a masked array; give {name}.filled(0), and mask=~x.mask, True where x is observed")
     if isinstance(values, Tensor) and not values.is_complex():

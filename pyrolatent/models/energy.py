@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from pyrolatent.declaration import Kind, build, component, registered
 from pyrolatent.errors import InputError
-from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, deviations, warn_if_far
+from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, deviations, warn_if_constant, warn_if_far
 
 SMOOTH: Mapping[str, Any] = {"mlp": {"activation": "silu"}}
 """The energy by default: the gradient of its score is not 0 nearly everywhere, as that of rectifiers is."""
@@ -69,6 +69,7 @@ class EnergyModel(UnnormalisedDensity):
         """Sets the base to the data's mean and standard deviation, where x is real, unless it has been set before."""
         if self.levels is not None or self.loc.any() or (self.scale != 1).any():
             return
+        warn_if_constant(x)
         self.loc.copy_(x.flatten(1).mean(0))
         self.scale.copy_(deviations(x))
         if self.standardises:
@@ -85,8 +86,11 @@ class EnergyModel(UnnormalisedDensity):
         """Standard deviations of the base, (width,)."""
         return self.scale
 
-    def free_energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def free_energy(self, x: Any, y: Any = None) -> Tensor:
         """The energy f(x) - log p_0(x), (batch,), p_0 without its normaliser."""
+        return self._energy(self.checked(x, y)[0])
+
+    def _energy(self, x: Tensor) -> Tensor:
         flat = x.reshape(len(x), -1)
         seen = ((flat - self.input_loc) / self.input_scale).reshape(x.shape) if self.standardises else x
         energy = self.function(seen)
@@ -103,7 +107,7 @@ class EnergyModel(UnnormalisedDensity):
 
     def log_density(self, state: Tensor, beta: Beta = 1.0) -> Tensor:
         """-β E(x) + (1 - β) log p_0(x), p_0 without its normaliser, (chains,)."""
-        energy = self.free_energy(self.visible(state))
+        energy = self._energy(self.visible(state))
         if isinstance(beta, float) and beta == 1.0:
             return -energy
         base = self._quadratic(state) if self.levels is None else torch.zeros_like(energy)

@@ -10,18 +10,20 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyrolatent.declaration import component
-from pyrolatent.errors import InputError, at_least_one
+from pyrolatent.errors import InputError, at_least_one, is_whole
+from pyrolatent.models.arrays import as_numbers
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
 
 LARGEST = 2**24
 """Numbers in the largest table that an elimination may make."""
 
 Energies = Sequence[Tensor | nn.Module | Callable[..., Tensor]]
-Given = Mapping[int, Tensor | int]
-"""Values, () or (batch,), by the number of their variable."""
+Given = Mapping[int, Any]
+"""Values, () or (batch,), by the number of their variable: numbers, tensors, arrays or lists."""
+Evidence = dict[int, Tensor]
+"""The same, checked: whole numbers in tensors on the model's device."""
 
 
 @component("model", "markov_network")
@@ -121,7 +123,7 @@ class MarkovNetwork(UnnormalisedDensity):
 
     def log_z(self, given: Given | None = None) -> Tensor:
         """log ∑ exp(-E(x)) over all variables that are not given, () or (batch,)."""
-        return self._summed((), self._checked(given))
+        return self._summed((), self._evidence(given))
 
     def marginal(self, *variables: int, given: Given | None = None) -> Tensor:
         """p(x_a, x_b, ... | given), (k_a, k_b, ...) or (batch, k_a, k_b, ...).
@@ -132,7 +134,7 @@ class MarkovNetwork(UnnormalisedDensity):
         """
         if not variables:
             raise InputError("a marginal of no variable was asked for; give the numbers of some, from 1")
-        given = self._checked(given, variables)
+        variables, given = tuple(map(self._variable, variables)), self._evidence(given)
         if {*variables} & {*given} or len({*variables}) < len(variables):
             raise InputError(f"a marginal of X{variables} given X{(*given,)} names a variable twice")
         size = math.prod(map(self._size, variables))
@@ -148,7 +150,7 @@ class MarkovNetwork(UnnormalisedDensity):
     @torch.no_grad()
     def mode(self, given: Given | None = None) -> Tensor:
         """The most probable x, (*event_shape) or (batch, *event_shape), as whole numbers."""
-        given = self._checked(given)
+        given = self._evidence(given)
         found = self._backwards(given, _batch(given) or 1, draws=False)
         return found if _batch(given) is not None else found.squeeze(0)
 
@@ -161,27 +163,34 @@ class MarkovNetwork(UnnormalisedDensity):
             given: values of some variables, for all draws or for each, (size,).
         """
         at_least_one(size=size)
-        given = self._checked(given)
+        given = self._evidence(given)
         if _batch(given) not in (None, size):
             raise InputError(f"{_batch(given)} datapoints are given, but {size} draws were asked for; give as many")
         return self._backwards(given, size, draws=True).flatten(1).to(torch.get_default_dtype())
 
-    def _checked(self, given: Given | None, others: Sequence[int] = ()) -> Given:
-        given = given or {}
-        for i in (*others, *given):
-            if not 1 <= i <= self.event_shape.numel():
-                raise InputError(f"there is no X{i}; the variables are X1 to X{self.event_shape.numel()}")
-        for i, value in given.items():
-            values, last = torch.as_tensor(value), self._size(i) - 1
+    def _variable(self, i: Any) -> int:
+        if not is_whole(i):
+            raise InputError(f"{i!r} is no variable; give its number, 1 to {self.event_shape.numel()}")
+        if not 1 <= i <= self.event_shape.numel():
+            raise InputError(f"there is no X{i}; the variables are X1 to X{self.event_shape.numel()}")
+        return int(i)
+
+    def _evidence(self, given: Given | None) -> Evidence:
+        """What is given as whole numbers, () or (batch,), on the model's device."""
+        found = {}
+        for variable, value in (given or {}).items():
+            i = self._variable(variable)
+            values, last = as_numbers(self, value, f"X{i}"), self._size(i) - 1
             if values.dim() > 1 or not values.numel():
                 raise InputError(f"X{i} was given with the shape {tuple(values.shape)}; give one value, or (batch,)")
             if not ((values >= 0) & (values <= last) & (values == values.round())).all():
                 raise InputError(f"X{i} was given as {value}, but its values are the whole numbers from 0 to {last}")
-        lengths = {i: len(value) for i, value in given.items() if torch.as_tensor(value).dim()}  # type: ignore[arg-type]
+            found[i] = values.long()
+        lengths = {i: len(values) for i, values in found.items() if values.dim()}
         if len({*lengths.values()}) > 1:
             said = ", ".join(f"{length} of X{i}" for i, length in lengths.items())
             raise InputError(f"values were given of different numbers of datapoints: {said}; give as many of each")
-        return given
+        return found
 
     @property
     def tractable(self) -> bool:
@@ -212,7 +221,7 @@ class MarkovNetwork(UnnormalisedDensity):
             self._plans[key] = _Plan(order, max(tables), sum(tables))
         return self._plans[key]
 
-    def _feasible(self, given: Given, kept: Sequence[int] = ()) -> "_Plan":
+    def _feasible(self, given: Evidence, kept: Sequence[int] = ()) -> "_Plan":
         """The plan of an elimination whose tables are small enough."""
         plan = self._plan(given, kept)
         if plan.largest > LARGEST:
@@ -222,12 +231,12 @@ class MarkovNetwork(UnnormalisedDensity):
             )
         return plan
 
-    def _factors(self, given: Given) -> list["_Factor"]:
+    def _factors(self, given: Evidence) -> list["_Factor"]:
         """-E_C with what is given selected, each over the variables that are not, (1 or batch, ...)."""
         factors = []
         for table, clique in zip(self.tables(), self.cliques, strict=True):
             free = tuple(i for i in clique if i not in given)
-            values = [torch.as_tensor(given[i], device=table.device).long().reshape(-1) for i in clique if i in given]
+            values = [given[i].reshape(-1) for i in clique if i in given]
             last = table.permute(*map(clique.index, (*(i for i in clique if i in given), *free)))
             factors.append(_Factor(free, -(last[torch.broadcast_tensors(*values)] if values else last[None])))
         some = factors[0].table
@@ -236,7 +245,7 @@ class MarkovNetwork(UnnormalisedDensity):
                 factors.append(_Factor((i,), some.new_zeros(1, self._size(i))))
         return factors
 
-    def _summed(self, kept: Sequence[int], given: Given) -> Tensor:
+    def _summed(self, kept: Sequence[int], given: Evidence) -> Tensor:
         """log ∑ exp(-E(x)) over the variables neither given nor kept, (*kept) or (batch, *kept), few rows at a time."""
         plan, parts = self._feasible(given, kept), []
         for some in _pieces(given, max(1, LARGEST // plan.total)):
@@ -248,7 +257,7 @@ class MarkovNetwork(UnnormalisedDensity):
             parts.append(table.expand(_batch(some) or 1, *table.shape[1:]))
         return torch.cat(parts) if _batch(given) is not None else parts[0].squeeze(0)
 
-    def _backwards(self, given: Given, size: int, *, draws: bool) -> Tensor:
+    def _backwards(self, given: Evidence, size: int, *, draws: bool) -> Tensor:
         """Eliminates, then goes back and draws or maximises one variable after the other, (size, *event_shape)."""
         plan, parts = self._feasible(given), []
         for some in _pieces(given, max(1, LARGEST // plan.total)):
@@ -259,7 +268,7 @@ class MarkovNetwork(UnnormalisedDensity):
                 met.append(joined)
             x = torch.zeros(rows, self.event_shape.numel(), dtype=torch.int64, device=self.chains.device)
             for i, value in some.items():
-                x[:, i - 1] = torch.as_tensor(value, device=x.device)
+                x[:, i - 1] = value
             for (*rest, i), table in reversed(met):
                 row = torch.arange(rows, device=x.device) if len(table) > 1 else torch.zeros_like(x[:, 0])
                 log_p = table[(row, *(x[:, j - 1] for j in rest))]
@@ -271,27 +280,13 @@ class MarkovNetwork(UnnormalisedDensity):
 
     # What chains and training ask for.
 
-    def free_energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def free_energy(self, x: Any, y: Any = None) -> Tensor:
         """E(x) = ∑_C E_C(x_C), (batch,).
 
         Raises:
-            InputError: x has another width, or values that the variables do not have.
+            InputError: x has another shape, or values that the variables do not have.
         """
-        flat = x.reshape(len(x), -1)
-        if get_proxy_mode() is None:  # what is compiled is training, whose data have been looked at
-            self._require_values(flat)
-        return self.energy(*flat.long().T)
-
-    def _require_values(self, flat: Tensor) -> None:
-        levels: Any = self.levels
-        if flat.shape[1] != len(levels):
-            raise InputError(f"x has {flat.shape[1]} values, but the network has {len(levels)} variables")
-        wrong = int(((flat != flat.round()) | (flat < 0) | (flat >= levels)).any(1).sum())
-        if wrong:
-            raise InputError(
-                f"{wrong} of {len(flat)} datapoints hold values that their variables do not have; give whole numbers "
-                "from 0 to the number of values less one"
-            )
+        return self.energy(*self.checked(x, y)[0].reshape(len(x), -1).long().T)
 
     def energy(self, *values: Tensor) -> Tensor:
         """E(x) of the values of X1, X2, ..., whole numbers whose shapes broadcast, as enumerated sites' do."""
@@ -399,16 +394,15 @@ def _eliminated(
     return _Factor((*rest, variable), table), [*others, _Factor(rest, reduce(table, -1))]
 
 
-def _batch(given: Given) -> int | None:
+def _batch(given: Evidence) -> int | None:
     """The number of datapoints of which values are given; None where they are single values."""
-    return next((len(values) for values in map(torch.as_tensor, given.values()) if values.dim()), None)
+    return next((len(values) for values in given.values() if values.dim()), None)
 
 
-def _pieces(given: Given, rows: int) -> Iterator[Given]:
+def _pieces(given: Evidence, rows: int) -> Iterator[Evidence]:
     """What is given of so many datapoints at a time."""
     for start in range(0, _batch(given) or 1, rows):
-        values = {i: torch.as_tensor(value) for i, value in given.items()}
-        yield {i: value[start : start + rows] if value.dim() else value for i, value in values.items()}
+        yield {i: value[start : start + rows] if value.dim() else value for i, value in given.items()}
 
 
 def _checked_cliques(cliques: list[list[int]], width: int) -> list[tuple[int, ...]]:

@@ -14,7 +14,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import one_hot
 from pyrolatent.models.latent import require_labels
 from pyrolatent.models.units import CategoricalUnits, LabelledUnits, NormalUnits, bernoulli, softplus
-from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, warn_if_far
+from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, warn_if_constant, warn_if_far
 
 EXACT = 20
 """Binary units of the smaller layer, at most, over whose states log Z is summed."""
@@ -98,6 +98,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         if self.visible_bias.any() or (isinstance(units, NormalUnits) and units.loc.any()):
             return
         if isinstance(units, NormalUnits):
+            warn_if_constant(x)
             units.standardise(x)
         seen = units.statistic(x)
         prior = units.mean(torch.zeros_like(seen[0]))
@@ -118,12 +119,13 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
     # Chains.
 
-    def state(self, x: Tensor, y: Tensor | None = None) -> Layers:
+    def state(self, x: Any, y: Any = None) -> Layers:
         """Chains at data (batch, *event_shape), and at labels (batch,) where the model has units for them.
 
         A label that is not given, or -1, is drawn from p(y | x).
         """
-        flat = self._flattened(x)
+        x, y = self.checked(x, y)
+        flat = x.reshape(len(x), -1)
         if self.label_dim:
             labels = torch.full((len(x),), -1, device=x.device) if y is None else y
             if (labels < 0).any():
@@ -131,12 +133,6 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
                 labels = torch.where(labels < 0, drawn, labels)
             flat = torch.cat([flat, functional.one_hot(labels, self.label_dim).to(flat)], -1)
         return self.restore(flat)
-
-    def _flattened(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != self.event_shape:
-            expected = ", ".join(map(str, ("batch", *self.event_shape)))
-            raise InputError(f"x has the shape {tuple(x.shape)}, but the machine takes ({expected})")
-        return x.reshape(len(x), -1).to(self.weight.dtype)
 
     def restore(self, flat: Tensor) -> Layers:
         """The state of entries of x (chains, width), behind which stands the code of y where there are label units."""
@@ -189,38 +185,40 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
     # What is known of x.
 
-    def free_energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def free_energy(self, x: Any, y: Any = None) -> Tensor:
         """F(x), (batch,); with label units F(x, y), or F(x) = -log ∑_y exp(-F(x, y)) where y is not given or -1."""
         if not self.label_dim:
-            return -self.log_density(self.state(x))
-        joint = self.class_energies(x)
+            return -self.log_density(self.state(x, y))
+        x, y = self.checked(x, y)
+        joint = self._of_classes(x)[0]
         total = -joint.neg().logsumexp(-1)
         if y is None:
             return total
         return torch.where(y < 0, total, joint.gather(-1, y.clamp(min=0)[:, None]).squeeze(-1))
 
-    def class_energies(self, x: Tensor) -> Tensor:
+    def class_energies(self, x: Any) -> Tensor:
         """F(x, y) of every class, (batch, label_dim)."""
         if not self.label_dim:
             raise InputError("the machine has no label units; declare rbm with labels: true")
-        return self._of_classes(x)[0]
+        return self._of_classes(self.checked(x)[0])[0]
 
     def _of_classes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """F(x, y) of every class, (batch, label_dim), and the fields with it, (batch, label_dim, hidden)."""
-        v, field = self.restore(functional.pad(self._flattened(x), (0, self.label_dim)))
+        v, field = self.restore(functional.pad(x.reshape(len(x), -1), (0, self.label_dim)))
         fields = field[:, None] + self.weight[-self.label_dim :]
         of_x = (v * self.visible_bias).sum(-1) + self.units.log_base(v)
         of_y = self.visible_bias[-self.label_dim :] + softplus(fields).sum(-1)
         return -(of_x[:, None] + of_y), fields
 
-    def classify(self, x: Tensor) -> Tensor:
+    def classify(self, x: Any) -> Tensor:
         """p(y | x) ∝ exp(-F(x, y)), (batch, label_dim) (Larochelle and Bengio 2008)."""
         return self.class_energies(x).neg().softmax(-1)
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def encode(self, x: Any, y: Any = None) -> Tensor:
         """p(h_j = 1 | x), (batch, hidden), with label units p(h_j = 1 | x, y) where y is given and not -1."""
         if not self.label_dim:
-            return torch.sigmoid(self.state(x).field)
+            return torch.sigmoid(self.state(x, y).field)
+        x, y = self.checked(x, y)
         energies, fields = self._of_classes(x)
         likely = energies.neg().softmax(-1)
         if y is not None:

@@ -6,8 +6,10 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyrolatent.errors import InputError
+from pyrolatent.models.arrays import as_inputs, as_numbers
 from pyrolatent.models.model import Model
 
 Beta = float | Tensor
@@ -27,6 +29,20 @@ def deviations(x: Tensor) -> Tensor:
     found = torch.where(flat.amax(0) > flat.amin(0), flat.std(0), 0.0)
     rest = 1e-3 * found.square().mean().sqrt()
     return torch.where(found > 0, found, torch.where(rest > 0, rest, 1.0))
+
+
+def warn_if_constant(x: Tensor) -> None:
+    """Says which entries of data (n, ...) do not vary, whose density has no width that the data tell."""
+    flat = x.reshape(len(x), -1)
+    constant = (flat.amax(0) == flat.amin(0)).nonzero().flatten().tolist()
+    if constant:
+        named = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
+        warnings.warn(
+            f"{len(constant)} of {flat.shape[1]} entries of x (from 0: {named}) are the same in all {len(x):,} "
+            "training datapoints: their width is made up, a thousandth of the others', and log p(x) rests on it; "
+            "leave them out",
+            stacklevel=6,
+        )
 
 
 def warn_if_far(x: Tensor, loc: Tensor, scale: Tensor) -> None:
@@ -96,18 +112,45 @@ class UnnormalisedDensity(Model):
         """Whether there is a Gibbs sampler."""
         return self.levels is not None
 
-    def free_energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def free_energy(self, x: Any, y: Any = None) -> Tensor:
         """F(x) = -log p(x) - log Z, (batch,), nats; F(x, y) of models with label units if y is given.
 
         Args:
-            x: data (batch, *event_shape).
-            y: labels (batch,).
+            x: data (batch, *event_shape), numbers of any type in a tensor, an array or nested lists.
+            y: labels (batch,), whole numbers.
+
+        Raises:
+            InputError: they do not fit the model.
         """
         raise NotImplementedError
 
-    def state(self, x: Tensor, y: Tensor | None = None) -> Any:
+    def checked(self, x: Any, y: Any = None) -> tuple[Tensor, Tensor | None]:
+        """Data, and labels of models that have units for them, as the model's tensors.
+
+        Raises:
+            InputError: another shape, or values that x or y cannot have.
+        """
+        if get_proxy_mode() is not None:  # what is compiled is training, whose data have been looked at
+            return as_numbers(self, x, "x"), y
+        missing = int((~torch.isfinite(as_numbers(self, x, "x"))).sum())
+        if missing:
+            raise InputError(f"{missing} values of x are NaN or infinite; energies are of complete data")
+        x, y, _ = as_inputs(self, x, y)
+        if self.levels is not None:
+            flat = x.reshape(len(x), -1)
+            wrong = int(((flat != flat.round()) | (flat < 0) | (flat >= self.levels)).any(1).sum())
+            if wrong:
+                most = {int(level) - 1 for level in self.levels}
+                values = "0 and 1" if most == {1} else f"the whole numbers from 0 to {'/'.join(map(str, sorted(most)))}"
+                raise InputError(
+                    f"{wrong} of {len(x)} datapoints hold values that their variables do not have, which are {values}; "
+                    "binarize grey values, or declare a density of real numbers"
+                )
+        return x, y
+
+    def state(self, x: Any, y: Any = None) -> Any:
         """The state of chains that stand at data (batch, *event_shape), and at labels (batch,) where it has any."""
-        return self.restore(x.reshape(len(x), -1))
+        return self.restore(self.checked(x, y)[0].reshape(len(x), -1))
 
     def restore(self, flat: Tensor) -> Any:
         """The state that `flat` was made of."""
@@ -160,7 +203,7 @@ class UnnormalisedDensity(Model):
         """
         raise InputError(f"{type(self).__name__} has no exact sampler; use chains")
 
-    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Any, y: Any = None) -> Tensor:
         """log p(x) = -F(x) - log Z, (batch,), where log Z is known."""
         return -self.free_energy(x, y) - self.log_z()
 
