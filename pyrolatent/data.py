@@ -24,7 +24,7 @@ from torch.distributions import constraints
 from torch.utils.data import Dataset
 
 from pyrolatent.declaration import Component, choices
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.sources import NAMED, Array, Part, Source, as_array, clean, read_dataset, read_named, read_path
 
 Binarize = Literal["dynamic", "static", "threshold", "relaxed", "none"]
@@ -95,8 +95,7 @@ class Split:
         Raises:
             InputError: the size is not positive.
         """
-        if size < 1:
-            raise InputError(f"a batch of {size} datapoints was asked for; at least 1 is needed")
+        at_least_one(size=size)
         if shuffle:
             order = torch.randperm(len(self)).to(self.x.device)
             return (self.batch(index) for index in order.split(size))

@@ -1,5 +1,8 @@
 """What pyrolatent says when something cannot be done: one line with what was given, what was expected, what to do."""
 
+import operator
+from typing import Any
+
 
 class InputError(Exception):
     """A declaration, a file or an argument that cannot be right; the message is one line.
@@ -16,12 +19,27 @@ class TrainingError(RuntimeError):
     """Training stopped because a number was not finite; the model holds the last good state."""
 
 
-def at_least_one(**numbers: int | None) -> None:
-    """Refuses numbers, by their names, that are given and less than 1.
+def at_least(least: int, **numbers: Any) -> None:
+    """Refuses numbers, by their names, that are given and are no whole number from `least` upwards.
 
     Raises:
-        InputError: one is.
+        InputError: one is not.
     """
     for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise InputError(f"{name} was {number}; at least 1 is needed")
+        if number is None:
+            continue
+        try:
+            whole = operator.index(number)
+        except (TypeError, RuntimeError):
+            raise InputError(f"{name} was {number!r}; a whole number is needed") from None
+        if whole < least:
+            raise InputError(f"{name} was {number}; at least {least} {'is' if least == 1 else 'are'} needed")
+
+
+def at_least_one(**numbers: Any) -> None:
+    """Refuses numbers, by their names, that are given and are no whole number from 1 upwards.
+
+    Raises:
+        InputError: one is not.
+    """
+    at_least(1, **numbers)

@@ -136,7 +136,7 @@ def as_array(values: Any, what: str) -> Array:
     if isinstance(values, np.ma.MaskedArray):
         raise InputError(f"{what} is a masked array; give {what}.filled(0), and a mask that is True where observed")
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
+        values = values.detach().to_dense().cpu()
         return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
     return np.asarray(values)
 

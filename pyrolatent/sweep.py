@@ -14,7 +14,7 @@ import torch
 
 from pyrolatent.check import check
 from pyrolatent.declaration import registered
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.experiment import Experiment, override
 from pyrolatent.inference.evidence import evaluate
 from pyrolatent.inference.fit import choose_device
@@ -118,8 +118,7 @@ def sweep(
     """
     processors = os.cpu_count() or 1
     jobs = processors if jobs is None else jobs
-    if seeds < 1 or jobs < 1:
-        raise InputError(f"seeds and jobs were {seeds} and {jobs}; at least 1 of each is needed")
+    at_least_one(seeds=seeds, jobs=jobs, particles=particles)
     made = [
         Cell(name, chosen, directory, Path(output) / name, data_dir, particles, checked, max(1, processors // jobs))
         for name, chosen in grid(fields, over, seeds, directory).items()

@@ -19,7 +19,7 @@ from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.psis import khat, khat_threshold
 from pyrolatent.inference.rules import has_posterior, require_latents
 from pyrolatent.inference.weights import weigh
-from pyrolatent.models.arrays import as_inputs, as_labels
+from pyrolatent.models.arrays import as_inputs, as_labels, as_tensor
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.modes import evaluation_mode
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine
@@ -235,6 +235,8 @@ def impute(
     """
     at_least_one(draws=draws, particles=particles)
     require_latents(model)
+    if mask is None:
+        raise InputError("mask was None, but what is False in it is what impute draws; give True where x is observed")
     x, y, mask = as_inputs(model, x, y, mask)
     filled, all_weights = [], []
     with evaluation_mode(model), pyro.validation_enabled(False):
@@ -282,7 +284,7 @@ def _decoded(model: LatentVariableModel, codes: dict[str, Tensor], y: Any) -> Te
 
 def _one(y: Any) -> Any:
     """One label as a batch of one."""
-    return None if y is None else torch.as_tensor(y).unsqueeze(0)
+    return None if y is None else as_tensor(y, "y").unsqueeze(0)
 
 
 def _quantiles(prior: TorchDistributionMixin, side: int) -> tuple[Tensor, Tensor]:

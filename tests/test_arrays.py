@@ -89,6 +89,32 @@ def test_every_form_is_the_tensor_that_it_stands_for(name: str, form: str) -> No
         assert found[0].dtype == x.dtype
 
 
+SPARSE = {"coo": torch.Tensor.to_sparse, "csr": torch.Tensor.to_sparse_csr, "csc": torch.Tensor.to_sparse_csc}
+
+
+@pytest.mark.parametrize("layout", SPARSE)
+def test_sparse_tensors_are_what_they_hold(layout: str) -> None:
+    model, x = MODELS["vae"](), torch.from_numpy(X).float()
+    assert torch.equal(reconstruct(model, SPARSE[layout](x)), reconstruct(model, x))
+    assert torch.equal(
+        load_data(SPARSE[layout](x), validation=0.2, test=0.2).train.x, load_data(x, validation=0.2, test=0.2).train.x
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.bool])
+def test_whole_numbers_of_every_type_are_classes(dtype: torch.dtype) -> None:
+    """Classes 0 and 1 of a conditional model, and numbers x."""
+    model, y = MODELS["conditional"](), torch.tensor([0, 1, 1, 0, 1])
+    assert torch.equal(reconstruct(model, X, y.to(dtype)), reconstruct(model, X, y))
+    assert torch.equal(reconstruct(model, torch.from_numpy(X).to(dtype), y), reconstruct(model, X, y))
+
+
+def test_counts_of_every_type_are_counts() -> None:
+    model = MODELS["vae"]()
+    for size in (3, np.int64(3), np.uint8(3), torch.tensor(3)):
+        assert sample(model, size).shape == (3, 4)
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("autoencoder", "semi-supervised")])
 def test_what_is_imputed_keeps_what_is_observed(name: str) -> None:
     model = MODELS[name]()
@@ -104,6 +130,7 @@ def test_latents_are_decoded_in_every_form(name: str) -> None:
     assert torch.equal(model.decode(codes, labels_of(model)).mean, model.decode(given, labels_of(model)).mean)
 
 
+NESTED = torch.nested.as_nested_tensor([torch.ones(4)], layout=torch.jagged)
 REFUSED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "columns": ("vae", lambda m: reconstruct(m, torch.zeros(4, 5)), r"shape \(4, 5\), but VAE is over .* \(4,\)"),
     "as many numbers": ("vae", lambda m: reconstruct(m, torch.zeros(6, 2)), r"shape \(6, 2\), but VAE"),
@@ -137,6 +164,17 @@ REFUSED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "no steps": ("vae", lambda m: interpolate(m, X, steps=0), "steps was 0"),
     "no draws": ("vae", lambda m: sample(m, 0), "size was 0"),
     "labels at sampling": ("vae", lambda m: sample(m, 5, Y), "VAE knows no labels"),
+    "no datapoints": ("vae", lambda m: m.encode(X[:0]), r"x holds no datapoints: its shape is \(0, 4\)"),
+    "no codes": ("vae", lambda m: m.decode(np.zeros((0, 2))), "latents of no datapoints"),
+    "a nested tensor": ("vae", lambda m: m.encode(NESTED), "no real numbers"),
+    "no mask": ("vae", lambda m: impute(m, X, None), "mask was None, but what is False"),
+    "a word as label": ("conditional", lambda m: tasks.latent_grid(m, 2, y="2"), "y is a str of no real numbers"),
+    "too large a label": ("semi-supervised", lambda m: m.encode(X, np.full(5, 2**64 - 1, np.uint64)), "int64 has none"),
+    "half a draw": ("vae", lambda m: impute(m, X, MASK, draws=2.5), "draws was 2.5; a whole number is needed"),
+    "a count of type float": ("vae", lambda m: sample(m, 2.0), "size was 2.0; a whole number"),
+    "a count of type float32": ("vae", lambda m: tasks.latent_grid(m, torch.tensor(2.0)), "a whole number"),
+    "an array of counts": ("vae", lambda m: interpolate(m, X, steps=np.array([2, 3])), "a whole number"),
+    "a word as count": ("vae", lambda m: impute(m, X, MASK, particles="3"), "particles was '3'; a whole number"),
     "vectors at sampling": ("semi-supervised", lambda m: sample(m, 5, np.eye(3)[Y]), "takes whole numbers"),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyrolatent.data import Batch, Data
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
 from pyrolatent.inference.draws import site_means
@@ -259,10 +259,7 @@ def evaluate(
     """
     if isinstance(model, UnnormalisedDensity):
         return evaluate_energy(model, data, split=split, annealing=annealing or Annealing(), seed=seed)
-    if particles < 1:
-        raise InputError(f"particles was {particles}; at least one draw is needed")
-    if batch_size < 1:
-        raise InputError(f"a batch of {batch_size} datapoints was asked for; at least 1 is needed")
+    at_least_one(particles=particles, batch_size=batch_size)
     part = part_for(model, data, split)
     if len(part) < distributed.size():
         raise InputError(f"{len(part)} datapoints cannot be shared by {distributed.size()} processes; start fewer")

@@ -19,7 +19,7 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
         mask: True, or 1, where x is observed, (batch, *event_shape).
 
     Raises:
-        InputError: another shape, what is no number, or an observed value that is not finite.
+        InputError: another shape, no datapoints, what is no number, or an observed value that is not finite.
     """
     x = as_numbers(model, x, "x")
     if not x.dim() or x.shape[1:] != model.event_shape:
@@ -27,6 +27,8 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
             f"x has shape {tuple(x.shape)}, but {type(model).__name__} is over events of shape "
             f"{tuple(model.event_shape)}; give (batch, {', '.join(map(str, model.event_shape))})"
         )
+    if not len(x):
+        raise InputError(f"x holds no datapoints: its shape is {tuple(x.shape)}; give at least one")
     if mask is not None:
         given = as_numbers(model, mask, "mask")
         if given.shape != x.shape or not ((given == 0) | (given == 1)).all():
@@ -59,7 +61,7 @@ def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
     name, label_dim = type(model).__name__, model.label_dim
     if not label_dim:
         raise InputError(f"{name} knows no labels, but y was given; leave y out, or declare a model of labels")
-    labels = _tensor(y, "y")
+    labels = as_tensor(y, "y")
     vectors = model.vector_labels or labels.is_floating_point()
     if vectors and model.conditional:
         values = as_numbers(model, labels.unsqueeze(-1) if labels.dim() == label_dim == 1 else labels, "y")
@@ -86,20 +88,35 @@ def as_numbers(model: Any, values: Any, name: str) -> Tensor:
         InputError: what was given are no numbers.
     """
     reference = _reference(model)
-    return _tensor(values, name).to(reference.device, reference.dtype)
+    return as_tensor(values, name).to(reference.device, reference.dtype)
 
 
-def _tensor(values: Any, name: str) -> Tensor:
+def as_tensor(values: Any, name: str) -> Tensor:
+    """Numbers of any type in a tensor, an array or nested lists as a dense tensor; what numbers they are is kept.
+
+    Unsigned integers, of which torch knows little, become int64, but for tensors of uint8.
+
+    Raises:
+        InputError: what was given are no numbers, or a masked array.
+    """
     if isinstance(values, np.ma.MaskedArray):
         raise InputError(f"{name} is a masked array; give {name}.filled(0), and mask=~x.mask, True where x is observed")
-    if isinstance(values, Tensor) and not values.is_complex():
-        return values
+    if isinstance(values, Tensor) and not values.is_nested:
+        values = values if values.layout is torch.strided else values.to_dense()
+        if values.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            values = values.cpu().numpy()
+        elif not values.is_complex():
+            return values
     try:
         array = np.asarray(values)
-        if array.dtype.kind in "buif":
-            return torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64))
     except (TypeError, ValueError, RuntimeError):  # lists of different lengths, tensors on another device
-        pass
+        array = np.empty(0, object)
+    if array.dtype.kind == "f":
+        return torch.from_numpy(array.astype(np.float64))
+    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+        raise InputError(f"{name} holds whole numbers up to {array.max()}, of which int64 has none; give smaller ones")
+    if array.dtype.kind in "bui":
+        return torch.from_numpy(array.astype(np.int64))
     raise InputError(f"{name} is a {type(values).__name__} of no real numbers; give a tensor, an array or nested lists")
 
 
