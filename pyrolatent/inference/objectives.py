@@ -19,6 +19,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.inference.weights import (
     Program,
     Weights,
+    form,
     log_sum_over_states,
     plate_nesting,
     sum_over_states,
@@ -50,7 +51,7 @@ class Objective(pyro.infer.ELBO):
         super().__init__(num_particles=particles, vectorize_particles=True)
         self.beta: float | Tensor = beta
         self.plate = plate
-        self._found: tuple[Program, Program, int] | None = None
+        self._found: tuple[Program, Program, dict[Any, int]] | None = None
 
     @property
     def jointly(self) -> bool:
@@ -72,16 +73,18 @@ class Objective(pyro.infer.ELBO):
             InputError: as `weigh`, or what the objective does not count.
         """
         if self._found is None or self._found[0] != model or self._found[1] != guide:
+            self._found = model, guide, {}
+        nestings, key = self._found[2], form(args, kwargs)
+        if key not in nestings:
             given = self.max_plate_nesting < math.inf
-            nesting = self.max_plate_nesting if given else plate_nesting(model, guide, *args, **kwargs)
-            self._found = model, guide, int(nesting)
+            nestings[key] = int(self.max_plate_nesting if given else plate_nesting(model, guide, *args, **kwargs))
         weights = weigh(
             model,
             guide,
             *args,
             particles=self.num_particles,
             plate=self.plate,
-            nesting=self._found[2],
+            nesting=nestings[key],
             with_terms=True,
             jointly=jointly,
             again=self.scores_again,

@@ -27,6 +27,10 @@ Program = Callable[..., Any]
 Score = Literal["full", "frozen", "held"]
 
 PARTICLES = "_pyrolatent_particles"
+DEEPER = (
+    "the sites lie in {} nested plates, but there was room for {}; give both functions the same plates in every run, "
+    "or set a larger max_plate_nesting"
+)
 
 
 class Plate(NamedTuple):
@@ -475,7 +479,7 @@ _nestings: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
 def plate_nesting(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
     """Number of dimensions that the plates of a Pyro pair take.
 
-    It is found by a run of the pair, once for the functions of a module.
+    It is found by a run of the pair, once for the functions of a module and each form of their arguments.
 
     Args:
         model: generative function.
@@ -485,7 +489,7 @@ def plate_nesting(model: Program, guide: Program, *args: Any, **kwargs: Any) -> 
     """
     owner = getattr(model, "owner", getattr(model, "__self__", None))
     known = _nestings.setdefault(owner, {}) if isinstance(owner, nn.Module) else {}
-    key = getattr(model, "__func__", type(model))
+    key = getattr(model, "__func__", type(model)), form(args, kwargs)
     if key not in known:
         devices = {value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_cuda}
         with torch.no_grad(), torch.random.fork_rng(devices=devices), statistics_held():
@@ -493,6 +497,17 @@ def plate_nesting(model: Program, guide: Program, *args: Any, **kwargs: Any) -> 
             model_trace: Any = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         known[key] = _depth([*_sites(guide_trace), *_sites(model_trace)])
     return known[key]
+
+
+def form(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What of its arguments the plates of a program may depend on: which are there, dimensions of tensors, flags."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.dim()
+        return value if value is None or isinstance(value, bool | str) else type(value)
+
+    return tuple(map(of, args)), tuple((name, of(value)) for name, value in sorted(kwargs.items()))
 
 
 def _depth(nodes: list[Any]) -> int:
@@ -505,10 +520,7 @@ def _plate_of(nodes: list[Any], nesting: int, name: str | None, jointly: bool) -
     The whole program is one datapoint where it has no plate or, where sites may be weighed jointly, shares none.
     """
     if _depth(nodes) > nesting:
-        raise InputError(
-            f"the sites lie in {_depth(nodes)} nested plates, but there was room for {nesting}; give both functions "
-            "the same plates in every run, or set a larger max_plate_nesting"
-        )
+        raise InputError(DEEPER.format(_depth(nodes), nesting))
     plates = [_frames(node) for node in nodes]
     dims = {frame: dim for frames in plates for frame, dim in frames.items()}
     common = set.intersection(*map(set, plates)) if plates else set()
@@ -745,7 +757,12 @@ def _in_particles(program: Program, particles: int, nesting: int) -> Program:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with pyro.plate(PARTICLES, particles, dim=-nesting - 1):
-            return program(*args, **kwargs)
+            try:
+                return program(*args, **kwargs)
+            except ValueError as error:
+                if PARTICLES not in str(error).partition("\n")[0]:
+                    raise
+                raise InputError(DEEPER.format(f"more than {nesting}", nesting)) from error
 
     return run
 
