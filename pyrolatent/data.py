@@ -160,6 +160,11 @@ class Data:
         sizes = ", ".join(f"{size:,} {split}" for split, size in self.record["sizes"].items())
         return f"Data({self.name}: {sizes}; event_shape={self.event_shape}, label_dim={self.label_dim})"
 
+    @property
+    def divisor(self) -> float:
+        """By which integers of the source were divided, 1 where they were not."""
+        return divisor(self.record)
+
     def to(self, device: torch.device | str) -> "Data":
         """The same data on another device."""
         train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
@@ -223,6 +228,13 @@ class Data:
                 yield x, mask
                 if split.noise is not None:
                     break
+
+
+def divisor(record: Mapping[str, Any]) -> float:
+    """By which integers were divided, from the record of data; that of an older run may not say."""
+    if record.get("dequantize"):
+        return float(record["levels"])
+    return round(1 / record.get("factor", 1.0), 6)
 
 
 def load_data(

@@ -1,6 +1,7 @@
 """What users have, of any type and in any container, is what float32 tensors are, or is refused naming both sides."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pyrolatent import (
     InputError,
     LinearGaussian,
     RestrictedBoltzmannMachine,
+    Run,
     SemiSupervisedVAE,
     annealed_evidence,
     check,
@@ -63,10 +65,10 @@ def labels_of(model: Any) -> Any:
 
 
 TASKS: dict[str, Callable[..., Any]] = {
-    "means": lambda model, x, y, mask: torch.cat([*tasks.means(model, x, y, mask).values()], -1),
+    "means": lambda model, x, y=None, mask=None: torch.cat([*tasks.means(model, x, y, mask).values()], -1),
     "reconstruct": reconstruct,
     "interpolate": interpolate,
-    "encode": lambda model, x, y, mask: next(iter(model.encode(x, y, mask).values())).mean,
+    "encode": lambda model, x, y=None, mask=None: next(iter(model.encode(x, y, mask).values())).mean,
 }
 
 
@@ -214,9 +216,61 @@ def test_data_of_other_labels_are_refused(call: Callable[..., Any]) -> None:
         (None, "has no labels"),
         (np.arange(200) % 5, "they are 0 to 2"),
         (np.arange(200) % 4 - 1, "labels from -1"),
-        (np.arange(200.0), r"float32 of shape"),
+        (np.arange(200) + 0.5, r"float32 of shape"),
     ):
         with pytest.raises(InputError, match=message):
             call(model, labelled(labels))
     with pytest.raises(InputError, match="takes whole numbers from 0 to 2"):
         call(MODELS["semi-supervised"](), labelled(np.eye(3)[np.arange(200) % 3]))
+
+
+IMAGES = np.random.default_rng(2).integers(256, size=(40, 3, 3)).astype(np.uint8)
+DIVIDED: dict[str, tuple[dict[str, Any], float]] = {
+    "grey": ({}, 255),
+    "dequantized": ({"dequantize": "uniform"}, 256),
+    "dynamic": ({"binarize": "dynamic"}, 255),
+    "threshold": ({"binarize": "threshold"}, 255),
+}
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("kind", DIVIDED)
+def test_integers_are_not_given_back_as_they_were_before_they_were_divided(
+    kind: str, loaded: bool, tmp_path: Path
+) -> None:
+    options, divisor = DIVIDED[kind]
+    data = load_data(IMAGES, **options)
+    likelihood = "bernoulli" if data.binarize else "normal"
+    model = VAE(data.event_shape, latent_dim=2, likelihood=likelihood, **SMALL)
+    run = Run.save(tmp_path / "run", fit(model, data, epochs=1, progress=False))
+    if loaded:
+        model = Run.load(run.path, model=VAE(data.event_shape, latent_dim=2, likelihood=likelihood, **SMALL)).model
+    assert model.divisor == divisor
+    raw = IMAGES[:, None]
+    for task in (*TASKS.values(), impute):
+        for form in ("bytes", "integers", "float64 array", "lists"):
+            with pytest.raises(InputError, match=f"trained on x divided by {divisor}, .*; give x / {divisor}"):
+                task(model, FORMS[form](raw), mask=np.ones(raw.shape, bool))
+    with pytest.raises(InputError, match=f"give x / {divisor}"):
+        evaluate(model, load_data(raw.astype(np.float32)), particles=1)
+    binary = (raw > 127).astype(np.uint8)
+    assert torch.equal(reconstruct(model, binary), reconstruct(model, binary.astype(np.float32)))
+    noisy = raw / divisor + 1.5
+    assert reconstruct(model, noisy).shape == raw.shape
+
+
+def test_counts_that_were_not_divided_are_taken_as_they_are() -> None:
+    data = load_data(IMAGES.reshape(40, 9))
+    model = VAE((9,), latent_dim=2, likelihood="normal", **SMALL)
+    fit(model, data, epochs=1, progress=False)
+    assert torch.isfinite(reconstruct(model, IMAGES.reshape(40, 9))).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, torch.bfloat16])
+def test_classes_of_type_float_are_no_vectors(dtype: Any) -> None:
+    labels = torch.tensor([0.0, 2.0, 1.0, 0.0] * 10)
+    given = labels.to(dtype) if isinstance(dtype, torch.dtype) else labels.numpy().astype(dtype)
+    with pytest.raises(InputError, match=r"all whole numbers; give integers if they are classes, or shape \(N, 1\)"):
+        load_data(IMAGES, labels=given)
+    assert load_data(IMAGES, labels=given.reshape(-1, 1)).test.y.shape == (4, 1)
+    assert load_data(IMAGES, labels=given + 0.5).label_dim == 1

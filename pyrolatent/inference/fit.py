@@ -221,6 +221,7 @@ class Trainer:
         """One validated pass over one minibatch, before any training."""
         y = self.data.train.y
         self.model.vector_labels = self.model.conditional and y is not None and y.is_floating_point()
+        self.model.divisor = self.data.divisor
         first = self.data.train.batch(slice(0, self.run.settings["batch_size"]))
         if isinstance(self.objective, EnergyObjective):
             self.objective.prepare(self.model)

@@ -10,7 +10,7 @@ from pyrolatent.errors import InputError
 
 
 def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Datapoints with their labels and their mask, as a model takes them.
+    """Datapoints with their labels and their mask, as a model takes them: divided as its training data were.
 
     Args:
         model: whose event shape, labels, type and device count.
@@ -19,7 +19,8 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
         mask: True, or 1, where x is observed, (batch, *event_shape).
 
     Raises:
-        InputError: another shape, no datapoints, what is no number, or an observed value that is not finite.
+        InputError: another shape, no datapoints, what is no number, an observed value that is not finite, or integers
+            as they were before `load_data` divided them.
     """
     x = as_numbers(model, x, "x")
     if not x.dim() or x.shape[1:] != model.event_shape:
@@ -37,10 +38,25 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
                 f"{tuple(x.shape)}; True is observed"
             )
         mask = given.bool()
-    missing = int((~torch.isfinite(x if mask is None else x[mask])).sum())
+    observed = x if mask is None else x[mask]
+    missing = int((~torch.isfinite(observed)).sum())
     if missing:
         raise InputError(f"{missing} observed values of x are NaN or infinite; give a mask that is False there")
+    hold_to_divisor(model, observed)
     return x, None if y is None else as_labels(model, y, len(x), known=model.conditional), mask
+
+
+def hold_to_divisor(model: Any, x: Tensor) -> None:
+    """Refuses integers as they were before `load_data` divided them; 0 and 1 alone are binary.
+
+    Raises:
+        InputError: naming what to divide by.
+    """
+    if model.divisor != 1 and (x > 1).any() and (x == x.round()).all():
+        raise InputError(
+            f"x holds whole numbers up to {x.max():g}, but {type(model).__name__} was trained on x divided by "
+            f"{model.divisor:g}, as load_data divides it; give x / {model.divisor:g}"
+        )
 
 
 def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
