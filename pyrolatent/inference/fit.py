@@ -34,7 +34,7 @@ from pyrolatent.inference.weights import arguments, training_arguments, weigh
 from pyrolatent.models.conditionals import networks_in
 from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
-from pyrolatent.models.modes import statistics_held
+from pyrolatent.models.modes import statistics_held, training_mode
 from pyrolatent.models.units import NormalUnits
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -134,9 +134,17 @@ def fit(
     with torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
         torch.manual_seed(seed)
         trainer = Trainer(run, data.to(target), build("objective", settings["objective"]))
-        trainer.rehearse()
-        with pyro.validation_enabled(False), _bar(progress) as bar:
-            trainer.train(on_epoch, bar)
+        known = model.vector_labels, model.divisor
+        try:
+            trainer.rehearse()
+        except BaseException:
+            model.vector_labels, model.divisor = known
+            raise
+        try:
+            with pyro.validation_enabled(False), _bar(progress) as bar:
+                trainer.train(on_epoch, bar)
+        finally:
+            model.eval()
     return run
 
 
@@ -228,9 +236,8 @@ class Trainer:
         if not has_posterior(self.model):
             return
         if isinstance(self.objective, Objective) and self.objective.scores_again:
-            self.model.train()
             devices = [first.x.device] if first.x.is_cuda else []
-            with torch.random.fork_rng(devices=devices), statistics_held():
+            with training_mode(self.model), torch.random.fork_rng(devices=devices), statistics_held():
                 inputs = training_arguments(self.model, first)
                 self.objective.differentiable_loss(self.model.generate, self.model.infer, *inputs)
         validate = self.data.binarize != "relaxed"
@@ -300,7 +307,6 @@ class Trainer:
                 break
         if best_state is not None:
             self.model.load_state_dict(best_state)
-        self.model.eval()
         name = self.held_out.name
         of_loss = name.endswith("loss")
         slope = still_rising(scores, LEAST_SHARE * abs(scores[-1]) if of_loss else LEAST_NATS)
