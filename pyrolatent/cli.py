@@ -391,14 +391,15 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
         for column in columns:
             table.add_column(column, justify="left" if column in ("declaration", "") else "right", no_wrap=column != "")
         for row in group.rows:
-            best = row is group.rows[0]
+            best = row is group.rows[0] and row.score is not None
             difference = _with_errors(row.difference, row.difference_se, row.difference_seeds)
+            said = {None: "" if best or row.missing else "one seed", True: "differs", False: "no difference"}
             cells = {
                 "declaration": row.name.replace(", ", "\n"),
                 "seeds": str(row.seeds),
                 group.score: _with_errors(row.score, row.score_se, row.score_seeds),
                 "to the best": "best" if best else difference,
-                "": {None: "" if best else "one seed", True: "differs", False: "no difference"}[row.significant],
+                "": said[row.significant],
                 "gap": "" if row.gap is None else f"{row.gap:.2f}",
                 "active": "" if row.active_units is None else f"{row.active_units:.0f}",
                 "k-hat": "" if row.khat_share is None else f"{row.khat_share:.1%}",
@@ -407,11 +408,16 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
             }
             table.add_row(*(cells[column] for column in columns))
         Console(width=max(console.width, COMPARED)).print(table, highlight=False)
+        for row in group.rows:
+            if row.missing:
+                console.print(f"none: {row.missing}", soft_wrap=True, highlight=False)
         about = "± over datapoints (paired in differences) ± over seeds, ? of one seed; gap: log p(x) less the bound"
         console.print(about + ("; k-hat: share too large" * known) + "\n", soft_wrap=True)
 
 
-def _with_errors(value: float, *errors: float | None) -> str:
+def _with_errors(value: float | None, *errors: float | None) -> str:
+    if value is None:
+        return "none"
     return " ± ".join([f"{value:.2f}", *("?" if error is None else f"{error:.2f}" for error in errors)])
 
 
