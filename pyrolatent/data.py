@@ -335,6 +335,8 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
         read = Source("array", Part(as_array(source, "x")))
     else:
         raise InputError(f"data cannot be a {type(source).__name__}; give a name, a path, an array or a Dataset")
+    if "data_dir" in given:
+        raise InputError(f"data_dir is where named data sets are, but {read.name} is your own; leave it out")
     if isinstance(labels, str) and key is None:
         raise InputError(f"labels={labels!r} names a column, but the data are in memory; give the labels themselves")
     beside = {

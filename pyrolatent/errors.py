@@ -1,6 +1,7 @@
 """What pyrolatent says when something cannot be done: one line with what was given, what was expected, what to do."""
 
 import operator
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -43,3 +44,21 @@ def at_least_one(**numbers: Any) -> None:
         InputError: one is not.
     """
     at_least(1, **numbers)
+
+
+def only(who: str, takes: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given, neither None nor False, where some alone are taken.
+
+    Args:
+        who: takes them, in the words of the message.
+        takes: names of those that are taken.
+        options: all that a function or a command has, by name.
+
+    Raises:
+        InputError: another one is given.
+    """
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    taken = [name for name in options if name in {*takes}]
+    if unused := [name for name in given if name not in taken]:
+        raise InputError(f"{who} takes {', '.join(taken) or 'no such option'}; leave {' and '.join(unused)} out")
+    return given

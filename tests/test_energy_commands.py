@@ -70,8 +70,9 @@ def test_every_command_works_for_every_kind(name: str, file: Path, tmp_path: Pat
     assert scores["log_evidence"] < 0
     assert scores["log_z_method"] == ("ais" if name == "bits" else "exact")
     assert ("classification_error" in scores) == (name == "labels")
-    assert cli("evaluate", run, "--temperatures", "20").exit_code == 0
-    drawn = cli("sample", run, "--size", "7", "--sweeps", "3", "--json")
+    chains = name == "bits"  # the others have an exact log Z and exact draws
+    assert cli("evaluate", run, *["--temperatures", "20"] * chains).exit_code == 0
+    drawn = cli("sample", run, "--size", "7", *["--sweeps", "3"] * chains, "--json")
     assert np.load(json.loads(drawn.stdout)["array"]).shape == (7, 6)
     shown = cli("show", run)
     assert "p(x" in shown.stdout or "p(X1" in shown.stdout
@@ -83,7 +84,8 @@ def test_a_machine_is_compared_with_a_vae_on_the_same_scale(file: Path, tmp_path
     vae = {"vae": {"latent_dim": 2, "encoder": small, "decoder": small}}
     for name, model, objective in (("a", {"rbm": {"hidden": 3}}, "pcd"), ("b", vae, "elbo")):
         written = experiment(tmp_path / f"{name}.yaml", file, model, objective)
-        assert cli("train", str(written), "--output", str(tmp_path / name), "--particles", "50").exit_code == 0
+        particles = ["--particles", "50"] if name == "b" else []
+        assert cli("train", str(written), "--output", str(tmp_path / name), *particles).exit_code == 0
     compared = cli("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json")
     assert compared.exit_code == 0, compared.output
     (group,) = json.loads(compared.stdout)

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import pyrolatent.inference.warmup  # noqa: F401 (registers the warm-ups)
 from pyrolatent.data import Batch, Data, Split
 from pyrolatent.declaration import Component, Kind, build, choices, register
-from pyrolatent.errors import InputError, TrainingError
+from pyrolatent.errors import InputError, TrainingError, only
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
 from pyrolatent.inference.contrastive import EnergyObjective
@@ -184,6 +184,12 @@ class Trainer:
                 f"kl_warmup scales the KL inside a bound of this package, but the objective is "
                 f"{type(objective).__name__}; declare objective: elbo or analytic_elbo, or leave kl_warmup out"
             )
+        defaults = {name: option.default for name, option in training_settings().options.items()}
+        changed = {name: settings.get(name) if settings.get(name) != defaults[name] else None for name in defaults}
+        takes = objective.settings if isinstance(objective, ClosedForm | EM) else [*defaults]
+        if isinstance(self.model, UnnormalisedDensity):  # its products are no part of a `Conditional`
+            takes = [name for name in takes if name != "precision"]
+        only(f"training {type(self.model).__name__} by {declared_name(self.objective)}", takes, changed)
         hold_to_rules(self.model, data, self.objective)
         several = data.train.batch(torch.randperm(len(data.train))[:1000].to(data.train.x.device))
         with pyro.validation_enabled(False):

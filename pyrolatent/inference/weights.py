@@ -500,7 +500,7 @@ def plate_nesting(model: Program, guide: Program, *args: Any, **kwargs: Any) -> 
 
 
 def form(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What of its arguments the plates of a program may depend on: which are there, dimensions of tensors, flags."""
+    """What of its arguments a program may depend on as a whole: which are there, dimensions of tensors, flags."""
 
     def of(value: Any) -> Any:
         if isinstance(value, Tensor):
