@@ -647,9 +647,10 @@ def _innermost(fn: Any) -> Any:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two masks or scales are equal."""
-    if one is other:
-        return True
-    return one is not None and other is not None and bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
+    if one is other or one is None or other is None:
+        return one is other
+    same = one == other
+    return bool(same.all() if isinstance(same, Tensor) else same)
 
 
 class _Noise(TorchDispatchMode):
@@ -730,7 +731,7 @@ def _common_scale(sites: list[Any], plate: Plate, jointly: bool) -> float | Tens
     """What scales every site, a number or (batch,), None if each has its own."""
     scale = sites[0]["scale"] if sites else 1.0
     for site in sites:
-        if site["scale"] is not scale and bool(torch.as_tensor(site["scale"] != scale).any()):
+        if not _same(site["scale"], scale):
             if jointly:
                 return None
             raise InputError(
