@@ -234,8 +234,8 @@ def test_python_calls_say_what_is_wrong(binary_data: Data) -> None:
         (lambda: pl.interpolate(model, x), "has no posterior of latents"),
         (lambda: model.free_energy(x[:, :5]), r"x has the shape \(4, 5\), but the machine takes \(batch, 6\)"),
         (lambda: RBM((6,), hidden=2).encode(x[0]), r"x has the shape \(6,\), but the machine takes \(batch, 6\)"),
-        (lambda: sample(model, 0), "size and sweeps were 0"),
-        (lambda: sample(model, 3, sweeps=-1), "and -1; at least"),
+        (lambda: sample(model, 0), "size was 0; at least 1 is needed"),
+        (lambda: sample(model, 3, sweeps=-1), "sweeps was -1; at least 0 are needed"),
         (
             lambda: sample(model, 3, y=torch.tensor([0, 1])),
             r"labels are int64 of shape \(2,\), but .* whole numbers from 0 to 1 of shape \(3,\)",
