@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyrolatent.errors import InputError, at_least_one, is_whole
+from pyrolatent.errors import InputError, at_least, at_least_one
 from pyrolatent.inference.kernels import Movement, adapted, no_normaliser
 from pyrolatent.inference.modes import device_of
 from pyrolatent.inference.partition import in_double
@@ -48,8 +48,8 @@ def sample_energy(
     """
     if mean and not isinstance(model, RestrictedBoltzmannMachine):
         raise InputError(f"{type(model).__name__} has no hidden units given which x has a mean; leave mean out")
-    if not is_whole(size) or not is_whole(sweeps) or size < 1 or sweeps < 0:
-        raise InputError(f"size and sweeps were {size} and {sweeps}; at least 1 and 0 are needed, whole numbers")
+    at_least_one(size=size)
+    at_least(0, sweeps=sweeps)
     if model.tractable and y is None and kernel is None:
         state = model.restore(in_double(model).flat(in_double(model).exact_sample(size)).to(_dtype(model)))
     else:

@@ -25,7 +25,7 @@ from pyrolatent import __version__, declaration, report, tasks
 from pyrolatent.chains import SWEEPS
 from pyrolatent.checks import Checks, check
 from pyrolatent.compare import Group, compare, forest
-from pyrolatent.errors import InputError, TrainingError
+from pyrolatent.errors import InputError, TrainingError, only
 from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value, read_yaml
 from pyrolatent.figures import samples as samples_figure
 from pyrolatent.inference import distributed
@@ -38,8 +38,16 @@ from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 from pyrolatent.run import Run, scores, train
-from pyrolatent.sweep import sweep
+from pyrolatent.sweep import PARTICLES, sweep
 
+EVALUATED: dict[str, tuple[str, ...]] = {
+    "by importance sampling": ("--method", "--particles"),
+    "by annealing latents": ("--method", "--size", "--chains", "--temperatures"),
+    "by exact log Z": ("--ais", "--raise"),
+    "by exact log Z with RAISE": ("--temperatures", "--ais", "--raise", "--kernel"),
+    "by annealed log Z": ("--chains", "--temperatures", "--ais", "--raise", "--kernel"),
+}
+"""What evaluate does, and the options that say how; the other ones say of what and where."""
 COMPARED = 140  # columns that a comparison needs
 SHORT = 1000  # temperatures of the evaluation that ends a training
 ROWS = 20  # epochs that are printed, at most, beside the first and the last
@@ -119,7 +127,9 @@ def train_command(
     device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: model.vae.latent_dim=20.")] = None,
     data_dir: DataDir = None,
-    particles: Annotated[int, typer.Option(min=1, help="Draws for each datapoint in the evaluation.")] = 500,
+    particles: Annotated[
+        int | None, typer.Option(min=1, help="Draws for each datapoint in the evaluation (default: 500).")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the run that is in the output directory.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write the metrics for TensorBoard too.")] = False,
     as_json: Json = False,
@@ -127,6 +137,8 @@ def train_command(
     """Train an experiment, evaluate it and draw its figures; without arguments, a VAE on embedded digits."""
     overrides = _overrides(set_, {"epochs": epochs, "seed": seed, "device": device, "data": data})
     declared = Experiment.load(experiment, overrides) if experiment else Experiment(**override({}, overrides))
+    if issubclass(declared.model_class, UnnormalisedDensity | DeterministicModel):
+        only(f"train of {declared.model_class.__name__}", (), {"--particles": particles})
     path = output or _new_directory(experiment or Path(_data_name(declared)))
     path = Path(distributed.agreed(str(path)))
     rows = _Rows(quiet=as_json)
@@ -150,7 +162,8 @@ def train_command(
         target = declared.settings.get("device", "auto")
         has_density = not isinstance(run.model, DeterministicModel)
         short = Annealing(temperatures=SHORT)
-        evaluation = _evaluate(run, data_dir, "test", particles, target, short, quiet=as_json) if has_density else None
+        draws = particles or PARTICLES
+        evaluation = _evaluate(run, data_dir, "test", draws, target, short, quiet=as_json) if has_density else None
         if distributed.rank():
             return
         drawn = run.write_figures(report.draw(run.model, run.load_data(data_dir), run.history))
@@ -169,17 +182,22 @@ def train_command(
 def evaluate_command(
     run: RunPath,
     split: Annotated[Splits, typer.Option(help="The part of the data.")] = "test",
-    particles: Annotated[int, typer.Option(min=1, help="Draws for each datapoint.")] = 5000,
+    particles: Annotated[int | None, typer.Option(min=1, help="Draws for each datapoint (default: 5000).")] = None,
     method: Annotated[
-        Literal["importance", "annealed"], typer.Option(help="How log p(x) is found; annealed asks no encoder.")
-    ] = "importance",
-    size: Annotated[int, typer.Option(min=1, help="annealed: datapoints, from the first.")] = 100,
+        Literal["importance", "annealed"] | None,
+        typer.Option(help="How log p(x) is found; annealed asks no encoder (default: importance)."),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="annealed: datapoints, from the first (default: 100).")
+    ] = None,
     chains: Annotated[int | None, typer.Option(min=1, help="Annealed chains: 16 a datapoint; 100 for log Z.")] = None,
     temperatures: Annotated[
         int | None, typer.Option(min=1, help="Steps of these chains: 500 a datapoint; 10000 for log Z.")
     ] = None,
     ais: Annotated[bool, typer.Option("--ais", help="Estimate log Z of an energy also where it is known.")] = False,
-    raised: Annotated[int, typer.Option("--raise", min=0, help="Datapoints to bound log p(x) of by RAISE.")] = 0,
+    raised: Annotated[
+        int | None, typer.Option("--raise", min=1, help="Datapoints to bound log p(x) of by RAISE.")
+    ] = None,
     kernel: Kernel = None,
     data_dir: DataDir = None,
     device: Annotated[Device, typer.Option(help="Where to evaluate.")] = "auto",
@@ -190,14 +208,19 @@ def evaluate_command(
 
     With --method annealed, log p(x) by annealing from the prior, bracketed on simulated data; written to annealed.json.
     """
-    if method == "annealed":
-        if kernel is not None:
-            raise InputError("--kernel moves the chains of an energy; latents are annealed by hmc, so leave it out")
-        chosen = {"size": size, "chains": chains or 16, "steps": temperatures or 500}
-        _anneal(Run.load(run, trust=trust), data_dir, split, device, chosen, as_json)
+    loaded = Run.load(run, trust=trust)
+    way = _way(loaded.model, method, ais, raised)
+    options = {
+        "--method": method, "--particles": particles, "--size": size, "--chains": chains,
+        "--temperatures": temperatures, "--ais": ais, "--raise": raised, "--kernel": kernel,
+    }  # fmt: skip
+    only(f"evaluate of {type(loaded.model).__name__} {way}", EVALUATED[way], options)
+    if way == "by annealing latents":
+        chosen = {"size": size or 100, "chains": chains or 16, "steps": temperatures or 500}
+        _anneal(loaded, data_dir, split, device, chosen, as_json)
         return
-    annealing = Annealing(chains or 100, temperatures or 10_000, ais, raised, _kernel(kernel))
-    evaluation = _evaluate(Run.load(run, trust=trust), data_dir, split, particles, device, annealing, quiet=as_json)
+    annealing = Annealing(chains or 100, temperatures or 10_000, ais, raised or 0, _kernel(kernel))
+    evaluation = _evaluate(loaded, data_dir, split, particles or 5000, device, annealing, quiet=as_json)
     if as_json:
         print(json.dumps(scores(evaluation)))
     else:
@@ -256,7 +279,9 @@ def sample_command(
     mean: Annotated[
         bool, typer.Option(help="Give E[x | z] instead of draws of x; the figure is sample_means.")
     ] = False,
-    sweeps: Annotated[int, typer.Option(min=1, help="Sweeps of the chains of an energy.")] = SWEEPS,
+    sweeps: Annotated[
+        int | None, typer.Option(min=1, help=f"Sweeps of the chains of an energy (default: {SWEEPS}).")
+    ] = None,
     kernel: Kernel = None,
     trust: Trust = False,
     as_json: Json = False,
@@ -288,11 +313,13 @@ def show_command(
 ) -> None:
     """Factorisation, sizes and declaration of a run or of an experiment file."""
     if path.is_dir():
+        only(f"show of a run as {path}", ("--trust",), {"--trust": trust, "--data-dir": data_dir})
         run = Run.load(path, trust=trust)
         model, text = run.model, (path / "experiment.yaml").read_text(encoding="utf-8")
         trained = f"{'' if run.record.get('finished') else 'interrupted '}after epoch {len(run.history)}"
         print(f"{path}, {trained}")
     else:
+        only(f"show of an experiment file as {path}", ("--data-dir",), {"--trust": trust, "--data-dir": data_dir})
         experiment = Experiment.load(path)
         model, text = experiment.build(experiment.load_data(data_dir)), experiment.to_yaml()
     print(model, text, sep="\n\n", end="")
@@ -322,7 +349,9 @@ def sweep_command(
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes at a time (default: one a processor).")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: model.vae.latent_dim=20.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
-    particles: Annotated[int, typer.Option(min=1, help="Draws for each datapoint in the evaluation.")] = 500,
+    particles: Annotated[
+        int | None, typer.Option(min=1, help="Draws for each datapoint in the evaluation (default: 500).")
+    ] = None,
     checked: Annotated[bool, typer.Option("--check", help="Check every run too.")] = False,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to train on, or auto or local.")] = None,
     data_dir: DataDir = None,
@@ -393,14 +422,15 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
         for column in columns:
             table.add_column(column, justify="left" if column in ("declaration", "") else "right", no_wrap=column != "")
         for row in group.rows:
-            best = row is group.rows[0]
+            best = row is group.rows[0] and row.score is not None
             difference = _with_errors(row.difference, row.difference_se, row.difference_seeds)
+            said = {None: "" if best or row.missing else "one seed", True: "differs", False: "no difference"}
             cells = {
                 "declaration": row.name.replace(", ", "\n"),
                 "seeds": str(row.seeds),
                 group.score: _with_errors(row.score, row.score_se, row.score_seeds),
                 "to the best": "best" if best else difference,
-                "": {None: "" if best else "one seed", True: "differs", False: "no difference"}[row.significant],
+                "": said[row.significant],
                 "gap": "" if row.gap is None else f"{row.gap:.2f}",
                 "active": "" if row.active_units is None else f"{row.active_units:.0f}",
                 "k-hat": "" if row.khat_share is None else f"{row.khat_share:.1%}",
@@ -409,11 +439,16 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
             }
             table.add_row(*(cells[column] for column in columns))
         Console(width=max(console.width, COMPARED)).print(table, highlight=False)
+        for row in group.rows:
+            if row.missing:
+                console.print(f"none: {row.missing}", soft_wrap=True, highlight=False)
         about = "± over datapoints (paired in differences) ± over seeds, ? of one seed; gap: log p(x) less the bound"
         console.print(about + ("; k-hat: share too large" * known) + "\n", soft_wrap=True)
 
 
-def _with_errors(value: float, *errors: float | None) -> str:
+def _with_errors(value: float | None, *errors: float | None) -> str:
+    if value is None:
+        return "none"
     return " ± ".join([f"{value:.2f}", *("?" if error is None else f"{error:.2f}" for error in errors)])
 
 
@@ -509,8 +544,6 @@ def _evaluate(
 ) -> Evaluation | EnergyEvaluation:
     data, model = run.load_data(data_dir), run.model.to(choose_device(device))
     with Progress(console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
-        if annealing.kernel is not None and not isinstance(model, UnnormalisedDensity):
-            raise InputError(f"{type(model).__name__} in {run.path} has no chains; leave --kernel out")
         if isinstance(model, UnnormalisedDensity):
             tasks_of: dict[str, Any] = {}
 
@@ -532,6 +565,14 @@ def _evaluate(
     if not distributed.rank():
         run.write_evaluation(evaluation)
     return evaluation
+
+
+def _way(model: Any, method: str | None, ais: bool, raised: int | None) -> str:
+    """Which of `EVALUATED` is asked for."""
+    if isinstance(model, UnnormalisedDensity):
+        exact = "by exact log Z with RAISE" if raised else "by exact log Z"
+        return exact if model.tractable and not ais else "by annealed log Z"
+    return "by annealing latents" if method == "annealed" else "by importance sampling"
 
 
 def _anneal(

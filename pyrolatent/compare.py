@@ -26,7 +26,7 @@ class Row:
         name: what is declared differently from the others of the group.
         runs: the directories.
         seeds: number of runs.
-        score: mean over seeds and datapoints.
+        score: mean over seeds and datapoints; it and what is computed from it are None where a run has none.
         score_se: standard error over datapoints of the mean over seeds.
         score_seeds: standard deviation over seeds; None for one seed.
         difference: score minus the score of the group's best.
@@ -39,16 +39,17 @@ class Row:
         khat_share: mean share of datapoints whose k-hat is too large, of runs that were all checked; else None.
         parameters: number of trained numbers.
         seconds: mean time of training.
+        missing: why there is no score.
     """
 
     name: str
     runs: list[str]
     seeds: int
-    score: float
-    score_se: float
+    score: float | None
+    score_se: float | None
     score_seeds: float | None
-    difference: float
-    difference_se: float
+    difference: float | None
+    difference_se: float | None
     difference_seeds: float | None
     significant: bool | None
     gap: float | None
@@ -56,6 +57,7 @@ class Row:
     khat_share: float | None
     parameters: int
     seconds: float
+    missing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Group:
         data: name of the data.
         split: part of the data.
         datapoints: number of datapoints.
-        rows: the declarations, best first.
+        rows: the declarations, best first, those without a score last.
     """
 
     measure: str
@@ -83,7 +85,7 @@ def compare(runs: Sequence[Run]) -> list[Group]:
     """Compares evaluated runs.
 
     Runs that differ in their seed alone are one declaration. Where a difference lies within its errors, or was seen
-    in one seed, it is not called significant.
+    in one seed, it is not called significant. A declaration of which a run has no score is named with the reason.
 
     Raises:
         InputError: a run has not been evaluated.
@@ -93,8 +95,6 @@ def compare(runs: Sequence[Run]) -> list[Group]:
         if run.evaluation is None:
             raise InputError(f"{run.path} has not been evaluated; pyrolatent evaluate {run.path}")
         evaluation, data = run.evaluation, run.record["data"]
-        if evaluation.get("log_z_missing"):
-            raise InputError(f"{run.path} has no log p(x) to be compared: {evaluation['log_z_missing']}")
         groups[evaluation["measure"], data["source"], evaluation["split"], data["evaluation_sha256"]].append(run)
     return [_group(measure, data, split, members) for (measure, data, split, _), members in groups.items()]
 
@@ -108,19 +108,38 @@ def _group(measure: str, data: str, split: str, runs: list[Run]) -> Group:
     for run, leaf in zip(runs, leaves, strict=True):
         different = {path: value for path, value in leaf.items() if (path, value) not in common}
         declarations[_described(different, prefixes) or _model_name(run)].append(run)
+    missing = {name: _missing(members, score) for name, members in declarations.items()}
     scores = {
-        name: torch.stack([run.evaluation_each[score] for run in members]) for name, members in declarations.items()
+        name: torch.stack([run.evaluation_each[score] for run in members])
+        for name, members in declarations.items()
+        if not missing[name]
     }
-    best = max(scores, key=lambda name: scores[name].mean().item())
-    rows = [_row(name, declarations[name], scores[name], None if name == best else scores[best]) for name in scores]
-    rows.sort(key=lambda row: -row.score)
-    return Group(measure, score, data, split, scores[best].shape[1], rows)
+    best = max(scores, key=lambda name: scores[name].mean().item(), default=None)
+    rows = [
+        _row(name, members, scores.get(name), None if best in (None, name) else scores[best], missing[name])
+        for name, members in declarations.items()
+    ]
+    rows.sort(key=lambda row: math.inf if row.score is None else -row.score)
+    evaluation: Any = runs[0].evaluation
+    return Group(measure, score, data, split, evaluation["datapoints"], rows)
 
 
-def _row(name: str, runs: list[Run], scores: Tensor, best: Tensor | None) -> Row:
-    """A row from scores (seeds, datapoints) and those of the best; None if it is the best."""
-    difference, error, spread, significant = 0.0, 0.0, None, None
-    if best is not None:
+def _missing(runs: list[Run], score: str) -> str | None:
+    """Why a declaration has no score: one of its runs has none."""
+    for run in runs:
+        evaluation: Any = run.evaluation
+        reason = evaluation.get("log_z_missing")
+        unfit = 0 if reason else int((~torch.isfinite(run.evaluation_each[score])).sum())
+        if reason or unfit:
+            return f"{run.path}: {reason or f'{score} is not finite for {unfit} datapoints'}"
+    return None
+
+
+def _row(name: str, runs: list[Run], scores: Tensor | None, best: Tensor | None, missing: str | None) -> Row:
+    """A row from scores (seeds, datapoints), None where there are none, and those of the best, None if it is that."""
+    difference: float | None = None if scores is None else 0.0
+    error, spread, significant = difference, None, None
+    if scores is not None and best is not None:
         paired = scores.mean(0) - best.mean(0)
         difference, error = paired.mean().item(), _standard_error(paired)
         spreads = [_spread(each.mean(1)) for each in (scores, best)]
@@ -130,14 +149,14 @@ def _row(name: str, runs: list[Run], scores: Tensor, best: Tensor | None) -> Row
     evaluations: list[Any] = [run.evaluation for run in runs]
     likelihood = "log_evidence" in evaluations[0] and "elbo" in evaluations[0]
     active = [each["active_units"] for each in evaluations if each.get("active_units") is not None]
-    gaps = [each["log_evidence"] - each["elbo"] for each in evaluations] if likelihood else []
+    gaps = [each["log_evidence"] - each["elbo"] for each in evaluations] if likelihood and scores is not None else []
     return Row(
         name=name,
         runs=[str(run.path) for run in runs],
         seeds=len(runs),
-        score=scores.mean().item(),
-        score_se=_standard_error(scores.mean(0)),
-        score_seeds=_spread(scores.mean(1)),
+        score=None if scores is None else scores.mean().item(),
+        score_se=None if scores is None else _standard_error(scores.mean(0)),
+        score_seeds=None if scores is None else _spread(scores.mean(1)),
         difference=difference,
         difference_se=error,
         difference_seeds=spread,
@@ -147,6 +166,7 @@ def _row(name: str, runs: list[Run], scores: Tensor, best: Tensor | None) -> Row
         khat_share=_khat_share(runs),
         parameters=runs[0].record["parameters"],
         seconds=sum(row["seconds"] for run in runs for row in run.history) / len(runs),
+        missing=missing,
     )
 
 
@@ -164,14 +184,19 @@ def forest(groups: Sequence[Group]) -> Figure:
     """The difference of each declaration to the best of its group, with two standard errors, as a forest plot.
 
     Thick: over datapoints, which are paired. Thin: together with the error over seeds. Hollow where the difference is
-    not significant, or was seen in one seed.
+    not significant, or was seen in one seed. A declaration without a score stands there by its name alone.
     """
-    labels = [[fill(f"{row.name} ({row.seeds})", 48) for row in group.rows] for group in groups]
+    labels = [
+        [fill(f"{row.name} ({row.seeds})" + ": none" * (row.score is None), 48) for row in group.rows]
+        for group in groups
+    ]
     heights = [len(names) * (0.2 + 0.15 * max(name.count("\n") + 1 for name in names)) + 0.9 for names in labels]
     fig = Figure(figsize=(8, sum(heights) + 0.3), dpi=130, layout="constrained")
     panels = fig.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, group, names in zip(panels, groups, labels, strict=True):
         for place, row in enumerate(group.rows):
+            if row.difference is None or row.difference_se is None:
+                continue
             inner, outer = 2 * row.difference_se, 2 * math.hypot(row.difference_se, row.difference_seeds or 0.0)
             ends = {1.0: outer, 3.5: inner}
             for width, half in ends.items():

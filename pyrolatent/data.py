@@ -24,7 +24,7 @@ from torch.distributions import constraints
 from torch.utils.data import Dataset
 
 from pyrolatent.declaration import Component, choices
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.sources import NAMED, Array, Part, Source, as_array, clean, read_dataset, read_named, read_path
 
 Binarize = Literal["dynamic", "static", "threshold", "relaxed", "none"]
@@ -95,8 +95,7 @@ class Split:
         Raises:
             InputError: the size is not positive.
         """
-        if size < 1:
-            raise InputError(f"a batch of {size} datapoints was asked for; at least 1 is needed")
+        at_least_one(size=size)
         if shuffle:
             order = torch.randperm(len(self)).to(self.x.device)
             return (self.batch(index) for index in order.split(size))
@@ -161,6 +160,11 @@ class Data:
         sizes = ", ".join(f"{size:,} {split}" for split, size in self.record["sizes"].items())
         return f"Data({self.name}: {sizes}; event_shape={self.event_shape}, label_dim={self.label_dim})"
 
+    @property
+    def divisor(self) -> float:
+        """By which integers of the source were divided, 1 where they were not."""
+        return divisor(self.record)
+
     def to(self, device: torch.device | str) -> "Data":
         """The same data on another device."""
         train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
@@ -224,6 +228,13 @@ class Data:
                 yield x, mask
                 if split.noise is not None:
                     break
+
+
+def divisor(record: Mapping[str, Any]) -> float:
+    """By which integers were divided, from the record of data; that of an older run may not say."""
+    if record.get("dequantize"):
+        return float(record["levels"])
+    return round(1 / record.get("factor", 1.0), 6)
 
 
 def load_data(
@@ -324,6 +335,8 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
         read = Source("array", Part(as_array(source, "x")))
     else:
         raise InputError(f"data cannot be a {type(source).__name__}; give a name, a path, an array or a Dataset")
+    if "data_dir" in given:
+        raise InputError(f"data_dir is where named data sets are, but {read.name} is your own; leave it out")
     if isinstance(labels, str) and key is None:
         raise InputError(f"labels={labels!r} names a column, but the data are in memory; give the labels themselves")
     beside = {

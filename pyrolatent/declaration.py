@@ -170,6 +170,13 @@ def build(kind: str, declaration: Any, **supplied: Any) -> Any:
     return built
 
 
+def target(kind: str, declaration: Any) -> Any:
+    """The class or function that a declaration names; the class of an instance."""
+    if not _is_declared(declaration, kind):
+        return type(declaration)
+    return _find(kind, _parse(declaration, kind)[0], kind).target
+
+
 @contextmanager
 def importing(importer: Importer) -> Iterator[None]:
     """Within this context import paths in declarations are resolved by `importer(path)`."""

@@ -1,6 +1,7 @@
 """What pyrolatent says when something cannot be done: one line with what was given, what was expected, what to do."""
 
 import operator
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -23,19 +24,48 @@ def is_whole(number: Any) -> bool:
     """Whether a number is an integer of any type."""
     try:
         operator.index(number)
-    except TypeError:
+    except (TypeError, RuntimeError):
         return False
     return True
 
 
-def at_least_one(**numbers: int | None) -> None:
-    """Refuses numbers, by their names, that are given and no whole numbers from 1.
+def at_least(least: int, **numbers: Any) -> None:
+    """Refuses numbers, by their names, that are given and are no whole number from `least` upwards.
 
     Raises:
-        InputError: one is.
+        InputError: one is not.
     """
     for name, number in numbers.items():
-        if number is not None and not is_whole(number):
-            raise InputError(f"{name} was {number!r}; a whole number from 1 is needed")
-        if number is not None and number < 1:
-            raise InputError(f"{name} was {number}; at least 1 is needed")
+        if number is None:
+            continue
+        if not is_whole(number):
+            raise InputError(f"{name} was {number!r}; a whole number is needed")
+        if number < least:
+            raise InputError(f"{name} was {number}; at least {least} {'is' if least == 1 else 'are'} needed")
+
+
+def at_least_one(**numbers: Any) -> None:
+    """Refuses numbers, by their names, that are given and are no whole number from 1 upwards.
+
+    Raises:
+        InputError: one is not.
+    """
+    at_least(1, **numbers)
+
+
+def only(who: str, takes: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given, neither None nor False, where some alone are taken.
+
+    Args:
+        who: takes them, in the words of the message.
+        takes: names of those that are taken.
+        options: all that a function or a command has, by name.
+
+    Raises:
+        InputError: another one is given.
+    """
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    taken = [name for name in options if name in {*takes}]
+    if unused := [name for name in given if name not in taken]:
+        raise InputError(f"{who} takes {', '.join(taken) or 'no such option'}; leave {' and '.join(unused)} out")
+    return given

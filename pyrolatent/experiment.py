@@ -28,10 +28,12 @@ from pyrolatent.declaration import (
     options_schema,
     plain,
     schema,
+    target,
 )
 from pyrolatent.errors import InputError
 from pyrolatent.inference.fit import Fit, fit, training_settings
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.model import Model
 from pyrolatent.sources import NAMED
 
 DEFAULT_MODEL: Mapping[str, Any] = {"vae": {"latent_dim": 10}}
@@ -93,6 +95,13 @@ class Experiment:
         """The experiment in full, defaults written out, in YAML's own types; null for an instance or data in memory."""
         with self.importing():
             return declare(self.model, self.data, self.settings)
+
+    @property
+    def model_class(self) -> type:
+        """The class of the model; `Model` where a function makes it."""
+        with self.importing():
+            found = target("model", self.model)
+        return found if isinstance(found, type) else Model
 
     @property
     def sources(self) -> dict[str, bytes]:

@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pyrolatent.data import Data, load_data
+from pyrolatent.data import Data, divisor, load_data
 from pyrolatent.declaration import build, choices, import_paths, importing
 from pyrolatent.errors import InputError, TrustError
 from pyrolatent.experiment import Experiment, FilesIn, declare, read_yaml, source_name, write_yaml
@@ -126,6 +126,7 @@ class Run:
             reason = " ".join(str(error).split())
             raise InputError(f"the weights in {self.path} do not fit the model: {reason}") from error
         model.vector_labels = bool(self._recorded("vector_labels", default=False))
+        model.divisor = divisor(self.record.get("data", {}))
         return model.eval()
 
     @property

@@ -136,7 +136,7 @@ def as_array(values: Any, what: str) -> Array:
     if isinstance(values, np.ma.MaskedArray):
         raise InputError(f"{what} is a masked array; give {what}.filled(0), and a mask that is True where observed")
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
+        values = values.detach().to_dense().cpu()
         return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
     return np.asarray(values)
 
@@ -219,9 +219,14 @@ def _labels(y: Array, size: int, name: str) -> Array:
                 f"{name}: the smallest label is {y.min()}, but classes are numbered 0, 1, 2, ..., and -1 is unknown"
             )
         return y.astype(np.int64)
-    y = y.astype(np.float32).reshape(size, -1)
+    given, y = y, y.astype(np.float32).reshape(size, -1)
     if not np.isfinite(y).all():
         raise InputError(f"{name}: {int((~np.isfinite(y)).sum())} label values are NaN or infinite; remove them")
+    if given.ndim == 1 and (y == y.round()).all():
+        raise InputError(
+            f"{name}: labels are {given.dtype} of shape {given.shape}, but all whole numbers; give integers if they "
+            "are classes, or shape (N, 1) if they are quantities"
+        )
     return y
 
 

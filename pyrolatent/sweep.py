@@ -8,19 +8,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from pyrolatent.checks import check
-from pyrolatent.declaration import registered
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least_one, only
 from pyrolatent.experiment import Experiment, override
 from pyrolatent.inference.evidence import evaluate
 from pyrolatent.inference.fit import choose_device
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.model import Model
+from pyrolatent.models.unnormalised import UnnormalisedDensity
 from pyrolatent.run import Run, train
+
+PARTICLES = 500
+"""Draws for each datapoint in the evaluation that follows training."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def sweep(
     ray: str | None = None,
     directory: Path | None = None,
     data_dir: Path | None = None,
-    particles: int = 500,
+    particles: int | None = None,
     checked: bool = False,
     on_run: Callable[[str, str | None, int, int], Any] | None = None,
 ) -> list[Run]:
@@ -106,7 +110,7 @@ def sweep(
             machine alone; `output` must be on a file system that all its machines share.
         directory: where the experiment's own components and relative data paths are.
         data_dir: where named data sets are.
-        particles: draws for each datapoint in the evaluation.
+        particles: draws for each datapoint in the evaluation of models with latents; None is 500.
         checked: whether every run is checked too.
         on_run: called with a run's name, the reason of its failure or None, how many are done, and of how many.
 
@@ -118,14 +122,16 @@ def sweep(
     """
     processors = os.cpu_count() or 1
     jobs = processors if jobs is None else jobs
-    if seeds < 1 or jobs < 1:
-        raise InputError(f"seeds and jobs were {seeds} and {jobs}; at least 1 of each is needed")
+    at_least_one(seeds=seeds, jobs=jobs, particles=particles)
+    draws, threads = PARTICLES if particles is None else particles, max(1, processors // jobs)
     made = [
-        Cell(name, chosen, directory, Path(output) / name, data_dir, particles, checked, max(1, processors // jobs))
+        Cell(name, chosen, directory, Path(output) / name, data_dir, draws, checked, threads)
         for name, chosen in grid(fields, over, seeds, directory).items()
     ]
     for cell in made:
-        _hold_to_comparison(cell)
+        _hold_to_comparison(cell, cell.experiment.model_class)
+    if all(issubclass(cell.experiment.model_class, UnnormalisedDensity) for cell in made):
+        only("a sweep over energies", (), {"particles": particles})
     waiting = [cell for cell in made if not cell.trained() or not cell.evaluated() or cell.missing_check()]
     done, failures = len(made) - len(waiting), {}
     for cell, failure in _on_ray(waiting, ray) if ray else _in_processes(waiting, jobs):
@@ -174,19 +180,18 @@ def train_cell(cell: Cell) -> None:
     data, model = run.load_data(cell.data_dir), run.model.to(choose_device(experiment.settings.get("device", "auto")))
     _hold_to_comparison(cell, type(model))
     if not cell.evaluated():
-        run.write_evaluation(evaluate(model, data, particles=cell.particles))
+        particles = None if isinstance(model, UnnormalisedDensity) else cell.particles
+        run.write_evaluation(evaluate(model, data, particles=particles))
     if cell.missing_check():
         run.write_json("checks", check(model, data, annealed=0).json())
 
 
-def _hold_to_comparison(cell: Cell, model: type | None = None) -> None:
-    """Refuses what could not be compared or checked by the class of the model, if None that of its name."""
+def _hold_to_comparison(cell: Cell, model: type) -> None:
+    """Refuses what could not be compared or checked by the class of the model; `Model` may become any."""
     (name,) = cell.experiment.declaration["model"]
-    if model is None and name in registered("model"):
-        model = cast(type, registered("model")[name].target)
-    if model and issubclass(model, DeterministicModel):
+    if issubclass(model, DeterministicModel):
         raise InputError(f"{name} has no density, by which runs could be compared; sweep over others")
-    if model and cell.checked and not issubclass(model, LatentVariableModel):
+    if cell.checked and model is not Model and not issubclass(model, LatentVariableModel):
         raise InputError(f"{name} has no posterior that could be checked; leave --check (checked=True) out")
 
 

@@ -12,14 +12,14 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyrolatent.chains import SWEEPS, sample_energy
-from pyrolatent.errors import InputError, at_least_one
+from pyrolatent.chains import sample_energy
+from pyrolatent.errors import InputError, at_least, at_least_one, only
 from pyrolatent.inference.draws import labels_for, posterior_means, simulate, weighed_draws
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.psis import khat, khat_threshold
 from pyrolatent.inference.rules import has_posterior, require_latents
 from pyrolatent.inference.weights import weigh
-from pyrolatent.models.arrays import as_inputs, as_labels
+from pyrolatent.models.arrays import as_inputs, as_labels, as_tensor
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.modes import evaluation_mode
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine
@@ -38,7 +38,7 @@ def sample(
     y: Any = None,
     *,
     mean: bool = False,
-    sweeps: int = SWEEPS,
+    sweeps: int | None = None,
     kernel: Any = None,
 ) -> Tensor:
     """Draws z ~ p(z), x ~ p(x | z); of unnormalised densities, as `sample_energy` does.
@@ -50,21 +50,25 @@ def sample(
             label and of machines with label units; if None, the classes in turn of the first, and draws of the label
             of the others.
         mean: whether to return E[x | z] instead of a draw of x, which for images is smoother to look at.
-        sweeps: of the chains of unnormalised densities.
+        sweeps: of the chains of unnormalised densities that are not drawn from exactly; None is 1,000.
         kernel: what moves them, as in `sample_energy`.
 
     Returns:
         (size, *event_shape).
 
     Raises:
-        InputError: labels that do not fit the model, or none for a model that was trained on label vectors.
+        InputError: labels that do not fit the model, or none for a model that was trained on label vectors; options of
+            chains where none are run.
     """
-    if isinstance(model, UnnormalisedDensity):
-        labels = None if y is None else as_labels(model, y, size)
-        return sample_energy(model, size, labels, mean=mean, sweeps=sweeps, kernel=kernel)
-    if kernel is not None:
-        raise InputError(f"{type(model).__name__} is drawn from without chains; leave kernel out")
     at_least_one(size=size)
+    at_least(0, sweeps=sweeps)
+    options, name = {"sweeps": sweeps, "kernel": kernel}, type(model).__name__
+    if isinstance(model, UnnormalisedDensity):
+        exact = model.tractable and y is None and kernel is None
+        given = only(f"an exact draw of {name}" if exact else name, ("kernel", *["sweeps"] * (not exact)), options)
+        labels = None if y is None else as_labels(model, y, size)
+        return sample_energy(model, size, labels, mean=mean, **given)
+    only(f"{name}, which is drawn from without chains,", (), options)
     y = labels_for(model, size, y)
     x, latents = simulate(model, size, y)
     return model.decode(latents, y).mean if mean else x
@@ -235,6 +239,8 @@ def impute(
     """
     at_least_one(draws=draws, particles=particles)
     require_latents(model)
+    if mask is None:
+        raise InputError("mask was None, but what is False in it is what impute draws; give True where x is observed")
     x, y, mask = as_inputs(model, x, y, mask)
     filled, all_weights = [], []
     with evaluation_mode(model), pyro.validation_enabled(False):
@@ -282,7 +288,7 @@ def _decoded(model: LatentVariableModel, codes: dict[str, Tensor], y: Any) -> Te
 
 def _one(y: Any) -> Any:
     """One label as a batch of one."""
-    return None if y is None else torch.as_tensor(y).unsqueeze(0)
+    return None if y is None else as_tensor(y, "y").unsqueeze(0)
 
 
 def _quantiles(prior: TorchDistributionMixin, side: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """What users have, of any type and in any container, is what float32 tensors are, or is refused naming both sides."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pyrolatent import (
     InputError,
     LinearGaussian,
     RestrictedBoltzmannMachine,
+    Run,
     SemiSupervisedVAE,
     annealed_evidence,
     check,
@@ -63,10 +65,10 @@ def labels_of(model: Any) -> Any:
 
 
 TASKS: dict[str, Callable[..., Any]] = {
-    "means": lambda model, x, y, mask: torch.cat([*tasks.means(model, x, y, mask).values()], -1),
+    "means": lambda model, x, y=None, mask=None: torch.cat([*tasks.means(model, x, y, mask).values()], -1),
     "reconstruct": reconstruct,
     "interpolate": interpolate,
-    "encode": lambda model, x, y, mask: next(iter(model.encode(x, y, mask).values())).mean,
+    "encode": lambda model, x, y=None, mask=None: next(iter(model.encode(x, y, mask).values())).mean,
 }
 
 
@@ -89,6 +91,32 @@ def test_every_form_is_the_tensor_that_it_stands_for(name: str, form: str) -> No
         assert found[0].dtype == x.dtype
 
 
+SPARSE = {"coo": torch.Tensor.to_sparse, "csr": torch.Tensor.to_sparse_csr, "csc": torch.Tensor.to_sparse_csc}
+
+
+@pytest.mark.parametrize("layout", SPARSE)
+def test_sparse_tensors_are_what_they_hold(layout: str) -> None:
+    model, x = MODELS["vae"](), torch.from_numpy(X).float()
+    assert torch.equal(reconstruct(model, SPARSE[layout](x)), reconstruct(model, x))
+    assert torch.equal(
+        load_data(SPARSE[layout](x), validation=0.2, test=0.2).train.x, load_data(x, validation=0.2, test=0.2).train.x
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.bool])
+def test_whole_numbers_of_every_type_are_classes(dtype: torch.dtype) -> None:
+    """Classes 0 and 1 of a conditional model, and numbers x."""
+    model, y = MODELS["conditional"](), torch.tensor([0, 1, 1, 0, 1])
+    assert torch.equal(reconstruct(model, X, y.to(dtype)), reconstruct(model, X, y))
+    assert torch.equal(reconstruct(model, torch.from_numpy(X).to(dtype), y), reconstruct(model, X, y))
+
+
+def test_counts_of_every_type_are_counts() -> None:
+    model = MODELS["vae"]()
+    for size in (3, np.int64(3), np.uint8(3), torch.tensor(3)):
+        assert sample(model, size).shape == (3, 4)
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("autoencoder", "semi-supervised")])
 def test_what_is_imputed_keeps_what_is_observed(name: str) -> None:
     model = MODELS[name]()
@@ -104,6 +132,7 @@ def test_latents_are_decoded_in_every_form(name: str) -> None:
     assert torch.equal(model.decode(codes, labels_of(model)).mean, model.decode(given, labels_of(model)).mean)
 
 
+NESTED = torch.nested.as_nested_tensor([torch.ones(4)], layout=torch.jagged)
 REFUSED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "columns": ("vae", lambda m: reconstruct(m, torch.zeros(4, 5)), r"shape \(4, 5\), but VAE is over .* \(4,\)"),
     "as many numbers": ("vae", lambda m: reconstruct(m, torch.zeros(6, 2)), r"shape \(6, 2\), but VAE"),
@@ -137,6 +166,17 @@ REFUSED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "no steps": ("vae", lambda m: interpolate(m, X, steps=0), "steps was 0"),
     "no draws": ("vae", lambda m: sample(m, 0), "size was 0"),
     "labels at sampling": ("vae", lambda m: sample(m, 5, Y), "VAE knows no labels"),
+    "no datapoints": ("vae", lambda m: m.encode(X[:0]), r"x holds no datapoints: its shape is \(0, 4\)"),
+    "no codes": ("vae", lambda m: m.decode(np.zeros((0, 2))), "latents of no datapoints"),
+    "a nested tensor": ("vae", lambda m: m.encode(NESTED), "no real numbers"),
+    "no mask": ("vae", lambda m: impute(m, X, None), "mask was None, but what is False"),
+    "a word as label": ("conditional", lambda m: tasks.latent_grid(m, 2, y="2"), "y is a str of no real numbers"),
+    "too large a label": ("semi-supervised", lambda m: m.encode(X, np.full(5, 2**64 - 1, np.uint64)), "int64 has none"),
+    "half a draw": ("vae", lambda m: impute(m, X, MASK, draws=2.5), "draws was 2.5; a whole number is needed"),
+    "a count of type float": ("vae", lambda m: sample(m, 2.0), "size was 2.0; a whole number"),
+    "a count of type float32": ("vae", lambda m: tasks.latent_grid(m, torch.tensor(2.0)), "a whole number"),
+    "an array of counts": ("vae", lambda m: interpolate(m, X, steps=np.array([2, 3])), "a whole number"),
+    "a word as count": ("vae", lambda m: impute(m, X, MASK, particles="3"), "particles was '3'; a whole number"),
     "vectors at sampling": ("semi-supervised", lambda m: sample(m, 5, np.eye(3)[Y]), "takes whole numbers"),
 }  # fmt: skip
 
@@ -176,9 +216,61 @@ def test_data_of_other_labels_are_refused(call: Callable[..., Any]) -> None:
         (None, "has no labels"),
         (np.arange(200) % 5, "they are 0 to 2"),
         (np.arange(200) % 4 - 1, "labels from -1"),
-        (np.arange(200.0), r"float32 of shape"),
+        (np.arange(200) + 0.5, r"float32 of shape"),
     ):
         with pytest.raises(InputError, match=message):
             call(model, labelled(labels))
     with pytest.raises(InputError, match="takes whole numbers from 0 to 2"):
         call(MODELS["semi-supervised"](), labelled(np.eye(3)[np.arange(200) % 3]))
+
+
+IMAGES = np.random.default_rng(2).integers(256, size=(40, 3, 3)).astype(np.uint8)
+DIVIDED: dict[str, tuple[dict[str, Any], float]] = {
+    "grey": ({}, 255),
+    "dequantized": ({"dequantize": "uniform"}, 256),
+    "dynamic": ({"binarize": "dynamic"}, 255),
+    "threshold": ({"binarize": "threshold"}, 255),
+}
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("kind", DIVIDED)
+def test_integers_are_not_given_back_as_they_were_before_they_were_divided(
+    kind: str, loaded: bool, tmp_path: Path
+) -> None:
+    options, divisor = DIVIDED[kind]
+    data = load_data(IMAGES, **options)
+    likelihood = "bernoulli" if data.binarize else "normal"
+    model = VAE(data.event_shape, latent_dim=2, likelihood=likelihood, **SMALL)
+    run = Run.save(tmp_path / "run", fit(model, data, epochs=1, progress=False))
+    if loaded:
+        model = Run.load(run.path, model=VAE(data.event_shape, latent_dim=2, likelihood=likelihood, **SMALL)).model
+    assert model.divisor == divisor
+    raw = IMAGES[:, None]
+    for task in (*TASKS.values(), impute):
+        for form in ("bytes", "integers", "float64 array", "lists"):
+            with pytest.raises(InputError, match=f"trained on x divided by {divisor}, .*; give x / {divisor}"):
+                task(model, FORMS[form](raw), mask=np.ones(raw.shape, bool))
+    with pytest.raises(InputError, match=f"give x / {divisor}"):
+        evaluate(model, load_data(raw.astype(np.float32)), particles=1)
+    binary = (raw > 127).astype(np.uint8)
+    assert torch.equal(reconstruct(model, binary), reconstruct(model, binary.astype(np.float32)))
+    noisy = raw / divisor + 1.5
+    assert reconstruct(model, noisy).shape == raw.shape
+
+
+def test_counts_that_were_not_divided_are_taken_as_they_are() -> None:
+    data = load_data(IMAGES.reshape(40, 9))
+    model = VAE((9,), latent_dim=2, likelihood="normal", **SMALL)
+    fit(model, data, epochs=1, progress=False)
+    assert torch.isfinite(reconstruct(model, IMAGES.reshape(40, 9))).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, torch.bfloat16])
+def test_classes_of_type_float_are_no_vectors(dtype: Any) -> None:
+    labels = torch.tensor([0.0, 2.0, 1.0, 0.0] * 10)
+    given = labels.to(dtype) if isinstance(dtype, torch.dtype) else labels.numpy().astype(dtype)
+    with pytest.raises(InputError, match=r"all whole numbers; give integers if they are classes, or shape \(N, 1\)"):
+        load_data(IMAGES, labels=given)
+    assert load_data(IMAGES, labels=given.reshape(-1, 1)).test.y.shape == (4, 1)
+    assert load_data(IMAGES, labels=given + 0.5).label_dim == 1

@@ -84,7 +84,7 @@ def test_images_several_sites_and_masks() -> None:
 
 def test_what_is_refused(data: Data) -> None:
     model = LinearGaussian((6,), latent_dim=2)
-    for options, message in (({"split": "tset"}, "no split"), ({"draws": 2}, "4 draws of each kind")):
+    for options, message in (({"split": "tset"}, "no split"), ({"draws": 2}, "draws was 2; at least 4 are needed")):
         with pytest.raises(InputError, match=message):
             to_arviz(model, data, **options)
 

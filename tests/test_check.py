@@ -44,7 +44,7 @@ CAUGHT = {
     "coverage": ("", "caught", "caught", "caught", "", "caught"),
     "tarp": ("", "caught", "caught", "caught", "caught", "caught"),
     "aggregated posterior": ("", "caught", "caught", "caught", "", ""),
-    "l-c2st": ("", "caught", "caught", "caught", "caught", ""),
+    "l-c2st": ("", "caught", "caught", "caught", "caught", "caught"),
     "inference gap": ("", "caught", "caught", "caught", "caught", "caught"),
     "active units": ("", "", "", "", "caught", ""),
     "prior predictive": ("", "", "", "", "", ""),

@@ -1,14 +1,19 @@
 """Comparison of runs: against the same numbers computed by NumPy, and never across measures."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+from typer.testing import CliRunner
 
 from pyrolatent import Experiment, InputError, evaluate, train
-from pyrolatent.compare import compare
+from pyrolatent.cli import app
+from pyrolatent.compare import compare, forest
 from pyrolatent.run import Run
 
 
@@ -73,3 +78,38 @@ def test_measures_and_data_are_never_ranked_together(runs: list[Run], tmp_path: 
 def test_a_run_without_an_evaluation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has not been evaluated; pyrolatent evaluate"):
         compare([trained(tmp_path / "run", score=False)])
+
+
+def without_score(run: Run, path: Path, **changed: Any) -> Run:
+    """A copy of a run with another declaration, or with an evaluation like that of an energy whose chains are stuck."""
+    shutil.copytree(run.path, path)
+    evaluation = {**json.loads((path / "evaluation.json").read_text()), **changed}
+    (path / "evaluation.json").write_text(json.dumps(evaluation))
+    return Run(path)
+
+
+def test_a_run_without_a_score_is_a_row_with_its_reason(runs: list[Run], tmp_path: Path) -> None:
+    """The others are compared as they are without it."""
+    stuck = without_score(runs[3], tmp_path / "stuck", log_evidence=None, log_z_missing="the chains did not move")
+    safetensors.torch.save_file({}, stuck.path / "evaluation.safetensors")
+    (alone,) = compare(runs[:3])
+    (group,) = compare([*runs[:3], stuck])
+    row, none = group.rows
+    assert (row.score, row.score_se, row.seeds) == (alone.rows[0].score, alone.rows[0].score_se, 3)
+    assert (none.name, none.score, none.difference, none.significant, none.gap) == ("prior: mixture", *[None] * 4)
+    assert none.missing == f"{stuck.path}: the chains did not move"
+    infinite = without_score(runs[4], tmp_path / "infinite")
+    each = infinite.evaluation_each
+    each["log_evidence"][3] = -math.inf
+    safetensors.torch.save_file(each, infinite.path / "evaluation.safetensors")
+    (both,) = compare([*runs[:4], infinite])
+    assert both.rows[1].score is None  # of two seeds the better one alone would say too much
+    assert "infinite: log_evidence is not finite for 1 datapoints" in str(both.rows[1].missing)
+    (nothing,) = compare([stuck])
+    assert [row.score for row in nothing.rows] == [None]
+    for groups in ([group], [nothing], [both]):
+        forest(groups).savefig(tmp_path / "forest.png")
+    shown = CliRunner().invoke(app, ["compare", *(str(run.path) for run in [*runs[:3], stuck])])
+    assert shown.exit_code == 0, shown.output
+    assert "none: " in shown.output
+    assert "the chains did not move" in shown.output

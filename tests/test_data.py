@@ -136,7 +136,7 @@ def test_batch_of_one_and_by_index() -> None:
 
 
 def test_batch_size_must_be_positive(x: np.ndarray) -> None:
-    with pytest.raises(InputError, match="a batch of 0 datapoints"):
+    with pytest.raises(InputError, match="size was 0; at least 1 is needed"):
         load_data(x).train.batches(0)
 
 

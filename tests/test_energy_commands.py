@@ -70,8 +70,9 @@ def test_every_command_works_for_every_kind(name: str, file: Path, tmp_path: Pat
     assert scores["log_evidence"] < 0
     assert scores["log_z_method"] == ("ais" if name == "bits" else "exact")
     assert ("classification_error" in scores) == (name == "labels")
-    assert cli("evaluate", run, "--temperatures", "20").exit_code == 0
-    drawn = cli("sample", run, "--size", "7", "--sweeps", "3", "--json")
+    chains = name == "bits"  # the others have an exact log Z and exact draws
+    assert cli("evaluate", run, *["--temperatures", "20"] * chains).exit_code == 0
+    drawn = cli("sample", run, "--size", "7", *["--sweeps", "3"] * chains, "--json")
     assert np.load(json.loads(drawn.stdout)["array"]).shape == (7, 6)
     shown = cli("show", run)
     assert "p(x" in shown.stdout or "p(X1" in shown.stdout
@@ -83,7 +84,8 @@ def test_a_machine_is_compared_with_a_vae_on_the_same_scale(file: Path, tmp_path
     vae = {"vae": {"latent_dim": 2, "encoder": small, "decoder": small}}
     for name, model, objective in (("a", {"rbm": {"hidden": 3}}, "pcd"), ("b", vae, "elbo")):
         written = experiment(tmp_path / f"{name}.yaml", file, model, objective)
-        assert cli("train", str(written), "--output", str(tmp_path / name), "--particles", "50").exit_code == 0
+        particles = ["--particles", "50"] if name == "b" else []
+        assert cli("train", str(written), "--output", str(tmp_path / name), *particles).exit_code == 0
     compared = cli("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json")
     assert compared.exit_code == 0, compared.output
     (group,) = json.loads(compared.stdout)
@@ -321,12 +323,12 @@ def test_python_calls_say_what_is_wrong(binary_data: Data) -> None:
         (lambda: pl.interpolate(model, x), "has no posterior of latents"),
         (lambda: model.free_energy(x[:, :5]), r"x has shape \(4, 5\), but .* events of shape \(6,\)"),
         (lambda: RBM((6,), hidden=2).encode(x[0]), r"x has shape \(6,\), but .* events of shape \(6,\)"),
-        (lambda: sample(model, 0), "size and sweeps were 0"),
-        (lambda: sample(model, 3, sweeps=-1), "and -1; at least"),
-        (lambda: sample(model, 3, sweeps=2.5), "and 2.5; at least 1 and 0 are needed, whole numbers"),
-        (lambda: sample(model, 2.5), "size and sweeps were 2.5"),
+        (lambda: sample(model, 0), "size was 0; at least 1 is needed"),
+        (lambda: sample(model, 3, sweeps=-1), "sweeps was -1; at least 0 are needed"),
+        (lambda: sample(model, 3, sweeps=2.5), "sweeps was 2.5; a whole number is needed"),
+        (lambda: sample(model, 2.5), "size was 2.5; a whole number is needed"),
         (lambda: pl.watch(model, 0, [0, 1]), "size was 0; at least 1 is needed"),
-        (lambda: pl.watch(model, 1.5, [0, 1]), "size was 1.5; a whole number from 1 is needed"),
+        (lambda: pl.watch(model, 1.5, [0, 1]), "size was 1.5; a whole number is needed"),
         (lambda: pl.watch(model, 2, 5), "sweeps were 5; give a list of whole numbers from 0 that rise"),
         (lambda: pl.watch(model, 2, [0.5, 1]), "give a list of whole numbers"),
         (lambda: pl.watch(model, 2, [2, 1]), "give a list of whole numbers"),

@@ -162,8 +162,8 @@ def test_a_model_over_other_events_is_refused_with_both_shapes(binary_data: Data
     ("options", "message"),
     [
         ({"split": "tset"}, "there is no split 'tset'; valid: train, validation, test"),
-        ({"particles": 0}, "particles was 0; at least one draw is needed"),
-        ({"batch_size": 0}, "a batch of 0 datapoints was asked for; at least 1 is needed"),
+        ({"particles": 0}, "particles was 0; at least 1 is needed"),
+        ({"batch_size": 0}, "batch_size was 0; at least 1 is needed"),
     ],
 )
 def test_arguments_out_of_range(

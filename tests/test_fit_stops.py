@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
@@ -233,3 +234,31 @@ def test_a_run_whose_training_overflows_is_a_failure_that_holds_the_last_good_st
     assert "NaN" not in metrics
     model = Run.load(tmp_path / "run").model
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+class Restless(VAE):
+    """Its guide is another each time it is run."""
+
+    def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        self.runs = getattr(self, "runs", 0) + 1
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(self.posterior(x).mean, float(self.runs)).to_event(1))
+
+
+def test_a_model_whose_training_is_refused_stays_in_the_modes_that_it_had(binary_data: Data) -> None:
+    model = Restless(binary_data.event_shape, latent_dim=2)
+    for training in (False, True):
+        model.train(training).likelihood.eval()
+        modes = [part.training for part in model.modules()]
+        model.divisor = 7.0
+        with pytest.raises(InputError, match="when it is run again"):
+            fit(model, binary_data, objective="stl", progress=False)
+        assert [part.training for part in model.modules()] == modes
+        assert model.divisor == 7.0
+
+
+def test_a_model_whose_training_stopped_is_in_evaluation_mode(binary_data: Data) -> None:
+    model = VAE(binary_data.event_shape, latent_dim=2)
+    with pytest.raises(TrainingError):
+        fit(model, binary_data, optimizer={"SGD": {"lr": 1e30}}, progress=False)
+    assert not any(part.training for part in model.modules())

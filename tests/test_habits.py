@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrolatent import VAE, Data, InputError, SemiSupervisedVAE, fit, impute, load_data, sample
 from pyrolatent.inference.objectives import (
@@ -217,7 +218,10 @@ def test_a_guide_of_tensors_from_outside_is_refused_where_they_must_be_held(obje
     assert torch.isfinite(given)
 
 
-@pytest.mark.parametrize("objective", [STL(), DReG(particles=2), VIMCO(particles=2), ReweightedWakeSleep()], ids=names)
+AGAIN = [STL(), DReG(particles=2), VIMCO(particles=2), ReweightedWakeSleep()]
+
+
+@pytest.mark.parametrize("objective", AGAIN, ids=names)
 def test_a_guide_that_is_another_when_run_again_is_refused(objective: Any) -> None:
     generator = np.random.default_rng(0)
     loc = torch.zeros(()).double().requires_grad_()
@@ -228,6 +232,43 @@ def test_a_guide_that_is_another_when_run_again_is_refused(objective: Any) -> No
 
     with pytest.raises(InputError, match="gives the draws of 'z' another probability when it is run again"):
         objective.differentiable_loss(plain_model, guide, X)
+
+
+class ValuesRead(TorchDispatchMode):
+    """Counts how often a value is read back to Python, for which a device is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.allclose.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", AGAIN, ids=names)
+def test_a_step_reads_nothing_back_but_its_loss(objective: Any) -> None:
+    """The first step holds the guide to its rerun, whatever was scored without gradients before."""
+    loc = torch.zeros(()).double().requires_grad_()
+    generator = np.random.default_rng(0)
+
+    def guide(x: Tensor, noisy: bool = False) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc * x + (generator.normal() if noisy else 0.0), 1.0))
+
+    def model(x: Tensor, noisy: bool = False) -> None:
+        plain_model(x)
+
+    with torch.no_grad():
+        objective.loss(model, guide, X)
+    with pyro.validation_enabled(False), ValuesRead() as first:
+        objective.loss_and_grads(model, guide, X)
+    assert first.count > 1
+    with pyro.validation_enabled(False), ValuesRead() as later:
+        objective.loss_and_grads(model, guide, X)
+    assert later.count == 1
+    with pytest.raises(InputError, match="when it is run again"):
+        objective.loss_and_grads(model, guide, X, noisy=True)
 
 
 def test_a_guide_that_draws_more_noise_when_run_again_is_refused() -> None:

@@ -479,3 +479,51 @@ def test_a_second_observed_site_is_scored_or_refused() -> None:
     assert evaluate(model, data, particles=5).log_evidence < 0
     with pytest.raises(InputError, match="is checked by simulating x, but Two observes 'count' beside it"):
         check(model, data, split="train")
+
+
+def sometimes(deeper: Callable[..., Any]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """z ~ N(0, 1), x ~ N(z, 1) and, in a plate that is only there in some calls, three e ~ N(z, 1) of value 0."""
+
+    def model(x: Tensor, y: Tensor | None = None, flag: bool = False) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            if deeper(x, y, flag):
+                with pyro.plate("inner", 3, dim=-2):
+                    pyro.sample("e", dist.Normal(z, 1.0), obs=x.new_zeros(3, len(x)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor, y: Tensor | None = None, flag: bool = False) -> None:
+        precision = 5.0 if deeper(x, y, flag) else 2.0
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x / precision, precision**-0.5))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("how", ["an argument that is None", "a flag", "a flag by name"])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_a_plate_that_is_only_in_some_calls(how: str, particles: int, x: Tensor) -> None:
+    """The guide is the exact posterior, so that the bound is log p(x, e) whatever is drawn."""
+    many, few = {
+        "an argument that is None": (((x, x), {}), ((x,), {})),
+        "a flag": (((x, None, True), {}), ((x, None, False), {})),
+        "a flag by name": (((x,), {"flag": True}), ((x,), {})),
+    }[how]
+    pair = sometimes(lambda x, y, flag: flag or y is not None)
+    alone = dist.Normal(0.0, 2**0.5).log_prob(x).sum()
+    both = torch.stack([x, *x.new_zeros(3, len(x))], -1)
+    together = dist.MultivariateNormal(x.new_zeros(4), torch.eye(4).to(x) + 1).log_prob(both).sum()
+    for objective in (IWAE(particles=particles), ELBO(particles=particles)):
+        for (args, kwargs), truth in ((few, alone), (many, together), (few, alone)):
+            assert objective.loss(*pair, *args, **kwargs) == pytest.approx(-truth.item(), rel=1e-5)
+
+
+def test_a_plate_that_depends_on_values_is_refused_by_name(x: Tensor) -> None:
+    objective, pair = IWAE(particles=3), sometimes(lambda x, y, flag: x.sum() > 100)
+    objective.loss(*pair, x)
+    with pytest.raises(InputError, match=r"more than 1 nested plates, but there was room for 1; .*max_plate_nesting"):
+        objective.loss(*pair, x + 100)
+    objective = IWAE(particles=3)
+    objective.max_plate_nesting = 2
+    assert math.isfinite(objective.loss(*pair, x))
+    assert math.isfinite(objective.loss(*pair, x + 100))

@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.panels import COLOURS, Arrays
-from pyrolatent.checks.subject import Subject, at_least
+from pyrolatent.checks.subject import Subject
+from pyrolatent.errors import at_least
 from pyrolatent.inference.evidence import active_units
 
 
@@ -31,7 +32,7 @@ class ActiveUnits(Check):
 
     def verdict(self, subject: Subject) -> Verdict:
         """The number of active dimensions; rate and distortion beside it."""
-        at_least("draws", self.draws, 2)
+        at_least(2, draws=self.draws)
         scores = subject.scored(self.draws)
         sites = [site for site in scores[0].means if site != subject.model.label_site]
         means, noise = (

@@ -13,7 +13,8 @@ from pyrolatent.checks.c2st import paired_c2st
 from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.draws import log_posterior_of
 from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
-from pyrolatent.checks.subject import Subject, at_least, flat_sites
+from pyrolatent.checks.subject import Subject, flat_sites
+from pyrolatent.errors import at_least
 from pyrolatent.inference.draws import simulate
 
 
@@ -63,7 +64,7 @@ class AggregatedPosterior(Check):
 
     def verdict(self, subject: Subject) -> Verdict:
         """The p-value of a classifier; mutual information and marginal KL beside it."""
-        at_least("draws", self.draws, 25)
+        at_least(25, draws=self.draws)
         drawn, count = subject.drawn(self.draws), len(subject)
         own = {site: value[0] for site, value in drawn.latents.items()}
         latents = flat_sites(own)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
-from pyrolatent.checks.subject import Subject, at_least
-from pyrolatent.errors import InputError
+from pyrolatent.checks.subject import Subject
+from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.annealed import annealed_evidence, bidirectional_evidence, summary
 
 
@@ -61,7 +61,7 @@ class OfChains(Check):
         """
         if not self.datapoints:
             raise InputError("annealed was 0")
-        at_least("annealed", self.datapoints, 2)
+        at_least(2, annealed=self.datapoints)
         size = min(self.datapoints, len(subject))
         return {
             "size": size, "chains": self.chains, "steps": self.steps, "leapfrog": self.leapfrog, "seed": subject.seed

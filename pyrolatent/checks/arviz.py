@@ -15,7 +15,7 @@ from xarray import DataArray
 
 from pyrolatent.checks.draws import draw
 from pyrolatent.data import Data
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least, at_least_one
 from pyrolatent.inference.draws import labels_for, simulate
 from pyrolatent.inference.evidence import observation_support
 from pyrolatent.inference.modes import evaluating
@@ -59,7 +59,7 @@ def to_arviz(
         data: data with the event shape and in the support of the model's likelihood.
         split: "train", "validation" or "test".
         size: number of its datapoints, from the first.
-        draws: from q for each datapoint, and from the prior, over all chains.
+        draws: from q for each datapoint, and from the prior, over all four chains, which are equally long.
         predictive: draws of x for each datapoint, over all chains; at most `draws`.
         seed: of all draws.
 
@@ -71,11 +71,10 @@ def to_arviz(
         InputError: the data does not fit the model, there is no such split, or there are too few draws.
     """
     part = part_for(model, data, split)
-    if size < 1 or draws < CHAINS or not CHAINS <= predictive <= draws:
-        raise InputError(
-            f"size, draws and predictive were {size}, {draws} and {predictive}; at least 1 datapoint and {CHAINS} "
-            "draws of each kind are needed, of x no more than of z"
-        )
+    at_least_one(size=size)
+    at_least(CHAINS, draws=draws, predictive=predictive)
+    if predictive > draws:
+        raise InputError(f"predictive was {predictive}, but x is drawn at the first of {draws} draws; give no more")
     data.check_support(
         observation_support(model, part.batch(slice(0, 1)), data), f"the {likelihood_name(model)} likelihood"
     )

@@ -18,8 +18,8 @@ def paired_c2st(one: Tensor, other: Tensor, *, seed: int = 0) -> tuple[float, fl
     """Whether a classifier tells the members of pairs apart (Lopez-Paz and Oquab 2017, 1610.06545).
 
     The classifier is the mean of a logistic regression of all products of two dimensions, which sees means, scales and
-    correlations, and of boosted trees, which see the rest. It learns from one half of the pairs; p is that of the mean difference of its log-odds in the other half, held
-    against random exchanges within pairs.
+    correlations, and of boosted trees, which see the rest. It learns from one half of the pairs; p is that of the mean
+    difference of its log-odds in the other half, held against random exchanges within pairs.
 
     Args:
         one: (n, dimensions).

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from pyrolatent import figures
 from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.panels import COLOURS, Arrays
-from pyrolatent.checks.subject import Subject, at_least
+from pyrolatent.checks.subject import Subject
+from pyrolatent.errors import at_least
 from pyrolatent.inference.annealed import summary
 from pyrolatent.inference.psis import khat, khat_threshold
 from pyrolatent.inference.weights import arguments
@@ -38,7 +39,7 @@ class KHat(Check):
 
     def verdict(self, subject: Subject) -> Verdict:
         """The share of datapoints with a large k-hat; log p(x) and the effective sample size beside it."""
-        at_least("draws", self.draws, 100)
+        at_least(100, draws=self.draws)
         drawn = subject.drawn(self.draws)
         found, threshold = khat(drawn.log_weights), khat_threshold(self.draws)
         evidence, mcse, ess = summary(drawn.log_weights)

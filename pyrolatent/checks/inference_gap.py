@@ -13,8 +13,8 @@ from torch import Tensor
 from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.draws import draw
 from pyrolatent.checks.panels import COLOURS, Arrays
-from pyrolatent.checks.subject import BATCH, Subject, at_least
-from pyrolatent.errors import InputError
+from pyrolatent.checks.subject import BATCH, Subject
+from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.annealed import summary
 from pyrolatent.inference.local import refine
 from pyrolatent.inference.objectives import Inputs
@@ -113,7 +113,7 @@ class InferenceGap(Check):
 
     def verdict(self, subject: Subject) -> Verdict:
         """The mean gap; its two parts beside it."""
-        at_least("draws", self.draws, 25)
+        at_least(25, draws=self.draws)
         found = gaps(subject.model, next(subject.batches(BATCH)), steps=self.steps, draws=self.draws)
         gap = found.inference
         error = math.hypot(*(found.error[[0, 2]].square().sum(1).sqrt() / len(gap)).tolist())

@@ -13,8 +13,8 @@ from pyrolatent.checks.draws import draw
 from pyrolatent.checks.exchangeability import paired_ecdf_test
 from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
 from pyrolatent.checks.ranks import fractional_ranks
-from pyrolatent.checks.subject import Subject, at_least
-from pyrolatent.errors import InputError
+from pyrolatent.checks.subject import Subject
+from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.draws import simulate, weighed_draws
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.weights import arguments, weigh
@@ -76,7 +76,7 @@ class PredictiveIntervals(Check):
 
     def verdict(self, subject: Subject) -> Verdict:
         """The p-value over all entries, and the coverage of intervals of 90 %."""
-        at_least("particles", self.particles, 25)
+        at_least(25, particles=self.particles)
         shape = subject.model.event_shape
         if len(shape) != 1 or shape.numel() > ENTRIES or shape.numel() < 2:
             raise InputError(

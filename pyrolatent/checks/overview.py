@@ -22,10 +22,10 @@ from pyrolatent.checks.intervals import PredictiveIntervals
 from pyrolatent.checks.memorisation import HeldOutCopies, Memorisation
 from pyrolatent.checks.predictive import PosteriorPredictive, PriorPredictive, Statistic
 from pyrolatent.checks.sbc import SbcLatents, SbcLogLikelihood
-from pyrolatent.checks.subject import Subject, at_least
+from pyrolatent.checks.subject import Subject
 from pyrolatent.checks.tarp import Tarp
 from pyrolatent.data import Data
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least
 from pyrolatent.models.latent import LatentVariableModel
 
 Array = npt.NDArray[Any]
@@ -175,10 +175,10 @@ def check(
     Raises:
         InputError: the model has no posterior, the data does not fit it, or there is no such split.
     """
-    at_least("draws", draws, 25)
-    at_least("simulations", simulations, 50)
-    at_least("replicates", replicates, 99)
-    at_least("annealed", annealed, 0)
+    at_least(25, draws=draws)
+    at_least(50, simulations=simulations)
+    at_least(99, replicates=replicates)
+    at_least(0, annealed=annealed)
     subject = Subject(model, data, split=split, size=size, seed=seed)
     of_draws, of_chains = {"draws": draws}, {"datapoints": annealed}
     of_simulations = {"simulations": simulations, "draws": min(draws, 200)}

@@ -14,8 +14,8 @@ from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.draws import draw
 from pyrolatent.checks.exchangeability import EXCHANGES, replicate_test
 from pyrolatent.checks.panels import COLOURS, Arrays
-from pyrolatent.checks.subject import Subject, at_least
-from pyrolatent.errors import InputError
+from pyrolatent.checks.subject import Subject
+from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.draws import simulate
 from pyrolatent.inference.evidence import FLOATS
 from pyrolatent.inference.objectives import Inputs
@@ -79,7 +79,7 @@ class _Replicates(Check):
         Raises:
             InputError: some of their entries are missing.
         """
-        at_least("replicates", self.replicates, 99)
+        at_least(99, replicates=self.replicates)
         batch = subject.part.batch(slice(0, min(self.datapoints, len(subject))))
         if batch.mask is not None:
             raise InputError("replicates are complete, but the data has a mask")

@@ -9,7 +9,8 @@ from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.exchangeability import rank_test
 from pyrolatent.checks.panels import Arrays
 from pyrolatent.checks.ranks import ecdf_panel
-from pyrolatent.checks.subject import Simulated, Subject, at_least, flat_sites
+from pyrolatent.checks.subject import Simulated, Subject, flat_sites
+from pyrolatent.errors import at_least
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class OfSimulations(Check):
 
     def simulated(self, subject: Subject) -> Simulated:
         """The simulations, which all checks of this kind share."""
-        at_least("simulations", self.simulations, 50)
-        at_least("draws", self.draws, 25)
+        at_least(50, simulations=self.simulations)
+        at_least(25, draws=self.draws)
         return subject.simulated(self.simulations, self.draws)
 
 

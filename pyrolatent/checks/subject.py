@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyrolatent.checks.draws import Draws, draw, joined, log_posterior_of
 from pyrolatent.data import Data, Split
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.draws import labels_for, simulate
 from pyrolatent.inference.evidence import Scores, measure, observation_support, score
 from pyrolatent.inference.modes import evaluating
@@ -81,7 +81,7 @@ class Subject:
         if not isinstance(model, LatentVariableModel):
             raise InputError(f"{type(model).__name__} has no posterior that could be checked; fit a vae")
         part = part_for(model, data, split)
-        at_least("size", size, LEAST)
+        at_least(LEAST, size=size)
         if len(part) < LEAST:
             raise InputError(
                 f"the {split} split of {data.name} has {len(part)} datapoints; at least {LEAST} are needed"
@@ -163,16 +163,6 @@ class Subject:
                 self._kept[what, settings] = make()
         kept: T = self._kept[what, settings]
         return kept
-
-
-def at_least(name: str, number: int, least: int) -> None:
-    """Refuses a number of draws or datapoints that is too small.
-
-    Raises:
-        InputError: it is.
-    """
-    if number < least:
-        raise InputError(f"{name} was {number}; at least {least} are needed")
 
 
 def flat_sites(latents: Mapping[str, Tensor], lead: int = 1) -> Tensor:

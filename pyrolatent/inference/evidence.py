@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyrolatent.data import Batch, Data
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least_one, only
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
 from pyrolatent.inference.draws import site_means
@@ -228,12 +228,12 @@ def evaluate(
     data: Data,
     *,
     split: str = "test",
-    particles: int = 5000,
-    batch_size: int = 100,
+    particles: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
     on_batch: Callable[[int], Any] | None = None,
     annealing: Annealing | None = None,
-    compile: Literal["auto", "always", "never"] = "auto",
+    compile: Literal["auto", "always", "never"] | None = None,
 ) -> Any:
     """Held-out bound, its parts, and log p(x) by importance sampling (Burda et al. 2016, 1509.00519).
 
@@ -243,26 +243,44 @@ def evaluate(
         model: a fitted model; it is evaluated where its parameters are.
         data: data with the event shape and in the support of the model's likelihood.
         split: "train", "validation" or "test".
-        particles: number of draws for each datapoint.
-        batch_size: datapoints at a time.
+        particles: number of draws for each datapoint; None is 5,000. This and what follows but `seed` and `annealing`
+            are for models with latents alone.
+        batch_size: datapoints at a time; None is 100.
         seed: seed of the draws.
         on_batch: called with the number of datapoints done, all processes together.
-        annealing: how log Z of an unnormalised density is estimated; the other arguments but `split` and `seed` say
-            nothing to these.
-        compile: whether the scoring is compiled; "auto" does where a minute or more of it is ahead.
+        annealing: how log Z of an unnormalised density is estimated, where it is.
+        compile: whether the scoring is compiled; "auto", which None is, does where a minute or more of it is ahead.
 
     Returns:
         An `Evaluation`, or an `EnergyEvaluation` of an unnormalised density.
 
     Raises:
-        InputError: the data does not fit the model, or there is no such split.
+        InputError: the data does not fit the model, there is no such split, or an option is for others than the model.
     """
+    of_latents = {"particles": particles, "batch_size": batch_size, "on_batch": on_batch, "compile": compile}
+    options, name = {**of_latents, "annealing": annealing}, type(model).__name__
     if isinstance(model, UnnormalisedDensity):
-        return evaluate_energy(model, data, split=split, annealing=annealing or Annealing(), seed=seed)
-    if particles < 1:
-        raise InputError(f"particles was {particles}; at least one draw is needed")
-    if batch_size < 1:
-        raise InputError(f"a batch of {batch_size} datapoints was asked for; at least 1 is needed")
+        anneals = not model.tractable or (annealing is not None and (annealing.always or annealing.raised > 0))
+        who = name if anneals else f"{name} of exact log Z, but for Annealing(always=True),"
+        given = only(who, ["annealing"] * anneals, options)
+        return evaluate_energy(model, data, split=split, seed=seed, **given)
+    return _evaluate(model, data, split=split, seed=seed, **only(name, of_latents, options))
+
+
+def _evaluate(
+    model: LatentVariableModel,
+    data: Data,
+    *,
+    split: str,
+    seed: int,
+    particles: int = 5000,
+    batch_size: int = 100,
+    on_batch: Callable[[int], Any] | None = None,
+    compile: Literal["auto", "always", "never"] = "auto",
+) -> Evaluation:
+    at_least_one(particles=particles, batch_size=batch_size)
+    if compile not in ("auto", "always", "never"):
+        raise InputError(f"compile was {compile!r}; valid: auto, always, never")
     part = part_for(model, data, split)
     if len(part) < distributed.size():
         raise InputError(f"{len(part)} datapoints cannot be shared by {distributed.size()} processes; start fewer")

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import pyrolatent.inference.warmup  # noqa: F401 (registers the warm-ups)
 from pyrolatent.data import Batch, Data, Split
 from pyrolatent.declaration import Component, Kind, build, choices, register
-from pyrolatent.errors import InputError, TrainingError
+from pyrolatent.errors import InputError, TrainingError, only
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
 from pyrolatent.inference.contrastive import EnergyObjective
@@ -34,7 +34,7 @@ from pyrolatent.inference.weights import arguments, training_arguments, weigh
 from pyrolatent.models.conditionals import networks_in
 from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
-from pyrolatent.models.modes import statistics_held
+from pyrolatent.models.modes import statistics_held, training_mode
 from pyrolatent.models.units import NormalUnits
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -134,9 +134,17 @@ def fit(
     with torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
         torch.manual_seed(seed)
         trainer = Trainer(run, data.to(target), build("objective", settings["objective"]))
-        trainer.rehearse()
-        with pyro.validation_enabled(False), _bar(progress) as bar:
-            trainer.train(on_epoch, bar)
+        known = model.vector_labels, model.divisor
+        try:
+            trainer.rehearse()
+        except BaseException:
+            model.vector_labels, model.divisor = known
+            raise
+        try:
+            with pyro.validation_enabled(False), _bar(progress) as bar:
+                trainer.train(on_epoch, bar)
+        finally:
+            model.eval()
     return run
 
 
@@ -176,6 +184,12 @@ class Trainer:
                 f"kl_warmup scales the KL inside a bound of this package, but the objective is "
                 f"{type(objective).__name__}; declare objective: elbo or analytic_elbo, or leave kl_warmup out"
             )
+        defaults = {name: option.default for name, option in training_settings().options.items()}
+        changed = {name: settings.get(name) if settings.get(name) != defaults[name] else None for name in defaults}
+        takes = objective.settings if isinstance(objective, ClosedForm | EM) else [*defaults]
+        if isinstance(self.model, UnnormalisedDensity):  # its products are no part of a `Conditional`
+            takes = [name for name in takes if name != "precision"]
+        only(f"training {type(self.model).__name__} by {declared_name(self.objective)}", takes, changed)
         hold_to_rules(self.model, data, self.objective)
         several = data.train.batch(torch.randperm(len(data.train))[:1000].to(data.train.x.device))
         with pyro.validation_enabled(False):
@@ -221,15 +235,15 @@ class Trainer:
         """One validated pass over one minibatch, before any training."""
         y = self.data.train.y
         self.model.vector_labels = self.model.conditional and y is not None and y.is_floating_point()
+        self.model.divisor = self.data.divisor
         first = self.data.train.batch(slice(0, self.run.settings["batch_size"]))
         if isinstance(self.objective, EnergyObjective):
             self.objective.prepare(self.model)
         if not has_posterior(self.model):
             return
         if isinstance(self.objective, Objective) and self.objective.scores_again:
-            self.model.train()
             devices = [first.x.device] if first.x.is_cuda else []
-            with torch.random.fork_rng(devices=devices), statistics_held():
+            with training_mode(self.model), torch.random.fork_rng(devices=devices), statistics_held():
                 inputs = training_arguments(self.model, first)
                 self.objective.differentiable_loss(self.model.generate, self.model.infer, *inputs)
         validate = self.data.binarize != "relaxed"
@@ -299,7 +313,6 @@ class Trainer:
                 break
         if best_state is not None:
             self.model.load_state_dict(best_state)
-        self.model.eval()
         name = self.held_out.name
         of_loss = name.endswith("loss")
         slope = still_rising(scores, LEAST_SHARE * abs(scores[-1]) if of_loss else LEAST_NATS)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from pyrolatent.errors import at_least
 from pyrolatent.models.modes import evaluation_mode
 
 
@@ -22,7 +23,11 @@ def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     Args:
         model: its modules go back to the modes they had.
         seed: of the draws within; None continues the caller's.
+
+    Raises:
+        InputError: the seed is no whole number from 0 upwards.
     """
+    at_least(0, seed=seed)
     device = device_of(model)
     devices = [device] if device.type == "cuda" else []
     with evaluation_mode(model), torch.random.fork_rng(devices=devices):

@@ -19,6 +19,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.inference.weights import (
     Program,
     Weights,
+    form,
     log_sum_over_states,
     plate_nesting,
     sum_over_states,
@@ -50,7 +51,8 @@ class Objective(pyro.infer.ELBO):
         super().__init__(num_particles=particles, vectorize_particles=True)
         self.beta: float | Tensor = beta
         self.plate = plate
-        self._found: tuple[Program, Program, int] | None = None
+        self._found: tuple[Program, Program, dict[Any, int]] | None = None
+        self._held_to_rerun: set[Any] = set()
 
     @property
     def jointly(self) -> bool:
@@ -72,16 +74,18 @@ class Objective(pyro.infer.ELBO):
             InputError: as `weigh`, or what the objective does not count.
         """
         if self._found is None or self._found[0] != model or self._found[1] != guide:
+            self._found, self._held_to_rerun = (model, guide, {}), set()
+        nestings, key = self._found[2], form(args, kwargs)
+        if key not in nestings:
             given = self.max_plate_nesting < math.inf
-            nesting = self.max_plate_nesting if given else plate_nesting(model, guide, *args, **kwargs)
-            self._found = model, guide, int(nesting)
+            nestings[key] = int(self.max_plate_nesting if given else plate_nesting(model, guide, *args, **kwargs))
         weights = weigh(
             model,
             guide,
             *args,
             particles=self.num_particles,
             plate=self.plate,
-            nesting=self._found[2],
+            nesting=nestings[key],
             with_terms=True,
             jointly=jointly,
             again=self.scores_again,
@@ -111,7 +115,10 @@ class Objective(pyro.infer.ELBO):
         """What `loss` gives as a tensor, with the gradient of the target."""
         weights = self.weigh(model, guide, *args, jointly=self.jointly, **kwargs)
         target = self.target(weights, self.beta)
-        weights.hold_to_rerun()
+        called = form(args, kwargs)
+        if torch.is_grad_enabled() and called not in self._held_to_rerun:  # once, as it waits for the device
+            weights.hold_to_rerun()
+            self._held_to_rerun.add(called)
         owner = getattr(model, "owner", getattr(model, "__self__", None))
         if torch.is_grad_enabled() and isinstance(owner, LatentVariableModel):
             term = owner.training_term(*args, **kwargs)
@@ -201,7 +208,13 @@ class SquaredError:
 
 @component("objective", "closed_form")
 class ClosedForm:
-    """The model's own maximum-likelihood or least-squares solution on all training data at once, in one epoch."""
+    """The model's own maximum-likelihood or least-squares solution on all training data at once, in one epoch.
+
+    Attributes:
+        settings: those settings of `fit` that it has a use for.
+    """
+
+    settings = ("objective", "seed", "device")
 
     def update(self, model: Any, inputs: Inputs) -> None:
         """Sets the model's parameters to the solution."""
@@ -210,7 +223,13 @@ class ClosedForm:
 
 @component("objective", "em")
 class EM:
-    """Expectation-maximisation with the exact posterior on all training data at once, a step an epoch."""
+    """Expectation-maximisation with the exact posterior on all training data at once, a step an epoch.
+
+    Attributes:
+        settings: those settings of `fit` that it has a use for.
+    """
+
+    settings = ("objective", "epochs", "patience", "seed", "device")
 
     def update(self, model: Any, inputs: Inputs) -> None:
         """One expectation and one maximisation step, which never lowers the evidence."""

@@ -18,7 +18,7 @@ from pyrolatent.inference.modes import device_of, evaluating
 from pyrolatent.inference.objectives import EM, ClosedForm, Objective, SquaredError
 from pyrolatent.inference.score_matching import ScoreMatching
 from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
-from pyrolatent.models.arrays import as_labels
+from pyrolatent.models.arrays import as_labels, hold_to_divisor
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.unnormalised import UnnormalisedDensity
@@ -89,13 +89,15 @@ def require_data(data: Any) -> None:
 
 
 def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Data) -> None:
-    """Refuses what is no `Data`, and data of another event shape than the model's."""
+    """Refuses what is no `Data`, and data of another event shape than the model's or in other units."""
     require_data(data)
     if model.event_shape != torch.Size(data.event_shape):
         raise InputError(
             f"the model is over events of shape {tuple(model.event_shape)}, but {data.name} holds {data.event_shape}; "
             "build the model for data.event_shape"
         )
+    if data.divisor == 1:
+        hold_to_divisor(model, data.test.x)
 
 
 def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:

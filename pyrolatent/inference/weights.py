@@ -27,6 +27,10 @@ Program = Callable[..., Any]
 Score = Literal["full", "frozen", "held"]
 
 PARTICLES = "_pyrolatent_particles"
+DEEPER = (
+    "the sites lie in {} nested plates, but there was room for {}; give both functions the same plates in every run, "
+    "or set a larger max_plate_nesting"
+)
 
 
 class Plate(NamedTuple):
@@ -475,7 +479,7 @@ _nestings: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
 def plate_nesting(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
     """Number of dimensions that the plates of a Pyro pair take.
 
-    It is found by a run of the pair, once for the functions of a module.
+    It is found by a run of the pair, once for the functions of a module and each form of their arguments.
 
     Args:
         model: generative function.
@@ -485,7 +489,7 @@ def plate_nesting(model: Program, guide: Program, *args: Any, **kwargs: Any) -> 
     """
     owner = getattr(model, "owner", getattr(model, "__self__", None))
     known = _nestings.setdefault(owner, {}) if isinstance(owner, nn.Module) else {}
-    key = getattr(model, "__func__", type(model))
+    key = getattr(model, "__func__", type(model)), form(args, kwargs)
     if key not in known:
         devices = {value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_cuda}
         with torch.no_grad(), torch.random.fork_rng(devices=devices), statistics_held():
@@ -493,6 +497,17 @@ def plate_nesting(model: Program, guide: Program, *args: Any, **kwargs: Any) -> 
             model_trace: Any = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         known[key] = _depth([*_sites(guide_trace), *_sites(model_trace)])
     return known[key]
+
+
+def form(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What of its arguments a program may depend on as a whole: which are there, dimensions of tensors, flags."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.dim()
+        return value if value is None or isinstance(value, bool | str) else type(value)
+
+    return tuple(map(of, args)), tuple((name, of(value)) for name, value in sorted(kwargs.items()))
 
 
 def _depth(nodes: list[Any]) -> int:
@@ -505,10 +520,7 @@ def _plate_of(nodes: list[Any], nesting: int, name: str | None, jointly: bool) -
     The whole program is one datapoint where it has no plate or, where sites may be weighed jointly, shares none.
     """
     if _depth(nodes) > nesting:
-        raise InputError(
-            f"the sites lie in {_depth(nodes)} nested plates, but there was room for {nesting}; give both functions "
-            "the same plates in every run, or set a larger max_plate_nesting"
-        )
+        raise InputError(DEEPER.format(_depth(nodes), nesting))
     plates = [_frames(node) for node in nodes]
     dims = {frame: dim for frames in plates for frame, dim in frames.items()}
     common = set.intersection(*map(set, plates)) if plates else set()
@@ -635,9 +647,10 @@ def _innermost(fn: Any) -> Any:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two masks or scales are equal."""
-    if one is other:
-        return True
-    return one is not None and other is not None and bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
+    if one is other or one is None or other is None:
+        return one is other
+    same = one == other
+    return bool(same.all() if isinstance(same, Tensor) else same)
 
 
 class _Noise(TorchDispatchMode):
@@ -718,7 +731,7 @@ def _common_scale(sites: list[Any], plate: Plate, jointly: bool) -> float | Tens
     """What scales every site, a number or (batch,), None if each has its own."""
     scale = sites[0]["scale"] if sites else 1.0
     for site in sites:
-        if site["scale"] is not scale and bool(torch.as_tensor(site["scale"] != scale).any()):
+        if not _same(site["scale"], scale):
             if jointly:
                 return None
             raise InputError(
@@ -745,7 +758,12 @@ def _in_particles(program: Program, particles: int, nesting: int) -> Program:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with pyro.plate(PARTICLES, particles, dim=-nesting - 1):
-            return program(*args, **kwargs)
+            try:
+                return program(*args, **kwargs)
+            except ValueError as error:
+                if PARTICLES not in str(error).partition("\n")[0]:
+                    raise
+                raise InputError(DEEPER.format(f"more than {nesting}", nesting)) from error
 
     return run
 

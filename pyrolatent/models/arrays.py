@@ -10,7 +10,7 @@ from pyrolatent.errors import InputError
 
 
 def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Datapoints with their labels and their mask, as a model takes them.
+    """Datapoints with their labels and their mask, as a model takes them: divided as its training data were.
 
     Args:
         model: whose event shape, labels, type and device count.
@@ -19,7 +19,8 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
         mask: True, or 1, where x is observed, (batch, *event_shape).
 
     Raises:
-        InputError: another shape, what is no number, or an observed value that is not finite.
+        InputError: another shape, no datapoints, what is no number, an observed value that is not finite, or integers
+            as they were before `load_data` divided them.
     """
     x = as_numbers(model, x, "x")
     if not x.dim() or x.shape[1:] != model.event_shape:
@@ -27,6 +28,8 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
             f"x has shape {tuple(x.shape)}, but {type(model).__name__} is over events of shape "
             f"{tuple(model.event_shape)}; give (batch, {', '.join(map(str, model.event_shape))})"
         )
+    if not len(x):
+        raise InputError(f"x holds no datapoints: its shape is {tuple(x.shape)}; give at least one")
     if mask is not None:
         given = as_numbers(model, mask, "mask")
         if given.shape != x.shape or not ((given == 0) | (given == 1)).all():
@@ -35,10 +38,25 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
                 f"{tuple(x.shape)}; True is observed"
             )
         mask = given.bool()
-    missing = int((~torch.isfinite(x if mask is None else x[mask])).sum())
+    observed = x if mask is None else x[mask]
+    missing = int((~torch.isfinite(observed)).sum())
     if missing:
         raise InputError(f"{missing} observed values of x are NaN or infinite; give a mask that is False there")
+    hold_to_divisor(model, observed)
     return x, None if y is None else as_labels(model, y, len(x), known=model.conditional), mask
+
+
+def hold_to_divisor(model: Any, x: Tensor) -> None:
+    """Refuses integers as they were before `load_data` divided them; 0 and 1 alone are binary.
+
+    Raises:
+        InputError: naming what to divide by.
+    """
+    if model.divisor != 1 and (x > 1).any() and (x == x.round()).all():
+        raise InputError(
+            f"x holds whole numbers up to {x.max():g}, but {type(model).__name__} was trained on x divided by "
+            f"{model.divisor:g}, as load_data divides it; give x / {model.divisor:g}"
+        )
 
 
 def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
@@ -90,21 +108,31 @@ def as_numbers(model: Any, values: Any, name: str) -> Tensor:
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
-    """Numbers as a tensor: whole ones as int64, others as float64; a tensor as it is.
+    """Numbers of any type in a tensor, an array or nested lists as a dense tensor; what numbers they are is kept.
+
+    Unsigned integers, of which torch knows little, become int64, but for tensors of uint8.
 
     Raises:
-        InputError: what was given are no real numbers.
+        InputError: what was given are no numbers, or a masked array.
     """
     if isinstance(values, np.ma.MaskedArray):
         raise InputError(f"{name} is a masked array; give {name}.filled(0), and mask=~x.mask, True where x is observed")
-    if isinstance(values, Tensor) and not values.is_complex():
-        return values
+    if isinstance(values, Tensor) and not values.is_nested:
+        values = values if values.layout is torch.strided else values.to_dense()
+        if values.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            values = values.cpu().numpy()
+        elif not values.is_complex():
+            return values
     try:
         array = np.asarray(values)
-        if array.dtype.kind in "buif":
-            return torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64))
     except (TypeError, ValueError, RuntimeError):  # lists of different lengths, tensors on another device
-        pass
+        array = np.empty(0, object)
+    if array.dtype.kind == "f":
+        return torch.from_numpy(array.astype(np.float64))
+    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+        raise InputError(f"{name} holds whole numbers up to {array.max()}, of which int64 has none; give smaller ones")
+    if array.dtype.kind in "bui":
+        return torch.from_numpy(array.astype(np.int64))
     raise InputError(f"{name} is a {type(values).__name__} of no real numbers; give a tensor, an array or nested lists")
 
 

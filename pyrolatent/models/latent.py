@@ -145,6 +145,8 @@ class LatentVariableModel(Model):
         except RuntimeError:
             listed = ", ".join(f"{site} {tuple(value.shape)}" for site, value in values.items())
             raise InputError(f"latents must be of equally many datapoints, but {listed} were given") from None
+        if not batch:
+            raise InputError("latents of no datapoints were given; give at least one")
         labels = None if y is None else as_labels(self, y, batch)
         values = self.given_label(labels) | values
         program = poutine.condition(self.generate, data=values)

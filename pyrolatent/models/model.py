@@ -23,6 +23,8 @@ class Model(nn.Module):
         conditional: whether the model is one of x given y, so that it must be given labels.
         vector_labels: whether its labels are vectors and not classes. `fit` sees it in the data and a run records it;
             it is no part of the state that `state_dict` gives.
+        divisor: by which `load_data` divided integers, as it does images, for the model to be trained on; recorded as
+            `vector_labels` is.
         label_site: the latent site that is the label, of models that infer it.
         mask_input: whether its encoders are told which entries are missing.
         fitted: whether `fit` has trained it or a state was loaded, so that training goes on from what was learnt.
@@ -31,6 +33,7 @@ class Model(nn.Module):
     label_dim: int = 0
     conditional: bool = False
     vector_labels: bool = False
+    divisor: float = 1.0
     label_site: str | None = None
     mask_input: MaskInput = "auto"
     fitted: bool = False

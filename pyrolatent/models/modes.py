@@ -14,14 +14,27 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 @contextmanager
 def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
     """Within this context modules are in evaluation mode; afterwards all of their parts are in the modes they had."""
+    with _mode(False, modules):
+        yield
+
+
+@contextmanager
+def training_mode(*modules: nn.Module) -> Iterator[None]:
+    """Within this context modules are in training mode; afterwards all of their parts are in the modes they had."""
+    with _mode(True, modules):
+        yield
+
+
+@contextmanager
+def _mode(training: bool, modules: tuple[nn.Module, ...]) -> Iterator[None]:
     modes = [(part, part.training) for module in modules for part in module.modules()]
     for module in modules:
-        module.eval()
+        module.train(training)
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for part, had in modes:
+            part.training = had
 
 
 @contextmanager
