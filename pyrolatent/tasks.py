@@ -18,7 +18,6 @@ from pyrolatent.inference.draws import labels_for, posterior_means, simulate, we
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.psis import khat, khat_threshold
 from pyrolatent.inference.rules import has_posterior, require_latents
-from pyrolatent.inference.weights import weigh
 from pyrolatent.models.arrays import as_inputs, as_labels, as_tensor
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.modes import evaluation_mode
@@ -235,7 +234,7 @@ def impute(
         (draws, batch, *event_shape), the observed values as they were.
 
     Raises:
-        InputError: arguments that do not fit the model, or one that sums latents out.
+        InputError: arguments that do not fit the model.
     """
     at_least_one(draws=draws, particles=particles)
     require_latents(model)
@@ -245,8 +244,6 @@ def impute(
     filled, all_weights = [], []
     with evaluation_mode(model), pyro.validation_enabled(False):
         _require_support(model, x, y, mask)
-        if weigh(model.generate, model.infer, x, y, mask).summed_out:
-            raise InputError(f"impute draws latents, but {type(model).__name__} enumerates some; use a vae")
         for _ in range(draws):
             log_weights, proposed = weighed_draws(model, (x, y, mask), particles)
             if not torch.isfinite(log_weights.logsumexp(0)).all():

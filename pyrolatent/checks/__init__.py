@@ -12,7 +12,6 @@ from pyrolatent.checks.c2st import paired_c2st
 from pyrolatent.checks.check import LEVEL, Check, Verdict
 from pyrolatent.checks.conditional import ConditionalC2st
 from pyrolatent.checks.coverage import Coverage
-from pyrolatent.checks.draws import Draws, draw, joined, log_posterior_of
 from pyrolatent.checks.exchangeability import RankTest, paired_ecdf_test, rank_test, replicate_test, sign_flip_test
 from pyrolatent.checks.importance import KHat
 from pyrolatent.checks.inference_gap import Gaps, InferenceGap, gaps
@@ -24,6 +23,7 @@ from pyrolatent.checks.ranks import coverage, ecdf_band, fractional_ranks
 from pyrolatent.checks.sbc import SbcLatents, SbcLogLikelihood
 from pyrolatent.checks.subject import Simulated, Subject
 from pyrolatent.checks.tarp import Tarp, distances, references_from_data
+from pyrolatent.inference.draws import Draws, draw, joined, log_posterior_of
 from pyrolatent.inference.psis import khat, khat_threshold
 
 __all__ = [

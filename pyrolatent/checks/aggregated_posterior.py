@@ -11,11 +11,10 @@ from torch import Tensor
 
 from pyrolatent.checks.c2st import paired_c2st
 from pyrolatent.checks.check import Check, Verdict
-from pyrolatent.checks.draws import log_posterior_of
 from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
 from pyrolatent.checks.subject import Subject, flat_sites
 from pyrolatent.errors import at_least
-from pyrolatent.inference.draws import simulate
+from pyrolatent.inference.draws import log_posterior_of, simulate
 
 
 def aggregated_log_prob(log_posterior: Tensor) -> Tensor:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from xarray import DataArray
 
-from pyrolatent.checks.draws import draw
 from pyrolatent.data import Data
 from pyrolatent.errors import InputError, at_least, at_least_one
-from pyrolatent.inference.draws import labels_for, simulate
+from pyrolatent.inference.draws import draw, labels_for, simulate
 from pyrolatent.inference.evidence import observation_support
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.psis import khat

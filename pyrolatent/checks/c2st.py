@@ -1,5 +1,7 @@
 """Classifier two-sample tests of pairs: what a classifier learnt on half of them says of the other half."""
 
+from typing import Any
+
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier, VotingClassifier
@@ -14,7 +16,7 @@ COMPONENTS = 40
 """Principal components whose products the logistic regression is shown."""
 
 
-def paired_c2st(one: Tensor, other: Tensor, *, seed: int = 0) -> tuple[float, float, object]:
+def paired_c2st(one: Tensor, other: Tensor, *, seed: int = 0) -> tuple[float, float, Any]:
     """Whether a classifier tells the members of pairs apart (Lopez-Paz and Oquab 2017, 1610.06545).
 
     The classifier is the mean of a logistic regression of all products of two dimensions, which sees means, scales and

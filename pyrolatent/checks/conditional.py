@@ -1,9 +1,8 @@
 """A classifier that sees x: whether q(z | x) is the posterior at every x (L-C2ST, Linhart et al. 2023, 2306.03580)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -16,6 +15,8 @@ from pyrolatent.checks.subject import Subject, flat_sites
 
 COMPONENTS = 10
 """Principal components of x that the classifier is shown."""
+LOCAL = 20
+"""Draws of each x at which it is asked."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ class ConditionalC2st(OfSimulations):
             return torch.cat([z, (z - centre) / scale, shown], 1)
 
         p_value, accuracy, classifier = paired_c2st(features(truth), features(draws[0]), seed=subject.seed)
-        several = [_probabilities(classifier, features(z)) for z in draws[1:21]]
-        local = ((torch.stack(several) - 0.5) ** 2).mean(0)
+        several = draws[1 : 1 + LOCAL]
+        rows = torch.cat([features(z) for z in several]).cpu().numpy()
+        certainty = torch.from_numpy(classifier.predict_proba(rows)[:, 1] - 0.5).square()
+        local = certainty.unflatten(0, (len(several), -1)).mean(0)
         return self.judged(
             p_value,
             f"a classifier that sees x tells {accuracy:.0%} of the draws from q from the latents that x came from: q "
@@ -75,7 +78,3 @@ def _components(x: Tensor) -> Tensor:
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)
     kept = min(COMPONENTS, int((s > 1e-6 * s[0].clamp(min=1e-300)).sum()) or 1)
     return u[:, :kept] * len(flat) ** 0.5
-
-
-def _probabilities(classifier: Any, features: Tensor) -> Tensor:
-    return torch.from_numpy(np.asarray(classifier.predict_proba(features.cpu().numpy())[:, 1]))

@@ -11,11 +11,11 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyrolatent.checks.check import Check, Verdict
-from pyrolatent.checks.draws import draw
 from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import BATCH, Subject
 from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.annealed import summary
+from pyrolatent.inference.draws import draw
 from pyrolatent.inference.local import refine
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.models.latent import LatentVariableModel

@@ -1,5 +1,6 @@
 """Predictive intervals: each entry of a vector predicted from the others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,15 +10,14 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyrolatent.checks.check import Check, Verdict
-from pyrolatent.checks.draws import draw
 from pyrolatent.checks.exchangeability import paired_ecdf_test
 from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
 from pyrolatent.checks.ranks import fractional_ranks
 from pyrolatent.checks.subject import Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.draws import simulate, weighed_draws
+from pyrolatent.inference.draws import FLOATS, simulate, weighed_draws
 from pyrolatent.inference.objectives import Inputs
-from pyrolatent.inference.weights import arguments, weigh
+from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel
 
 ENTRIES = 64
@@ -25,8 +25,10 @@ ENTRIES = 64
 
 
 @torch.no_grad()
-def conditional_draws(model: LatentVariableModel, inputs: Inputs, entry: int, *, draws: int, particles: int) -> Tensor:
-    """Draws of one entry of each datapoint given its others, (draws, batch), by importance resampling.
+def conditional_draws(
+    model: LatentVariableModel, inputs: Inputs, entries: Sequence[int], *, draws: int, particles: int
+) -> Tensor:
+    """Draws of single entries of each datapoint given its others, (draws, batch, entries), by importance resampling.
 
     Latents given the others are resampled by their weights, as `weighed_draws` draws them, exact as particles grow;
     what is predicted was then not seen.
@@ -34,22 +36,32 @@ def conditional_draws(model: LatentVariableModel, inputs: Inputs, entry: int, *,
     Args:
         model: a model whose likelihood factorises over entries.
         inputs: x, y, mask.
-        entry: index into the flattened event.
+        entries: indices into the flattened event.
         draws: number of draws.
         particles: number K of latents that are resampled.
     """
     x, y, mask = inputs
-    others = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.clone()
-    others.flatten(1)[:, entry] = False
-    if weigh(model.generate, model.infer, x, y, others).summed_out:
-        found = draw(model, (x, y, others), particles)
-        log_weights, proposed = found.log_weights_of_states, found.latents
-    else:
-        log_weights, proposed = weighed_draws(model, (x, y, others), particles)
-    chosen = dist.Categorical(logits=log_weights.T).sample(torch.Size([draws]))
-    batch = torch.arange(len(x), device=x.device)
-    latents = {site: value[chosen, batch] for site, value in proposed.items()}
-    return model.decode(latents, y).sample().flatten(2)[..., entry]
+    batch, width = len(x), model.event_shape.numel()
+    at_once = max(1, FLOATS // (batch * width * max(particles, draws)))
+    parts = []
+    for start in range(0, len(entries), at_once):
+        predicted = torch.as_tensor(entries[start : start + at_once], device=x.device)
+        count = len(predicted)  # the datapoints, once for each entry
+        others = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+        several, others = _repeated(x, count), _repeated(others, count)
+        labels = None if y is None else _repeated(y, count)
+        rows, hidden = torch.arange(count * batch, device=x.device), predicted.repeat_interleave(batch)
+        others.flatten(1)[rows, hidden] = False
+        log_weights, proposed = weighed_draws(model, (several, labels, others), particles)
+        chosen = dist.Categorical(logits=log_weights.T).sample(torch.Size([draws]))
+        latents = {site: value[chosen, rows] for site, value in proposed.items()}
+        drawn = model.decode(latents, labels).sample().flatten(2)[:, rows, hidden]
+        parts.append(drawn.unflatten(1, (count, batch)).mT)
+    return torch.cat(parts, -1)
+
+
+def _repeated(values: Tensor, count: int) -> Tensor:
+    return values.repeat(count, *[1] * (values.dim() - 1))
 
 
 @dataclass(frozen=True)
@@ -100,11 +112,9 @@ class PredictiveIntervals(Check):
         )
 
     def _ranks(self, model: LatentVariableModel, inputs: Inputs, mask: Tensor | None) -> Tensor:
-        columns = []
-        for entry in range(inputs[0].shape[1]):
-            drawn = conditional_draws(model, inputs, entry, draws=self.draws, particles=self.particles)
-            columns.append(fractional_ranks(inputs[0][:, entry], drawn))
-        pit = torch.stack(columns, 1)
+        x, entries = inputs[0], range(inputs[0].shape[1])
+        drawn = conditional_draws(model, inputs, entries, draws=self.draws, particles=self.particles)
+        pit = fractional_ranks(x, drawn)
         return pit if mask is None else torch.where(mask, pit, torch.nan)
 
     def panel(self, axes: Axes, arrays: Arrays) -> None:

@@ -11,13 +11,11 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyrolatent.checks.check import Check, Verdict
-from pyrolatent.checks.draws import draw
 from pyrolatent.checks.exchangeability import EXCHANGES, replicate_test
 from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.draws import simulate
-from pyrolatent.inference.evidence import FLOATS
+from pyrolatent.inference.draws import FLOATS, draw, simulate
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.weights import arguments
 
@@ -35,6 +33,11 @@ def _standardised(x: Tensor) -> Tensor:
     return centred / centred.square().mean(0).sqrt().clamp(min=1e-12)
 
 
+def _skewness(x: Tensor) -> Tensor:
+    standard = _standardised(x)
+    return (standard.square() * standard).mean(0)
+
+
 def _correlations(x: Tensor) -> Tensor:
     """Pairwise correlations of evenly spaced entries, (pairs,); 0 where an entry is constant."""
     flat = x.flatten(1)
@@ -50,11 +53,19 @@ STATISTICS: dict[str, Statistic] = {
     "share of zeros": lambda x: (x == 0).double().mean(),
     "means of entries": lambda x: x.flatten(1).double().mean(0),
     "variances of entries": lambda x: x.flatten(1).double().var(0),
-    "skewness of entries": lambda x: _standardised(x).pow(3).mean(0),
-    "tails of entries": lambda x: _standardised(x).pow(4).mean(0),
+    "skewness of entries": _skewness,
+    "tails of entries": lambda x: _standardised(x).square().square().mean(0),
     "correlations of entries": _correlations,
 }
 """Statistics of a data set (n, *event_shape), each one number or a vector of them."""
+
+
+def _of_sets(function: Statistic, sets: Tensor, own: bool) -> Tensor:
+    """A statistic of data sets (sets, n, *event_shape), (sets, k); of a user's own one set at a time."""
+    if own:
+        return torch.stack([torch.as_tensor(function(each)).double().reshape(-1).cpu() for each in sets])
+    values: Tensor = torch.vmap(function)(sets)
+    return values.reshape(len(sets), -1).cpu()
 
 
 @dataclass(frozen=True)
@@ -91,12 +102,12 @@ class _Replicates(Check):
         """The verdict on data x (n, *event_shape) and its replicates, of which several are drawn at a time."""
         functions = STATISTICS | dict(more) | dict(self.statistics)
         found: dict[str, list[Tensor]] = {name: [] for name in functions}
-        at_once = max(1, FLOATS // x.numel())
+        at_once = max(1, FLOATS // (8 * x.numel()))
         counts = [min(at_once, self.replicates - start) for start in range(0, self.replicates, at_once)]
-        for each in itertools.chain([x], itertools.chain.from_iterable(map(several, counts))):
+        for sets in itertools.chain([x.unsqueeze(0)], map(several, counts)):
             for name, function in functions.items():
-                found[name].append(torch.as_tensor(function(each)).double().reshape(-1).cpu())
-        p_value, p, compared = replicate_test({name: torch.stack(values) for name, values in found.items()})
+                found[name].append(_of_sets(function, sets, own=name in self.statistics))
+        p_value, p, compared = replicate_test({name: torch.cat(values) for name, values in found.items()})
         worst = min(p, key=lambda name: p[name])
         return self.judged(
             p_value,

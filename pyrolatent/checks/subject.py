@@ -11,10 +11,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrolatent.checks.draws import Draws, draw, joined, log_posterior_of
 from pyrolatent.data import Data, Split
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.draws import labels_for, simulate
+from pyrolatent.inference.draws import Draws, draw, joined, labels_for, log_posterior_of, simulate
 from pyrolatent.inference.evidence import Scores, measure, observation_support, score
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs

@@ -1,22 +1,29 @@
-"""Models simulated, x and z ~ p(z, x), at the labels that were asked for, and the means of their posteriors."""
+"""Models simulated, x and z ~ p(z, x), at the labels that were asked for, and draws from their posteriors."""
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyrolatent.errors import InputError
 from pyrolatent.inference.objectives import Inputs
-from pyrolatent.inference.weights import Weights, weigh
+from pyrolatent.inference.weights import Program, Weights, weigh
 from pyrolatent.models.arrays import as_labels
 from pyrolatent.models.latent import LatentVariableModel
 
 AT_ONCE = 1000
 """Datapoints whose draws are held at a time."""
+FLOATS = 2**21
+"""Numbers in one decoded chunk of draws: small enough for a processor's cache, large enough to keep it busy."""
+SCORES = ("log_weights", "log_likelihood", "log_prior", "log_posterior")
 
 
 @torch.no_grad()
@@ -81,6 +88,136 @@ def posterior_means(model: LatentVariableModel, inputs: Inputs, draws: int) -> d
     return {site: torch.cat(parts) for site, parts in found.items()}
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Draws of a batch from q(z | x), which can be ranked as they are; of enumerated sites a state is drawn. Nats.
+
+    Attributes:
+        log_weights: log p(x, z) - log q(z | x), (draws, batch), with the states of enumerated sites summed out: for
+            log p(x) and k-hat, and not those of the states that were drawn.
+        log_likelihood: log p(x | z), (draws, batch).
+        log_prior: log p(z) over all sites, (draws, batch).
+        log_posterior: log q(z | x) over all sites, (draws, batch).
+        latents: by site, (kept, batch, ...), the first of the draws.
+    """
+
+    log_weights: Tensor
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_posterior: Tensor
+    latents: dict[str, Tensor]
+
+    @property
+    def log_weights_of_states(self) -> Tensor:
+        """log p(x, z) - log q(z | x) of what was drawn, (draws, batch): weighted by it, draws are the posterior's."""
+        return self.log_likelihood + self.log_prior - self.log_posterior
+
+
+@torch.no_grad()
+def draw(
+    model: LatentVariableModel,
+    inputs: Inputs,
+    draws: int,
+    *,
+    keep: int | None = None,
+    guide: Program | None = None,
+    floats: int = FLOATS,
+) -> Draws:
+    """Draws from q(z | x), or from another guide, for each datapoint.
+
+    Args:
+        model: a fitted model.
+        inputs: x, y, mask.
+        draws: number for each datapoint.
+        keep: number of draws whose latents are kept; None for all.
+        guide: in place of the model's.
+        floats: bound on the numbers decoded at a time.
+    """
+    at_once = max(1, floats // inputs[0].numel())
+    parts = [
+        _scored(weigh(model.generate, guide or model.infer, *inputs, particles=min(at_once, draws - start)))
+        for start in range(0, draws, at_once)
+    ]
+    first, kept = parts[0].latents, draws if keep is None else keep
+    return Draws(
+        **{name: torch.cat([getattr(part, name) for part in parts]) for name in SCORES},
+        latents={site: torch.cat([part.latents[site] for part in parts])[:kept] for site in first},
+    )
+
+
+def joined(parts: list[Draws]) -> Draws:
+    """Draws of consecutive batches as one."""
+    return Draws(
+        **{name: torch.cat([getattr(part, name) for part in parts], 1) for name in SCORES},
+        latents={site: torch.cat([part.latents[site] for part in parts], 1) for site in parts[0].latents},
+    )
+
+
+@torch.no_grad()
+def log_posterior_of(
+    model: LatentVariableModel, inputs: Inputs, latents: Mapping[str, Tensor], floats: int = FLOATS
+) -> Tensor:
+    """log q(z_i | x_j) over all sites, (draws, batch), nats.
+
+    Args:
+        model: a model whose posterior can score values that it did not draw.
+        inputs: x, y, mask of the batch.
+        latents: by site, (draws, *shape), each scored for every datapoint, or (draws, batch, *shape).
+        floats: bound on the numbers scored at a time.
+    """
+    x = inputs[0]
+    count = len(next(iter(latents.values())))
+    dims = {site: node["fn"].event_dim for site, node in _guide_sites(model, inputs).items()}
+    width = sum(value[0].numel() for value in latents.values())
+    at_once = max(1, floats // (len(x) * max(width, 1)))
+    rows = []
+    for start in range(0, count, at_once):
+        values = {}
+        for site, value in latents.items():
+            part = value[start : start + at_once]
+            if part.dim() == dims[site] + 1:
+                part = part.unsqueeze(1).expand(len(part), len(x), *part.shape[1:])
+            values[site] = part
+        number = len(next(iter(values.values())))
+        with pyro.plate("particles", number, dim=-2):
+            trace: Any = poutine.trace(poutine.condition(model.infer, data=values)).get_trace(*inputs)
+        rows.append(_total(trace.nodes[site]["fn"].log_prob(values[site]) for site in values))
+    return torch.cat(rows)
+
+
+def _guide_sites(model: LatentVariableModel, inputs: Inputs) -> dict[str, Any]:
+    trace: Any = prune_subsample_sites(poutine.trace(model.infer).get_trace(*inputs))
+    return {site: trace.nodes[site] for site in trace.stochastic_nodes}
+
+
+def _scored(weights: Weights) -> Draws:
+    """The draws of one pass; where sites are enumerated, one of their states is drawn for each particle."""
+    log_weights = weights.log_weights()
+    terms = {
+        "log_likelihood": weights.log_likelihood,
+        "log_prior": _total(weights.log_prior.values()),
+        "log_posterior": _total(weights.log_posterior.values()),
+    }
+    log_states = weights.log_states()
+    if log_states is None:
+        spread = {name: term.expand_as(log_weights) for name, term in terms.items()}
+        return Draws(log_weights, **spread, latents=weights.latents)
+    shape = torch.broadcast_shapes(log_states.shape, *(term.shape for term in terms.values()))
+    flat = log_states.expand(shape).flatten(0, -3)
+    index = dist.Categorical(logits=flat.movedim(0, -1)).sample()
+
+    def chosen(values: Tensor, event_dims: int = 0) -> Tensor:
+        event = values.shape[values.dim() - event_dims :]
+        spread = values.expand((*shape, *event)).flatten(0, len(shape) - 3)
+        at = index.reshape(1, *index.shape, *[1] * event_dims).expand(1, *index.shape, *event)
+        return spread.gather(0, at).squeeze(0)
+
+    latents = {
+        site: chosen(value, weights.guide_trace.nodes[site]["fn"].event_dim) for site, value in weights.latents.items()
+    }
+    return Draws(log_weights, **{name: chosen(term) for name, term in terms.items()}, latents=latents)
+
+
 @torch.no_grad()
 def weighed_draws(model: LatentVariableModel, inputs: Inputs, particles: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Draws of the latents given what is observed: log weights (particles, batch) and latents (particles, batch, ...).
@@ -88,24 +225,26 @@ def weighed_draws(model: LatentVariableModel, inputs: Inputs, particles: int) ->
     They are drawn from q(z | x) and weighed by p(x, z) / q(z | x) if the encoder was trained with gaps. Else half of
     them are drawn from the prior, and all are weighed by p(x, z) / (q(z | x) / 2 + p(z) / 2), so that no weight is
     larger than twice the likelihood, however wrong the encoder is (Veach and Guibas 1995; Owen and Zhou 2000). A
-    posterior that scores nothing but its own draws is the only proposal too.
+    posterior that scores nothing but its own draws is the only proposal too, and so is one with summed-out sites, of
+    which a state is drawn and weighed.
 
     Args:
-        model: any latent-variable model that sums no site out.
+        model: any latent-variable model.
         inputs: x, y, mask.
         particles: number of draws, one more if it is odd.
     """
-    if model.sees_gaps or not model.scores_any_value:
-        weights = weigh(model.generate, model.infer, *inputs, particles=particles)
-        return weights.log_weights(), weights.latents
-    prior = poutine.block(model.generate, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
     half = -(-particles // 2)
-    of_q, of_p = (weigh(model.generate, guide, *inputs, particles=half) for guide in (model.infer, prior))
+    of_q = weigh(model.generate, model.infer, *inputs, particles=half)
+    if model.sees_gaps or not model.scores_any_value or of_q.summed_out:
+        drawn = draw(model, inputs, particles)
+        return drawn.log_weights_of_states, drawn.latents
+    prior = poutine.block(model.generate, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
+    of_p = weigh(model.generate, prior, *inputs, particles=half)
     values = {site: of_p.guide_trace.nodes[site]["value"] for site in of_p.latents}
     log_q = [of_q.log_guide, of_q.log_posterior_at(values)]
     parts = []
     for weights, log_posterior in zip((of_q, of_p), log_q, strict=True):
-        log_prior = functools.reduce(torch.add, weights.log_prior.values())
+        log_prior = _total(weights.log_prior.values())
         mixed = torch.logaddexp(log_posterior, log_prior) - math.log(2)
         parts.append(weights.log_joint - mixed)
     latents = {site: torch.cat([of_q.latents[site], of_p.latents[site]]) for site in of_q.latents}
@@ -129,3 +268,7 @@ def site_means(weights: Weights, site: str) -> Tensor:
 
 def _split(field: Tensor | None, size: int) -> Sequence[Tensor | None]:
     return field.split(AT_ONCE) if field is not None else [None] * -(-size // AT_ONCE)
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)

@@ -19,7 +19,7 @@ from pyrolatent.data import Batch, Data
 from pyrolatent.errors import InputError, at_least_one, only
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
-from pyrolatent.inference.draws import site_means
+from pyrolatent.inference.draws import FLOATS, site_means
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.partition import Annealing, evaluate_energy
@@ -30,9 +30,6 @@ from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 ACTIVE = 0.01
 """Variance of a posterior mean over the data from which a latent dimension counts as active."""
-
-FLOATS = 2**21
-"""Numbers in one decoded chunk of draws: small enough for a processor's cache, large enough to keep it busy."""
 
 
 @dataclass(frozen=True)
