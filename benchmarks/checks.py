@@ -6,7 +6,8 @@
 False alarms: checks at their smallest settings, on data that a model has drawn whose posterior is exact:
 linear-Gaussian (closed form), logistic (one latent, quadrature), enumerated (eight states). Power: a linear-Gaussian
 model of six entries and two latents, 300 held-out datapoints and simulations, 200 draws, and one mistake at a time in
-the posterior, in the model or in the data, in four sizes. A size is found if the check fails in at least 80 % of the data sets.
+the posterior, in the model or in the data, in four sizes. A size is found if the check fails in at least 80 % of the
+data sets.
 """
 
 import argparse

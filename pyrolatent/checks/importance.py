@@ -19,11 +19,16 @@ from pyrolatent.inference.weights import arguments
 
 SHARE = 0.05
 """Share of datapoints that may fail: a convention of this package."""
+ALIKE = 0.99
+"""Effective share of the draws from which weights are so alike that the shape of their tail does not matter."""
 
 
 @dataclass(frozen=True)
 class KHat(Check):
     """The share of held-out datapoints whose importance weights have too heavy a tail.
+
+    Weights that are nearly equal, with an effective number of 99 % of the draws, count as light-tailed: k-hat is the
+    shape of what little they differ by.
 
     Args:
         draws: from q(z | x) for each datapoint; of fewer than 100 the tail is too short to tell.
@@ -48,8 +53,9 @@ class KHat(Check):
         latents = {site: value[0, worst] for site, value in drawn.latents.items()}
         decoded = subject.model.decode(latents, arguments(subject.model, shown)[1]).mean
         numbers = {"elbo": drawn.log_weights, "ess": ess}
+        too_large = (found > threshold) & (ess < ALIKE * self.draws)
         return self.judged(
-            (found > threshold).double().mean().item(),
+            too_large.double().mean().item(),
             f"the share of datapoints with k-hat above {threshold:.2f}: q misses mass there; declare posterior: "
             "multivariate_normal, student_t or a flow, train with iwae, and take log p(x) from --method annealed",
             f"importance sampling from q can be relied on (k-hat at most {threshold:.2f})",
