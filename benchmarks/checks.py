@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ SMALLEST: dict[str, dict[str, int]] = {
     "posterior predictive": {"replicates": 99},
     "predictive intervals": {"particles": 25, "draws": 25},
 }
+FOUND = 0.8
+"""Share of data sets in which a mistake is found that counts as found."""
 SIZE = 20
 """Held-out datapoints, as few as there may be; active units are asked for of 200, as a variance of 20 says little."""
 
@@ -464,6 +467,50 @@ def table_of_power(data_sets: int, jobs: int) -> list[dict[str, Any]]:
     return rows
 
 
+def smallest_found(row: dict[str, Any], kind: str) -> str:
+    """The smallest size that a check finds in 80 % of the data sets, as all larger ones; nothing if there is none."""
+    shares = row["found"].get(kind, [])
+    found = ""
+    for size, share in zip(reversed(row["sizes"]), reversed(shares), strict=False):
+        if share < FOUND:
+            break
+        found = f"{size:g}"
+    return found
+
+
+def page(found: dict[str, Any]) -> str:
+    """Both tables in Markdown."""
+    alarms, power = found["false_alarms"], found["power"]
+    lines = ["| check | model | repetitions | at 1 % | at 5 % | at 10 % |", "| --- | --- | --- | --- | --- | --- |"]
+    for kind, of_models in alarms.items():
+        for name, row in of_models.items():
+            levels = [f"{level:g}" for level in LEVELS] if "share" not in row else ["share"]
+            shares = [f"{row[level]:.2%}" for level in levels] + [""] * (len(LEVELS) - len(levels))
+            lines.append(f"| {_cell(kind)} | {name} | {row['repetitions']:,} | {' | '.join(shares)} |")
+    kinds = [kind for kind in [*alarms, "all p-values"] if any(smallest_found(row, kind) for row in power)]
+    lines += ["", f"| mistake | sizes | {' | '.join(map(_cell, kinds))} |", "| --- " * (len(kinds) + 2) + "|"]
+    for row in power:
+        sizes = ", ".join(f"{size:g}" for size in row["sizes"])
+        cells = " | ".join(smallest_found(row, kind) for kind in kinds)
+        lines.append(f"| {row['where']}: {row['what'].replace('{}', '…')} | {sizes} | {cells} |")
+    return "\n".join(lines)
+
+
+def in_words(found: dict[str, Any]) -> dict[str, str]:
+    """What a verdict is printed with: how often the check fails right models, and how many mistakes it finds."""
+    words = {}
+    for kind, of_models in found["false_alarms"].items():
+        count = sum(row["repetitions"] for row in of_models.values())
+        failed = sum(row.get("share", row.get("0.01", 0.0)) * row["repetitions"] for row in of_models.values())
+        number = sum(bool(smallest_found(row, kind)) for row in found["power"])
+        words[kind] = f"fails {failed / count:.1%} of right models, finds {number} of {len(found['power'])} mistakes"
+    return words
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repetitions", type=int, default=4000, help="of every check on every right model")
@@ -481,6 +528,9 @@ def main() -> None:
         found["power"] = table_of_power(options.data_sets, options.jobs)
     about = {"machine": machine("cpu"), "versions": versions(), "seconds": round(time.perf_counter() - started)}
     options.json.write_text(json.dumps(about | found, indent=1) + "\n")
+    if not options.only:
+        print(page(found))
+        (files("pyrolatent.checks") / "measured.json").write_text(json.dumps(in_words(found), indent=1) + "\n")
 
 
 if __name__ == "__main__":
