@@ -619,7 +619,8 @@ def _anneal(
 
 def _print_checks(found: Checks) -> None:
     table = Table(title=found.summary, title_justify="left", box=None)
-    for column in ("check", "value", "threshold", "", "what it says", "as measured"):
+    measured = any(verdict.measured for verdict in found.verdicts)
+    for column in ("check", "value", "threshold", "", "what it says", *["as measured"] * measured):
         table.add_column(column, justify="right" if column in ("value", "threshold") else "left", overflow="fold")
     for verdict in found.verdicts:
         mark = Text("passed", style="green") if verdict.passed else Text("FAILED", style="bold red")
@@ -629,7 +630,7 @@ def _print_checks(found: Checks) -> None:
             f"{verdict.relation} {verdict.threshold:.3g}",
             mark,
             verdict.advice,
-            verdict.measured,
+            *[verdict.measured] * measured,
         )
     wide = Console(width=max(console.width, COMPARED))
     wide.print(table, highlight=False)
