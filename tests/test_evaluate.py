@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyrolatent import VAE, Data, Family, InputError, LatentVariableModel, evaluate, load_data
 from pyrolatent.inference.evidence import score
+from pyrolatent.inference.psis import khat_threshold
 from pyrolatent.models.priors import NormalPrior
 
 PARTICLES = 64
@@ -40,10 +41,18 @@ def test_an_evaluation_is_the_mean_of_the_scores(split: str, vae: Callable[..., 
         "log_evidence": evidence.mean(),
         "log_evidence_se": evidence.std() / math.sqrt(n),
         "log_evidence_mcse": (joined("mcse") ** 2).sum().sqrt() / n,
+        "log_evidence_bias": (joined("mcse") ** 2).mean() / 2,
         "ess": joined("ess").mean(),
+        "khat_share": (joined("khat") > khat_threshold(PARTICLES)).double().mean(),
     }
     for name, value in expected.items():
         assert getattr(given, name) == pytest.approx(value.item(), rel=1e-6), name
+    assert given.log_evidence_interval == pytest.approx(
+        [
+            given.log_evidence - 1.96 * given.log_evidence_mcse,
+            given.log_evidence + given.log_evidence_bias + 1.96 * given.log_evidence_mcse,
+        ]
+    )
     by_dimension = torch.cat([one.kl_dimensions["z"] for one in scores]).mean(0).tolist()
     assert given.kl_per_dimension == pytest.approx(by_dimension, rel=1e-5)
     assert sum(given.kl_per_dimension) == pytest.approx(given.kl, rel=1e-5)
@@ -89,17 +98,28 @@ def test_the_measure_of_the_nats(
     x: Any, options: dict[str, Any], likelihood: Any, expected: str, vae: Callable[..., VAE]
 ) -> None:
     data, model = load_data(x, **options), vae(likelihood=likelihood)
-    given = evaluate(model, data, particles=8)
+    given = evaluate(model, data, particles=25)
     assert given.measure == expected
     bounds = [given.elbo, given.reconstruction, given.kl]
     assert all(math.isfinite(value) for value in bounds)
     # A cross-entropy is no likelihood, so no evidence is given for it.
-    evidences = [given.log_evidence, given.log_evidence_se, given.log_evidence_mcse, given.ess]
+    names = (
+        "log_evidence",
+        "log_evidence_se",
+        "log_evidence_mcse",
+        "log_evidence_bias",
+        "log_evidence_interval",
+        "ess",
+    )
+    evidences = [getattr(given, name) for name in (*names, "khat_share")]
     assert all((value is None) == (expected == "cross-entropy") for value in evidences)
 
 
 def test_one_draw_or_one_datapoint_has_no_error(vae: Callable[..., VAE], binary_data: Data) -> None:
-    assert evaluate(vae(), binary_data, particles=1).log_evidence_mcse is None
+    one = evaluate(vae(), binary_data, particles=1)
+    assert [one.log_evidence_mcse, one.log_evidence_bias, one.log_evidence_interval, one.khat_share] == [None] * 4
+    assert evaluate(vae(), binary_data, particles=20).khat_share is None
+    assert evaluate(vae(), binary_data, particles=21).khat_share is not None
     alone = evaluate(vae(), load_data(COUNTS[:10] % 2), particles=8)
     assert alone.datapoints == 1
     assert alone.log_evidence_se is None
