@@ -609,6 +609,8 @@ def _anneal(
         title_justify="left", box=None, show_header=False,
     )  # fmt: skip
     table.add_row("log_evidence", *_evidence(found))
+    if found.bits_per_dimension is not None:
+        table.add_row("  bits", f"{found.bits_per_dimension:.4f}", "a dimension, lower is better")
     if found.exact is not None:
         table.add_row("exact", f"{found.exact:.3f}", "in closed form")
     table.add_row("ess", f"{found.ess:.1f}", f"of {found.chains} chains")
@@ -663,6 +665,8 @@ def _print_evaluation(evaluation: Evaluation | EnergyEvaluation) -> None:
         low, high = evaluation.log_evidence_interval
         table.add_row("  interval", f"{low:.3f}", f"to {high:.3f}, 95 % over draws for these datapoints")
         table.add_row("  bias", f"{-(evaluation.log_evidence_bias or 0.0):.2g}", _bias(evaluation))
+    if evaluation.bits_per_dimension is not None:
+        table.add_row("  bits", f"{evaluation.bits_per_dimension:.4f}", "a dimension, lower is better")
     if evaluation.ess is not None:
         table.add_row("ess", f"{evaluation.ess:.1f}", f"of {evaluation.particles} draws")
     if evaluation.khat_share is not None:

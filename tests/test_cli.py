@@ -20,7 +20,7 @@ from pyrolatent import Run, cli, sample
 SMALL = ["--epochs=2", "--device=cpu", "--particles=4", "--set=model.vae.latent_dim=2"]
 KEYS = {
     "split", "measure", "elbo", "reconstruction", "kl", "log_evidence", "log_evidence_se", "log_evidence_mcse",
-    "log_evidence_bias", "log_evidence_interval", "ess", "khat_share", "active_units",
+    "log_evidence_bias", "log_evidence_interval", "bits_per_dimension", "ess", "khat_share", "active_units",
     "datapoints", "particles", "kl_per_dimension",
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from pyrolatent.data import Batch, Data
+from pyrolatent.data import Batch, Data, measure_of
 from pyrolatent.errors import InputError, at_least_one, only
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
@@ -71,8 +71,9 @@ class Evaluation:
 
     Attributes:
         split: which part of the data.
-        measure: what the nats are of: "mass", "density", "density (dequantized)", "mixed ..." or "cross-entropy".
-            Numbers of different measures cannot be compared.
+        measure: what the nats are of: "mass", "density (in the units of the data)", "density (of [0, 1])", "density (of
+            [0, 1], dequantized over 256 levels)", "mixed ..." or "cross-entropy". Numbers of different measures cannot
+            be compared.
         elbo: evidence lower bound; higher is better.
         reconstruction: its term E_q[log p(x | z)].
         kl: its term KL(q(z | x) || p(z)).
@@ -91,6 +92,7 @@ class Evaluation:
             2016, 1509.00519); None of one datapoint or one draw, which have no variance.
         datapoints: number of datapoints.
         particles: draws for each datapoint.
+        bits_per_dimension: `Data.bits_per_dimension` of log p(x), of images of discrete or dequantized levels.
         classification_error: share of known labels that the most probable one under q(y | x) misses, of models with
             a latent label; None where no label is known.
         left_out: factors and observed sites of the guide, which training counts and a proposal does not.
@@ -113,6 +115,7 @@ class Evaluation:
     active_units: int | None
     datapoints: int
     particles: int
+    bits_per_dimension: float | None = None
     classification_error: float | None = None
     left_out: list[str] = field(default_factory=list)
     each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
@@ -322,6 +325,7 @@ def _evaluate(
     left_out = _terms_of_the_guide(model, arguments(model, part.batch(slice(0, 1))))
     return replace(
         found,
+        bits_per_dimension=data.bits_per_dimension(found.log_evidence, found.measure, support, part.mask),
         classification_error=_classification_error(joined, model.label_site, part.y),
         left_out=left_out,
     )
@@ -359,7 +363,7 @@ def measure(model: LatentVariableModel, data: Data, support: Constraint) -> str:
         return "cross-entropy"
     family = getattr(model.likelihood, "family", None)
     named = getattr(family, "measure", "mass" if support.is_discrete else "density")
-    return f"{named} (dequantized)" if named == "density" and data.dequantize else named
+    return measure_of(named, data.record)
 
 
 @torch.no_grad()
