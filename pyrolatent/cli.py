@@ -34,6 +34,7 @@ from pyrolatent.inference.draws import labels_for
 from pyrolatent.inference.evidence import Evaluation, evaluate
 from pyrolatent.inference.fit import Fit, choose_device
 from pyrolatent.inference.partition import Annealing, EnergyEvaluation, evaluate_energy
+from pyrolatent.inference.psis import khat_threshold
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.unnormalised import UnnormalisedDensity
@@ -608,6 +609,8 @@ def _anneal(
         title_justify="left", box=None, show_header=False,
     )  # fmt: skip
     table.add_row("log_evidence", *_evidence(found))
+    if found.bits_per_dimension is not None:
+        table.add_row("  bits", f"{found.bits_per_dimension:.4f}", "a dimension, lower is better")
     if found.exact is not None:
         table.add_row("exact", f"{found.exact:.3f}", "in closed form")
     table.add_row("ess", f"{found.ess:.1f}", f"of {found.chains} chains")
@@ -659,8 +662,17 @@ def _print_evaluation(evaluation: Evaluation | EnergyEvaluation) -> None:
     table.add_row("reconstruction", f"{evaluation.reconstruction:.3f}")
     table.add_row("kl", f"{evaluation.kl:.3f}")
     table.add_row("log_evidence", *_evidence(evaluation))
+    if evaluation.log_evidence_interval is not None:
+        low, high = evaluation.log_evidence_interval
+        table.add_row("  interval", f"{low:.3f}", f"to {high:.3f}, 95 % over draws for these datapoints")
+        table.add_row("  bias", f"{-(evaluation.log_evidence_bias or 0.0):.2g}", _bias(evaluation))
+    if evaluation.bits_per_dimension is not None:
+        table.add_row("  bits", f"{evaluation.bits_per_dimension:.4f}", "a dimension, lower is better")
     if evaluation.ess is not None:
         table.add_row("ess", f"{evaluation.ess:.1f}", f"of {evaluation.particles} draws")
+    if evaluation.khat_share is not None:
+        threshold = khat_threshold(evaluation.particles)
+        table.add_row("k-hat", f"{evaluation.khat_share:.1%}", f"of the datapoints above {threshold:.2f}")
     if evaluation.active_units is not None:
         table.add_row("active_units", str(evaluation.active_units))
     if evaluation.left_out:
@@ -668,6 +680,13 @@ def _print_evaluation(evaluation: Evaluation | EnergyEvaluation) -> None:
     if evaluation.classification_error is not None:
         table.add_row("classification_error", f"{evaluation.classification_error:.2%}")
     console.print(table, "", highlight=False)
+
+
+def _bias(evaluation: Evaluation) -> str:
+    """What the expected bias of log p(x) is worth."""
+    if not evaluation.khat_share:
+        return "expected of the draws; the interval allows for it"
+    return "at least: only a lower limit where k-hat is too large, and so is the interval's upper end"
 
 
 def _evidence(evaluation: Evaluation | AnnealedEvidence) -> tuple[str, str]:

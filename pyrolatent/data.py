@@ -11,6 +11,7 @@ CPU, so they are the same for every training seed and every device.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,35 @@ class Data:
         """By which integers of the source were divided, 1 where they were not."""
         return divisor(self.record)
 
+    def bits_per_dimension(
+        self, log_p: float | None, measure: str, support: constraints.Constraint, mask: Tensor | None = None
+    ) -> float | None:
+        """Bits for each observed entry of images of discrete levels, by the mean of log p(x) over datapoints.
+
+            -log p(x) / (D log 2) + log₂ L
+
+        D is the mean number of observed entries of a datapoint. A dequantized level k became (k + u) / L, of a density
+        L times that of k + u, whose mean over u bounds the mass of k (Theis et al. 2016, 1511.01844); of a mass L is 1.
+
+        Args:
+            log_p: nats; None has no bits.
+            measure: what they are of, as `measure_of` says it.
+            support: of the density or mass.
+            mask: (datapoints, *event_shape), True where observed.
+
+        Returns:
+            None of what is no image of two or three axes, of one-hot vectors, and of densities that are not of
+            dequantized levels.
+        """
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        image = len(self.event_shape) in (2, 3) and not isinstance(support, type(constraints.one_hot))
+        dequantized = self.dequantize is not None and measure.startswith("density")
+        entries = math.prod(self.event_shape) if mask is None else mask.sum().item() / len(mask)
+        if log_p is None or not image or not entries or not (dequantized or measure == "mass"):
+            return None
+        return -log_p / (entries * math.log(2)) + math.log2(self.record["levels"] if dequantized else 1)
+
     def to(self, device: torch.device | str) -> "Data":
         """The same data on another device."""
         train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
@@ -235,6 +265,20 @@ def divisor(record: Mapping[str, Any]) -> float:
     if record.get("dequantize"):
         return float(record["levels"])
     return round(1 / record.get("factor", 1.0), 6)
+
+
+def measure_of(kind: str, record: Mapping[str, Any]) -> str:
+    """What nats are of: a density also says of what, by the record of the data; other kinds are what they are.
+
+    Args:
+        kind: "mass", "density", ...; "density (dequantized)" is how older runs have it.
+        record: of the data.
+    """
+    if kind not in ("density", "density (dequantized)"):
+        return kind
+    if record.get("dequantize"):
+        return f"density (of [0, 1], dequantized over {record['levels']} levels)"
+    return "density (in the units of the data)" if divisor(record) == 1 else "density (of [0, 1])"
 
 
 def load_data(

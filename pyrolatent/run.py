@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pyrolatent.data import Data, divisor, load_data
+from pyrolatent.data import Data, divisor, load_data, measure_of
 from pyrolatent.declaration import build, choices, import_paths, importing
 from pyrolatent.errors import InputError, TrustError
 from pyrolatent.experiment import Experiment, FilesIn, declare, read_yaml, source_name, write_yaml
@@ -145,8 +145,13 @@ class Run:
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
-        """The contents of evaluation.json."""
-        return self._json("evaluation.json") if (self.path / "evaluation.json").is_file() else None
+        """The contents of evaluation.json, whose measure says of what a density is, in older runs too."""
+        if not (self.path / "evaluation.json").is_file():
+            return None
+        found = self._json("evaluation.json")
+        if "measure" in found:
+            found["measure"] = measure_of(found["measure"], self.record.get("data", {}))
+        return found
 
     @property
     def checks(self) -> dict[str, Any] | None:

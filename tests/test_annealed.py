@@ -167,7 +167,12 @@ def test_on_a_split(reals: Data) -> None:
     model = LinearGaussian((D,), latent_dim=2, noise=0.7)
     done: list[int] = []
     found = annealed_evidence(model, reals, split="train", size=30, chains=20, steps=40, on_batch=done.append)
-    assert (found.datapoints, found.split, found.measure, done) == (30, "train", "density", [30])
+    assert (found.datapoints, found.split, found.measure, done) == (
+        30,
+        "train",
+        "density (in the units of the data)",
+        [30],
+    )
     assert found.log_evidence_mcse is not None
     assert found.exact is not None
     assert abs(found.log_evidence - found.exact) < 4 * found.log_evidence_mcse + found.log_evidence_mcse**2 * 30

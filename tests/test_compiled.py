@@ -180,6 +180,7 @@ def test_compiled_evidence_is_the_uncompiled_one(vae: Callable[..., VAE], binary
             found.append(score(model, part, particles=50, floats=limit, several=used))
         torch.testing.assert_close(found[0].log_evidence, found[1].log_evidence, rtol=0, atol=1e-5)
         torch.testing.assert_close(found[0].means["z"], found[1].means["z"])
+        torch.testing.assert_close(found[0].khat, found[1].khat, rtol=1e-3, atol=1e-3)
     results = [evaluate(model, binary_data, particles=30, compile=how).log_evidence for how in ("never", "always")]
     assert results[0] == pytest.approx(results[1], abs=1e-5)
 

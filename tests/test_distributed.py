@@ -77,7 +77,7 @@ def work(directory: Path) -> None:
     history = fit(replayed, data(), progress=False, **SETTINGS).history
     other = fit(drawn, data(), progress=False, **SETTINGS | {"epochs": 30}).history
     real = load_data(torch.randn(40, 6, generator=torch.Generator().manual_seed(2)).numpy())
-    evaluation = evaluate(exact(), real, particles=5, batch_size=3)
+    evaluation = evaluate(exact(), real, particles=25, batch_size=3)
     machine = build("model", {"rbm": {"hidden": 3}}, event_shape=(6,), label_dim=0)
     with pytest.raises(InputError) as refused:
         fit(machine, data(), progress=False, objective="pcd", epochs=1, device="cpu")
@@ -93,6 +93,7 @@ def work(directory: Path) -> None:
                 "drawn": other[-1]["validation_elbo"],
                 "refused": str(refused.value),
                 "each": evaluation.each["log_evidence"],
+                "khat_share": evaluation.khat_share,
             },
             directory / "found.pt",
         )
@@ -137,6 +138,7 @@ def test_evidence_of_shared_datapoints_is_in_their_order(found: Any) -> None:
     """Exactly log p(x) of each, the posterior being exact."""
     x = load_data(torch.randn(40, 6, generator=torch.Generator().manual_seed(2)).numpy()).test.batch(slice(None)).x
     torch.testing.assert_close(found["each"], exact().log_evidence(x).double(), rtol=1e-5, atol=1e-5)
+    assert found["khat_share"] == 0
 
 
 def test_running_statistics_are_averaged_and_counts_are_not(found: Any) -> None:

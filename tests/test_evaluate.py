@@ -10,9 +10,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyrolatent import VAE, Data, Family, InputError, LatentVariableModel, evaluate, load_data
+from pyrolatent.data import measure_of
 from pyrolatent.inference.evidence import score
+from pyrolatent.inference.psis import khat_threshold
 from pyrolatent.models.priors import NormalPrior
 
 PARTICLES = 64
@@ -40,10 +43,18 @@ def test_an_evaluation_is_the_mean_of_the_scores(split: str, vae: Callable[..., 
         "log_evidence": evidence.mean(),
         "log_evidence_se": evidence.std() / math.sqrt(n),
         "log_evidence_mcse": (joined("mcse") ** 2).sum().sqrt() / n,
+        "log_evidence_bias": (joined("mcse") ** 2).mean() / 2,
         "ess": joined("ess").mean(),
+        "khat_share": (joined("khat") > khat_threshold(PARTICLES)).double().mean(),
     }
     for name, value in expected.items():
         assert getattr(given, name) == pytest.approx(value.item(), rel=1e-6), name
+    assert given.log_evidence_interval == pytest.approx(
+        [
+            given.log_evidence - 1.96 * given.log_evidence_mcse,
+            given.log_evidence + given.log_evidence_bias + 1.96 * given.log_evidence_mcse,
+        ]
+    )
     by_dimension = torch.cat([one.kl_dimensions["z"] for one in scores]).mean(0).tolist()
     assert given.kl_per_dimension == pytest.approx(by_dimension, rel=1e-5)
     assert sum(given.kl_per_dimension) == pytest.approx(given.kl, rel=1e-5)
@@ -80,8 +91,8 @@ COUNTS = np.random.default_rng(3).integers(0, 5, size=(40, 6))
         (COUNTS % 2, {}, "bernoulli", "mass"),
         (GREY, {"binarize": "dynamic"}, "bernoulli", "mass"),
         (COUNTS, {}, Family((6,), dist.Poisson), "mass"),
-        (GREY, {}, "normal", "density"),
-        (COUNTS, {"dequantize": "uniform"}, "normal", "density (dequantized)"),
+        (GREY, {}, "normal", "density (in the units of the data)"),
+        (COUNTS, {"dequantize": "uniform"}, "normal", "density (of [0, 1], dequantized over 5 levels)"),
         (GREY, {"binarize": "relaxed"}, "bernoulli", "cross-entropy"),
     ],
 )
@@ -89,17 +100,99 @@ def test_the_measure_of_the_nats(
     x: Any, options: dict[str, Any], likelihood: Any, expected: str, vae: Callable[..., VAE]
 ) -> None:
     data, model = load_data(x, **options), vae(likelihood=likelihood)
-    given = evaluate(model, data, particles=8)
+    given = evaluate(model, data, particles=25)
     assert given.measure == expected
     bounds = [given.elbo, given.reconstruction, given.kl]
     assert all(math.isfinite(value) for value in bounds)
     # A cross-entropy is no likelihood, so no evidence is given for it.
-    evidences = [given.log_evidence, given.log_evidence_se, given.log_evidence_mcse, given.ess]
+    names = (
+        "log_evidence",
+        "log_evidence_se",
+        "log_evidence_mcse",
+        "log_evidence_bias",
+        "log_evidence_interval",
+        "ess",
+    )
+    evidences = [getattr(given, name) for name in (*names, "khat_share")]
     assert all((value is None) == (expected == "cross-entropy") for value in evidences)
 
 
+class Flat(LatentVariableModel):
+    """p(x) is uniform over values: a density of [0, 1], or a mass of levels k / (levels - 1)."""
+
+    def __init__(self, event_shape: tuple[int, ...], levels: int | None) -> None:
+        super().__init__(event_shape, NormalPrior(1), nn.Identity(), nn.Identity())
+        self.levels = levels
+
+    def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        flat = dist.Uniform(0.0, 1.0) if self.levels is None else DiscretizedUniform(self.levels)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            each = flat.expand((len(x), *self.event_shape))
+            each = each if mask is None else each.mask(mask)
+            pyro.sample("x", each.to_event(len(self.event_shape)), obs=x)
+
+    def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+
+class DiscretizedUniform(dist.Uniform):
+    """The same mass at each of `levels` values between 0 and 1."""
+
+    support = constraints.integer_interval(0, 255)
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+        super().__init__(0.0, 255.0)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        found = super().expand(batch_shape, self._get_checked_instance(DiscretizedUniform, _instance))
+        found.levels = self.levels
+        return found
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.full_like(value, -math.log(self.levels))
+
+
+BYTES = np.random.default_rng(3).integers(0, 256, size=(40, 3, 2, 4))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("event_shape", [(3, 2, 4), (8, 3)])
+def test_a_uniform_distribution_over_levels_has_the_bits_of_the_levels(
+    event_shape: tuple[int, ...], masked: bool
+) -> None:
+    """log2(256) = 8 for each observed entry, by its density of dequantized images and by its mass."""
+    mask = np.random.default_rng(5).random((40, *event_shape)) < 0.6 if masked else None
+    x = BYTES.reshape(40, *event_shape)
+    for levels, options in ((None, {"dequantize": "uniform"}), (256, {})):
+        data = load_data(x.astype(np.uint8) if levels is None else x, mask=mask, **options)
+        given = evaluate(Flat(data.event_shape, levels), data, particles=2)
+        assert given.measure == ("mass" if levels else "density (of [0, 1], dequantized over 256 levels)")
+        assert given.bits_per_dimension == pytest.approx(8, rel=1e-6)
+
+
+def test_bits_are_those_of_the_rate_of_a_density() -> None:
+    """Twice the density on each entry is one bit less; a density of x in [0, 1] has none, nor has a vector."""
+    images = load_data(BYTES.astype(np.uint8), dequantize="uniform")
+    measure, real = measure_of("density", images.record), constraints.real
+    assert images.bits_per_dimension(24 * math.log(2), measure, real) == pytest.approx(7)
+    assert images.bits_per_dimension(None, measure, real) is None
+    grey = load_data(BYTES.astype(np.uint8))
+    assert measure_of("density", grey.record) == "density (of [0, 1])"
+    assert grey.bits_per_dimension(1.0, measure_of("density", grey.record), real) is None
+    assert grey.bits_per_dimension(-24.0, "cross-entropy", real) is None
+    assert grey.bits_per_dimension(-24 * math.log(2), "mass", constraints.boolean) == pytest.approx(1)
+    assert grey.bits_per_dimension(-24 * math.log(2), "mass", constraints.one_hot) is None
+    assert load_data(COUNTS).bits_per_dimension(-1.0, "mass", constraints.boolean) is None
+
+
 def test_one_draw_or_one_datapoint_has_no_error(vae: Callable[..., VAE], binary_data: Data) -> None:
-    assert evaluate(vae(), binary_data, particles=1).log_evidence_mcse is None
+    one = evaluate(vae(), binary_data, particles=1)
+    assert [one.log_evidence_mcse, one.log_evidence_bias, one.log_evidence_interval, one.khat_share] == [None] * 4
+    assert evaluate(vae(), binary_data, particles=20).khat_share is None
+    assert evaluate(vae(), binary_data, particles=21).khat_share is not None
     alone = evaluate(vae(), load_data(COUNTS[:10] % 2), particles=8)
     assert alone.datapoints == 1
     assert alone.log_evidence_se is None

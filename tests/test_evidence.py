@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from benchmarks import coverage
 from pyrolatent import LatentVariableModel
-from pyrolatent.inference.evidence import Scores, score
+from pyrolatent.inference.evidence import Scores, draws_at_once, draws_interval, score
+from pyrolatent.inference.psis import khat
 from pyrolatent.inference.weights import weigh
 
 D, L, N = 4, 2, 6
@@ -132,6 +134,58 @@ def test_the_stated_error_is_the_spread_of_repetitions(floats: int) -> None:
     # In chunks or at once, the mean is the truth less the bias of a logarithm, mcse^2 / 2 to first order.
     error = runs["log_evidence"].mean(0) - exact_evidence(X) + runs["mcse"].square().mean(0) / 2
     assert (error / (runs["log_evidence"].std(0) / math.sqrt(repeats))).abs().max() < 4
+
+
+@pytest.mark.parametrize("floats", [1, 67 * X.numel(), 2**21], ids=["one by one", "three chunks", "at once"])
+@pytest.mark.parametrize("particles", [20, 200])
+def test_khat_is_that_of_all_weights_however_they_are_cut(floats: int, particles: int) -> None:
+    """Exactly `khat` of the weights at the same random numbers; NaN of 20, which are too few to tell."""
+    model, at_once = linear_gaussian(Wrong()), draws_at_once(X, particles, floats)
+    torch.manual_seed(0)
+    parts = [
+        weigh(model.generate, model.infer, X, particles=min(at_once, particles - start)).log_weights()
+        for start in range(0, particles, at_once)
+    ]
+    torch.manual_seed(0)
+    found = score(model, X, particles=particles, floats=floats).khat
+    assert torch.equal(found.nan_to_num(7.0), khat(torch.cat(parts)).nan_to_num(7.0))
+    assert found.isnan().all() == (particles == 20)
+
+
+def test_the_interval_of_the_draws_and_the_bias_are_their_formulas() -> None:
+    evidence, mcse = torch.tensor([[-3.0, -5.0], [1.0, 2.0]]), torch.tensor([[0.3, 0.4], [0.0, 0.2]])
+    error, bias, low, high = draws_interval(evidence.double(), mcse.double())
+    torch.testing.assert_close(error, torch.tensor([0.25, 0.1]).double())
+    torch.testing.assert_close(bias, torch.tensor([0.0625, 0.01]).double())
+    torch.testing.assert_close(low, torch.tensor([-4.0 - 0.49, 1.5 - 0.196]).double())
+    torch.testing.assert_close(high, torch.tensor([-4.0 + 0.0625 + 0.49, 1.5 + 0.01 + 0.196]).double())
+
+
+def test_the_stated_bias_is_what_log_evidence_lacks() -> None:
+    """Ten draws, so that it is not small: the mean over repetitions of truth less estimate, and of b."""
+    model, truth = linear_gaussian(Wrong()), exact_evidence(X).mean()
+    runs = repeated(model, 3000, particles=10)
+    _, bias, _, _ = draws_interval(runs["log_evidence"], runs["mcse"])
+    lacking = truth - runs["log_evidence"].mean(-1)
+    difference = (lacking - bias).mean()
+    # Of the second order remains the square of the bias of a datapoint, times a number of order one.
+    assert difference.abs() < 4 * (lacking - bias).std() / math.sqrt(3000) + 2 * bias.mean() ** 2
+    assert lacking.mean() > 10 * lacking.std() / math.sqrt(3000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(4), ids=["normal", "correlations", "student", "logistic"])
+def test_the_interval_covers_at_least_nominally_where_khat_is_small(case: int) -> None:
+    """The mildest guide of each kind, and a bad one, whose k-hat says so where the interval does not cover."""
+    made, scales = list(coverage.CASES.values())[case]
+    repetitions = 400
+    found = coverage.coverage(made(scales[0]), datapoints=50, particles=200, repetitions=repetitions)
+    assert found["khat_share"] < 0.05
+    assert found["coverage"] > 0.95 - 4 * math.sqrt(0.95 * 0.05 / repetitions)
+    if case in (0, 3):
+        bad = coverage.coverage(made(scales[-1]), datapoints=50, particles=200, repetitions=100)
+        assert bad["khat_share"] > 0.5
+        assert bad["without_bias"] <= bad["coverage"] < 0.8
 
 
 def test_the_effective_sample_size_is_the_one_of_the_weights() -> None:

@@ -177,6 +177,29 @@ def test_a_file_that_changes_during_training_is_recorded_as_it_was(tmp_path: Pat
     assert (made.path / "my_module.py").read_text() == OWN
 
 
+def test_a_density_of_an_older_run_is_the_one_of_today(tmp_path: Path) -> None:
+    """Older evaluations say "density" and "density (dequantized)" alone, and are compared with today's."""
+    file = tmp_path / "images.npy"
+    np.save(file, np.random.default_rng(0).integers(256, size=(60, 4, 4)).astype(np.uint8))
+    for declared_data, old, now in (
+        (str(file), "density", "density (of [0, 1])"),
+        (
+            {str(file): {"dequantize": "uniform"}},
+            "density (dequantized)",
+            "density (of [0, 1], dequantized over 256 levels)",
+        ),
+    ):
+        model = {"vae": {"latent_dim": 2, "likelihood": "normal"}}
+        made = trained(file, tmp_path / f"run {len(old)}", data=declared_data, model=model)
+        found = pl.evaluate(made.model, made.load_data(), particles=2)
+        path = made.write_evaluation(found)
+        assert made.evaluation is not None
+        assert made.evaluation["measure"] == found.measure == now
+        path.write_text(path.read_text().replace(now, old))
+        assert json.loads(path.read_text())["measure"] == old
+        assert Run.load(made.path).evaluation == run.scores(found)
+
+
 def test_another_run_is_not_overwritten_unless_it_is_said(tmp_path: Path, bits: Path) -> None:
     made = trained(bits, tmp_path / "run")
     weights = (made.path / "weights.safetensors").read_bytes()

@@ -49,6 +49,7 @@ class AnnealedEvidence:
         log_evidence: log (1/K) sum_k w_k, a lower bound in expectation.
         log_evidence_se: its standard error over datapoints.
         log_evidence_mcse: its Monte Carlo standard error of the chains, by the delta method.
+        bits_per_dimension: `Data.bits_per_dimension` of log p(x), of images of discrete or dequantized levels.
         ess: mean effective sample size of the chains.
         acceptance: mean acceptance of the moves.
         exact: the exact log p(x) of the same datapoints, of models that have it.
@@ -63,6 +64,7 @@ class AnnealedEvidence:
     log_evidence: float
     log_evidence_se: float | None
     log_evidence_mcse: float | None
+    bits_per_dimension: float | None
     ess: float
     acceptance: float
     exact: float | None
@@ -158,6 +160,9 @@ def annealed_evidence(
     return AnnealedEvidence(
         split=split,
         measure=unit,
+        bits_per_dimension=data.bits_per_dimension(
+            evidence.mean().item(), unit, support, None if part.mask is None else part.mask[:count]
+        ),
         log_evidence=evidence.mean().item(),
         log_evidence_se=_standard_error(evidence),
         log_evidence_mcse=mcse.square().sum().sqrt().item() / count if chains > 1 else None,

@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from pyrolatent.data import Batch, Data
+from pyrolatent.data import Batch, Data, measure_of
 from pyrolatent.errors import InputError, at_least_one, only
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
@@ -23,6 +23,7 @@ from pyrolatent.inference.draws import FLOATS, site_means
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.partition import Annealing, evaluate_energy
+from pyrolatent.inference.psis import SHORTEST, khat_of_tail, khat_threshold, tail_length
 from pyrolatent.inference.rules import likelihood_name, part_for, same_event_shape
 from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
 from pyrolatent.models.latent import LatentVariableModel, observed_node
@@ -43,6 +44,7 @@ class Scores:
         log_evidence: log (1/K) sum_k w_k, (batch,); a lower bound in expectation.
         mcse: Monte Carlo standard error of `log_evidence`, (batch,), by the delta method; NaN for one draw.
         ess: effective sample size (sum w)^2 / sum w^2, (batch,), between 1 and K.
+        khat: `psis.khat` of the weights, (batch,).
         means: posterior mean of each site, (batch, dimensions).
         noise: Monte Carlo variance of `means`, 0 where they are in closed form; unknown, and 0, of one draw.
         kl_dimensions: KL of each dimension of each site whose prior and posterior factorise, (batch, dimensions).
@@ -54,6 +56,7 @@ class Scores:
     log_evidence: Tensor
     mcse: Tensor
     ess: Tensor
+    khat: Tensor
     means: dict[str, Tensor]
     noise: dict[str, Tensor]
     kl_dimensions: dict[str, Tensor]
@@ -65,21 +68,28 @@ class Evaluation:
 
     Attributes:
         split: which part of the data.
-        measure: what the nats are of: "mass", "density", "density (dequantized)", "mixed ..." or "cross-entropy".
-            Numbers of different measures cannot be compared.
+        measure: what the nats are of: "mass", "density (in the units of the data)", "density (of [0, 1])", "density (of
+            [0, 1], dequantized over 256 levels)", "mixed ..." or "cross-entropy". Numbers of different measures cannot
+            be compared.
         elbo: evidence lower bound; higher is better.
         reconstruction: its term E_q[log p(x | z)].
         kl: its term KL(q(z | x) || p(z)).
         log_evidence: log p(x) by importance sampling; None for a cross-entropy, which is not a likelihood.
         log_evidence_se: its standard error over datapoints.
         log_evidence_mcse: its Monte Carlo standard error of the draws.
+        log_evidence_bias: by how much it is expected to be too low, the logarithm of a mean being concave; only a lower
+            limit where k-hat is too large.
+        log_evidence_interval: the ends of its 95 % interval over draws for these datapoints, `draws_interval`.
         ess: mean effective sample size of the draws.
+        khat_share: share of datapoints whose k-hat is above `psis.khat_threshold`, so that the errors of the draws say
+            little; None of fewer than 21 draws.
         kl_per_dimension: KL of each latent dimension; None where the posterior does not factorise.
         active_units: number of latent dimensions, labels not among them, whose posterior mean has a variance of more
             than 0.01 over the data, the Monte Carlo variance of a mean without closed form taken off (Burda et al.
             2016, 1509.00519); None of one datapoint or one draw, which have no variance.
         datapoints: number of datapoints.
         particles: draws for each datapoint.
+        bits_per_dimension: `Data.bits_per_dimension` of log p(x), of images of discrete or dequantized levels.
         classification_error: share of known labels that the most probable one under q(y | x) misses, of models with
             a latent label; None where no label is known.
         left_out: factors and observed sites of the guide, which training counts and a proposal does not.
@@ -94,11 +104,15 @@ class Evaluation:
     log_evidence: float | None
     log_evidence_se: float | None
     log_evidence_mcse: float | None
+    log_evidence_bias: float | None
+    log_evidence_interval: list[float] | None
     ess: float | None
+    khat_share: float | None
     kl_per_dimension: list[float] | None
     active_units: int | None
     datapoints: int
     particles: int
+    bits_per_dimension: float | None = None
     classification_error: float | None = None
     left_out: list[str] = field(default_factory=list)
     each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
@@ -112,16 +126,14 @@ def chunk(model: LatentVariableModel, particles: int) -> Chunk:
     """Scores this many draws at a time; what it gives is added up by `score`.
 
     Returns:
-        A function of x, y and mask to log sum w and log sum w^2, and to the means over draws of log p(x | z), of the
-        KL, of each site and of the KL of each of its dimensions.
+        A function of x, y and mask to the log-weights, (draws, batch), and to the means over draws of log p(x | z), of
+        the KL, of each site and of the KL of each of its dimensions.
     """
 
     def scored(x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Tensor]:
         weights = weigh(model.generate, model.infer, x, y, mask, particles=particles, again=False)
-        log_weights = weights.log_weights()
         terms = {
-            "log_sum": log_weights.logsumexp(0),
-            "log_square_sum": (2 * log_weights).logsumexp(0),
+            "log_weights": weights.log_weights(),
             "reconstruction": weights.expect(weights.log_likelihood).mean(0),
             "kl": weights.expect(functools.reduce(torch.add, weights.kl.values())).mean(0),
         }
@@ -189,12 +201,17 @@ def score(
     at_once = draws_at_once(x, particles, floats)
     several = several or chunk(model, at_once)
     log_sum = log_square_sum = x.new_full((len(x),), -math.inf)
+    largest, smallest, kept = x.new_empty(0, len(x)), x.new_full((len(x),), math.inf), tail_length(particles) + 1
     means: dict[str, Tensor] = {}
     for start in range(0, particles, at_once):
         count = min(at_once, particles - start)
         terms = (several if count == at_once else chunk(model, count))(x, y, mask)
-        log_sum = torch.logaddexp(log_sum, terms.pop("log_sum"))
-        log_square_sum = torch.logaddexp(log_square_sum, terms.pop("log_square_sum"))
+        log_weights = terms.pop("log_weights")
+        log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
+        log_square_sum = torch.logaddexp(log_square_sum, (2 * log_weights).logsumexp(0))
+        largest = torch.cat([largest, log_weights])
+        largest = largest.topk(min(kept, len(largest)), 0).values
+        smallest = torch.minimum(smallest, log_weights.min(0).values)
         for name, value in terms.items():
             means[name] = means.get(name, 0.0) + count / particles * value
     ess = (2 * log_sum - log_square_sum).exp()
@@ -207,6 +224,7 @@ def score(
         log_sum - math.log(particles),
         variance.sqrt(),
         ess,
+        khat_of_tail(largest.cpu(), smallest.cpu(), particles).to(log_sum),
         _of_sites(means, "mean "),
         {
             site: (square - means[f"mean {site}"].square()).clamp(min=0) / max(1, particles - 1)
@@ -303,7 +321,10 @@ def _evaluate(
     found = _summarise(joined, split, measure(model, data, support), particles, model.label_site)
     left_out = _terms_of_the_guide(model, arguments(model, part.batch(slice(0, 1))))
     return replace(
-        found, classification_error=_classification_error(joined, model.label_site, part.y), left_out=left_out
+        found,
+        bits_per_dimension=data.bits_per_dimension(found.log_evidence, found.measure, support, part.mask),
+        classification_error=_classification_error(joined, model.label_site, part.y),
+        left_out=left_out,
     )
 
 
@@ -339,7 +360,7 @@ def measure(model: LatentVariableModel, data: Data, support: Constraint) -> str:
         return "cross-entropy"
     family = getattr(model.likelihood, "family", None)
     named = getattr(family, "measure", "mass" if support.is_discrete else "density")
-    return f"{named} (dequantized)" if named == "density" and data.dequantize else named
+    return measure_of(named, data.record)
 
 
 @torch.no_grad()
@@ -372,7 +393,8 @@ def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
 
 
 def _summarise(scores: Scores, split: str, measure: str, particles: int, label_site: str | None) -> Evaluation:
-    each = {name: getattr(scores, name).double().cpu() for name in ("elbo", "reconstruction", "kl", "ess", "mcse")}
+    names = ("elbo", "reconstruction", "kl", "ess", "mcse", "khat")
+    each = {name: getattr(scores, name).double().cpu() for name in names}
     evidence = scores.log_evidence.double().cpu()
     n = len(evidence)
     latent = [site for site in scores.means if site != label_site]
@@ -381,6 +403,9 @@ def _summarise(scores: Scores, split: str, measure: str, particles: int, label_s
     factorised = scores.kl_dimensions.keys() == scores.means.keys()
     by_dimension = torch.cat([*scores.kl_dimensions.values()], -1).mean(0).tolist() if factorised else None
     likelihood = measure != "cross-entropy"
+    errors = likelihood and particles > 1
+    mcse, bias, low, high = (value.item() for value in draws_interval(evidence, each["mcse"]))
+    heavy = ~(each["khat"] <= khat_threshold(particles)) if likelihood and tail_length(particles) >= SHORTEST else None
     return Evaluation(
         split=split,
         measure=measure,
@@ -389,14 +414,36 @@ def _summarise(scores: Scores, split: str, measure: str, particles: int, label_s
         kl=each["kl"].mean().item(),
         log_evidence=evidence.mean().item() if likelihood else None,
         log_evidence_se=evidence.std().item() / math.sqrt(n) if likelihood and n > 1 else None,
-        log_evidence_mcse=each["mcse"].square().sum().sqrt().item() / n if likelihood and particles > 1 else None,
+        log_evidence_mcse=mcse if errors else None,
+        log_evidence_bias=bias if errors else None,
+        log_evidence_interval=[low, high] if errors else None,
         ess=each["ess"].mean().item() if likelihood else None,
+        khat_share=None if heavy is None else heavy.double().mean().item(),
         kl_per_dimension=by_dimension,
         active_units=None if active is None else int(active.sum()),
         datapoints=n,
         particles=particles,
         each={"elbo": each["elbo"]} | ({"log_evidence": evidence} if likelihood else {}),
     )
+
+
+def draws_interval(log_evidence: Tensor, mcse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Monte Carlo error m of a mean log p(x), its expected downward bias b, and the ends of its 95 % interval.
+
+        [v - 1.96 m, v + b + 1.96 m],  v = (1/N) ∑_n log p(x_n),  m² = (1/N²) ∑_n s_n²,  b = (1/2N) ∑_n s_n²
+
+    log (1/K) ∑_k w_k is below log p(x) by half its variance to first order, which does not average out over datapoints.
+
+    Args:
+        log_evidence: importance-sampled log p(x), (..., datapoints), nats.
+        mcse: its Monte Carlo errors s, (..., datapoints).
+
+    Returns:
+        m, b and both ends, (...,).
+    """
+    mean, variance = log_evidence.mean(-1), mcse.square().mean(-1)
+    error, bias = (variance / mcse.shape[-1]).sqrt(), variance / 2
+    return error, bias, mean - 1.96 * error, mean + bias + 1.96 * error
 
 
 def active_units(means: Tensor, noise: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyrolatent.data import Data
+from pyrolatent.data import Data, measure_of
 from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference.held_out import pseudo_likelihood
 from pyrolatent.inference.kernels import Movement, adapted, no_normaliser, run
@@ -255,6 +255,7 @@ class EnergyEvaluation:
         log_evidence_se: its standard error over datapoints.
         log_evidence_mcse: the standard error of log Z, or how far reverse annealing is above it where that is more
             than their errors allow.
+        bits_per_dimension: `Data.bits_per_dimension` of log p(x), of images of discrete or dequantized levels.
         log_z: log Z.
         log_z_se: its standard error.
         log_z_method: "exact" or "ais"; the latter is too low in expectation, and log p(x) then too high.
@@ -283,6 +284,7 @@ class EnergyEvaluation:
     log_evidence: float | None
     log_evidence_se: float | None
     log_evidence_mcse: float | None
+    bits_per_dimension: float | None
     log_z: float | None
     log_z_se: float | None
     log_z_method: str
@@ -314,7 +316,10 @@ class EnergyEvaluation:
             if not exact and self.apart is not None and self.apart > 0:
                 errors.append(f"too high by up to {self.apart:.2g}, as reverse ais says: give more temperatures")
             by = "exact" if exact else f"± {self.log_z_se:.2g} by ais, too low if anything"
-            rows = [("log_evidence", f"{self.log_evidence:.3f}", ", ".join(errors)), ("log_z", f"{self.log_z:.3f}", by)]
+            rows = [("log_evidence", f"{self.log_evidence:.3f}", ", ".join(errors))]
+            if self.bits_per_dimension is not None:
+                rows.append(("  bits", f"{self.bits_per_dimension:.4f}", "a dimension, lower is better"))
+            rows.append(("log_z", f"{self.log_z:.3f}", by))
         if self.acceptance is not None:
             rows.append(("  acceptance", f"{self.acceptance:.2f}", "of the moves of the chains"))
         if self.ais and self.log_z_method != "ais":
@@ -417,13 +422,15 @@ def evaluate_energy(
     if bounds is not None:
         same = None if log_p is None else log_p[: len(bounds)].mean().item()
         raised = [bounds.mean().item(), same, len(bounds)]
+    unit, evidence = measure_of(model.measure, data.record), None if log_p is None else log_p.mean().item()
     label = {"exact samples": "exact samples, a bound"}
     return EnergyEvaluation(
         split=split,
-        measure=f"{model.measure} (dequantized)" if model.measure == "density" and data.dequantize else model.measure,
-        log_evidence=None if log_p is None else log_p.mean().item(),
+        measure=unit,
+        log_evidence=evidence,
         log_evidence_se=_standard_error(log_p) if log_p is not None and len(log_p) > 1 else None,
         log_evidence_mcse=None if log_z.stuck else uncertain,
+        bits_per_dimension=data.bits_per_dimension(evidence, unit, model.support),
         log_z=None if log_z.stuck else log_z.value,
         log_z_se=None if log_z.stuck else log_z.error,
         log_z_method=log_z.method,

@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+SHORTEST = 5
+"""Weights that a tail needs at least, those of 21 draws, for its shape to be told."""
+
 
 def khat(log_weights: Tensor) -> Tensor:
     """The shape of a generalised Pareto distribution of the largest weights of each datapoint (Vehtari et al. 2024).
@@ -18,17 +21,31 @@ def khat(log_weights: Tensor) -> Tensor:
 
     Returns:
         (batch,), float64; minus infinity where all weights are equal up to the rounding of their type, as they are
-        where q is the exact posterior, and NaN with fewer than 25 draws, whose tail is too short to tell.
+        where q is the exact posterior, and NaN with fewer than 21 draws, whose tail is too short to tell.
     """
-    draws = len(log_weights)
-    tail = math.ceil(min(draws / 5, 3 * math.sqrt(draws)))
-    spread = log_weights.max(0).values - log_weights.min(0).values
-    constant = spread <= 64 * torch.finfo(log_weights.dtype).eps * log_weights.abs().max(0).values
-    if tail < 5:
+    largest = log_weights.topk(min(tail_length(len(log_weights)) + 1, len(log_weights)), 0).values
+    return khat_of_tail(largest, log_weights.min(0).values, len(log_weights))
+
+
+def tail_length(draws: int) -> int:
+    """How many of the largest weights make the tail, M = min(S / 5, 3 sqrt(S)) of S."""
+    return math.ceil(min(draws / 5, 3 * math.sqrt(draws)))
+
+
+def khat_of_tail(largest: Tensor, smallest: Tensor, draws: int) -> Tensor:
+    """`khat` from what it uses of the weights.
+
+    Args:
+        largest: the M + 1 largest log-weights in descending order, or all of fewer, (M + 1, batch), nats.
+        smallest: the smallest log-weight, (batch,).
+        draws: number S of all weights.
+    """
+    spread, size = largest[0] - smallest, torch.maximum(largest[0].abs(), smallest.abs())
+    constant = spread <= 64 * torch.finfo(largest.dtype).eps * size
+    if tail_length(draws) < SHORTEST:
         return torch.where(constant, -math.inf, math.nan).double()
-    ordered = log_weights.double().sort(0).values
-    ordered = (ordered - ordered[-1]).exp()
-    excess = ordered[-tail:] - ordered[-tail - 1]
+    ordered = (largest.double() - largest[0].double()).exp().flip(0)
+    excess = ordered[1:] - ordered[0]
     shape = _pareto_shape(excess.clamp(min=torch.finfo(torch.float64).tiny))
     return torch.where(constant, -math.inf, shape)
 
