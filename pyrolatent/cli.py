@@ -416,9 +416,10 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
         return
     for group in groups:
         title = f"{group.data}, {group.split}, {group.datapoints} datapoints, nats of a {group.measure} a datapoint"
+        title += f", {group.draws}" * bool(group.draws)
         table = Table(title=title, title_justify="left", box=None, caption_justify="left")
         known = any(row.khat_share is not None for row in group.rows)
-        columns = ["declaration", "seeds", group.score, "to the best", "", "gap", "active"]
+        columns = ["declaration", "seeds", group.score, "to the best", "95 %", "", "gap", "active"]
         columns += ["k-hat"] * known + ["parameters", "time"]
         for column in columns:
             table.add_column(column, justify="left" if column in ("declaration", "") else "right", no_wrap=column != "")
@@ -431,6 +432,7 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
                 "seeds": str(row.seeds),
                 group.score: _with_errors(row.score, row.score_se, row.score_seeds),
                 "to the best": "best" if best else difference,
+                "95 %": "" if row.half_width is None else f"± {row.half_width:.2f}",
                 "": said[row.significant],
                 "gap": "" if row.gap is None else f"{row.gap:.2f}",
                 "active": "" if row.active_units is None else f"{row.active_units:.0f}",
@@ -443,7 +445,8 @@ def _print_comparison(groups: list[Group], as_json: bool) -> None:
         for row in group.rows:
             if row.missing:
                 console.print(f"none: {row.missing}", soft_wrap=True, highlight=False)
-        about = "± over datapoints (paired in differences) ± over seeds, ? of one seed; gap: log p(x) less the bound"
+        about = "± over datapoints (paired in differences) ± over seeds, ? of one seed: its training noise is unknown\n"
+        about += "95 %: half-width of the interval, for all pairs at once; gap: log p(x) less the bound"
         console.print(about + ("; k-hat: share too large" * known) + "\n", soft_wrap=True)
 
 

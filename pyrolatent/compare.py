@@ -1,21 +1,126 @@
 """Comparing runs by held-out scores: paired over datapoints, repeated over seeds, never across measures."""
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from textwrap import fill
 from typing import Any
 
 import torch
 from matplotlib import color_sequences
 from matplotlib.figure import Figure
+from scipy.stats import studentized_range
 from torch import Tensor
 
 from pyrolatent.errors import InputError
 from pyrolatent.run import Run
 
 COLOUR = color_sequences["petroff10"][0]
+LEVEL = 0.05
+"""The probability at which declarations that are equally good are said to differ, over all pairs of a group."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A declaration's mean score minus that of the best; nats a datapoint.
+
+    Attributes:
+        value: at most 0.
+        over_datapoints: standard error of it at these seeds: over datapoints, which are paired, and of errors that all
+            datapoints of a run have in common; NaN of one datapoint.
+        over_seeds: standard error of it over seeds; None where either has one seed.
+        half_width: of the interval that holds the true difference; such intervals hold all differences between pairs
+            at once with a probability of 95 %. None where an error is unknown.
+    """
+
+    value: float
+    over_datapoints: float
+    over_seeds: float | None
+    half_width: float | None
+
+    @property
+    def significant(self) -> bool | None:
+        """Whether the interval excludes 0."""
+        return None if self.half_width is None else abs(self.value) > self.half_width
+
+
+def differences(scores: Sequence[Tensor], common: Sequence[float] | None = None) -> list[Difference | None]:
+    """How far each declaration is behind the best, and what of that is noise of seeds and datapoints.
+
+    With s_dr the mean over N datapoints of declaration d at seed r of R_d, the variance of the difference between the
+    means of two declarations d and e is that of a crossed design,
+
+        V = A + B,  A = var_r(s_dr) / R_d + var_r(s_er) / R_e,  B = max(0, P - I) + c_d² + c_e²,
+
+    where P is the variance over datapoints, divided by N, of the paired differences between means over seeds, and I
+    the part of P that is the interaction of datapoints and seeds, which A has already (without it, or where all
+    variance is interaction, V would count it twice). c are the errors `common`. The difference is significant if it
+    exceeds
+
+        (A h(k, ν) + B h(k, N - 1)) / sqrt(V),  h(k, ν) = q(k, ν) / sqrt(2),
+
+    q being the upper 5 % point of the range of k studentised means, k the number of declarations, and ν the degrees of
+    freedom of A by Welch and Satterthwaite. For B = 0 it is the procedure of Games and Howell (1976), which is for all
+    pairs at once, and so for the best, which the data chose; for k = 2 it is Welch's test (1947). The two points are
+    weighted as by Cochran and Cox (1957), since Satterthwaite's degrees of freedom of A + B are too many where A is
+    small by chance: with two seeds and six equal declarations up to 14 % were said to differ.
+
+    Args:
+        scores: of each declaration (seeds, datapoints), nats; the datapoints are the same, the number of seeds need
+            not be.
+        common: of each declaration an error in nats that all its datapoints have in common, as of log Z. It may have
+            the same sign at all seeds, so it is not divided by their number. None is 0.
+    """
+    common = common or [0.0] * len(scores)
+    by_datapoint = [each.mean(0) for each in scores]
+    means = [each.mean().item() for each in by_datapoint]
+    seeds, interaction = zip(*(_variances(each) for each in scores), strict=True)
+    best = max(range(len(scores)), key=means.__getitem__)
+    found: list[Difference | None] = []
+    for place, each in enumerate(by_datapoint):
+        if place == best:
+            found.append(None)
+            continue
+        shared = common[place] ** 2 + common[best] ** 2
+        paired = _standard_error(each - by_datapoint[best]) ** 2
+        of_seeds, half_width = seeds[place] + seeds[best], None
+        if not math.isnan(of_seeds + paired):
+            rest = max(0.0, paired - interaction[place] - interaction[best]) + shared
+            spread = sum(seeds[d] ** 2 / (len(scores[d]) - 1) for d in (place, best))
+            freedom = max(1.0, of_seeds**2 / spread) if spread else 1.0
+            allowed = of_seeds * _studentised_range(len(scores), freedom)
+            allowed += rest * _studentised_range(len(scores), len(each) - 1)
+            half_width = allowed / math.sqrt(of_seeds + rest) if of_seeds + rest else 0.0
+        over_seeds = None if math.isnan(of_seeds) else math.sqrt(of_seeds)
+        found.append(Difference(means[place] - means[best], math.sqrt(paired + shared), over_seeds, half_width))
+    return found
+
+
+def _variances(scores: Tensor) -> tuple[float, float]:
+    """Variance of the mean over seeds, and what of it is their interaction with datapoints; NaN of one seed."""
+    seeds, datapoints = scores.shape
+    if seeds == 1:
+        return math.nan, math.nan
+    means = scores.mean(1, keepdim=True)
+    squares = (scores - means - scores.mean(0) + means.mean()).square().sum().item()
+    return means.var().item() / seeds, squares / (seeds - 1) / max(1, datapoints - 1) / (seeds * datapoints)
+
+
+def _studentised_range(k: int, freedom: float) -> float:
+    """q(k, ν) / sqrt(2), log-linear in 1 / ν between multiples of 1/2, since each takes a fifth of a second."""
+    below, above = math.floor(2 * freedom) / 2, math.ceil(2 * freedom) / 2
+    if below == above:
+        return _studentised_range_at(k, freedom)
+    share = (1 / freedom - 1 / above) / (1 / below - 1 / above)
+    return _studentised_range_at(k, below) ** share * _studentised_range_at(k, above) ** (1 - share)
+
+
+@cache
+def _studentised_range_at(k: int, freedom: float) -> float:
+    return float(studentized_range.ppf(1 - LEVEL, k, freedom)) / math.sqrt(2)
 
 
 @dataclass(frozen=True)
@@ -23,17 +128,18 @@ class Row:
     """One declaration, over all its seeds; nats a datapoint, higher is better.
 
     Attributes:
-        name: what is declared differently from the others of the group.
+        name: every declared field in which it differs from others that are compared, in other groups too.
         runs: the directories.
         seeds: number of runs.
         score: mean over seeds and datapoints; it and what is computed from it are None where a run has none.
-        score_se: standard error over datapoints of the mean over seeds.
+        score_se: standard error over datapoints of the mean over seeds, with that of log Z where it is estimated.
         score_seeds: standard deviation over seeds; None for one seed.
         difference: score minus the score of the group's best.
-        difference_se: standard error of it over datapoints, which are paired.
+        difference_se: standard error of it over datapoints, which are paired, with that of log Z where it is estimated.
         difference_seeds: standard error of it over seeds; None where either has one seed.
-        significant: whether the difference exceeds twice its two errors together; None for the best itself and where
-            there is one seed, from which no difference between declarations follows.
+        half_width: of the interval for the difference that the verdict goes by, see `differences`; None for the best
+            itself and where there is one seed, from which no difference between declarations follows.
+        significant: whether the interval excludes 0; None where there is none.
         gap: log p(x) minus the bound; None for a cross-entropy and where there is no bound.
         active_units: mean over seeds; None without latents.
         khat_share: mean share of datapoints whose k-hat is too large, of runs that were all checked; else None.
@@ -51,6 +157,7 @@ class Row:
     difference: float | None
     difference_se: float | None
     difference_seeds: float | None
+    half_width: float | None
     significant: bool | None
     gap: float | None
     active_units: float | None
@@ -62,7 +169,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose scores can be compared: one measure on the same datapoints.
+    """Runs whose scores can be compared: one measure on the same datapoints, by as many draws.
 
     Attributes:
         measure: what the nats are of.
@@ -70,6 +177,7 @@ class Group:
         data: name of the data.
         split: part of the data.
         datapoints: number of datapoints.
+        draws: how the scores were estimated, in words; empty where all are exact.
         rows: the declarations, best first, those without a score last.
     """
 
@@ -78,50 +186,70 @@ class Group:
     data: str
     split: str
     datapoints: int
+    draws: str
     rows: list[Row]
 
 
 def compare(runs: Sequence[Run]) -> list[Group]:
     """Compares evaluated runs.
 
-    Runs that differ in their seed alone are one declaration. Where a difference lies within its errors, or was seen
-    in one seed, it is not called significant. A declaration of which a run has no score is named with the reason.
+    Runs that differ in their seed alone are one declaration. What was evaluated on other data, another split or by
+    another number of draws is in another group: log p(x) by importance sampling is a bound that rises with draws. Runs
+    that take no draws of a kind, as those of exact log Z, are in every group of their measure and data. Whether a
+    difference is significant is what `differences` says, for all pairs of a group at once; seen in one seed it never
+    is. A declaration of which a run has no score is named with the reason.
 
     Raises:
         InputError: a run has not been evaluated.
     """
-    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
-    for run in runs:
+    comparable: dict[tuple[Any, ...], list[tuple[str, Run]]] = defaultdict(list)
+    for name, run in zip(described([_declared(run) for run in runs]), runs, strict=True):
         if run.evaluation is None:
             raise InputError(f"{run.path} has not been evaluated; pyrolatent evaluate {run.path}")
         evaluation, data = run.evaluation, run.record["data"]
-        groups[evaluation["measure"], data["source"], evaluation["split"], data["evaluation_sha256"]].append(run)
-    return [_group(measure, data, split, members) for (measure, data, split, _), members in groups.items()]
+        key = evaluation["measure"], data["source"], evaluation["split"], data["evaluation_sha256"]
+        comparable[key].append((name or _model_name(run), run))
+    groups = []
+    for (measure, data, split, _), members in comparable.items():
+        draws = [_draws(run) for _, run in members]
+        kinds = {kind: dict.fromkeys(words for other, words in draws if other == kind) for kind, _ in draws if kind}
+        for chosen in itertools.product(*([(kind, words) for words in found] for kind, found in kinds.items())):
+            alike = [member for member, own in zip(members, draws, strict=True) if own in chosen or not own[0]]
+            groups.append(_group(measure, data, split, ", ".join(words for _, words in chosen), alike))
+    return groups
 
 
-def _group(measure: str, data: str, split: str, runs: list[Run]) -> Group:
+def _draws(run: Run) -> tuple[str, str]:
+    """What random numbers an evaluation took, and how many; empty where it is exact."""
+    evaluation: Any = run.evaluation
+    if evaluation.get("particles"):
+        return "particles", f"{evaluation['particles']:,} draws"
+    if evaluation.get("log_z_method", "exact") == "exact":
+        return "", ""
+    return "chains", f"log Z by {evaluation['chains']:,} chains of {evaluation['temperatures']:,} temperatures"
+
+
+def _group(measure: str, data: str, split: str, draws: str, named: list[tuple[str, Run]]) -> Group:
     score = "elbo" if measure == "cross-entropy" else "log_evidence"
     declarations: dict[str, list[Run]] = defaultdict(list)
-    leaves = [_leaves({**run.declaration, "seed": None}) for run in runs]
-    common = set.intersection(*(set(leaf.items()) for leaf in leaves))
-    prefixes = set.intersection(*({path[:n] for path in leaf for n in range(len(path) + 1)} for leaf in leaves))
-    for run, leaf in zip(runs, leaves, strict=True):
-        different = {path: value for path, value in leaf.items() if (path, value) not in common}
-        declarations[_described(different, prefixes) or _model_name(run)].append(run)
+    for name, run in named:
+        declarations[name].append(run)
     missing = {name: _missing(members, score) for name, members in declarations.items()}
+    scored = {name: members for name, members in declarations.items() if not missing[name]}
     scores = {
-        name: torch.stack([run.evaluation_each[score] for run in members])
-        for name, members in declarations.items()
-        if not missing[name]
+        name: torch.stack([run.evaluation_each[score] for run in members]).double() for name, members in scored.items()
     }
-    best = max(scores, key=lambda name: scores[name].mean().item(), default=None)
+    common = {name: _common_error(members) for name, members in scored.items()}
+    found: dict[str, Difference | None] = {}
+    if scores:
+        found = dict(zip(scores, differences([*scores.values()], [*common.values()]), strict=True))
     rows = [
-        _row(name, members, scores.get(name), None if best in (None, name) else scores[best], missing[name])
+        _row(name, members, scores.get(name), common.get(name, 0.0), found.get(name), missing[name])
         for name, members in declarations.items()
     ]
     rows.sort(key=lambda row: math.inf if row.score is None else -row.score)
-    evaluation: Any = runs[0].evaluation
-    return Group(measure, score, data, split, evaluation["datapoints"], rows)
+    evaluation: Any = named[0][1].evaluation
+    return Group(measure, score, data, split, evaluation["datapoints"], draws, rows)
 
 
 def _missing(runs: list[Run], score: str) -> str | None:
@@ -135,17 +263,18 @@ def _missing(runs: list[Run], score: str) -> str | None:
     return None
 
 
-def _row(name: str, runs: list[Run], scores: Tensor | None, best: Tensor | None, missing: str | None) -> Row:
-    """A row from scores (seeds, datapoints), None where there are none, and those of the best, None if it is that."""
-    difference: float | None = None if scores is None else 0.0
-    error, spread, significant = difference, None, None
-    if scores is not None and best is not None:
-        paired = scores.mean(0) - best.mean(0)
-        difference, error = paired.mean().item(), _standard_error(paired)
-        spreads = [_spread(each.mean(1)) for each in (scores, best)]
-        if spreads[0] is not None and spreads[1] is not None:
-            spread = math.sqrt(spreads[0] ** 2 / len(scores) + spreads[1] ** 2 / len(best))
-            significant = abs(difference) > 2 * math.hypot(error, spread)
+def _common_error(runs: list[Run]) -> float:
+    """Root mean square of the errors of log Z; errors of draws of latents are among the spread over datapoints."""
+    evaluations: list[Any] = [run.evaluation for run in runs]
+    errors = [each["log_evidence_mcse"] if "log_z" in each else 0.0 for each in evaluations]
+    return math.sqrt(sum(error**2 for error in errors) / len(errors))
+
+
+def _row(
+    name: str, runs: list[Run], scores: Tensor | None, common: float, found: Difference | None, missing: str | None
+) -> Row:
+    """A row from scores (seeds, datapoints), None where there are none, and its difference to the best if it is not."""
+    best = None if scores is None else 0.0
     evaluations: list[Any] = [run.evaluation for run in runs]
     likelihood = "log_evidence" in evaluations[0] and "elbo" in evaluations[0]
     active = [each["active_units"] for each in evaluations if each.get("active_units") is not None]
@@ -155,12 +284,13 @@ def _row(name: str, runs: list[Run], scores: Tensor | None, best: Tensor | None,
         runs=[str(run.path) for run in runs],
         seeds=len(runs),
         score=None if scores is None else scores.mean().item(),
-        score_se=None if scores is None else _standard_error(scores.mean(0)),
+        score_se=None if scores is None else math.hypot(_standard_error(scores.mean(0)), common),
         score_seeds=None if scores is None else _spread(scores.mean(1)),
-        difference=difference,
-        difference_se=error,
-        difference_seeds=spread,
-        significant=significant,
+        difference=found.value if found else best,
+        difference_se=found.over_datapoints if found else best,
+        difference_seeds=found.over_seeds if found else None,
+        half_width=found.half_width if found else None,
+        significant=found.significant if found else None,
         gap=sum(gaps) / len(gaps) if gaps else None,
         active_units=sum(active) / len(active) if active else None,
         khat_share=_khat_share(runs),
@@ -181,10 +311,12 @@ def _khat_share(runs: Sequence[Run]) -> float | None:
 
 
 def forest(groups: Sequence[Group]) -> Figure:
-    """The difference of each declaration to the best of its group, with two standard errors, as a forest plot.
+    """The difference of each declaration to the best of its group, as a forest plot.
 
-    Thick: over datapoints, which are paired. Thin: together with the error over seeds. Hollow where the difference is
-    not significant, or was seen in one seed. A declaration without a score stands there by its name alone.
+    Thin: the interval that the verdict goes by, right for all pairs at once; significant where it excludes 0. Thick:
+    two standard errors over datapoints, which are paired, at these seeds. Hollow where the difference is not
+    significant, or was seen in one seed, which gives no interval. A declaration without a score stands there by its
+    name alone.
     """
     labels = [
         [fill(f"{row.name} ({row.seeds})" + ": none" * (row.score is None), 48) for row in group.rows]
@@ -197,9 +329,7 @@ def forest(groups: Sequence[Group]) -> Figure:
         for place, row in enumerate(group.rows):
             if row.difference is None or row.difference_se is None:
                 continue
-            inner, outer = 2 * row.difference_se, 2 * math.hypot(row.difference_se, row.difference_seeds or 0.0)
-            ends = {1.0: outer, 3.5: inner}
-            for width, half in ends.items():
+            for width, half in {1.0: row.half_width or 0.0, 3.5: 2 * row.difference_se}.items():
                 axes.plot([row.difference - half, row.difference + half], [place] * 2, color=COLOUR, linewidth=width)
             face = COLOUR if row.significant or place == 0 else "white"
             axes.plot(row.difference, place, "o", color=COLOUR, markerfacecolor=face, markersize=6, zorder=3)
@@ -209,8 +339,13 @@ def forest(groups: Sequence[Group]) -> Figure:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=8)
-        axes.set_title(f"{group.data}, {group.split}: {group.score}, nats of a {group.measure}", fontsize=9, loc="left")
-    panels[-1].set_xlabel("difference to the best [nats a datapoint], right is better", fontsize=8)
+        title = f"{group.data}, {group.split}: {group.score}, nats of a {group.measure}"
+        axes.set_title(title + f", {group.draws}" * bool(group.draws), fontsize=9, loc="left")
+    panels[-1].set_xlabel(
+        "difference to the best [nats a datapoint], right is better\n"
+        "thin: 95 % interval, for all pairs at once; thick: ± 2 standard errors over datapoints",
+        fontsize=8,
+    )
     return fig
 
 
@@ -222,26 +357,65 @@ def _spread(values: Tensor) -> float | None:
     return values.std().item() if len(values) > 1 else None
 
 
-def _leaves(declaration: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
-    """Every value of a declaration by its path."""
-    if isinstance(declaration, Mapping) and declaration:
-        return {
-            place: leaf
-            for key, value in declaration.items()
-            for place, leaf in _leaves(value, (*path, str(key))).items()
+def _declared(run: Run) -> dict[str, Any]:
+    """What distinguishes a run from others: its declaration but for the seed, and the user's own code by its hash."""
+    hashes = {name: sha256[:8] for name, sha256 in run.record.get("components", {}).items()}
+    model = run.declaration["model"] or f"given in {run.path}"
+    return {**run.declaration, "model": model, "seed": None, **hashes}
+
+
+def described(declarations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`prior: vamp, components: 20`: every field in which each declaration differs from others, in their order.
+
+    Options of a component that only some chose are named where those that chose it differ in them. Names of fields are
+    as short as is unique: `encoder.mlp.hidden` where the decoder's differs too.
+    """
+    found: list[dict[tuple[str, ...], str]] = [{} for _ in declarations]
+    _compare_fields(dict(enumerate(declarations)), (), found)
+    paths = {path for fields in found for path in fields} | {("seed",)}  # which is that of training alone
+
+    def short(path: tuple[str, ...]) -> str:
+        endings = (path[-length:] for length in range(1, len(path) + 1))
+        return ".".join(
+            next(ending for ending in endings if [other[-len(ending) :] for other in paths].count(ending) == 1)
+        )
+
+    return [", ".join(f"{short(path)}: {value}" for path, value in fields.items()) for fields in found]
+
+
+Found = list[dict[tuple[str, ...], str]]
+
+
+def _compare_fields(nodes: Mapping[int, Mapping[str, Any]], path: tuple[str, ...], found: Found) -> None:
+    """Writes into what is found, by the place of a declaration, the fields of these options that differ."""
+    for field in dict.fromkeys(field for options in nodes.values() for field in options):
+        _compare_values(
+            {place: options.get(field, "default") for place, options in nodes.items()}, (*path, field), found
+        )
+
+
+def _compare_values(nodes: Mapping[int, Any], path: tuple[str, ...], found: Found) -> None:
+    """The same of the values of one field: numbers, or names of components with or without options."""
+    if all(node == next(iter(nodes.values())) for node in nodes.values()):
+        return
+    if all(isinstance(node, Mapping) for node in nodes.values()) and any(len(node) > 1 for node in nodes.values()):
+        return _compare_fields(nodes, path, found)
+    named = {place: isinstance(node, Mapping) and len(node) == 1 for place, node in nodes.items()}
+    chosen = {
+        place: str(next(iter(node)) if named[place] else node).replace(", ", ",") for place, node in nodes.items()
+    }
+    alternatives = dict.fromkeys(chosen.values())
+    for name in alternatives:
+        options = {
+            place: next(iter(node.values())) if named[place] else {}
+            for place, node in nodes.items()
+            if chosen[place] == name
         }
-    return {path: str(declaration)}
-
-
-def _described(different: Mapping[tuple[str, ...], str], prefixes: set[tuple[str, ...]]) -> str:
-    """`prior: vamp, latent_dim: 20`: the first choice along each path that not all runs made, or else the value."""
-    described: dict[str, str] = {}
-    for path, value in different.items():
-        choices = (path[: level + 2] for level in range(0, len(path) - 1, 2))
-        choice = next((choice for choice in choices if choice not in prefixes), None)
-        key, shown = (path[-1], value) if choice is None else choice[-2:]
-        described.setdefault(key, shown)
-    return ", ".join(f"{key}: {value}" for key, value in described.items())
+        if len(alternatives) > 1:
+            for place in options:
+                found[place][path] = name
+        compare = _compare_fields if all(isinstance(each, Mapping) for each in options.values()) else _compare_values
+        compare(options, (*path, name), found)
 
 
 def _model_name(run: Run) -> str:

@@ -229,7 +229,9 @@ def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     (python,), (declared,) = (re.findall(rf"```{language}\n(.*?)```", text, re.S) for language in ("python", "yaml"))
-    quick = python.replace("epochs=20", "epochs=1").replace('split="test")  # .verdicts', 'split="test", annealed=0)  # .verdicts')
+    quick = python.replace("epochs=20", "epochs=1").replace(
+        'split="test")  # .verdicts', 'split="test", annealed=0)  # .verdicts'
+    )
     assert "annealed=0" in quick  # chains take their time
     exec(quick, {})
     assert (tmp_path / "runs/first/weights.safetensors").is_file()
