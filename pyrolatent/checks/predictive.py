@@ -22,6 +22,8 @@ from pyrolatent.inference.weights import arguments
 Statistic = Callable[[Tensor], Any]
 CORRELATED = 50
 """Entries whose pairwise correlations are looked at."""
+NUMBERS = 2**17
+"""In a replicate, of which there are many."""
 STATED = 12
 """Statistics that have room in a panel."""
 
@@ -75,7 +77,7 @@ class _Replicates(Check):
     Args:
         statistics: functions of a data set (n, *event_shape) beside the usual ones.
         replicates: number of data sets.
-        datapoints: in each, at most.
+        datapoints: in each, at most; of wide data fewer, from 100 upwards, so that a set has at most 2^17 numbers.
     """
 
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
@@ -91,7 +93,8 @@ class _Replicates(Check):
             InputError: some of their entries are missing.
         """
         at_least(99, replicates=self.replicates)
-        batch = subject.part.batch(slice(0, min(self.datapoints, len(subject))))
+        fitting = max(100, NUMBERS // subject.model.event_shape.numel())
+        batch = subject.part.batch(slice(0, min(self.datapoints, fitting, len(subject))))
         if batch.mask is not None:
             raise InputError("replicates are complete, but the data has a mask")
         return arguments(subject.model, batch)
