@@ -1,4 +1,4 @@
-"""How often checks fail right models, and whether they find planted mistakes: `python -m benchmarks.checks` in short."""
+"""How often checks fail right models, and which mistakes they find: short forms of `benchmarks.checks`."""
 
 import numpy as np
 import pytest
