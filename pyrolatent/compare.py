@@ -200,8 +200,9 @@ def compare(runs: Sequence[Run]) -> list[Group]:
     is. A declaration of which a run has no score is named with the reason.
 
     Raises:
-        InputError: a run has not been evaluated.
+        InputError: a run has not been evaluated, or two runs are one declaration at one seed.
     """
+    _hold_to_seeds(runs)
     comparable: dict[tuple[Any, ...], list[tuple[str, Run]]] = defaultdict(list)
     for name, run in zip(described([_declared(run) for run in runs]), runs, strict=True):
         if run.evaluation is None:
@@ -217,6 +218,27 @@ def compare(runs: Sequence[Run]) -> list[Group]:
             alike = [member for member, own in zip(members, draws, strict=True) if own in chosen or not own[0]]
             groups.append(_group(measure, data, split, ", ".join(words for _, words in chosen), alike))
     return groups
+
+
+def _hold_to_seeds(runs: Sequence[Run]) -> None:
+    """Refuses what is no run, and two runs of one declaration at one seed, which do not show the spread over seeds."""
+    seen: dict[Any, Run] = {}
+    for run in runs:
+        if not isinstance(run, Run):
+            raise InputError(f"compare was given {run!r}; give runs, as Run.load({str(run)!r})")
+        evaluation: Any = run.evaluation or {}
+        what = (
+            repr(_declared(run)),
+            run.declaration.get("seed"),
+            evaluation.get("split"),
+            _draws(run) if evaluation else (),
+        )
+        if what in seen:
+            raise InputError(
+                f"{seen[what].path} and {run.path} are one declaration at one seed, which do not show the spread "
+                "over seeds; leave one out"
+            )
+        seen[what] = run
 
 
 def _draws(run: Run) -> tuple[str, str]:

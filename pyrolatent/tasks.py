@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pyrolatent.chains import sample_energy
 from pyrolatent.errors import InputError, at_least, at_least_one, only
+from pyrolatent.inference.annealed import summary
 from pyrolatent.inference.draws import labels_for, posterior_means, simulate, weighed_draws
 from pyrolatent.inference.modes import evaluating
-from pyrolatent.inference.psis import khat, khat_threshold
+from pyrolatent.inference.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.rules import has_posterior, require_latents
 from pyrolatent.models.arrays import as_inputs, as_labels, as_tensor
 from pyrolatent.models.latent import LatentVariableModel, observed_node
@@ -256,7 +257,7 @@ def impute(
             filled.append(torch.where(mask, x, model.decode(latents, y).sample()))
             all_weights.append(log_weights)
     pooled = torch.cat(all_weights)
-    few = int((khat(pooled) > khat_threshold(len(pooled))).sum())
+    few = int(too_large(khat(pooled), summary(pooled)[2], len(pooled)).sum())
     if few:
         warnings.warn(
             f"what is missing rests on a few latents in {few} of {len(x)} datapoints, whose k-hat over {len(pooled)} "

@@ -10,9 +10,20 @@ import pytest
 import scipy.stats
 import torch
 
-from pyrolatent import VAE, DiscreteVAE, HierarchicalVAE, LinearGaussian, SemiSupervisedVAE, checks, sample
+from pyrolatent import (
+    VAE,
+    DiscreteVAE,
+    HierarchicalVAE,
+    InputError,
+    LinearGaussian,
+    SemiSupervisedVAE,
+    checks,
+    load_data,
+    sample,
+)
 from pyrolatent.inference.draws import simulate
 from pyrolatent.inference.evidence import active_units, score
+from pyrolatent.inference.psis import too_large
 from pyrolatent.inference.weights import weigh
 
 D, L, NOISE = 6, 2, 0.7
@@ -384,3 +395,57 @@ def test_draws_of_summed_out_sites_weighted_are_the_posterior_s() -> None:
     found = (weights.unsqueeze(-1) * drawn.latents["z1"]).sum(0)
     error = 0.5 * weights.square().sum(0).sqrt()
     assert ((found - exact).abs() < 5 * error.unsqueeze(-1)).all()
+
+
+def test_bounds_of_summed_out_states_are_bounds() -> None:
+    """With q(z) = p(z) the gap is log p(x) less the mean of log p(x | z) over the eight states."""
+    model = DiscreteVAE((D,), latent_dims=(3,), estimator="enumerate", **SMALL).double()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.likelihood.parameters():
+            parameter.mul_(4)
+        for parameter in model.posterior.parameters():
+            parameter.zero_()
+        x, _ = simulate(model, 20)
+        states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)
+        likelihood = torch.stack([model.decode({"z1": states}).log_prob(row.expand(8, D)) for row in x], 1)
+        exact = likelihood.logsumexp(0) - math.log(8) - likelihood.mean(0)
+    found = checks.gaps(model, (x, None, None), steps=1, draws=2000)
+    assert ((found.inference - exact).abs() < 5 * found.error[2] + 1e-6).all()
+    assert exact.mean() > 0.1
+
+
+def test_weights_that_are_alike_or_bounded_are_not_called_heavy() -> None:
+    torch.manual_seed(0)
+    few = torch.tensor([0.8, 2.0]).log()[torch.bernoulli(torch.full((1000, 50), 0.02)).long()]
+    ess = (2 * few.logsumexp(0) - (2 * few).logsumexp(0)).exp()
+    assert not too_large(checks.khat(few), ess, 1000).any()
+    half = torch.rand(2000, 50).log().clamp(min=-0.3)  # a bound that most of the weights reach
+    bounded = torch.where(torch.rand(2000, 50) < 0.5, torch.tensor(0.7), half)
+    assert (checks.khat(bounded) == -math.inf).all()
+    heavy = 3 * torch.distributions.StudentT(3.0).sample((1000, 50))
+    ess = (2 * heavy.logsumexp(0) - (2 * heavy).logsumexp(0)).exp()
+    assert too_large(checks.khat(heavy), ess, 1000).double().mean() > 0.9
+
+
+def test_statistics_that_are_not_finite_are_extreme_or_refused() -> None:
+    sets = torch.rand(200, 1, dtype=torch.float64)
+    sets[0] = -math.inf
+    assert checks.replicate_test({"log": sets})[0] == 1 / 200
+    sets[3] = math.nan
+    with pytest.raises(InputError, match="'log' is not a number"):
+        checks.replicate_test({"log": sets})
+
+
+def test_a_statistic_cannot_change_the_data() -> None:
+    model = linear().float()
+    data = load_data(sample(model, 200).numpy(), test=0.5)
+    before = data.test.x.clone()
+
+    def centred(x: torch.Tensor) -> float:
+        array = x.numpy()
+        array -= array.mean(0)
+        return float(array.max())
+
+    checks.PriorPredictive(statistics={"largest": centred}, replicates=99)(model, data)
+    assert torch.equal(data.test.x, before)

@@ -252,3 +252,13 @@ def test_a_run_without_a_score_is_a_row_with_its_reason(runs: list[Run], tmp_pat
     assert shown.exit_code == 0, shown.output
     assert "none: " in shown.output
     assert "the chains did not move" in shown.output
+
+
+def test_one_run_is_no_two_seeds(runs: list[Run], tmp_path: Path) -> None:
+    """Given twice, or copied; and what is no run is refused by name."""
+    shutil.copytree(runs[0].path, tmp_path / "copy")
+    for again in (runs[0], Run.load(tmp_path / "copy")):
+        with pytest.raises(InputError, match="are one declaration at one seed"):
+            compare([*runs, again])
+    with pytest.raises(InputError, match=r"give runs, as Run.load\('a'\)"):
+        compare(["a"])  # type: ignore[list-item]

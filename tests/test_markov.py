@@ -322,3 +322,18 @@ def test_the_limits_of_exact_methods_are_said() -> None:
     ):
         with pytest.raises(InputError, match=said):
             ask()
+
+
+def test_energies_of_values_of_any_type() -> None:
+    """Bits of any type are values and no masks, tables may be of whole numbers, and other values are refused."""
+    model = MarkovNetwork((2,), cliques=[[1, 2]], energies=[torch.tensor([[0, 1], [2, 3]])])
+    for kind in (torch.bool, torch.uint8, torch.int64, torch.float32):
+        x = torch.tensor([[1, 0], [0, 1]]).to(kind)
+        assert model.energy(*x.T).tolist() == [2, 1]
+    assert model.exact_sample(5).shape == (5, 2)
+    with pytest.raises(InputError, match="X1 has values from 0 to 1"):
+        model.energy(torch.tensor([-1]), torch.tensor([0]))
+    with pytest.raises(InputError, match="1 values were given, but there are 2 variables"):
+        model.energy(torch.tensor([1]))
+    with pytest.raises(InputError, match="name the variables"):
+        model.exact_sample(2, [0, 1])  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyrolatent import VAE, InputError
-from pyrolatent.inference.objectives import ELBO, AnalyticELBO, Objective
+from pyrolatent.inference.objectives import ELBO, VIMCO, AnalyticELBO, Objective
 from pyrolatent.inference.weights import weigh
 
 PAIRS = [(ELBO, Trace_ELBO), (AnalyticELBO, TraceMeanField_ELBO)]
@@ -234,3 +234,28 @@ def test_the_model_is_scored_at_the_guide_s_draws(model: VAE, x: Tensor) -> None
     weights = weigh(model.generate, model.infer, x)
     assert torch.equal(weights.model_trace.nodes["z"]["value"], weights.latents["z"][0])
     assert torch.equal(weights.model_trace.nodes["x"]["value"], x)
+
+
+def test_vimco_of_draws_without_weight() -> None:
+    """A draw that the model forbids has weight 0: the loss is the bound's, and it and its gradient are finite."""
+    torch.manual_seed(0)
+    logit = torch.zeros(2, requires_grad=True)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Bernoulli(0.5))
+            b = pyro.sample("b", dist.Bernoulli(0.5))
+            pyro.factor("either", torch.where(a + b > 0, 0.0, -torch.inf))
+            pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Bernoulli(logits=logit[0]))
+            pyro.sample("b", dist.Bernoulli(logits=logit[1]))
+
+    objective = VIMCO(particles=8)
+    for _ in range(50):
+        loss = objective.differentiable_loss(model, guide, torch.zeros(3))
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert torch.isfinite(logit.grad).all()

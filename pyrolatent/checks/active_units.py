@@ -31,7 +31,7 @@ class ActiveUnits(Check):
     gives_p_value: ClassVar[bool] = False
 
     def verdict(self, subject: Subject) -> Verdict:
-        """The number of active dimensions; rate and distortion beside it."""
+        """The number of active dimensions; the bound, rate and distortion beside it."""
         at_least(2, draws=self.draws)
         scores = subject.scored(self.draws)
         sites = [site for site in scores[0].means if site != subject.model.label_site]
@@ -51,7 +51,7 @@ class ActiveUnits(Check):
             "smaller beta, a weaker decoder or more training, or declare another likelihood",
             f"of {len(active)} dimensions; what is not active costs nothing and holds nothing",
             threshold=1.0,
-            numbers={"rate": rate, "distortion": distortion},
+            numbers={"elbo": -rate - distortion, "rate": rate, "distortion": distortion},
             arrays=arrays,
         )
 

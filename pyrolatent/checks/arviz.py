@@ -122,7 +122,7 @@ def to_arviz(
     for site, names in latents.items():
         coords |= dict(zip(names, map(np.arange, prior[site].shape[1:]), strict=True))
     found = _from_dict({name: group for name, group in groups.items() if group}, coords, dims)
-    tails = _array(khat(drawn.log_weights))
+    tails = _array(khat(drawn.log_weights_of_states))
     found["sample_stats"]["khat"] = DataArray(tails, dims=over, coords={"datapoint": coords["datapoint"]})
     return found
 

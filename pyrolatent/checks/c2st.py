@@ -36,7 +36,7 @@ def paired_c2st(one: Tensor, other: Tensor, *, seed: int = 0) -> tuple[float, fl
     rows = np.concatenate([first[learnt], second[learnt]])
     kept = min(COMPONENTS, *rows.shape)
     regression = make_pipeline(PCA(kept), PolynomialFeatures(2), LogisticRegression(C=0.1, max_iter=500))
-    trees = HistGradientBoostingClassifier(max_depth=3, learning_rate=0.05, max_iter=60, random_state=seed)
+    trees = HistGradientBoostingClassifier(max_depth=3, learning_rate=0.05, max_iter=60, random_state=seed % 2**32)
     both = VotingClassifier([("regression", regression), ("trees", trees)], voting="soft")
     classifier = make_pipeline(StandardScaler(), both).fit(rows, np.repeat([1, 0], len(learnt)))
     log_odds = []

@@ -120,7 +120,7 @@ class Check(abc.ABC):
             model: a fitted model.
             data: data with the event shape and in the support of the model's likelihood.
             split: the part of the data that is held against the model: "train", "validation" or "test".
-            size: number of its datapoints, from the first.
+            size: number of its datapoints, drawn at the seed.
             seed: of all draws.
 
         Raises:

@@ -19,6 +19,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from pyrolatent.errors import InputError
+
 Array = npt.NDArray[np.float64]
 EXCHANGES = 1999
 """So that p can be 1 in 2,000, below a level of 1 % that is shared by as many checks as there are."""
@@ -94,6 +96,10 @@ def replicate_test(statistics: Mapping[str, Tensor]) -> tuple[float, dict[str, f
     each, compared, tails = {}, {}, []
     for name, given in statistics.items():
         values = given.double().cpu().numpy()
+        if np.isnan(values).any():
+            raise InputError(f"the statistic {name!r} is not a number for some of the data sets; leave it out")
+        finite = np.abs(values[np.isfinite(values)]).max(initial=1.0)
+        values = np.nan_to_num(values, posinf=10 * finite, neginf=-10 * finite)
         scale = values.std(0)
         varies = scale > 1e-9 * np.abs(values).max(0).clip(min=1e-300)
         if values.shape[1] == 1:

@@ -14,20 +14,18 @@ from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import Subject
 from pyrolatent.errors import at_least
 from pyrolatent.inference.annealed import summary
-from pyrolatent.inference.psis import khat, khat_threshold
+from pyrolatent.inference.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.weights import arguments
 
 SHARE = 0.05
 """Share of datapoints that may fail: a convention of this package."""
-ALIKE = 0.99
-"""Effective share of the draws from which weights are so alike that the shape of their tail does not matter."""
 
 
 @dataclass(frozen=True)
 class KHat(Check):
     """The share of held-out datapoints whose importance weights have too heavy a tail.
 
-    Weights that are nearly equal, with an effective number of 99 % of the draws, count as light-tailed: k-hat is the
+    Weights that are nearly equal, with an effective number of 90 % of the draws, count as light-tailed: k-hat is the
     shape of what little they differ by.
 
     Args:
@@ -52,10 +50,9 @@ class KHat(Check):
         shown = subject.part.batch(worst)
         latents = {site: value[0, worst] for site, value in drawn.latents.items()}
         decoded = subject.model.decode(latents, arguments(subject.model, shown)[1]).mean
-        numbers = {"elbo": drawn.log_weights, "ess": ess}
-        too_large = (found > threshold) & (ess < ALIKE * self.draws)
+        numbers = {"ess": ess}
         return self.judged(
-            too_large.double().mean().item(),
+            too_large(found, ess, self.draws).double().mean().item(),
             f"the share of datapoints with k-hat above {threshold:.2f}: q misses mass there; declare posterior: "
             "multivariate_normal, student_t or a flow, train with iwae, and take log p(x) from --method annealed",
             f"importance sampling from q can be relied on (k-hat at most {threshold:.2f})",
@@ -78,7 +75,7 @@ class KHat(Check):
         values = arrays["khat"][np.isfinite(arrays["khat"])]
         constant = len(arrays["khat"]) - len(values)
         if len(values):
-            axes.hist(values, bins=30, color=COLOURS[0])
+            axes.hist(values, bins=30 if np.ptp(values) > 1e-6 else 1, color=COLOURS[0])
             threshold = float(arrays["khat_threshold"])
             axes.axvline(threshold, color=COLOURS[2], linewidth=1, label=f"too large above {threshold:.2f}")
             axes.legend(frameon=False, fontsize=7)

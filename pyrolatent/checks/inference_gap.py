@@ -70,25 +70,27 @@ def gaps(
         particles: draws in each step of refinement.
         draws: for each of the three numbers.
     """
-    amortized = draw(model, inputs, draws, keep=0).log_weights.double()
+    amortized = draw(model, inputs, draws, keep=0)
     # Where the guide is the exact posterior nothing is amortized and there is nothing better.
     best = amortized if getattr(model, "exact", False) else None
     try:
         with torch.enable_grad():
             guide = refine(model, *inputs, steps=steps, particles=particles)
-        best = draw(model, inputs, draws, keep=0, guide=guide).log_weights.double()
+        best = draw(model, inputs, draws, keep=0, guide=guide)
     except InputError:
         pass
     x, _, mask = inputs
     exact = getattr(model, "log_evidence", None)
     if exact is None:
-        evidence, error, _ = summary(amortized if best is None else best)
+        evidence, error, _ = summary((amortized if best is None else best).log_weights.double())
     else:
         evidence = exact(x, mask).detach().double()
         error = torch.zeros_like(evidence)
-    errors = [(amortized if each is None else each).std(0) / draws**0.5 for each in (best, amortized)]
-    local = None if best is None else best.mean(0)
-    return Gaps(evidence, local, amortized.mean(0), torch.stack([error, *errors]))
+    # The bounds are means over what is drawn, states of summed-out sites too.
+    bounds = [(amortized if each is None else each).log_weights_of_states.double() for each in (best, amortized)]
+    errors = [each.std(0) / draws**0.5 for each in bounds]
+    local = None if best is None else bounds[0].mean(0)
+    return Gaps(evidence, local, bounds[1].mean(0), torch.stack([error, *errors]))
 
 
 @dataclass(frozen=True)

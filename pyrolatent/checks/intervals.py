@@ -13,7 +13,7 @@ from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.exchangeability import paired_ecdf_test
 from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
 from pyrolatent.checks.ranks import fractional_ranks
-from pyrolatent.checks.subject import Subject
+from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.draws import FLOATS, simulate, weighed_draws
 from pyrolatent.inference.objectives import Inputs
@@ -89,6 +89,7 @@ class PredictiveIntervals(Check):
     def verdict(self, subject: Subject) -> Verdict:
         """The p-value over all entries, and the coverage of intervals of 90 %."""
         at_least(25, particles=self.particles)
+        at_least(LEAST, datapoints=self.datapoints)
         shape = subject.model.event_shape
         if len(shape) != 1 or shape.numel() > ENTRIES or shape.numel() < 2:
             raise InputError(

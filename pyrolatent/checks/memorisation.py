@@ -15,9 +15,9 @@ from torch import Tensor
 from pyrolatent import figures
 from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
-from pyrolatent.checks.subject import Subject
+from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.data import Split
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.draws import simulate
 
 
@@ -68,6 +68,7 @@ class _OfTraining(Check):
         Raises:
             InputError: there is nothing to compare.
         """
+        at_least(LEAST, datapoints=self.datapoints)
         train = subject.data.train.to(subject.part.x.device)
         if train.mask is not None:
             raise InputError("distances are between complete datapoints, but the data has a mask")
@@ -161,7 +162,8 @@ class HeldOutCopies(_OfTraining):
         )
         return self.judged(
             p_value,
-            f"{said}: held-out scores are too good if the data had duplicates; drop them before the split",
+            f"{said}: the data had duplicates, by which held-out scores are too good (drop them before the split), or "
+            "the model does not repeat values as the data do",
             said,
             numbers={"held_out_copies": shares[0], "sample_copies": shares[1]},
             arrays={"copies": np.asarray(shares)},

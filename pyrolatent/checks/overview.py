@@ -163,7 +163,7 @@ def check(
         model: a fitted model.
         data: data with the event shape and in the support of the model's likelihood.
         split: the part of the data that is held against the model: "train", "validation" or "test".
-        size: number of its datapoints, from the first.
+        size: number of its datapoints, drawn at the seed.
         draws: from q(z | x) for each datapoint.
         simulations: data sets of one datapoint that the model draws, for the calibration of its posterior.
         replicates: data sets that the model draws, which the data are compared with.

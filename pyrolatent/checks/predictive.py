@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.exchangeability import EXCHANGES, replicate_test
 from pyrolatent.checks.panels import COLOURS, Arrays
-from pyrolatent.checks.subject import Subject
+from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.draws import FLOATS, draw, simulate
 from pyrolatent.inference.objectives import Inputs
@@ -65,7 +65,7 @@ STATISTICS: dict[str, Statistic] = {
 def _of_sets(function: Statistic, sets: Tensor, own: bool) -> Tensor:
     """A statistic of data sets (sets, n, *event_shape), (sets, k); of a user's own one set at a time."""
     if own:
-        return torch.stack([torch.as_tensor(function(each)).double().reshape(-1).cpu() for each in sets])
+        return torch.stack([torch.as_tensor(function(each.clone())).double().reshape(-1).cpu() for each in sets])
     values: Tensor = torch.vmap(function)(sets)
     return values.reshape(len(sets), -1).cpu()
 
@@ -93,6 +93,7 @@ class _Replicates(Check):
             InputError: some of their entries are missing.
         """
         at_least(99, replicates=self.replicates)
+        at_least(LEAST, datapoints=self.datapoints)
         fitting = max(100, NUMBERS // subject.model.event_shape.numel())
         batch = subject.part.batch(slice(0, min(self.datapoints, fitting, len(subject))))
         if batch.mask is not None:

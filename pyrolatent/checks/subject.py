@@ -60,10 +60,11 @@ class Subject:
         model: a fitted model.
         data: data with the event shape and in the support of the model's likelihood.
         split: the part of the data that is held against the model: "train", "validation" or "test".
-        size: number of its datapoints, from the first.
+        size: number of its datapoints, drawn at the seed, since data are often in some order.
         seed: of all draws.
 
     Attributes:
+        rows: the datapoints that are looked at, as numbers of rows of the split, (size,).
         model: the model.
         data: the data, the split cut to the datapoints that are looked at.
         split: the name of the split.
@@ -90,7 +91,8 @@ class Subject:
         require_one_observed_site(model, part.batch(slice(0, 1)))
         with evaluating(model, seed):
             # One draw of what is drawn anew for each batch, so that all checks are about the same datapoints.
-            self.part = Split(*part.batch(slice(0, size)))
+            self.rows = torch.randperm(len(part))[:size]
+            self.part = Split(*part.batch(self.rows.to(part.x.device)))
         self.model, self.split, self.seed = model, split, seed
         chosen: Any = {split: self.part}
         self.data = replace(data, **chosen)

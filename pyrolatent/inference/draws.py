@@ -225,30 +225,28 @@ def weighed_draws(model: LatentVariableModel, inputs: Inputs, particles: int) ->
     They are drawn from q(z | x) and weighed by p(x, z) / q(z | x) if the encoder was trained with gaps. Else half of
     them are drawn from the prior, and all are weighed by p(x, z) / (q(z | x) / 2 + p(z) / 2), so that no weight is
     larger than twice the likelihood, however wrong the encoder is (Veach and Guibas 1995; Owen and Zhou 2000). A
-    posterior that scores nothing but its own draws is the only proposal too, and so is one with summed-out sites, of
-    which a state is drawn and weighed.
+    posterior that scores nothing but its own draws is the only proposal too. Of sites that are summed out a state is
+    drawn and weighed.
 
     Args:
         model: any latent-variable model.
         inputs: x, y, mask.
         particles: number of draws, one more if it is odd.
     """
-    half = -(-particles // 2)
-    of_q = weigh(model.generate, model.infer, *inputs, particles=half)
-    if model.sees_gaps or not model.scores_any_value or of_q.summed_out:
+    if model.sees_gaps or not model.scores_any_value:
         drawn = draw(model, inputs, particles)
         return drawn.log_weights_of_states, drawn.latents
     prior = poutine.block(model.generate, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
-    of_p = weigh(model.generate, prior, *inputs, particles=half)
-    values = {site: of_p.guide_trace.nodes[site]["value"] for site in of_p.latents}
-    log_q = [of_q.log_guide, of_q.log_posterior_at(values)]
-    parts = []
-    for weights, log_posterior in zip((of_q, of_p), log_q, strict=True):
-        log_prior = _total(weights.log_prior.values())
-        mixed = torch.logaddexp(log_posterior, log_prior) - math.log(2)
-        parts.append(weights.log_joint - mixed)
-    latents = {site: torch.cat([of_q.latents[site], of_p.latents[site]]) for site in of_q.latents}
-    return torch.cat(parts), latents
+    half = -(-particles // 2)
+    of_q, of_p = draw(model, inputs, half), draw(model, inputs, half, guide=prior)
+    log_q = [of_q.log_posterior, log_posterior_of(model, inputs, of_p.latents)]
+    log_weights = [
+        drawn.log_likelihood + drawn.log_prior - torch.logaddexp(log_posterior, drawn.log_prior) + math.log(2)
+        for drawn, log_posterior in zip((of_q, of_p), log_q, strict=True)
+    ]
+    return torch.cat(log_weights), {
+        site: torch.cat([value, of_p.latents[site]]) for site, value in of_q.latents.items()
+    }
 
 
 def site_means(weights: Weights, site: str) -> Tensor:

@@ -23,7 +23,7 @@ from pyrolatent.inference.draws import FLOATS, site_means
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.partition import Annealing, evaluate_energy
-from pyrolatent.inference.psis import SHORTEST, khat_of_tail, khat_threshold, tail_length
+from pyrolatent.inference.psis import SHORTEST, khat_of_tail, tail_length, too_large
 from pyrolatent.inference.rules import likelihood_name, part_for, same_event_shape
 from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
 from pyrolatent.models.latent import LatentVariableModel, observed_node
@@ -81,7 +81,7 @@ class Evaluation:
             limit where k-hat is too large.
         log_evidence_interval: the ends of its 95 % interval over draws for these datapoints, `draws_interval`.
         ess: mean effective sample size of the draws.
-        khat_share: share of datapoints whose k-hat is above `psis.khat_threshold`, so that the errors of the draws say
+        khat_share: share of datapoints whose k-hat is too large (`psis.too_large`), so that the errors of the draws say
             little; None of fewer than 21 draws.
         kl_per_dimension: KL of each latent dimension; None where the posterior does not factorise.
         active_units: number of latent dimensions, labels not among them, whose posterior mean has a variance of more
@@ -405,7 +405,8 @@ def _summarise(scores: Scores, split: str, measure: str, particles: int, label_s
     likelihood = measure != "cross-entropy"
     errors = likelihood and particles > 1
     mcse, bias, low, high = (value.item() for value in draws_interval(evidence, each["mcse"]))
-    heavy = ~(each["khat"] <= khat_threshold(particles)) if likelihood and tail_length(particles) >= SHORTEST else None
+    known = likelihood and tail_length(particles) >= SHORTEST
+    heavy = too_large(each["khat"], each["ess"], particles) if known else None
     return Evaluation(
         split=split,
         measure=measure,

@@ -533,7 +533,10 @@ class VIMCO(IWAE):
         weights.scale_paths(torch.zeros_like(log_weights))
         held = log_weights.detach()
         count = len(held)
-        others = (held.sum(0) - held) / (count - 1)
+        # The mean of the others' logarithms is -inf where one of theirs is, and not where one's own alone is.
+        none = held == -math.inf
+        finite = held.masked_fill(none, 0.0)
+        others = ((finite.sum(0) - finite) / (count - 1)).masked_fill(none.sum(0) > none.long(), -math.inf)
         replaced = torch.where(torch.eye(count, device=held.device, dtype=torch.bool)[..., None], others, held)
         learning_signal = log_mean_exp(held) - log_mean_exp(replaced, 1)
         log_q = weights.log_guide_sites("held")

@@ -20,8 +20,9 @@ def khat(log_weights: Tensor) -> Tensor:
         log_weights: (draws, batch), nats; constants in a column do not matter.
 
     Returns:
-        (batch,), float64; minus infinity where all weights are equal up to the rounding of their type, as they are
-        where q is the exact posterior, and NaN with fewer than 21 draws, whose tail is too short to tell.
+        (batch,), float64; minus infinity where all weights, or the larger half of the tail, are equal up to the
+        rounding of their type, as they are where q is the exact posterior or weights have a bound, and NaN with fewer
+        than 21 draws, whose tail is too short to tell.
     """
     largest = log_weights.topk(min(tail_length(len(log_weights)) + 1, len(log_weights)), 0).values
     return khat_of_tail(largest, log_weights.min(0).values, len(log_weights))
@@ -47,12 +48,28 @@ def khat_of_tail(largest: Tensor, smallest: Tensor, draws: int) -> Tensor:
     ordered = (largest.double() - largest[0].double()).exp().flip(0)
     excess = ordered[1:] - ordered[0]
     shape = _pareto_shape(excess.clamp(min=torch.finfo(torch.float64).tiny))
-    return torch.where(constant, -math.inf, shape)
+    # Weights that end at a bound which most of the tail reaches, up to rounding, have no tail above it.
+    bounded = largest[0] - largest[len(largest) // 2] <= 64 * torch.finfo(largest.dtype).eps * size
+    return torch.where(constant | bounded, -math.inf, shape)
 
 
 def khat_threshold(draws: int) -> float:
     """min(1 - 1 / log10 S, 0.7): above it the estimate from S draws cannot be relied on (Vehtari et al. 2024)."""
     return min(1 - 1 / math.log10(draws), 0.7)
+
+
+def too_large(khat: Tensor, ess: Tensor, draws: int) -> Tensor:
+    """Where weights cannot be relied on: k-hat is above its threshold, and they differ, (batch,), bool.
+
+    Weights with an effective number of at least 90 % of the draws are so alike that the shape of what they differ by
+    does not matter; of few values, as those of a few states, it has no meaning either.
+
+    Args:
+        khat: (batch,).
+        ess: effective sample size, (batch,).
+        draws: number of draws.
+    """
+    return ~(khat <= khat_threshold(draws)) & (ess < 0.9 * draws)
 
 
 def _pareto_shape(excess: Tensor) -> Tensor:

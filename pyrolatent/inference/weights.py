@@ -337,6 +337,7 @@ class Weights:
             return self.sampled_kl(site)
         prior, posterior = self.model_trace.nodes[site], self.guide_trace.nodes[site]
         same = _same(prior["mask"], posterior["mask"]) and _same(prior["scale"], posterior["scale"])
+        same = same and _same(*(getattr(each["fn"], "_mask", None) for each in (prior, posterior)))
         closed = closed_kl(posterior["fn"], prior["fn"]) if same else None
         return self.sampled_kl(site) if closed is None else self._by_datapoint(closed, posterior)
 

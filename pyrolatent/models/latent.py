@@ -50,7 +50,8 @@ class LatentVariableModel(Model):
     @property
     def sees_gaps(self) -> bool:
         """Whether q(z | x) can be right where parts of x are missing: it is exact, or its encoders see the mask."""
-        return all(getattr(network, "missing", None) is not None for network in self.encoders)
+        seen = [getattr(network, "missing", None) is not None for network in self.encoders]
+        return getattr(self, "exact", False) or (bool(seen) and all(seen))
 
     @property
     def scores_any_value(self) -> bool:

@@ -83,6 +83,7 @@ class MarkovNetwork(UnnormalisedDensity):
             if not callable(energy) and not isinstance(energy, Tensor):
                 energy = torch.as_tensor(energy, dtype=torch.get_default_dtype())
             if isinstance(energy, Tensor):
+                energy = energy if energy.is_floating_point() else energy.to(torch.get_default_dtype())
                 if energy.shape != shape:
                     raise InputError(
                         f"the energies of clique {set(clique)} have the shape {tuple(energy.shape)}, but its variables "
@@ -177,6 +178,8 @@ class MarkovNetwork(UnnormalisedDensity):
 
     def _evidence(self, given: Given | None) -> Evidence:
         """What is given as whole numbers, () or (batch,), on the model's device."""
+        if given is not None and not isinstance(given, Mapping):
+            raise InputError(f"given was {given!r}; name the variables, as in {{1: 0}}")
         found = {}
         for variable, value in (given or {}).items():
             i = self._variable(variable)
@@ -288,17 +291,30 @@ class MarkovNetwork(UnnormalisedDensity):
         """
         return self.energy(*self.checked(x, y)[0].reshape(len(x), -1).long().T)
 
-    def energy(self, *values: Tensor) -> Tensor:
-        """E(x) of the values of X1, X2, ..., whole numbers whose shapes broadcast, as enumerated sites' do."""
+    def energy(self, *values: Any) -> Tensor:
+        """E(x) of the values of X1, X2, ..., whole numbers whose shapes broadcast, as enumerated sites' do.
+
+        Raises:
+            InputError: a variable does not have a value that was given.
+        """
+        states = [as_numbers(self, value, f"X{i}") for i, value in enumerate(values, 1)]
+        if len(states) != self.event_shape.numel():
+            raise InputError(f"{len(states)} values were given, but there are {self.event_shape.numel()} variables")
+        for i, state in enumerate(states, 1):
+            if not ((state == state.round()) & (state >= 0) & (state < self._size(i))).all():
+                raise InputError(f"X{i} has values from 0 to {self._size(i) - 1}, but other numbers were given")
+        return self._energy([state.long() for state in states])
+
+    def _energy(self, states: Sequence[Tensor]) -> Tensor:
         terms = (
-            table[tuple(values[i - 1] for i in clique)]
+            table[tuple(states[i - 1] for i in clique)]
             for table, clique in zip(self.tables(), self.cliques, strict=True)
         )
         return functools.reduce(torch.add, terms)
 
     def log_density(self, state: Tensor, beta: Beta = 1.0) -> Tensor:
         """-β E(x), (chains,): the base is uniform."""
-        return -(beta * self.energy(*state.long().T)[:, None]).squeeze(-1)
+        return -(beta * self._energy([*state.long().T])[:, None]).squeeze(-1)
 
     @torch.no_grad()
     def gibbs(self, state: Tensor, beta: Beta = 1.0) -> Tensor:
