@@ -22,7 +22,7 @@ from pyrolatent.inference.weights import arguments
 Statistic = Callable[[Tensor], Any]
 CORRELATED = 50
 """Entries whose pairwise correlations are looked at."""
-NUMBERS = 2**17
+NUMBERS = 2**18
 """In a replicate, of which there are many."""
 STATED = 12
 """Statistics that have room in a panel."""
@@ -77,7 +77,7 @@ class _Replicates(Check):
     Args:
         statistics: functions of a data set (n, *event_shape) beside the usual ones.
         replicates: number of data sets.
-        datapoints: in each, at most; of wide data fewer, from 100 upwards, so that a set has at most 2^17 numbers.
+        datapoints: in each, at most; of wide data fewer, from 100 upwards, so that a set has at most 2^18 numbers.
     """
 
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
