@@ -538,7 +538,9 @@ class VIMCO(IWAE):
         finite = held.masked_fill(none, 0.0)
         others = ((finite.sum(0) - finite) / (count - 1)).masked_fill(none.sum(0) > none.long(), -math.inf)
         replaced = torch.where(torch.eye(count, device=held.device, dtype=torch.bool)[..., None], others, held)
-        learning_signal = log_mean_exp(held) - log_mean_exp(replaced, 1)
+        baseline = log_mean_exp(replaced, 1)
+        baseline = baseline.masked_fill(baseline == -math.inf, 0.0)  # none, where no other draw has weight
+        learning_signal = log_mean_exp(held) - baseline
         log_q = weights.log_guide_sites("held")
         scores = [(learning_signal * sum_over_states(log_q[site])).sum(0) for site in weights.drawn]
         return functools.reduce(torch.add, scores, log_mean_exp(log_weights))
