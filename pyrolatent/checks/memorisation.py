@@ -31,7 +31,7 @@ def nearest_distances(points: Tensor, among: Tensor, floats: int = 2**26) -> tup
     """
     found = []
     for rows in points.flatten(1).split(max(1, floats // len(among))):
-        found.append(torch.cdist(rows, among.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").min(1))
+        found.append(torch.cdist(rows, among.flatten(1)).min(1))
     return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
 
 

@@ -238,15 +238,15 @@ def weighed_draws(model: LatentVariableModel, inputs: Inputs, particles: int) ->
         return drawn.log_weights_of_states, drawn.latents
     prior = poutine.block(model.generate, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
     half = -(-particles // 2)
-    of_q, of_p = draw(model, inputs, half), draw(model, inputs, half, guide=prior)
-    log_q = [of_q.log_posterior, log_posterior_of(model, inputs, of_p.latents)]
+    of_q, of_p = (weigh(model.generate, guide, *inputs, particles=half) for guide in (model.infer, prior))
+    values = {site: of_p.guide_trace.nodes[site]["value"] for site in of_p.latents}
+    both = [_scored(of_q), _scored(of_p)]
+    log_q = [both[0].log_posterior, of_q.log_posterior_at(values)]
     log_weights = [
         drawn.log_likelihood + drawn.log_prior - torch.logaddexp(log_posterior, drawn.log_prior) + math.log(2)
-        for drawn, log_posterior in zip((of_q, of_p), log_q, strict=True)
+        for drawn, log_posterior in zip(both, log_q, strict=True)
     ]
-    return torch.cat(log_weights), {
-        site: torch.cat([value, of_p.latents[site]]) for site, value in of_q.latents.items()
-    }
+    return torch.cat(log_weights), {site: torch.cat([each.latents[site] for each in both]) for site in of_q.latents}
 
 
 def site_means(weights: Weights, site: str) -> Tensor:
