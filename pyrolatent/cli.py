@@ -25,7 +25,7 @@ from pyrolatent import __version__, declaration, report, tasks
 from pyrolatent.chains import SWEEPS
 from pyrolatent.checks import Checks, check
 from pyrolatent.compare import Group, compare, forest
-from pyrolatent.errors import InputError, TrainingError, only
+from pyrolatent.errors import InputError, TrainingError, hold_seed, only
 from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value, read_yaml
 from pyrolatent.figures import samples as samples_figure
 from pyrolatent.inference import distributed
@@ -237,7 +237,7 @@ def check_command(
     simulations: Annotated[int, typer.Option(help="Datapoints that the model simulates, for calibration.")] = 500,
     replicates: Annotated[int, typer.Option(help="Data sets that the model draws, to compare the data with.")] = 1999,
     annealed: Annotated[int, typer.Option(help="Datapoints whose evidence is annealed; 0 leaves it out.")] = 30,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
     data_dir: DataDir = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
     trust: Trust = False,
@@ -289,6 +289,7 @@ def sample_command(
 ) -> None:
     """Draw from the model: an array and a figure in the run, samples, or sample_means with --mean."""
     loaded = Run.load(run, trust=trust)
+    hold_seed(seed)
     torch.manual_seed(seed)
     y = None if label is None else [loaded.label(label)] * size
     drawn = tasks.sample(loaded.model, size, y, mean=mean, sweeps=sweeps, kernel=_kernel(kernel))

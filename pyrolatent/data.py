@@ -12,6 +12,7 @@ CPU, so they are the same for every training seed and every device.
 import dataclasses
 import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch.distributions import constraints
 from torch.utils.data import Dataset
 
 from pyrolatent.declaration import Component, choices
-from pyrolatent.errors import InputError, at_least_one
+from pyrolatent.errors import SEEDS, InputError, at_least_one
 from pyrolatent.sources import NAMED, Array, Part, Source, as_array, clean, read_dataset, read_named, read_path
 
 Binarize = Literal["dynamic", "static", "threshold", "relaxed", "none"]
@@ -292,7 +293,7 @@ def load_data(
     mask: Any = None,
     labelled: Annotated[int, Field(gt=0)] | None = None,
     labelled_share: Fraction | None = None,
-    seed: Annotated[int, Field(ge=0)] = 0,
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0,
     data_dir: str | Path | None = None,
 ) -> Data:
     """Loads a named data set, a file, a folder of images, an array or a `Dataset`, and splits it.
@@ -316,8 +317,8 @@ def load_data(
             training batch. L is 256 for uint8, 17 for digits, and for other counts one more than the largest.
         validation: the part of what is not test that is held out for validation; None is 0.1.
         test: the part that is held out for test; None is 0.1. A source with its own split takes neither.
-        labels: an array, (N,) integers, -1 being unknown, or (N, label_dim); or the name of a file's label column or
-            array.
+        labels: an array, (N,) or (N, 1) integers, -1 being unknown, or vectors (N, label_dim); or the name of a file's
+            label column or array.
         mask: bool array of x's shape, True where observed; or "nan": NaN is what is not observed.
         labelled: number of training labels that are kept, as many of each class as possible, drawn by the data seed;
             the others become -1, which is unknown.
@@ -396,6 +397,7 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
 def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     own = {"train": source.train, "validation": source.validation, "test": source.test}
     parts = {name: clean(part, _called(source.name, name), given.get("mask")) for name, part in own.items() if part}
+    _warn_of_gaps(parts.values(), source.name)
     levels, factor = _scale(source, parts)
     binarize, dequantize = _noise(source, parts, given, factor, levels)
     seed = given.get("seed", 0)
@@ -571,6 +573,21 @@ def _repeat_labelled(train: Split, share: float, name: str) -> Split:
     index = torch.cat([torch.arange(len(train)), known.repeat(-(-wanted // len(known)))[len(known) : wanted]])
     fields = {field: _select(getattr(train, field), index) for field in ("x", "y", "mask")}
     return dataclasses.replace(train, **fields)
+
+
+def _warn_of_gaps(parts: Iterable[Part], name: str) -> None:
+    """Names classes that no datapoint has, which a model has room for all the same."""
+    found = [part.y[part.y >= 0] for part in parts if part.y is not None and part.y.ndim == 1]
+    classes = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+    missing = int(classes.max(initial=-1)) + 1 - len(classes)
+    if missing:
+        first = np.setdiff1d(np.arange(len(classes) + min(missing, 5)), classes)[:5]
+        listed = ", ".join(map(str, first)) + ", ..." * (missing > len(first))
+        warnings.warn(
+            f"{name}: no datapoint has label {listed}, but models will have classes 0 to {classes.max()}; number the "
+            "classes that there are 0, 1, 2, ... to have these alone",
+            stacklevel=4,
+        )
 
 
 def _label_dim(labels: Iterable[Tensor | None]) -> int:

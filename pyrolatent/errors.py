@@ -4,6 +4,9 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+SEEDS = 2**63
+"""How many seeds there are."""
+
 
 class InputError(Exception):
     """A declaration, a file or an argument that cannot be right; the message is one line.
@@ -51,6 +54,17 @@ def at_least_one(**numbers: Any) -> None:
         InputError: one is not.
     """
     at_least(1, **numbers)
+
+
+def hold_seed(seed: Any) -> None:
+    """Refuses a seed that is given and is no whole number from 0 to 2**63 - 1.
+
+    Raises:
+        InputError: it is not.
+    """
+    at_least(0, seed=seed)
+    if seed is not None and seed >= SEEDS:
+        raise InputError(f"seed was {seed}; give one below 2**63")
 
 
 def only(who: str, takes: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -213,12 +213,12 @@ def _labels(y: Array, size: int, name: str) -> Array:
         raise InputError(f"{name}: labels are {y.dtype} of shape {y.shape}; give (N,) integers or (N, label_dim)")
     if len(y) != size:
         raise InputError(f"{name}: there are {len(y)} labels but {size} datapoints")
-    if y.dtype.kind != "f" and y.ndim == 1:
+    if y.dtype.kind != "f" and y.size == size:
         if y.min() < -1:
             raise InputError(
                 f"{name}: the smallest label is {y.min()}, but classes are numbered 0, 1, 2, ..., and -1 is unknown"
             )
-        return y.astype(np.int64)
+        return y.reshape(size).astype(np.int64)
     given, y = y, y.astype(np.float32).reshape(size, -1)
     if not np.isfinite(y).all():
         raise InputError(f"{name}: {int((~np.isfinite(y)).sum())} label values are NaN or infinite; remove them")

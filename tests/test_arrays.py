@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pyrolatent import (
+    PCA,
     VAE,
     Autoencoder,
     ConditionalVAE,
@@ -17,6 +18,7 @@ from pyrolatent import (
     HierarchicalVAE,
     InputError,
     LinearGaussian,
+    LogisticBernoulli,
     RestrictedBoltzmannMachine,
     Run,
     SemiSupervisedVAE,
@@ -248,15 +250,57 @@ def test_integers_are_not_given_back_as_they_were_before_they_were_divided(
     assert model.divisor == divisor
     raw = IMAGES[:, None]
     for task in (*TASKS.values(), impute):
-        for form in ("bytes", "integers", "float64 array", "lists"):
+        resized = (raw.astype(np.float64) + np.roll(raw, 1, -1)) / 2
+        for given in (resized, *(FORMS[form](raw) for form in ("bytes", "integers", "float64 array", "lists"))):
             with pytest.raises(InputError, match=f"trained on x divided by {divisor}, .*; give x / {divisor}"):
-                task(model, FORMS[form](raw), mask=np.ones(raw.shape, bool))
+                task(model, given, mask=np.ones(raw.shape, bool))
     with pytest.raises(InputError, match=f"give x / {divisor}"):
         evaluate(model, load_data(raw.astype(np.float32)), particles=1)
     binary = (raw > 127).astype(np.uint8)
     assert torch.equal(reconstruct(model, binary), reconstruct(model, binary.astype(np.float32)))
-    noisy = raw / divisor + 1.5
+    noisy = raw / divisor + np.random.default_rng(3).normal(size=raw.shape)
     assert reconstruct(model, noisy).shape == raw.shape
+
+
+def test_models_of_known_truth_convert_and_refuse_as_others_do() -> None:
+    """Their own methods too: bytes are refused, arrays of any type are the tensors that they hold."""
+    data = load_data(IMAGES)
+    linear, components = LinearGaussian(data.event_shape, latent_dim=2), PCA(data.event_shape, latent_dim=2)
+    fit(linear, data, objective="em", epochs=1, progress=False)
+    fit(components, data, objective="closed_form", progress=False)
+    logistic = LogisticBernoulli((4,), latent_dim=1)
+    raw = IMAGES[:5, None]
+    grey = torch.from_numpy(raw / 255).float()
+    for method in (
+        linear.log_evidence,
+        lambda x: linear.exact_posterior(x).mean,
+        components.reconstruct,
+        lambda x: components.encode(x)["z"].mean,
+    ):
+        for form in ("float64 array", "lists", "float64 tensor"):
+            torch.testing.assert_close(method(FORMS[form](raw / 255)), method(grey))
+        for given in (raw, raw.astype(np.float32)):
+            with pytest.raises(InputError, match="give x / 255"):
+                method(given)
+        with pytest.raises(InputError, match="over events of shape"):
+            method(grey.flatten(1))
+    for form in ("float64 array", "bytes", "lists"):
+        found, wanted = (logistic.quadrature(x)[2] for x in (FORMS[form](X), torch.from_numpy(X).float()))
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5])
+def test_a_seed_is_a_whole_number_that_torch_can_take(seed: Any) -> None:
+    data = load_data(X.repeat(40, 0))
+    model = MODELS["vae"]()
+    for call in (
+        lambda: fit(model, data, epochs=1, seed=seed, progress=False),
+        lambda: evaluate(model, data, particles=1, seed=seed),
+        lambda: check(model, data, seed=seed),
+        lambda: load_data(X.repeat(40, 0), seed=seed),
+    ):
+        with pytest.raises(InputError, match="seed was"):
+            call()
 
 
 def test_counts_that_were_not_divided_are_taken_as_they_are() -> None:

@@ -7,6 +7,7 @@ import os
 import struct
 import tarfile
 import urllib.request
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -316,6 +317,8 @@ def test_mask_of_images_moves_with_the_channels() -> None:
         (np.arange(60) % 3, torch.int64, (), 3),
         (torch.arange(60) % 3, torch.int64, (), 3),
         (np.arange(60) % 2 == 0, torch.int64, (), 2),
+        (np.arange(60).reshape(60, 1) % 3, torch.int64, (), 3),
+        (np.linspace(0, 1, 60).reshape(60, 1), torch.float32, (1,), 1),
         (np.ones((60, 5)), torch.float32, (5,), 5),
         (np.ones((60, 5), int), torch.float32, (5,), 5),
         (np.linspace(0, 1, 60), torch.float32, (1,), 1),
@@ -328,6 +331,26 @@ def test_labels(x: np.ndarray, labels: Any, dtype: torch.dtype, shape: tuple[int
     assert y is not None
     assert y.dtype == dtype
     assert y.shape == (4, *shape)
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        ([0, 2, 7], "no datapoint has label 1, 3, 4, 5, 6, but models will have classes 0 to 7"),
+        ([3], "no datapoint has label 0, 1, 2, but models will have classes 0 to 3"),
+        ([-1, 0, 9_999_999], "no datapoint has label 1, 2, 3, 4, 5, ..., but models will have classes 0 to 9999999"),
+        ([-1, 0, 1, 2], None),
+        ([-1], None),
+    ],
+)
+def test_classes_that_no_datapoint_has_are_named(x: np.ndarray, classes: list[int], said: str | None) -> None:
+    labels = np.resize(classes, len(x))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_data(x, labels=labels)
+    assert [str(each.message) for each in caught if "no datapoint" in str(each.message)] == (
+        [f"array: {said}; number the classes that there are 0, 1, 2, ... to have these alone"] if said else []
+    )
 
 
 def test_nan_behind_a_mask_is_stored_as_zero(x: np.ndarray) -> None:

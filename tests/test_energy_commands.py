@@ -301,6 +301,28 @@ def test_variables_and_evidence_are_numbers_of_any_type() -> None:
         network.mode({1: "a"})
 
 
+def test_energies_may_be_counted_in_any_type() -> None:
+    """1 for each pair that differs, as truth values, whole numbers or floats: Z of a chain of 3 bits is 2 (1 + e)^2."""
+    for count in (torch.bool, torch.int64, torch.float32, torch.float64):
+        table = torch.tensor([[0, 1], [1, 0]]).to(count)
+        for energy in (table, lambda a, b, count=count: (a != b).to(count)):
+            network = MarkovNetwork((3,), cliques=[[1, 2], [2, 3]], energies=[energy] * 2)
+            assert network.log_z().item() == pytest.approx(math.log(2) + 2 * math.log1p(math.exp(-1)), rel=1e-5)
+        model = EnergyModel((3,), energy=lambda x, count=count: (x[:, :1] > 0).to(count), reference="flat")
+        assert torch.equal(model.free_energy([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]), torch.tensor([1.0, 0.0]).to(table))
+
+
+def test_a_network_of_what_is_no_table_is_refused() -> None:
+    for cardinality, said in (([2, 0], "cardinality of X2 was 0"), ([2.5, 2], "cardinality was given")):
+        with pytest.raises(InputError, match=said):
+            MarkovNetwork((2,), cliques=[[1, 2]], cardinality=cardinality)
+    for cardinality in (np.int64(3), np.array([3, 3])):
+        network = MarkovNetwork((2,), cliques=[[1, 2]], cardinality=cardinality, energies=[np.zeros((3, 3))])
+        assert network.log_z().item() == pytest.approx(math.log(9))
+    with pytest.raises(InputError, match=r"clique {1, 2} gave \(2,\) for its 4 states"):
+        MarkovNetwork((2,), cliques=[[1, 2]], energies=[lambda a, b: a[:2]])
+
+
 def test_figures_refuse_what_they_cannot_draw() -> None:
     with pytest.raises(InputError, match="none of what is watched"):
         monitors([{"epoch": 1}])

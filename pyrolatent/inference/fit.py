@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyro
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from scipy import stats
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import pyrolatent.inference.warmup  # noqa: F401 (registers the warm-ups)
 from pyrolatent.data import Batch, Data, Split
 from pyrolatent.declaration import Component, Kind, build, choices, register
-from pyrolatent.errors import InputError, TrainingError, only
+from pyrolatent.errors import SEEDS, InputError, TrainingError, only
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
 from pyrolatent.inference.contrastive import EnergyObjective
@@ -87,7 +87,7 @@ def fit(
     clip_norm: Annotated[float, Gt(0)] | None = None,
     kl_warmup: Annotated[Any, Kind("warmup")] = None,
     patience: Annotated[int, Gt(0)] | None = None,
-    seed: Annotated[int, Ge(0)] = 0,
+    seed: Annotated[int, Ge(0), Lt(SEEDS)] = 0,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     compile: Literal["auto", "always", "never"] = "auto",
     precision: Literal["float32", "bf16"] = "float32",

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from pyrolatent.errors import at_least
+from pyrolatent.errors import hold_seed
 from pyrolatent.models.modes import evaluation_mode
 
 
@@ -25,9 +25,9 @@ def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
         seed: of the draws within; None continues the caller's.
 
     Raises:
-        InputError: the seed is no whole number from 0 upwards.
+        InputError: the seed is no whole number from 0 to 2**63 - 1.
     """
-    at_least(0, seed=seed)
+    hold_seed(seed)
     device = device_of(model)
     devices = [device] if device.type == "cuda" else []
     with evaluation_mode(model), torch.random.fork_rng(devices=devices):

@@ -195,8 +195,8 @@ class SquaredError:
 
     def loss(self, model: Any, inputs: Inputs) -> Tensor:
         """The squared error of each datapoint, (batch,), in the squared units of x; lower is better."""
-        x, y, mask = inputs
-        error = (model.reconstruct(x, y, mask) - x).square()
+        x, _, mask = inputs
+        error = (model(x, mask) - x).square()
         return (error if mask is None else error * mask).flatten(1).sum(-1)
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:

@@ -19,7 +19,7 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
         mask: True, or 1, where x is observed, (batch, *event_shape).
 
     Raises:
-        InputError: another shape, no datapoints, what is no number, an observed value that is not finite, or integers
+        InputError: another shape, no datapoints, what is no number, an observed value that is not finite, or values
             as they were before `load_data` divided them.
     """
     x = as_numbers(model, x, "x")
@@ -47,14 +47,14 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
 
 
 def hold_to_divisor(model: Any, x: Tensor) -> None:
-    """Refuses integers as they were before `load_data` divided them; 0 and 1 alone are binary.
+    """Refuses values as they were before `load_data` divided them to [0, 1], or resized; 0 and 1 alone are binary.
 
     Raises:
         InputError: naming what to divide by.
     """
-    if model.divisor != 1 and (x > 1).any() and (x == x.round()).all():
+    if model.divisor != 1 and (x > 1).any() and (x.mean() > 1 or (x == x.round()).all()):
         raise InputError(
-            f"x holds whole numbers up to {x.max():g}, but {type(model).__name__} was trained on x divided by "
+            f"x holds values up to {x.max():g}, but {type(model).__name__} was trained on x divided by "
             f"{model.divisor:g}, as load_data divides it; give x / {model.divisor:g}"
         )
 
@@ -63,7 +63,8 @@ def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
     """Labels as a model takes them: classes (size,), int64, or vectors (size, label_dim) in the model's type.
 
     Real numbers are vectors, one number (size,) being a vector of width 1, and are never taken for classes; whole
-    numbers are classes, but for a model of label vectors, whose labels are vectors whatever their type.
+    numbers, (size,) or (size, 1), are classes, but for a model of label vectors, whose labels are vectors whatever
+    their type.
 
     Args:
         model: whose labels, type and device count.
@@ -83,7 +84,8 @@ def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
         values = as_numbers(model, labels.unsqueeze(-1) if labels.dim() == label_dim == 1 else labels, "y")
         if values.shape == (size, label_dim) and torch.isfinite(values).all():
             return values
-    elif not vectors and labels.shape == (size,):
+    elif not vectors and labels.shape in ((size,), (size, 1)):
+        labels = labels.reshape(size)
         least, most = (int(labels.min()), int(labels.max())) if size else (0, 0)
         if least >= (0 if known else -1) and most < label_dim:
             return labels.to(_reference(model).device, torch.int64)

@@ -45,9 +45,14 @@ class DeterministicModel(Model):
         decoded = self.decoder(z.reshape(-1, z.shape[-1])).reshape((*z.shape[:-1], *self.event_shape))
         return dist.Delta(decoded).to_event(len(self.event_shape))
 
-    def reconstruct(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """decoder(encoder(x)), (batch, *event_shape)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """decoder(encoder(x)), (batch, *event_shape), of tensors as training has them."""
         return self.decoder(self._code(x, mask))
+
+    def reconstruct(self, x: Any, y: Any = None, mask: Any = None) -> Tensor:
+        """decoder(encoder(x)), (batch, *event_shape), 0 standing for what is not observed."""
+        x, _, mask = as_inputs(self, x, y, mask)
+        return self(x, mask)
 
     @property
     def encoders(self) -> list[nn.Module]:

@@ -10,7 +10,14 @@ from torch.distributions import constraints
 
 from pyrolatent.declaration import Kind, build, component, registered
 from pyrolatent.errors import InputError
-from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, deviations, warn_if_constant, warn_if_far
+from pyrolatent.models.unnormalised import (
+    Beta,
+    UnnormalisedDensity,
+    deviations,
+    in_real_numbers,
+    warn_if_constant,
+    warn_if_far,
+)
 
 SMOOTH: Mapping[str, Any] = {"mlp": {"activation": "silu"}}
 """The energy by default: the gradient of its score is not 0 nearly everywhere, as that of rectifiers is."""
@@ -93,7 +100,7 @@ class EnergyModel(UnnormalisedDensity):
     def _energy(self, x: Tensor) -> Tensor:
         flat = x.reshape(len(x), -1)
         seen = ((flat - self.input_loc) / self.input_scale).reshape(x.shape) if self.standardises else x
-        energy = self.function(seen)
+        energy = in_real_numbers(self.function(seen))
         if energy.numel() != len(x) or len(energy.shape) == 0:
             raise InputError(
                 f"the energy gave {tuple(energy.shape)} for x {tuple(x.shape)}; let it give one number for each "

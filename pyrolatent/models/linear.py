@@ -16,6 +16,7 @@ from torch.nn.functional import softplus
 
 from pyrolatent.declaration import Kind, build, component
 from pyrolatent.errors import InputError
+from pyrolatent.models.arrays import as_inputs
 from pyrolatent.models.conditionals import conditional, filled
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import MaskInput
@@ -73,16 +74,20 @@ class LinearGaussian(LatentVariableModel):
         if not self.exact:
             return super().infer(x, y, mask)
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", self.exact_posterior(x, mask))
+            pyro.sample("z", self._posterior(x, mask))
         return None
 
-    def exact_posterior(self, x: Tensor, mask: Tensor | None = None) -> dist.MultivariateNormal:
+    def exact_posterior(self, x: Any, mask: Any = None) -> dist.MultivariateNormal:
         """p(z | x), of batch shape (batch,), given what is observed.
 
         Args:
             x: data (batch, *event_shape).
             mask: True where x is observed.
         """
+        x, _, mask = as_inputs(self, x, mask=mask)
+        return self._posterior(x, mask)
+
+    def _posterior(self, x: Tensor, mask: Tensor | None) -> dist.MultivariateNormal:
         weighted, precision = self._weighted(filled(x, mask, constraints.real), mask)
         factor = torch.linalg.cholesky(precision)
         loc = torch.cholesky_solve(weighted.unsqueeze(-1), factor).squeeze(-1)
@@ -91,11 +96,16 @@ class LinearGaussian(LatentVariableModel):
         )
         return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(inverse.mT @ inverse))
 
-    def log_evidence(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def log_evidence(self, x: Any, mask: Any = None) -> Tensor:
         """log p(x) of what is observed, (batch,), nats, exactly.
 
         By the matrix determinant and inversion lemmas, so at the cost of latent_dim^3 for each datapoint.
+
+        Args:
+            x: data (batch, *event_shape).
+            mask: True where x is observed.
         """
+        x, _, mask = as_inputs(self, x, mask=mask)
         x = filled(x, mask, constraints.real)
         weighted, precision = self._weighted(x, mask)
         factor = torch.linalg.cholesky(precision)
@@ -135,7 +145,7 @@ class LinearGaussian(LatentVariableModel):
         flat = x.flatten(1)
         seen = torch.ones_like(flat) if mask is None else mask.flatten(1).to(flat)
         flat = torch.where(seen > 0, flat, 0.0)
-        q = self.exact_posterior(x, mask)
+        q = self._posterior(x, mask)
         moment = q.covariance_matrix + q.loc.unsqueeze(-1) * q.loc.unsqueeze(-2)
         extended = torch.cat([q.loc, torch.ones_like(q.loc[:, :1])], -1)
         second = torch.cat(
@@ -263,7 +273,7 @@ class LogisticBernoulli(LatentVariableModel):
         self.latent_dim = latent_dim
 
     @torch.no_grad()
-    def quadrature(self, x: Tensor, nodes: int = 200) -> tuple[Tensor, Tensor, Tensor]:
+    def quadrature(self, x: Any, nodes: int = 200) -> tuple[Tensor, Tensor, Tensor]:
         """Posterior mean and standard deviation, (batch, latent_dim), and log p(x), (batch,), by quadrature.
 
         Args:
@@ -277,6 +287,7 @@ class LogisticBernoulli(LatentVariableModel):
             raise InputError(
                 f"quadrature is for one or two latent dimensions, but there are {self.latent_dim}; use nuts"
             )
+        x, *_ = as_inputs(self, x)
         points, weights = (torch.as_tensor(array).to(x) for array in np.polynomial.hermite_e.hermegauss(nodes))
         log_weights = weights.clamp(min=torch.finfo(weights.dtype).tiny).log() - 0.5 * math.log(2 * math.pi)
         grid = torch.cartesian_prod(*[points] * self.latent_dim).reshape(-1, self.latent_dim) / math.sqrt(
@@ -289,7 +300,7 @@ class LogisticBernoulli(LatentVariableModel):
         mean = posterior.T @ grid
         return mean, (posterior.T @ grid.square() - mean.square()).clamp(min=0).sqrt(), evidence
 
-    def nuts(self, x: Tensor, draws: int = 500, warmup: int = 500) -> Tensor:
+    def nuts(self, x: Any, draws: int = 500, warmup: int = 500) -> Tensor:
         """Draws from the exact posterior of all datapoints jointly, by Pyro's NUTS, (draws, batch, latent_dim).
 
         Args:
@@ -297,6 +308,7 @@ class LogisticBernoulli(LatentVariableModel):
             draws: number of draws kept.
             warmup: number of steps of adaptation before them.
         """
+        x, *_ = as_inputs(self, x)
         parameters = [p for p in self.parameters() if p.requires_grad]
         for parameter in parameters:
             parameter.requires_grad_(False)

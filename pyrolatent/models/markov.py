@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrolatent.declaration import component
-from pyrolatent.errors import InputError, at_least_one, is_whole
+from pyrolatent.errors import InputError, at_least, at_least_one, is_whole
 from pyrolatent.models.arrays import as_numbers
-from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
+from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, in_real_numbers
 
 LARGEST = 2**24
 """Numbers in the largest table that an elimination may make."""
@@ -54,9 +54,11 @@ class MarkovNetwork(UnnormalisedDensity):
         energies: Any = None,
     ) -> None:
         width = torch.Size(event_shape).numel()
-        sizes = [cardinality] * width if isinstance(cardinality, int) else list(cardinality)
+        given: Any = cardinality  # of any type of array and integer
+        sizes = [given] * width if is_whole(given) else list(given)
         if len(sizes) != width:
             raise InputError(f"cardinality lists {len(sizes)} variables, but x has {width} entries")
+        at_least(2, **{f"cardinality of X{i + 1}": size for i, size in enumerate(sizes)})
         levels = torch.tensor(sizes)
         super().__init__(event_shape, constraints.integer_interval(0, (levels - 1).reshape(event_shape)), levels)
         self._sizes = sizes
@@ -83,7 +85,7 @@ class MarkovNetwork(UnnormalisedDensity):
             if not callable(energy) and not isinstance(energy, Tensor):
                 energy = torch.as_tensor(energy, dtype=torch.get_default_dtype())
             if isinstance(energy, Tensor):
-                energy = energy if energy.is_floating_point() else energy.to(torch.get_default_dtype())
+                energy = in_real_numbers(energy)
                 if energy.shape != shape:
                     raise InputError(
                         f"the energies of clique {set(clique)} have the shape {tuple(energy.shape)}, but its variables "
@@ -114,7 +116,13 @@ class MarkovNetwork(UnnormalisedDensity):
                 continue
             shape = [self._size(i) for i in clique]
             states = torch.meshgrid(*(torch.arange(k, device=self.chains.device) for k in shape), indexing="ij")
-            found.append(source(*(values.flatten() for values in states)).reshape(shape))
+            energies = in_real_numbers(source(*(values.flatten() for values in states)))
+            if energies.numel() != math.prod(shape):
+                raise InputError(
+                    f"the energy of clique {set(clique)} gave {tuple(energies.shape)} for its {math.prod(shape)} "
+                    f"states; let it give one number for each, ({math.prod(shape)},)"
+                )
+            found.append(energies.reshape(shape))
         return found
 
     def _size(self, variable: int) -> int:

@@ -31,6 +31,11 @@ def deviations(x: Tensor) -> Tensor:
     return torch.where(found > 0, found, torch.where(rest > 0, rest, 1.0))
 
 
+def in_real_numbers(energy: Tensor) -> Tensor:
+    """An energy as floats, also where a function of the user's gives truth values or whole numbers."""
+    return energy if energy.is_floating_point() else energy.to(torch.get_default_dtype())
+
+
 def warn_if_constant(x: Tensor) -> None:
     """Says which entries of data (n, ...) do not vary, whose density has no width that the data tell."""
     flat = x.reshape(len(x), -1)
