@@ -59,24 +59,14 @@ def rank_test(truth: Tensor, draws: Tensor, exchanges: int = EXCHANGES) -> RankT
     values = torch.cat([truth.unsqueeze(0), draws]).reshape(len(draws) + 1, len(truth), -1)
     places = _fractional(values)
     n, k = places.shape[1:]
-    bins = min(n, 100)
-    binned = (places * bins).long().clamp(max=bins - 1).cpu().numpy()
+    binned = bins(places.cpu().numpy())
     random = _generator()
-    table = tail_probabilities(n)
-
-    def statistics(chosen: npt.NDArray[np.int64]) -> Array:
-        """Of each choice of the truths, (choices, n): the least tail in each dimension, (choices, k)."""
-        picked = binned[chosen, np.arange(n)]
-        at = (np.arange(len(chosen) * k).reshape(-1, 1, k) * bins + picked).ravel()
-        counts = np.bincount(at, minlength=len(chosen) * k * bins).reshape(len(chosen), k, bins)
-        return table[counts.cumsum(-1)[..., :-1], np.arange(bins - 1)].min(-1)
-
-    own = statistics(np.zeros((1, n), dtype=np.int64))[0]
+    own = least_tails(binned[:1])[0]
     at_once = max(1, AT_ONCE // (n * k))
     sizes = [min(at_once, exchanges - start) for start in range(0, exchanges, at_once)]
-    others = [statistics(random.integers(len(values), size=(size, n))).min(-1) for size in sizes]
+    others = [least_tails(binned[random.integers(len(values), size=(size, n)), np.arange(n)]).min(-1) for size in sizes]
     p_value = _at_least_as_extreme(-own.min(), -np.concatenate(others))
-    return RankTest(min(p_value, float(own.min() * k * (bins - 1))), places[0], int(own.argmin()))
+    return RankTest(min(p_value, float(own.min() * k * len(grid(n)))), places[0], int(own.argmin()))
 
 
 def replicate_test(statistics: Mapping[str, Tensor]) -> tuple[float, dict[str, float], dict[str, Array]]:
@@ -155,14 +145,36 @@ def paired_ecdf_test(one: Tensor, other: Tensor, exchanges: int = EXCHANGES) -> 
     return _at_least_as_extreme(own.max(), np.abs(signs @ difference).max(1)), int(own.argmax()) // len(points)
 
 
+def grid(n: int) -> Array:
+    """t = 1/G, ..., (G - 1)/G, at which an ECDF of n values is looked at; G is n, or 100 if n is larger."""
+    return np.arange(1, min(n, 100)) / min(n, 100)
+
+
+def bins(values: Array) -> npt.NDArray[np.int64]:
+    """Between which points of the grid values in (0, 1) lie, (sets, n, k), from 0."""
+    cells = len(grid(values.shape[1])) + 1
+    return (values * cells).astype(np.int64).clip(max=cells - 1)
+
+
+def least_tails(binned: npt.NDArray[np.int64]) -> Array:
+    """The smallest tail probability of the ECDF of n values at any point of the grid, (sets, k).
+
+    Args:
+        binned: values as `bins` has them, (sets, n, k).
+    """
+    sets, n, k = binned.shape
+    table = tail_probabilities(n)
+    cells = table.shape[1] + 1
+    at = (np.arange(sets * k).reshape(-1, 1, k) * cells + binned).ravel()
+    counts = np.bincount(at, minlength=sets * k * cells).reshape(sets, k, cells).cumsum(-1)[..., :-1]
+    least: Array = table[counts, np.arange(cells - 1)].min(-1)
+    return least
+
+
 @functools.lru_cache(maxsize=16)
 def tail_probabilities(n: int) -> Array:
-    """2 min(P(B <= c), P(B >= c)), B ~ Bin(n, t), (n + 1, G - 1), for c = 0, ..., n and t = 1/G, ..., (G - 1)/G.
-
-    G is n, or 100 if n is larger.
-    """
-    bins = min(n, 100)
-    counts, points = np.arange(n + 1)[:, None], np.arange(1, bins) / bins
+    """2 min(P(B <= c), P(B >= c)), B ~ Bin(n, t), (n + 1, G - 1), for c = 0, ..., n and t on the grid."""
+    counts, points = np.arange(n + 1)[:, None], grid(n)
     below, above = scipy.stats.binom.cdf(counts, n, points), scipy.stats.binom.sf(counts - 1, n, points)
     least: Array = 2 * np.minimum(below, above)
     return least

@@ -15,7 +15,7 @@ from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
 from pyrolatent.checks.ranks import fractional_ranks
 from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.draws import FLOATS, simulate, weighed_draws
+from pyrolatent.inference.draws import FLOATS, repeated, simulate, weighed_draws
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel
@@ -48,8 +48,8 @@ def conditional_draws(
         predicted = torch.as_tensor(entries[start : start + at_once], device=x.device)
         count = len(predicted)  # the datapoints, once for each entry
         others = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
-        several, others = _repeated(x, count), _repeated(others, count)
-        labels = None if y is None else _repeated(y, count)
+        several, others = repeated(x, count), repeated(others, count)
+        labels = None if y is None else repeated(y, count)
         rows, hidden = torch.arange(count * batch, device=x.device), predicted.repeat_interleave(batch)
         others.flatten(1)[rows, hidden] = False
         log_weights, proposed = weighed_draws(model, (several, labels, others), particles)
@@ -58,10 +58,6 @@ def conditional_draws(
         drawn = model.decode(latents, labels).sample().flatten(2)[:, rows, hidden]
         parts.append(drawn.unflatten(1, (count, batch)).mT)
     return torch.cat(parts, -1)
-
-
-def _repeated(values: Tensor, count: int) -> Tensor:
-    return values.repeat(count, *[1] * (values.dim() - 1))
 
 
 @dataclass(frozen=True)

@@ -76,17 +76,20 @@ class Checks:
         return {name: value for verdict in self.verdicts for name, value in verdict.arrays.items()}
 
     @property
+    def p_values(self) -> dict[str, float]:
+        """By check that gives one, its p-value by Holm's correction."""
+        given = {verdict.check: verdict.p_value for verdict in self.verdicts if verdict.p_value is not None}
+        return dict(zip(given, holm([*given.values()]), strict=True))
+
+    @property
     def p_value(self) -> float | None:
-        """One p-value over all checks that give one: the smallest, by Holm's correction; None if there is none."""
-        p = [verdict.value for verdict in self.verdicts if verdict.by.gives_p_value]
-        return min(holm(p)) if p else None
+        """One p-value over all checks that give one: the smallest of the corrected ones; None if there is none."""
+        return min(self.p_values.values(), default=None)
 
     @property
     def rejected(self) -> list[str]:
-        """Checks with a p-value below the level after Holm's correction, which are any for 1 % of right models."""
-        given = [verdict for verdict in self.verdicts if verdict.by.gives_p_value]
-        corrected = holm([verdict.value for verdict in given])
-        return [verdict.check for verdict, p in zip(given, corrected, strict=True) if p < LEVEL]
+        """Checks with a p-value below the level after the correction, which are any for 1 % of right models."""
+        return [check for check, p in self.p_values.items() if p < LEVEL]
 
     @property
     def summary(self) -> str:
@@ -95,8 +98,7 @@ class Checks:
         together = ""
         if self.p_value is not None:
             few = f"refused by {', '.join(self.rejected)}" if self.rejected else "not refused"
-            count = sum(verdict.by.gives_p_value for verdict in self.verdicts)
-            together = f"; over all {count} p-values p = {self.p_value:.2g} (Holm), {few}"
+            together = f"; over all {len(self.p_values)} p-values p = {self.p_value:.2g} (Holm), {few}"
         return f"{self.subject.split} of {self.subject.data.name}: {passed} of {len(self.verdicts)} passed{together}"
 
     def __str__(self) -> str:

@@ -15,7 +15,7 @@ from pyrolatent.checks.exchangeability import EXCHANGES, replicate_test
 from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.draws import FLOATS, draw, simulate
+from pyrolatent.inference.draws import FLOATS, draw, repeated, simulate
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.weights import arguments
 
@@ -153,7 +153,7 @@ class PriorPredictive(_Replicates):
         x, y, _ = self.inputs(subject)
 
         def several(count: int) -> Tensor:
-            labels = None if y is None else y.repeat(count, *[1] * (y.dim() - 1))
+            labels = None if y is None else repeated(y, count)
             return simulate(subject.model, count * len(x), labels)[0].unflatten(0, (count, len(x)))
 
         return self.compared(x, several, "without x", "declare another prior, likelihood or decoder")

@@ -14,7 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyrolatent.checks.exchangeability import tail_probabilities
+from pyrolatent.checks.exchangeability import bins, grid, least_tails
 from pyrolatent.checks.panels import COLOURS, MUTED
 
 Array = npt.NDArray[np.float64]
@@ -54,8 +54,8 @@ def ecdf_band(n: int, level: float = 0.99) -> tuple[Array, Array, Array]:
     Returns:
         Points t, (K,), and the band's lower and upper end there, as shares of n.
     """
-    gamma = float(np.quantile(_least_tails(n), 1 - level))
-    points = _points(n)
+    gamma = float(np.quantile(_least_of_uniform(n), 1 - level))
+    points = grid(n)
     lower = scipy.stats.binom.ppf(gamma / 2, n, points) / n
     upper = scipy.stats.binom.ppf(1 - gamma / 2, n, points) / n
     return points, lower, upper
@@ -75,17 +75,7 @@ def ecdf_panel(axes: Axes, ranks: npt.NDArray[Any], title: str) -> None:
     axes.set(title=title, xlabel="rank t of the truth among draws", ylabel="ECDF(t) − t")
 
 
-def _points(n: int) -> Array:
-    size = min(n, 100)
-    return np.arange(1, size) / size
-
-
 @functools.lru_cache(maxsize=16)
-def _least_tails(n: int, size: int = 5000) -> Array:
-    """The least tail probability of the counts of `size` simulated sets of n uniform values."""
-    values = np.random.default_rng(0).random((size, n))
-    bins = min(n, 100)
-    at = (np.arange(size)[:, None] * bins + (values * bins).astype(np.int64)).ravel()
-    counts = np.bincount(at, minlength=size * bins).reshape(size, bins).cumsum(1)[:, :-1]
-    least: Array = tail_probabilities(n)[counts, np.arange(bins - 1)].min(1)
-    return least
+def _least_of_uniform(n: int, sets: int = 5000) -> Array:
+    """The least tail probability of each of some simulated sets of n uniform values, (sets,)."""
+    return least_tails(bins(np.random.default_rng(0).random((sets, n, 1))))[:, 0]

@@ -71,6 +71,11 @@ def labels_for(model: Any, size: int, y: Any = None, *, of_data: Tensor | None =
     return as_labels(model, torch.arange(size) % model.label_dim, size)
 
 
+def repeated(rows: Tensor, count: int) -> Tensor:
+    """The rows of a batch over and over, (count * batch, ...)."""
+    return rows.repeat(count, *[1] * (rows.dim() - 1))
+
+
 def posterior_means(model: LatentVariableModel, inputs: Inputs, draws: int) -> dict[str, Tensor]:
     """The mean of each latent site under the guide, (batch, ...): that of `site_means` over the draws.
 
