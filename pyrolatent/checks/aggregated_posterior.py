@@ -87,7 +87,7 @@ class AggregatedPosterior(Check):
         return self.judged(
             p_value,
             f"a classifier tells {accuracy:.0%} of posterior and prior draws apart: the prior has holes, so samples "
-            "are worse than reconstructions; declare prior: mixture, vamp, coupling or spline",
+            f"are worse than reconstructions; declare {subject.richer_prior}",
             f"a classifier tells {accuracy:.0%} of posterior and prior draws apart, where chance is 50 %",
             numbers=numbers,
             arrays={"aggregated": latents, "prior": prior},

@@ -35,7 +35,7 @@ class Coverage(OfSimulations):
         return self.judged(
             found.p_value,
             f"regions of 90 % of q hold {at_90:.0%} of the latents that the model drew: q is too "
-            f"{'narrow' if at_90 < 0.9 else 'wide'}; declare posterior: multivariate_normal or a flow",
+            f"{'narrow' if at_90 < 0.9 else 'wide'}; declare {subject.richer_posterior}",
             f"regions of 90 % of q hold {at_90:.0%} of the latents that the model drew",
             arrays={"coverage_ranks": found.ranks, "coverage_levels": levels, "coverage": covered},
         )

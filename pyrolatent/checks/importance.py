@@ -53,8 +53,8 @@ class KHat(Check):
         numbers = {"ess": ess}
         return self.judged(
             too_large(found, ess, self.draws).double().mean().item(),
-            f"the share of datapoints with k-hat above {threshold:.2f}: q misses mass there; declare posterior: "
-            "multivariate_normal, student_t or a flow, train with iwae, and take log p(x) from --method annealed",
+            f"the share of datapoints with k-hat above {threshold:.2f}: q misses mass there; declare "
+            f"{subject.richer_posterior}, train with iwae, and take log p(x) from --method annealed",
             f"importance sampling from q can be relied on (k-hat at most {threshold:.2f})",
             threshold=SHARE,
             numbers=numbers if subject.cross_entropy else numbers | {"log_evidence": evidence},

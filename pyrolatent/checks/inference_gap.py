@@ -129,7 +129,7 @@ class InferenceGap(Check):
         return self.judged(
             gap.mean().item(),
             {
-                "family": "most of it is the family's: declare posterior: multivariate_normal or a flow",
+                "family": f"most of it is the family's: declare {subject.richer_posterior}",
                 "encoder": "most of it is the encoder's: declare a wider encoder, train longer, or objective: local",
                 "": "q is not the posterior: declare another one",
             }[larger],

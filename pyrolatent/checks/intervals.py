@@ -99,10 +99,19 @@ class PredictiveIntervals(Check):
         p_value, worst = paired_ecdf_test(pit, pit_of_own)
         inside, inside_own = (((p[~p.isnan()] - 0.5).abs() < 0.45).double().mean().item() for p in (pit, pit_of_own))
         said = f"intervals of 90 % hold {inside:.0%} of held-out entries, and {inside_own:.0%} of the model's own"
+        error = (2 * 0.9 * 0.1 / len(x)) ** 0.5
+        if abs(inside - inside_own) > 2 * error:
+            few = inside < inside_own
+            cause = f"the likelihood says {'less' if few else 'more'} spread than there is; declare " + (
+                "student_t, a learned or predicted scale, or a zero-inflated one"
+                if few
+                else "a learned or predicted scale, or a larger decoder"
+            )
+        else:
+            cause = "predictions are off rather than too narrow or too wide; declare another decoder or prior"
         return self.judged(
             p_value,
-            f"{said}, worst entry {worst + 1}: declare a likelihood with other tails (student_t, a learned or "
-            "predicted scale, zero-inflated), or another prior or decoder",
+            f"{said}, worst entry {worst + 1}: {cause}",
             said,
             numbers={"interval_coverage": inside, "interval_coverage_of_own": inside_own},
             arrays={"pit": pit, "pit_of_own": pit_of_own},

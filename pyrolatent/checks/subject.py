@@ -1,5 +1,6 @@
 """A fitted model with the data that it is held against, and the draws that checks share."""
 
+import inspect
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import pyro
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyrolatent.data import Data, Split
 from pyrolatent.errors import InputError, at_least
@@ -124,6 +126,31 @@ class Subject:
         """Whether every posterior can score values that it did not draw."""
         return all(getattr(module, "scores_any_value", True) for module in self.model.modules())
 
+    @cached_property
+    def richer_posterior(self) -> str:
+        """What to declare where the family of q is too poor, of what this model can declare."""
+        if not self._declares("posterior"):
+            return "a wider encoder or other latents"
+        return "posterior: multivariate_normal, student_t or a flow" if self._real else "another posterior"
+
+    @cached_property
+    def richer_prior(self) -> str:
+        """What to declare where the prior does not fit, of what this model can declare."""
+        if not self._declares("prior"):
+            return "a model with another prior"
+        return "prior: mixture, vamp, coupling or spline" if self._real else "another prior"
+
+    def _declares(self, part: str) -> bool:
+        return part in inspect.signature(type(self.model)).parameters
+
+    @cached_property
+    def _real(self) -> bool:
+        """Whether all latents are real numbers."""
+        with self.drawing("supports"):
+            drawn = self.model.encode(*arguments(self.model, self.part.batch(slice(0, 1))))
+        supports = [q.support for site, q in drawn.items() if site != self.model.label_site]
+        return all(support in (constraints.real, constraints.real_vector) for support in map(_base, supports))
+
     def drawn(self, draws: int) -> Draws:
         """Draws from q(z | x) of every datapoint, with the latents of the first."""
         return self._once(
@@ -171,6 +198,10 @@ def flat_sites(latents: Mapping[str, Tensor], lead: int = 1) -> Tensor:
     return torch.cat(
         [value.flatten(lead) if value.dim() > lead else value.unsqueeze(-1) for value in latents.values()], -1
     )
+
+
+def _base(support: constraints.Constraint) -> constraints.Constraint:
+    return _base(support.base_constraint) if isinstance(support, constraints.independent) else support
 
 
 def _at(latents: Mapping[str, Tensor], index: Any) -> dict[str, Tensor]:
