@@ -649,7 +649,8 @@ def _print_checks(found: Checks) -> None:
 
 def _print_evaluation(evaluation: Evaluation | EnergyEvaluation) -> None:
     table = Table(
-        title=f"{evaluation.split}, {evaluation.datapoints} datapoints, nats of a {evaluation.measure} a datapoint",
+        title=f"{evaluation.split}, {evaluation.datapoints} datapoints, nats of a {evaluation.measure} a datapoint"
+        + ", of x given y" * bool(getattr(evaluation, "given", None)),
         title_justify="left",
         box=None,
         show_header=False,

@@ -193,22 +193,28 @@ class Group:
 def compare(runs: Sequence[Run]) -> list[Group]:
     """Compares evaluated runs.
 
-    Runs that differ in their seed alone are one declaration. What was evaluated on other data, another split or by
-    another number of draws is in another group: log p(x) by importance sampling is a bound that rises with draws. Runs
-    that take no draws of a kind, as those of exact log Z, are in every group of their measure and data. Whether a
+    Runs that differ in their seed alone are one declaration; one that was interrupted, or was trained on other
+    datapoints, is another. What was evaluated on other data, another split, given y or by another number of draws is in
+    another group: log p(x) by importance sampling is a bound that rises with draws. Runs that take no draws of a kind,
+    as those of exact log Z, are in every group of their measure and data. Whether a
     difference is significant is what `differences` says, for all pairs of a group at once; seen in one seed it never
     is. A declaration of which a run has no score is named with the reason.
 
     Raises:
         InputError: a run has not been evaluated, or two runs are one declaration at one seed.
     """
-    _hold_to_seeds(runs)
+    for run in runs:
+        if not isinstance(run, Run):
+            raise InputError(f"compare was given {run!r}; give runs, as Run.load({str(run)!r})")
+    declared = _declared(runs)
+    _hold_to_seeds(runs, declared)
     comparable: dict[tuple[Any, ...], list[tuple[str, Run]]] = defaultdict(list)
-    for name, run in zip(described([_declared(run) for run in runs]), runs, strict=True):
+    for name, run in zip(described(declared), runs, strict=True):
         if run.evaluation is None:
             raise InputError(f"{run.path} has not been evaluated; pyrolatent evaluate {run.path}")
         evaluation, data = run.evaluation, run.record["data"]
-        key = evaluation["measure"], data["source"], evaluation["split"], data["evaluation_sha256"]
+        measure = evaluation["measure"] + " of x given y" * bool(evaluation.get("given"))
+        key = measure, data["source"], evaluation["split"], data["evaluation_sha256"]
         comparable[key].append((name or _model_name(run), run))
     groups = []
     for (measure, data, split, _), members in comparable.items():
@@ -220,15 +226,13 @@ def compare(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
-def _hold_to_seeds(runs: Sequence[Run]) -> None:
-    """Refuses what is no run, and two runs of one declaration at one seed, which do not show the spread over seeds."""
+def _hold_to_seeds(runs: Sequence[Run], declared: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses two runs of one declaration at one seed, which do not show the spread over seeds."""
     seen: dict[Any, Run] = {}
-    for run in runs:
-        if not isinstance(run, Run):
-            raise InputError(f"compare was given {run!r}; give runs, as Run.load({str(run)!r})")
+    for run, declaration in zip(runs, declared, strict=True):
         evaluation: Any = run.evaluation or {}
         what = (
-            repr(_declared(run)),
+            repr(declaration),
             run.declaration.get("seed"),
             evaluation.get("split"),
             _draws(run) if evaluation else (),
@@ -252,7 +256,7 @@ def _draws(run: Run) -> tuple[str, str]:
 
 
 def _group(measure: str, data: str, split: str, draws: str, named: list[tuple[str, Run]]) -> Group:
-    score = "elbo" if measure == "cross-entropy" else "log_evidence"
+    score = "elbo" if measure.startswith("cross-entropy") else "log_evidence"
     declarations: dict[str, list[Run]] = defaultdict(list)
     for name, run in named:
         declarations[name].append(run)
@@ -379,11 +383,26 @@ def _spread(values: Tensor) -> float | None:
     return values.std().item() if len(values) > 1 else None
 
 
-def _declared(run: Run) -> dict[str, Any]:
-    """What distinguishes a run from others: its declaration but for the seed, and the user's own code by its hash."""
-    hashes = {name: sha256[:8] for name, sha256 in run.record.get("components", {}).items()}
-    model = run.declaration["model"] or f"given in {run.path}"
-    return {**run.declaration, "model": model, "seed": None, **hashes}
+def _declared(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What distinguishes each run from others: its declaration but for the seed, and what is not declared.
+
+    That is the user's own code by its hash, whether training was interrupted, and, where runs of one declaration were
+    trained on different datapoints, the hash of these.
+    """
+    found, trained_on = [], defaultdict[str, set[str]](set)
+    for run in runs:
+        hashes = {name: sha256[:8] for name, sha256 in run.record.get("components", {}).items()}
+        model = run.declaration["model"] or f"given in {run.path}"
+        interrupted = not run.record.get("finished", True)
+        found.append({**run.declaration, "model": model, "seed": None, "interrupted": interrupted, **hashes})
+        if sha256 := run.record["data"].get("training_sha256"):
+            trained_on[repr(found[-1])].add(sha256)
+    return [
+        {**each, "training data": run.record["data"].get("training_sha256", "unknown")[:8]}
+        if len(trained_on[repr(each)]) > 1
+        else each
+        for run, each in zip(runs, found, strict=True)
+    ]
 
 
 def described(declarations: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -144,7 +144,8 @@ class Data:
         binarize: "dynamic", "static", "threshold", "relaxed" (grey values, trained as a cross-entropy) or None.
         dequantize: "uniform" or None.
         declaration: what re-creates the data through `load_data`; None for arrays in memory.
-        record: every choice in types that JSON knows, and `evaluation_sha256`, a hash of validation and test as stored.
+        record: every choice in types that JSON knows, and `training_sha256` and `evaluation_sha256`, hashes of the
+            training part, and of validation and test, as stored.
     """
 
     name: str
@@ -438,6 +439,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         "levels": levels,
         "event_shape": list(event_shape),
         "classes": list(source.classes) if source.classes else None,
+        "training_sha256": _digest(splits["train"]),
         "evaluation_sha256": _digest(splits["validation"], splits["test"]),
     }
     return Data(

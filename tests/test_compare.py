@@ -209,12 +209,32 @@ def test_splits_and_draws_are_never_pooled(runs: list[Run], tmp_path: Path) -> N
     assert [len(group.rows) for group in compare([annealed, longer])] == [1, 1]
 
 
-def test_models_and_code_that_no_declaration_tells_apart_are_not_pooled(runs: list[Run]) -> None:
-    def changed(run: Run, declaration: dict[str, Any], record: dict[str, Any]) -> Run:
-        run = Run(run.path)
-        run.declaration, run.record = run.declaration | declaration, run.record | record
-        return run
+def changed(run: Run, declaration: dict[str, Any], record: dict[str, Any]) -> Run:
+    run = Run(run.path)
+    run.declaration, run.record = run.declaration | declaration, run.record | record
+    return run
 
+
+def test_what_is_of_x_given_y_is_not_ranked_with_what_is_of_x(runs: list[Run], tmp_path: Path) -> None:
+    model = {"conditional_vae": {"latent_dim": 2}}
+    run = train(Experiment(model=model, data="digits", epochs=1), tmp_path / "run", progress=False)
+    run.write_evaluation(evaluate(run.model, run.load_data(), particles=4))
+    assert [group.measure for group in compare([runs[0], Run(run.path)])] == ["mass", "mass of x given y"]
+
+
+def test_trainings_that_no_declaration_tells_apart_are_not_pooled(runs: list[Run]) -> None:
+    """Interrupted ones, and ones on other datapoints; that older runs do not say on which does not part them."""
+    (group,) = compare([*runs[:2], changed(runs[2], {}, {"finished": False})])
+    assert {row.name: row.seeds for row in group.rows} == {"interrupted: False": 2, "interrupted: True": 1}
+    data = [run.record["data"] | {"training_sha256": sha256} for run, sha256 in zip(runs, "aab", strict=False)]
+    (group,) = compare([changed(run, {}, {"data": each}) for run, each in zip(runs, data, strict=False)])
+    assert {row.name: row.seeds for row in group.rows} == {"training data: a": 2, "training data: b": 1}
+    del data[2]["training_sha256"]
+    (group,) = compare([changed(run, {}, {"data": each}) for run, each in zip(runs, data, strict=False)])
+    assert [row.seeds for row in group.rows] == [3]
+
+
+def test_models_and_code_that_no_declaration_tells_apart_are_not_pooled(runs: list[Run]) -> None:
     (group,) = compare([changed(run, {"model": None}, {}) for run in runs[:2]])
     assert {row.name for row in group.rows} == {f"model: given in {run.path}" for run in runs[:2]}
     own = [changed(run, {}, {"components": {"mine.py": sha256}}) for run, sha256 in zip(runs, "aab", strict=False)]

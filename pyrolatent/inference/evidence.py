@@ -93,6 +93,7 @@ class Evaluation:
         classification_error: share of known labels that the most probable one under q(y | x) misses, of models with
             a latent label; None where no label is known.
         left_out: factors and observed sites of the guide, which training counts and a proposal does not.
+        given: "y" where all of it is of x given y, which cannot be compared with what is of x alone.
         each: the bound, and log p(x) where there is one, of each datapoint, (datapoints,), float64.
     """
 
@@ -115,6 +116,7 @@ class Evaluation:
     bits_per_dimension: float | None = None
     classification_error: float | None = None
     left_out: list[str] = field(default_factory=list)
+    given: str | None = None
     each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -325,6 +327,7 @@ def _evaluate(
         bits_per_dimension=data.bits_per_dimension(found.log_evidence, found.measure, support, part.mask),
         classification_error=_classification_error(joined, model.label_site, part.y),
         left_out=left_out,
+        given="y" if model.conditional else None,
     )
 
 
