@@ -30,7 +30,7 @@ def test_what_is_advised_can_be_declared(model: Any, posterior: str, prior: str)
 
 @pytest.mark.parametrize("values", ["real", "bits"])
 def test_copies_that_were_made_are_told_from_rows_that_repeat(values: str) -> None:
-    """Rows of real numbers do not repeat by chance; most rows of eight equal bits do, and those of fair coins do not."""
+    """Rows of real numbers do not repeat by chance; most rows of eight equal bits do, and of fair coins do not."""
     generator = np.random.default_rng(0)
     if values == "real":
         x = generator.normal(size=(400, 5))
