@@ -398,7 +398,7 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
 def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     own = {"train": source.train, "validation": source.validation, "test": source.test}
     parts = {name: clean(part, _called(source.name, name), given.get("mask")) for name, part in own.items() if part}
-    _warn_of_gaps(parts.values(), source.name)
+    _warn_of_empty_classes(parts.values(), source.name)
     levels, factor = _scale(source, parts)
     binarize, dequantize = _noise(source, parts, given, factor, levels)
     seed = given.get("seed", 0)
@@ -423,6 +423,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     if "labelled_share" in given:
         splits["train"] = _repeat_labelled(splits["train"], given["labelled_share"], source.name)
 
+    _warn_of_unobserved(splits["train"].mask, source.name)
     event_shape = tuple(train.x.shape[1:])
     options = {name: value for name, value in given.items() if key and value != _default(name, source, dequantize)}
     if "data_dir" in options:
@@ -577,7 +578,19 @@ def _repeat_labelled(train: Split, share: float, name: str) -> Split:
     return dataclasses.replace(train, **fields)
 
 
-def _warn_of_gaps(parts: Iterable[Part], name: str) -> None:
+def _warn_of_unobserved(mask: Tensor | None, name: str) -> None:
+    """Names entries of x that no training datapoint has, of which a model learns nothing."""
+    never = torch.empty(0) if mask is None else (~mask.any(0)).flatten().nonzero().flatten()
+    if len(never):
+        listed = ", ".join(map(str, never[:5].tolist())) + ", ..." * (len(never) > 5)
+        warnings.warn(
+            f"{name}: {len(never)} entries of x (from 0: {listed}) are observed in no training datapoint, so that "
+            "nothing is learnt of them, and what is imputed there is made up; leave them out",
+            stacklevel=4,
+        )
+
+
+def _warn_of_empty_classes(parts: Iterable[Part], name: str) -> None:
     """Names classes that no datapoint has, which a model has room for all the same."""
     found = [part.y[part.y >= 0] for part in parts if part.y is not None and part.y.ndim == 1]
     classes = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)

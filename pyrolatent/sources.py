@@ -25,6 +25,8 @@ from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
 
 Array = NDArray[Any]
+CLASSES = 2**20
+"""So many classes there may be; labels beyond it are identifiers of something else."""
 
 
 class Part(NamedTuple):
@@ -173,17 +175,36 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
         )
     if observed is not None:
         x = np.where(observed, x, np.zeros((), x.dtype))
-    x = _smallest(x, name)
+    x = _smallest(x, name, observed)
     if x.dtype == np.uint8 and part.x.dtype == np.uint8:
         x, observed = _channels_first(x), None if observed is None else _channels_first(observed)
     y = None if y is None else _labels(y, len(x), name)
     return Part(*(None if field is None else np.ascontiguousarray(field) for field in (x, y, observed)))  # type: ignore[arg-type]
 
 
-def _smallest(x: Array, name: str) -> Array:
+def _hold_to_float32(given: Array, rounded: Array, observed: Any, name: str) -> None:
+    """Refuses entries that vary by little more than what float32 rounds them by, such as seconds since 1970."""
+    if given.dtype.itemsize <= rounded.dtype.itemsize:
+        return
+    where = True if observed is None else observed
+    error = np.abs(given - rounded).max(0, where=where, initial=0.0)
+    spread = given.max(0, where=where, initial=-np.inf) - given.min(0, where=where, initial=np.inf)
+    size = np.abs(given).max(0, where=where, initial=0.0)
+    lost = (error > 1e-2 * spread) & (spread > 1e-12 * size)  # below that it is rounding of the float64 numbers
+    if lost.any():
+        first = tuple(int(index) for index in np.argwhere(lost)[0])
+        raise InputError(
+            f"{name}: {int(lost.sum())} entries of x are lost to rounding, the first at index {first}, with values "
+            f"near {size[first]:.4g} that differ by {spread[first]:.2g}, which float32 rounds by {error[first]:.2g}; "
+            "subtract their mean first"
+        )
+
+
+def _smallest(x: Array, name: str, observed: Any = None) -> Array:
     if x.dtype.kind == "b":
         return x.astype(np.uint8)
     if x.dtype.kind == "f":
+        given = x
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
         bad = np.argwhere(~np.isfinite(x))
@@ -193,12 +214,16 @@ def _smallest(x: Array, name: str) -> Array:
                 f"{tuple(bad[0].tolist())}; remove them, or give a mask that is False there (for NaN, mask: nan in an "
                 "experiment file, mask='nan' in Python)"
             )
+        _hold_to_float32(given, x, observed, name)
         return x
     low, high = int(x.min()), int(x.max())
     for dtype in (np.uint8, np.int16, np.int32):
         if np.iinfo(dtype).min <= low and high <= min(np.iinfo(dtype).max, 2**24):
             return x.astype(dtype)
-    raise InputError(f"{name}: the integers lie in [{low}, {high}], but float32 is exact to 2**24 only; give floats")
+    raise InputError(
+        f"{name}: the integers lie in [{low}, {high}], but float32 is exact to 2**24 only; subtract "
+        "their mean and give floats"
+    )
 
 
 def _channels_first(x: Array) -> Array:
@@ -214,9 +239,10 @@ def _labels(y: Array, size: int, name: str) -> Array:
     if len(y) != size:
         raise InputError(f"{name}: there are {len(y)} labels but {size} datapoints")
     if y.dtype.kind != "f" and y.size == size:
-        if y.min() < -1:
+        if y.min() < -1 or y.max() >= CLASSES:
             raise InputError(
-                f"{name}: the smallest label is {y.min()}, but classes are numbered 0, 1, 2, ..., and -1 is unknown"
+                f"{name}: labels lie in [{y.min()}, {y.max()}], but classes are numbered 0, 1, 2, ..., and -1 is "
+                "unknown; give np.unique(labels, return_inverse=True)[1]"
             )
         return y.reshape(size).astype(np.int64)
     given, y = y, y.astype(np.float32).reshape(size, -1)

@@ -338,7 +338,7 @@ def test_labels(x: np.ndarray, labels: Any, dtype: torch.dtype, shape: tuple[int
     [
         ([0, 2, 7], "no datapoint has label 1, 3, 4, 5, 6, but models will have classes 0 to 7"),
         ([3], "no datapoint has label 0, 1, 2, but models will have classes 0 to 3"),
-        ([-1, 0, 9_999_999], "no datapoint has label 1, 2, 3, 4, 5, ..., but models will have classes 0 to 9999999"),
+        ([-1, 0, 99_999], "no datapoint has label 1, 2, 3, 4, 5, ..., but models will have classes 0 to 99999"),
         ([-1, 0, 1, 2], None),
         ([-1], None),
     ],

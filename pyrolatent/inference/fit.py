@@ -32,10 +32,8 @@ from pyrolatent.inference.objectives import EM, ClosedForm, Objective, PyroObjec
 from pyrolatent.inference.rules import declared_name, has_posterior, hold_to_rules, likelihood_name, require_data
 from pyrolatent.inference.weights import arguments, training_arguments, weigh
 from pyrolatent.models.conditionals import networks_in
-from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.modes import statistics_held, training_mode
-from pyrolatent.models.units import NormalUnits
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 Row = dict[str, Any]
@@ -323,11 +321,13 @@ class Trainer:
                 f"epochs: {2 * epochs}, or a larger learning rate",
                 stacklevel=4,
             )
-        for family in self.model.modules():
-            if isinstance(family, Family | NormalUnits) and family.at_floor():
+        for part in self.model.modules():
+            at_floor = getattr(part, "at_floor", None)
+            if at_floor and at_floor():
                 warnings.warn(
-                    f"a learned parameter of {family} has reached its lower bound, which then decides the density: "
-                    "constant dimensions of the data drive it there; declare a larger one, or dequantize the data",
+                    f"a learned parameter of {part} has reached its lower bound, which then decides the density: "
+                    "constant dimensions of the data drive it there, or units in which all numbers are small; declare "
+                    "another bound, scale x, or dequantize the data",
                     stacklevel=4,
                 )
 

@@ -141,8 +141,11 @@ class PCA(DeterministicModel):
             raise InputError(
                 f"pca of {latent_dim} components needs at least as many datapoints, but there are {len(x)}"
             )
-        solved = decomposition.PCA(latent_dim).fit(x.flatten(1).cpu().numpy())
-        components, mean = (torch.as_tensor(value).to(x) for value in (solved.components_, solved.mean_))
+        flat = x.flatten(1).double()
+        mean = flat.mean(0)
+        # Centred in double precision first, since scikit-learn forms moments, in which a mean far from 0 cancels.
+        solved = decomposition.PCA(latent_dim).fit((flat - mean).cpu().numpy())
+        components = torch.as_tensor(solved.components_, device=x.device)
         inward.weight.copy_(components)
         inward.bias.copy_(-components @ mean)
         outward.weight.copy_(components.T)

@@ -209,7 +209,15 @@ def poisson(rate: Tensor) -> Tensor:
 
 
 class Poisson(dist.Poisson):
-    """Poisson(rate), whose draws are right for any rate."""
+    """Poisson(rate), whose draws are right for any rate.
+
+    log P is computed in double precision, since of large counts it is a small difference of large numbers.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log P(value), (batch_shape), nats."""
+        exact = dist.Poisson(self.rate.double(), validate_args=False).log_prob(value.double())
+        return exact.to(torch.result_type(self.rate, value))
 
     @torch.no_grad()
     def sample(self, sample_shape: Size = EMPTY) -> Tensor:
@@ -218,7 +226,16 @@ class Poisson(dist.Poisson):
 
 
 class NegativeBinomial(dist.NegativeBinomial):
-    """NegativeBinomial(total_count, logits), whose draws are right for any mean."""
+    """NegativeBinomial(total_count, logits), whose draws are right for any mean.
+
+    log P is computed in double precision, since of large counts it is a small difference of large numbers.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log P(value), (batch_shape), nats."""
+        count, logits = self.total_count.double(), self.logits.double()
+        exact = dist.NegativeBinomial(count, logits=logits, validate_args=False).log_prob(value.double())
+        return exact.to(torch.result_type(self.logits, value))
 
     @torch.no_grad()
     def sample(self, sample_shape: Size = EMPTY) -> Tensor:

@@ -22,6 +22,8 @@ from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import MaskInput
 
 PositiveFloat = Annotated[float, Gt(0)]
+NEWTON = 100
+"""Steps to the mode of a posterior, and halvings of one, at most."""
 
 
 @component("model", "linear_gaussian")
@@ -94,12 +96,14 @@ class LinearGaussian(LatentVariableModel):
         inverse = torch.linalg.solve_triangular(
             factor, torch.eye(factor.shape[-1]).to(factor).expand_as(factor), upper=False
         )
-        return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(inverse.mT @ inverse))
+        scale_tril = torch.linalg.cholesky(inverse.mT @ inverse)
+        return dist.MultivariateNormal(loc.to(x), scale_tril=scale_tril.to(x))
 
     def log_evidence(self, x: Any, mask: Any = None) -> Tensor:
         """log p(x) of what is observed, (batch,), nats, exactly.
 
-        By the matrix determinant and inversion lemmas, so at the cost of latent_dim^3 for each datapoint.
+        By the matrix determinant and inversion lemmas, so at the cost of latent_dim^3 for each datapoint, in double
+        precision, since where the noise is small terms of both signs are far larger than their sum.
 
         Args:
             x: data (batch, *event_shape).
@@ -110,12 +114,12 @@ class LinearGaussian(LatentVariableModel):
         weighted, precision = self._weighted(x, mask)
         factor = torch.linalg.cholesky(precision)
         solved = torch.linalg.solve_triangular(factor, weighted.unsqueeze(-1), upper=False).squeeze(-1)
-        _, loc, scale = self.likelihood.parameters_flat()
-        terms = dist.Normal(loc, scale).log_prob(x.flatten(1))
+        _, loc, scale = (values.double() for values in self.likelihood.parameters_flat())
+        terms = dist.Normal(loc, scale).log_prob(x.flatten(1).double())
         if mask is not None:
             terms = torch.where(mask.flatten(1), terms, 0.0)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - factor.shape[-1] * math.log(self.precision)
-        return terms.sum(-1) + 0.5 * (solved.square().sum(-1) - log_det)
+        return (terms.sum(-1) + 0.5 * (solved.square().sum(-1) - log_det)).to(x)
 
     @torch.no_grad()
     def solve(self, x: Tensor) -> None:
@@ -140,34 +144,40 @@ class LinearGaussian(LatentVariableModel):
         """One step of expectation-maximisation over all of x, which never lowers the evidence.
 
         Each row of (W, b) and each noise variance solves its own least squares over the datapoints where that
-        dimension is observed.
+        dimension is observed, in double precision and of x less its mean, since moments of x far from 0 cancel. A
+        dimension that is never observed keeps its noise, and its row of W goes to 0.
         """
-        flat = x.flatten(1)
+        flat = x.flatten(1).double()
         seen = torch.ones_like(flat) if mask is None else mask.flatten(1).to(flat)
-        flat = torch.where(seen > 0, flat, 0.0)
+        counts = seen.sum(0).clamp(min=1)
+        mean = torch.where(seen > 0, flat, 0.0).sum(0) / counts
+        flat = torch.where(seen > 0, flat - mean, 0.0)
         q = self._posterior(x, mask)
-        moment = q.covariance_matrix + q.loc.unsqueeze(-1) * q.loc.unsqueeze(-2)
-        extended = torch.cat([q.loc, torch.ones_like(q.loc[:, :1])], -1)
+        loc, covariance = q.loc.double(), q.covariance_matrix.double()
+        moment = covariance + loc.unsqueeze(-1) * loc.unsqueeze(-2)
+        extended = torch.cat([loc, torch.ones_like(loc[:, :1])], -1)
         second = torch.cat(
-            [torch.cat([moment, q.loc.unsqueeze(-1)], -1), extended.unsqueeze(-2)], -2
+            [torch.cat([moment, loc.unsqueeze(-1)], -1), extended.unsqueeze(-2)], -2
         )  # E[(z, 1)(z, 1)'], (batch, d + 1, d + 1)
         gram = torch.einsum("ni,nab->iab", seen, second)
         cross = torch.einsum("ni,na->ia", flat, extended)
-        # A dimension that is never observed has no equations: its row goes to 0.
+        # A dimension that is never observed has no equations.
         never = seen.sum(0) == 0
         gram = gram + never[:, None, None] * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         rows = torch.linalg.solve(gram, cross.unsqueeze(-1)).squeeze(-1)
         residual = (flat.square().sum(0) - (rows * cross).sum(-1)).clamp(min=0)
-        counts = seen.sum(0).clamp(min=1)
-        variance = residual / counts if self.likelihood.noise == "diagonal" else residual.sum() / counts.sum()
-        self.likelihood.set(rows[:, :-1], rows[:, -1], variance.sqrt())
+        if self.likelihood.noise == "diagonal":
+            variance = torch.where(never, self.likelihood.parameters_flat()[2].double().square(), residual / counts)
+        else:
+            variance = residual.sum() / seen.sum()
+        self.likelihood.set(rows[:, :-1], rows[:, -1] + mean, variance.sqrt())
 
     def _weighted(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """W' S (x - b), (batch, latent_dim), and alpha I + W' S W, (batch, latent_dim, latent_dim)."""
-        weight, loc, scale = self.likelihood.parameters_flat()
+        """W' S (x - b), (batch, latent_dim), and alpha I + W' S W, (batch, latent_dim, latent_dim), in double."""
+        weight, loc, scale = (values.double() for values in self.likelihood.parameters_flat())
         inverse = scale**-2
         inverse = inverse.expand(len(x), -1) if mask is None else torch.where(mask.flatten(1), inverse, 0.0)
-        centred = x.flatten(1) - loc
+        centred = x.flatten(1).double() - loc
         centred = centred if mask is None else torch.where(mask.flatten(1), centred, 0.0)
         identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
         if mask is None:
@@ -209,6 +219,10 @@ class _LinearNormal(nn.Module):
         if isinstance(self.noise, str):
             above = (scale.double() - self.min_scale).clamp(min=1e-12)
             self.unconstrained_scale.copy_(above + (-torch.expm1(-above)).log())
+
+    def at_floor(self) -> bool:
+        """Whether a learned noise scale has reached its floor."""
+        return isinstance(self.noise, str) and bool((self.parameters_flat()[2] <= 1.01 * self.min_scale).any())
 
     def initialise(self, batch: Tensor, mask: Tensor | None = None) -> None:
         """Starts b at the mean of what is observed of the data."""
@@ -276,9 +290,12 @@ class LogisticBernoulli(LatentVariableModel):
     def quadrature(self, x: Any, nodes: int = 200) -> tuple[Tensor, Tensor, Tensor]:
         """Posterior mean and standard deviation, (batch, latent_dim), and log p(x), (batch,), by quadrature.
 
+        Gauss-Hermite nodes stand around the mode of each posterior, in the units of its curvature there (Liu and
+        Pierce 1994), so that they find it however narrow it is.
+
         Args:
             x: data (batch, *event_shape).
-            nodes: Gauss-Hermite nodes for each latent dimension.
+            nodes: for each latent dimension.
 
         Raises:
             InputError: there are more than two latent dimensions.
@@ -288,17 +305,61 @@ class LogisticBernoulli(LatentVariableModel):
                 f"quadrature is for one or two latent dimensions, but there are {self.latent_dim}; use nuts"
             )
         x, *_ = as_inputs(self, x)
-        points, weights = (torch.as_tensor(array).to(x) for array in np.polynomial.hermite_e.hermegauss(nodes))
-        log_weights = weights.clamp(min=torch.finfo(weights.dtype).tiny).log() - 0.5 * math.log(2 * math.pi)
-        grid = torch.cartesian_prod(*[points] * self.latent_dim).reshape(-1, self.latent_dim) / math.sqrt(
-            self.precision
-        )
+        flat = x.flatten(1).double()
+        weight, bias = self._line()
+        mode, scale = self._laplace(flat, weight, bias)
+        points, weights = (torch.as_tensor(array).to(flat) for array in np.polynomial.hermite_e.hermegauss(nodes))
+        grid = torch.cartesian_prod(*[points] * self.latent_dim).reshape(-1, self.latent_dim)
+        log_weights = weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + 0.5 * points.square()
         log_grid = torch.cartesian_prod(*[log_weights] * self.latent_dim).reshape(-1, self.latent_dim).sum(-1)
-        log_joint = self.likelihood(grid.unsqueeze(1)).log_prob(x) + log_grid.unsqueeze(-1)
-        evidence = log_joint.logsumexp(0)
-        posterior = (log_joint - evidence).exp()
-        mean = posterior.T @ grid
-        return mean, (posterior.T @ grid.square() - mean.square()).clamp(min=0).sqrt(), evidence
+        found = []
+        for row, centre, factor in zip(flat, mode, scale, strict=True):
+            z = centre + grid @ factor.T  # (grid, latent_dim)
+            log_joint = _log_bernoulli(row, z @ weight + bias) + self._log_prior(z) + log_grid
+            log_joint = log_joint + factor.diagonal().log().sum()
+            evidence = log_joint.logsumexp(0)
+            posterior = (log_joint - evidence).exp()
+            mean = posterior @ z
+            found.append((mean, (posterior @ (z - mean).square()).sqrt(), evidence))
+        mean, spread, evidence = (torch.stack(each).to(x) for each in zip(*found, strict=True))
+        return mean, spread, evidence
+
+    def _line(self) -> tuple[Tensor, Tensor]:
+        """W', (latent_dim, size), and b, (size,), of the logits W z + b, in double precision."""
+        at = torch.cat([torch.zeros(1, self.latent_dim), torch.eye(self.latent_dim)]).to(next(self.parameters()))
+        bias, *rows = self.likelihood(at).base_dist.logits.flatten(1).double()
+        return torch.stack(rows) - bias, bias
+
+    def _log_prior(self, z: Tensor) -> Tensor:
+        return dist.Normal(z.new_zeros(()), self.precision**-0.5).log_prob(z).sum(-1)
+
+    def _laplace(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Modes of p(z | x), (batch, latent_dim), by Newton's method, and Cholesky factors of -H^-1 there.
+
+        The log joint is concave, so a step is halved until it climbs, and the method converges.
+        """
+        z = x.new_zeros(len(x), self.latent_dim)
+        identity = torch.eye(self.latent_dim).to(z)
+
+        def climbs(z: Tensor) -> Tensor:
+            return _log_bernoulli(x, z @ weight + bias) + self._log_prior(z)
+
+        for _ in range(NEWTON):
+            p = torch.sigmoid(z @ weight + bias)
+            negative = self.precision * identity + torch.einsum("ld,nd,md->nlm", weight, p * (1 - p), weight)
+            step = torch.linalg.solve(negative, (x - p) @ weight.T - self.precision * z)
+            before = climbs(z)
+            for _ in range(NEWTON):
+                worse = climbs(z + step) < before - 1e-9 * before.abs()
+                if not worse.any():
+                    break
+                step[worse] /= 2
+            z = z + step
+            if step.abs().max() < 1e-8:
+                break
+        p = torch.sigmoid(z @ weight + bias)
+        negative = self.precision * identity + torch.einsum("ld,nd,md->nlm", weight, p * (1 - p), weight)
+        return z, torch.linalg.cholesky(torch.linalg.inv(negative))
 
     def nuts(self, x: Any, draws: int = 500, warmup: int = 500) -> Tensor:
         """Draws from the exact posterior of all datapoints jointly, by Pyro's NUTS, (draws, batch, latent_dim).
@@ -319,3 +380,8 @@ class LogisticBernoulli(LatentVariableModel):
             for parameter in parameters:
                 parameter.requires_grad_(True)
         return chain.get_samples()["z"]
+
+
+def _log_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
+    """log p(x | logits), summed over the last dimension, nats."""
+    return (x * logits - softplus(logits)).sum(-1)
