@@ -31,19 +31,10 @@ from pyrolatent import (
 )
 from pyrolatent.checks import CHECKS
 from pyrolatent.inference.draws import simulate
-from pyrolatent.inference.local import refine
 
 D, L = 6, 2
 SMALL: dict[str, Any] = {"encoder": {"mlp": {"hidden": [8]}}, "decoder": {"mlp": {"hidden": [8]}}}
 QUICK: dict[str, int] = {"size": 30, "draws": 100, "simulations": 60, "replicates": 99, "annealed": 0}
-
-
-@pytest.fixture
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Posteriors are refined in ten steps, where what the gap is does not matter."""
-    monkeypatch.setattr(
-        "pyrolatent.checks.inference_gap.refine", lambda *args, **options: refine(*args, **options | {"steps": 10})
-    )
 
 
 WRONG = ("exact", "scale halved", "scale doubled", "mean shifted", "collapsed to the prior", "correlations dropped")
