@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrolatent.chains import sample_energy
 from pyrolatent.errors import InputError, at_least, at_least_one, only
 from pyrolatent.inference.annealed import summary
-from pyrolatent.inference.draws import labels_for, posterior_means, simulate, weighed_draws
+from pyrolatent.inference.draws import FLOATS, labels_for, posterior_means, simulate, weighed_draws
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.rules import has_posterior, require_latents
@@ -242,20 +242,25 @@ def impute(
     if mask is None:
         raise InputError("mask was None, but what is False in it is what impute draws; give True where x is observed")
     x, y, mask = as_inputs(model, x, y, mask)
+    at_once = max(1, FLOATS // (x.numel() * particles))
     filled, all_weights = [], []
     with evaluation_mode(model), pyro.validation_enabled(False):
         _require_support(model, x, y, mask)
-        for _ in range(draws):
-            log_weights, proposed = weighed_draws(model, (x, y, mask), particles)
+        for start in range(0, draws, at_once):
+            count = min(at_once, draws - start)
+            values, observed = _repeated(x, count), _repeated(mask, count)
+            labels = None if y is None else _repeated(y, count)
+            log_weights, proposed = weighed_draws(model, (values, labels, observed), particles)
             if not torch.isfinite(log_weights.logsumexp(0)).all():
                 raise InputError(
                     "log p(x, z) is not finite at the draws of z for some datapoints, so none can be chosen"
                 )
             chosen = dist.Categorical(logits=log_weights.T).sample()
-            batch = torch.arange(len(x), device=x.device)
-            latents = {site: value[chosen, batch] for site, value in proposed.items()}
-            filled.append(torch.where(mask, x, model.decode(latents, y).sample()))
-            all_weights.append(log_weights)
+            rows = torch.arange(len(chosen), device=x.device)
+            latents = {site: value[chosen, rows] for site, value in proposed.items()}
+            drawn = torch.where(observed, values, model.decode(latents, labels).sample())
+            filled.append(drawn.unflatten(0, (count, len(x))))
+            all_weights.append(log_weights.unflatten(1, (count, len(x))).flatten(0, 1))
     pooled = torch.cat(all_weights)
     few = int(too_large(khat(pooled), summary(pooled)[2], len(pooled)).sum())
     if few:
@@ -264,7 +269,7 @@ def impute(
             f"draws is above {khat_threshold(len(pooled)):.2f}; give more particles than {particles}",
             stacklevel=2,
         )
-    return torch.stack(filled)
+    return torch.cat(filled)
 
 
 def _require_support(model: LatentVariableModel, x: Tensor, y: Tensor | None, mask: Tensor) -> None:
@@ -276,6 +281,11 @@ def _require_support(model: LatentVariableModel, x: Tensor, y: Tensor | None, ma
     outside = 0 if allowed.event_dim else int((~allowed.check(x) & mask).sum())
     if outside:
         raise InputError(f"{outside} observed values of x lie outside the support of the likelihood, {allowed}")
+
+
+def _repeated(values: Tensor, count: int) -> Tensor:
+    """The batch, once for each of `count` draws, (count * batch, ...)."""
+    return values.repeat(count, *[1] * (values.dim() - 1))
 
 
 def _decoded(model: LatentVariableModel, codes: dict[str, Tensor], y: Any) -> Tensor:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pyrolatent import VAE, Data, load_data
+from pyrolatent.inference.local import refine
 
 # Models this small gain nothing from threads, and lose much where other processes want the same cores.
 torch.set_num_threads(1)
@@ -49,6 +50,14 @@ def _seeded() -> Iterator[None]:
     with pyro.validation_enabled(True):
         yield
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks refine posteriors in ten steps, where what the inference gap is does not matter."""
+    monkeypatch.setattr(
+        "pyrolatent.checks.inference_gap.refine", lambda *args, **options: refine(*args, **options | {"steps": 10})
+    )
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def linear(noise: float = 0.7, **options: Any) -> LinearGaussian:
 
 
 def anneal(
-    model: LatentVariableModel, x: Tensor, mask: Tensor | None = None, chains: int = 100, steps: int = 60
+    model: LatentVariableModel, x: Tensor, mask: Tensor | None = None, chains: int = 100, steps: int = 30
 ) -> Any:
     """log p(x), its standard error and the effective sample size of each datapoint."""
     with pyro.validation_enabled(False):  # as the public functions do: a trajectory may leave the numbers
@@ -116,7 +116,7 @@ def test_it_asks_nothing_of_the_encoder() -> None:
 def test_step_sizes_reach_the_acceptance_that_is_asked_for() -> None:
     model = linear()
     x, _ = simulate(model, 20)
-    _, acceptance = _Target(model, (x, None, None), 20).annealed(_betas(120, "linear"), 4)
+    _, acceptance = _Target(model, (x, None, None), 20).annealed(_betas(60, "linear"), 4)
     assert (acceptance - 0.65).abs().max() < 0.1
 
 
@@ -166,7 +166,7 @@ def reals() -> Data:
 def test_on_a_split(reals: Data) -> None:
     model = LinearGaussian((D,), latent_dim=2, noise=0.7)
     done: list[int] = []
-    found = annealed_evidence(model, reals, split="train", size=30, chains=20, steps=40, on_batch=done.append)
+    found = annealed_evidence(model, reals, split="train", size=30, chains=20, steps=15, on_batch=done.append)
     assert (found.datapoints, found.split, found.measure, done) == (
         30,
         "train",
@@ -180,7 +180,7 @@ def test_on_a_split(reals: Data) -> None:
     assert found.exact == pytest.approx(truth.mean().item(), rel=1e-5)
     assert found.log_evidence_se == pytest.approx(found.each["log_evidence"].std().item() / math.sqrt(30))
     assert 1 <= found.ess <= 20
-    again = annealed_evidence(model, reals, split="train", size=30, chains=20, steps=40)
+    again = annealed_evidence(model, reals, split="train", size=30, chains=20, steps=15)
     assert again == found
 
 

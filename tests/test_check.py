@@ -36,6 +36,7 @@ D, L = 6, 2
 SMALL: dict[str, Any] = {"encoder": {"mlp": {"hidden": [8]}}, "decoder": {"mlp": {"hidden": [8]}}}
 QUICK: dict[str, int] = {"size": 30, "draws": 100, "simulations": 60, "replicates": 99, "annealed": 0}
 
+
 WRONG = ("exact", "scale halved", "scale doubled", "mean shifted", "collapsed to the prior", "correlations dropped")
 CAUGHT = {
     "k-hat": ("", "caught", "", None, None, None),
@@ -149,6 +150,7 @@ def bits() -> Data:
 QUICKEST = ("planar", "semi-supervised", "discrete")
 
 
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize(
     "name", [name if name in QUICKEST else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
 )
@@ -166,6 +168,7 @@ def test_every_kind_of_model(name: str, bits: Data) -> None:
     json.dumps(found.json(), allow_nan=False)
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_masked_images_in_a_cross_entropy_and_a_statistic_of_one_s_own(bits: Data) -> None:
     random = np.random.default_rng(0)
     x = random.integers(2, size=(300, D)).astype(np.uint8)
@@ -181,6 +184,7 @@ def test_masked_images_in_a_cross_entropy_and_a_statistic_of_one_s_own(bits: Dat
     assert "prior predictive: largest" in own.arrays
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_the_same_seed_gives_the_same_verdicts_and_leaves_the_random_state(bits: Data) -> None:
     model = VAE((D,), latent_dim=2, **SMALL)
     torch.manual_seed(5)
@@ -224,6 +228,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIONS = ("--size=30", "--draws=100", "--simulations=60", "--replicates=99", "--annealed=0", "--device=cpu")
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_on_the_command_line(run: Path) -> None:
     result = call("check", run, *OPTIONS)
     assert result.exit_code == 0, result.output
@@ -265,6 +270,7 @@ def test_a_model_without_latent_variables_has_nothing_to_check(tmp_path: Path) -
         assert reason in result.stderr
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_the_object_is_what_is_documented(bits: Data) -> None:
     found = check(VAE((D,), latent_dim=2, **SMALL), bits, **QUICK)
     assert isinstance(found, Checks)

@@ -1,5 +1,6 @@
 """Unnormalised densities through the commands, from an experiment file to a comparison with a VAE."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -17,6 +18,7 @@ from pyrolatent.chains import sample_energy, watch
 from pyrolatent.cli import app
 from pyrolatent.figures_energy import chains, filters, free_energies, log_z_trace, monitors
 from pyrolatent.inference.contrastive import CD
+from pyrolatent.inference.partition import model_states
 from pyrolatent.inference.rules import hold_to_rules
 
 MODELS: dict[str, tuple[Any, str]] = {
@@ -54,6 +56,7 @@ def test_every_command_works_for_every_kind(name: str, file: Path, tmp_path: Pat
     monkeypatch.setattr("pyrolatent.report_energy.WATCHED", [0, 1, 3])
     monkeypatch.setattr("pyrolatent.report_energy.TEMPERATURES", 20)
     monkeypatch.setattr("pyrolatent.cli.SHORT", 20)
+    monkeypatch.setattr("pyrolatent.inference.partition.model_states", functools.partial(model_states, sweeps=50))
     model, objective = MODELS[name]
     written = experiment(tmp_path / "e.yaml", file, model, objective)
     run = str(tmp_path / "run")

@@ -17,7 +17,7 @@ from torch.distributions import kl_divergence
 
 from benchmarks import coverage
 from pyrolatent import LatentVariableModel
-from pyrolatent.inference.evidence import Scores, draws_at_once, draws_interval, score
+from pyrolatent.inference.evidence import draws_at_once, draws_interval, score
 from pyrolatent.inference.psis import khat
 from pyrolatent.inference.weights import weigh
 
@@ -77,10 +77,10 @@ def exact_evidence(x: Tensor, observed: Tensor | None = None) -> Tensor:
     return torch.from_numpy(np.atleast_1d(gaussian.logpdf(x[:, seen].numpy())))
 
 
-def repeated(model: LatentVariableModel, repeats: int, **options: Any) -> dict[str, Tensor]:
-    """Independent scores, (repeats, N) each."""
-    runs: list[Scores] = [score(model, X, **options) for _ in range(repeats)]
-    return {name: torch.stack([getattr(run, name) for run in runs]) for name in ("elbo", "log_evidence", "mcse", "ess")}
+def repeated(model: LatentVariableModel, repeats: int, particles: int, floats: int = 2**21) -> dict[str, Tensor]:
+    """Independent scores, (repeats, N) each, of the datapoints once for each repeat."""
+    scores = score(model, X.repeat(repeats, 1), particles=particles, floats=repeats * floats)
+    return {name: getattr(scores, name).unflatten(0, (repeats, N)) for name in ("elbo", "log_evidence", "mcse", "ess")}
 
 
 # The exact posterior: every weight is p(x), so nothing is left to chance.

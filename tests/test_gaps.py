@@ -137,18 +137,22 @@ def test_nothing_observed_gives_the_prior() -> None:
 
 
 def test_what_is_missing_is_drawn_where_states_are_summed_out() -> None:
-    """p(x_missing | x_observed) by enumeration of the eight states, to five standard errors of 4,000 draws."""
+    """p(x_missing | x_observed) by enumeration of the eight states, to five standard errors of 1,000 draws.
+
+    The 0.01 is for what resampling from 200 leaves. What is observed matters: without it one is off by a third.
+    """
     torch.manual_seed(0)
     small: Any = {"encoder": {"mlp": {"hidden": [8]}}, "decoder": {"mlp": {"hidden": [8]}}}
     model = DiscreteVAE((6,), latent_dims=(3,), estimator="enumerate", **small).double()
     with torch.no_grad():
         for parameter in model.likelihood.parameters():
-            parameter.mul_(3)
+            parameter.mul_(15)
         states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)
         probability = model.decode({"z1": states}).base_dist.probs
         x = torch.tensor([[1.0, 0, 1, 0, 0, 0], [0.0, 0, 1, 1, 0, 0]], dtype=torch.float64)
         mask = torch.tensor([[True] * 4 + [False] * 2] * 2)
         seen = torch.where(x[:, None, :4] == 1, probability[:, :4], 1 - probability[:, :4]).prod(-1)
         exact = (seen / seen.sum(1, keepdim=True)) @ probability[:, 4:]
-        found = impute(model, x, mask, draws=4000, particles=200).mean(0)[:, 4:]
-    assert ((found - exact).abs() < 5 * (exact * (1 - exact) / 4000).sqrt() + 0.01).all()
+        found = impute(model, x, mask, draws=1000, particles=200).mean(0)[:, 4:]
+    assert ((found - exact).abs() < 5 * (exact * (1 - exact) / 1000).sqrt() + 0.01).all()
+    assert (probability[:, 4:].mean(0) - exact).abs().max() > 0.3

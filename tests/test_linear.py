@@ -110,8 +110,14 @@ def by_em(model: LinearGaussian, x: Tensor, mask: Tensor | None) -> list[float]:
     return evidences[1:]
 
 
-@MASKED
-@EVERY
+@pytest.mark.parametrize(
+    ("settings", "with_mask"),
+    [
+        pytest.param(settings, with_mask, marks=[pytest.mark.slow] * (settings["noise"] == "diagonal" and with_mask))
+        for settings in SETTINGS
+        for with_mask in (False, True)
+    ],
+)
 def test_em_never_lowers_the_evidence_and_ends_where_its_gradient_is_zero(
     settings: dict[str, Any], with_mask: bool
 ) -> None:

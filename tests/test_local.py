@@ -53,7 +53,7 @@ def bounds(model: LatentVariableModel, guide: Any, *inputs: Any, particles: int 
         return weights.expect(weights.log_ratio())
 
 
-@pytest.mark.parametrize("start", ["encoder", "prior"])
+@pytest.mark.parametrize("start", ["encoder", pytest.param("prior", marks=pytest.mark.slow)])
 def test_a_diagonal_posterior_is_found_exactly(start: Any) -> None:
     """Every weight is then p(x). Log weights fall off with the square of what the numbers miss, here about 1e-3."""
     model = linear(correlated=False)
@@ -71,7 +71,7 @@ def test_the_best_diagonal_normal_lacks_what_its_closed_form_says(with_mask: boo
     precision = torch.linalg.inv(model.exact_posterior(x, mask).covariance_matrix)
     missing = 0.5 * (precision.diagonal(dim1=-2, dim2=-1).log().sum(-1) - precision.logdet())
     assert missing.mean() > 0.1
-    draws = bounds(model, refine(model, x, None, mask, steps=800, particles=20), x, None, mask, particles=4000)
+    draws = bounds(model, refine(model, x, None, mask, steps=200, particles=20), x, None, mask, particles=4000)
     error = draws.std(0) / math.sqrt(len(draws))
     truth = (model.log_evidence(x, mask) - missing).detach()
     # Four standard errors of the draws; 5e-3 is the square of what noise leaves in the numbers, always below the truth.
@@ -124,7 +124,7 @@ def test_refinement_raises_the_bound_of_every_model(name: str, start: Any) -> No
     model = MODELS[name]()
     x = torch.bernoulli(torch.full((7, *model.event_shape), 0.5))
     y = torch.arange(7) % 3 if model.conditional else None
-    guide = refine(model, x, y, steps=150, start=start)
+    guide = refine(model, x, y, steps=60, start=start)
     before, after = (bounds(model, each, x, y, particles=400).mean(1) for each in (model.infer, guide))
     error = (before.var() / len(before) + after.var() / len(after)).sqrt()
     assert after.mean() - before.mean() > 3 * error
@@ -196,12 +196,14 @@ def test_the_model_climbs_the_evidence_and_the_encoder_its_own_bound() -> None:
         ]
         grads = torch.autograd.grad(value.mean(), [model.get_parameter(name) for name in names])
         truth |= dict(zip(names, grads, strict=True))
-    found = gradients(model, x, 20, steps=150, particles=20)
+    # Each datapoint stands there ten times, so that eight gradients are of eighty draws of the refinement.
+    found = gradients(model, x.repeat(10, 1), 8, steps=60, particles=20)
     assert found.keys() == truth.keys()
     for name, values in found.items():
         error = values.std(0) / math.sqrt(len(values))
-        # Of 34 numbers none lies five standard errors away but by a chance of 1e-5; 1e-3 is left by the refinement.
-        assert ((values.mean(0) - truth[name]).abs() < 5 * error + 1e-3).all(), name
+        # Of 34 numbers none lies seven standard errors of eight values away but by a chance of 1 %, and these are
+        # small; 1e-3 is left by the refinement.
+        assert ((values.mean(0) - truth[name]).abs() < 7 * error + 1e-3).all(), name
 
 
 def test_both_bounds_are_reported_and_the_refined_one_is_the_better(vae: Callable[..., VAE], binary_data: Data) -> None:

@@ -238,7 +238,7 @@ def test_units_of_the_data_do_not_matter_to_the_gaussian_machine(centred: bool) 
         model = RBM((2,), hidden=3, visible="normal", centred=centred, spread=0.1).double()
         loaded = load_data(data.float().numpy())
         fit(
-            model, loaded, objective="exact_likelihood", optimizer={"Adam": {"lr": 0.02}}, epochs=60, batch_size=30,
+            model, loaded, objective="exact_likelihood", optimizer={"Adam": {"lr": 0.03}}, epochs=40, batch_size=60,
             progress=False,
         )  # fmt: skip
         found.append(model.log_prob(data).mean().item())
@@ -305,8 +305,8 @@ def test_the_scale_of_gaussian_units_has_a_floor(min_scale: float) -> None:
     data = load_data(x.numpy())
     model = RBM((2,), hidden=2, visible={"normal": {"min_scale": min_scale}})
     with pytest.warns(UserWarning, match="has reached its lower bound"):
-        fit(model, data, progress=False, objective="exact_likelihood", epochs=400, batch_size=400,
-            optimizer={"SGD": {"lr": 0.5}})  # fmt: skip
+        fit(model, data, progress=False, objective="exact_likelihood", epochs=200, batch_size=400,
+            optimizer={"SGD": {"lr": 1.0}})  # fmt: skip
     sigma = model.units.sigma / model.units.floor * min_scale
     assert sigma[1].item() == pytest.approx(min_scale, rel=0.02)
     assert sigma[0].item() > 0.5

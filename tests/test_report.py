@@ -117,6 +117,7 @@ def test_what_is_not_observed_is_not_drawn_as_zero() -> None:
         assert (np.ma.getmaskarray(image.get_array()) == ~seen.numpy()).all()
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_the_line_of_k_hat_is_the_threshold_that_was_held() -> None:
     model = VAE((4,), latent_dim=2)
     found = check(model, load_data(BITS), size=20, draws=100, simulations=50, annealed=0)

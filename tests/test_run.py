@@ -262,13 +262,13 @@ def test_a_crash_at_any_write_leaves_a_finished_epoch(
 
 def test_a_killed_training_leaves_a_run(tmp_path: Path, bits: Path) -> None:
     path = tmp_path / "run"
-    (tmp_path / "e.yaml").write_text(declared(bits, epochs=100_000).to_yaml())
+    (tmp_path / "e.yaml").write_text(declared(bits, epochs=100_000, compile="never").to_yaml())
     code = "import sys; from pathlib import Path; import pyrolatent as pl; " + (
         "pl.train(pl.Experiment.load(Path(sys.argv[1])), sys.argv[2], progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "e.yaml"), str(path)])
     try:
-        for _ in range(600):
+        for _ in range(1500):
             if (path / "metrics.jsonl").is_file():
                 break
             time.sleep(0.1)

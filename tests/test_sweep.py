@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from pyrolatent import InputError, Run, cli, compare
 from pyrolatent.compare import forest
-from pyrolatent.sweep import grid, sweep
+from pyrolatent.sweep import Cell, _reason, grid, sweep, train_cell
 
 SMALL = {"mlp": {"hidden": [8]}}
 FIELDS: dict[str, Any] = {
@@ -33,6 +35,26 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.save("bits.npy", np.random.default_rng(0).integers(2, size=(200, 6)).astype(np.uint8))
     Path("small.yaml").write_text(yaml.safe_dump(FIELDS | {"data": "bits.npy"}))
     return Path("small.yaml")
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Trains the cells here, where what is tested is not that each has a process of its own, which takes seconds."""
+
+    def one_by_one(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, str | None]]:
+        for cell in cells:
+            try:
+                train_cell(cell)
+            except Exception as error:
+                yield cell, _reason(error)
+            else:
+                yield cell, None
+
+    monkeypatch.setattr("pyrolatent.sweep._in_processes", one_by_one)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
 
 
 def test_a_grid_names_every_combination() -> None:
@@ -52,6 +74,7 @@ def test_a_grid_names_every_combination() -> None:
             grid(FIELDS, over, 1)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_sweep_trains_evaluates_and_goes_on_where_it_was(experiment: Path) -> None:
     """A run that is there is not touched; one that lacks its end is trained again, one that lacks its scores scored."""
     fields = yaml.safe_load(experiment.read_text())
@@ -93,10 +116,16 @@ def test_one_failure_does_not_lose_the_rest(experiment: Path) -> None:
     assert [run.path.name for run in runs] == ["lr=0.01,seed=0"]
     assert list(failed) == ["lr=1e_30,seed=0"] or list(failed) == ["lr=1e+30,seed=0"]
     assert "not finite" in next(iter(failed.values()))
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_failures_alone_are_an_error(experiment: Path) -> None:
+    fields = yaml.safe_load(experiment.read_text())
     with pytest.raises(InputError, match="none of 1 runs could be finished"):
         sweep(fields, {"optimizer.SGD.lr": [1e30]}, "others", directory=Path.cwd(), particles=5)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_energies_beside_autoencoders(experiment: Path) -> None:
     """Machines are compared with VAEs by log p(x); without a density, or a posterior to check, it does not begin."""
     machine: dict[str, Any] = {"data": "bits.npy", "epochs": 1, "device": "cpu", "model": {"rbm": {"hidden": 3}}}
@@ -113,6 +142,7 @@ def test_energies_beside_autoencoders(experiment: Path) -> None:
     assert not Path("others").exists()
 
 
+@pytest.mark.usefixtures("in_this_process", "few_steps")
 def test_on_the_command_line_with_a_check(experiment: Path) -> None:
     result = CliRunner().invoke(
         cli.app,
