@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrolatent.chains import sample_energy
 from pyrolatent.errors import InputError, at_least, at_least_one, only
 from pyrolatent.inference.annealed import summary
-from pyrolatent.inference.draws import FLOATS, labels_for, posterior_means, simulate, weighed_draws
+from pyrolatent.inference.draws import FLOATS, labels_for, posterior_means, repeated, simulate, weighed_draws
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.rules import has_posterior, require_latents
@@ -248,8 +248,8 @@ def impute(
         _require_support(model, x, y, mask)
         for start in range(0, draws, at_once):
             count = min(at_once, draws - start)
-            values, observed = _repeated(x, count), _repeated(mask, count)
-            labels = None if y is None else _repeated(y, count)
+            values, observed = repeated(x, count), repeated(mask, count)
+            labels = None if y is None else repeated(y, count)
             log_weights, proposed = weighed_draws(model, (values, labels, observed), particles)
             if not torch.isfinite(log_weights.logsumexp(0)).all():
                 raise InputError(
@@ -281,11 +281,6 @@ def _require_support(model: LatentVariableModel, x: Tensor, y: Tensor | None, ma
     outside = 0 if allowed.event_dim else int((~allowed.check(x) & mask).sum())
     if outside:
         raise InputError(f"{outside} observed values of x lie outside the support of the likelihood, {allowed}")
-
-
-def _repeated(values: Tensor, count: int) -> Tensor:
-    """The batch, once for each of `count` draws, (count * batch, ...)."""
-    return values.repeat(count, *[1] * (values.dim() - 1))
 
 
 def _decoded(model: LatentVariableModel, codes: dict[str, Tensor], y: Any) -> Tensor:
