@@ -1,11 +1,17 @@
 """How often checks fail right models, and which mistakes they find: short forms of `benchmarks.checks`."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from benchmarks.checks import LEVELS, MISTAKES, RIGHT, false_alarms, false_alarms_of_chains, in_words, page, power
 from pyrolatent.checks import CHECKS
+from pyrolatent.checks.check import measured
+
+ROOT = Path(__file__).parents[1]
 
 CONSERVATIVE = {"held-out copies"}
 FINDS = {"held-out copies": "held-out rows are training rows", "memorisation": "samples are training rows"}
@@ -63,3 +69,19 @@ def test_tables_say_what_was_found() -> None:
     assert "| tarp | linear-Gaussian | 100 | 2.00% | 5.00% | 10.00% |" in lines
     assert "| posterior: off by … | 0.1, 0.2, 0.4 | 0.4 |" in lines
     assert "| model: off by … | 0.1, 0.2, 0.4 |  |" in lines
+
+
+def test_docs_and_verdicts_hold_what_was_measured() -> None:
+    """Both tables as they were measured, for every check that there is."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "checks-cpu.json").read_text())
+    docs = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
+    assert page(found) in docs
+    assert measured() == in_words(found)
+    assert measured().keys() == {kind.name for kind in CHECKS}
+    for kind, of_models in found["false_alarms"].items():
+        for name, row in of_models.items():
+            levels = {level: row[f"{level:g}"] for level in LEVELS} if "share" not in row else {0.01: row["share"]}
+            for level, share in levels.items():
+                lower, upper = scipy.stats.binom.interval(0.999, row["repetitions"], level)
+                assert share * row["repetitions"] <= upper, (kind, name, level)
+                assert kind in CONSERVATIVE or "share" in row or share * row["repetitions"] >= lower, (kind, name, level)
