@@ -19,7 +19,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
 from pyrolatent.models.conditionals import filled, given_gaps, masked, one_hot
 from pyrolatent.models.model import Model
-from pyrolatent.models.modes import evaluation_mode
+from pyrolatent.models.modes import evaluating_alone
 
 
 class LatentVariableModel(Model):
@@ -105,7 +105,7 @@ class LatentVariableModel(Model):
             InputError: arguments that do not fit the model.
         """
         inputs = as_inputs(self, x, y, mask)
-        with evaluation_mode(self):
+        with evaluating_alone(self):
             trace: Any = prune_subsample_sites(poutine.trace(self.infer).get_trace(*inputs))
         return {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes}
 
@@ -153,7 +153,7 @@ class LatentVariableModel(Model):
         labels = None if y is None else as_labels(self, y, batch)
         values = self.given_label(labels) | values
         program = poutine.condition(self.generate, data=values)
-        with evaluation_mode(self):
+        with evaluating_alone(self):
             trace: Any = poutine.trace(program).get_trace(x.expand(batch, *self.event_shape), labels)
         return observed_node(trace)["fn"]
 
@@ -166,7 +166,7 @@ class LatentVariableModel(Model):
         """
         program = poutine.condition(poutine.uncondition(self.generate), data=self.given_label(y))
         x = as_numbers(self, torch.zeros(()), "x").expand(size, *self.event_shape)
-        with evaluation_mode(self):
+        with evaluating_alone(self):
             trace: Any = prune_subsample_sites(poutine.trace(program).get_trace(x, y))
         observed_node(trace)
         nodes = {site: trace.nodes[site] for site in trace.stochastic_nodes}
