@@ -344,7 +344,8 @@ def load_data(
             raise InputError(f"{twice[0]} is declared for {source} and given beside it; give it once")
         given = {name: value for name, value in declared.items() if value is not None} | given
     given = Component(load_data, ("source",)).check(given, f"data.{source}" if isinstance(source, str) else "data")
-    return _assemble(*_read(source, given), given)
+    with torch.inference_mode(False):  # whose tensors no gradient could go through
+        return _assemble(*_read(source, given), given)
 
 
 def _only(declaration: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

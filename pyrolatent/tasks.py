@@ -21,7 +21,7 @@ from pyrolatent.inference.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.rules import has_posterior, require_latents
 from pyrolatent.models.arrays import as_inputs, as_labels, as_tensor
 from pyrolatent.models.latent import LatentVariableModel, observed_node
-from pyrolatent.models.modes import evaluation_mode
+from pyrolatent.models.modes import evaluating_alone
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -244,7 +244,7 @@ def impute(
     x, y, mask = as_inputs(model, x, y, mask)
     at_once = max(1, FLOATS // (x.numel() * particles))
     filled, all_weights = [], []
-    with evaluation_mode(model), pyro.validation_enabled(False):
+    with evaluating_alone(model), pyro.validation_enabled(False):
         _require_support(model, x, y, mask)
         for start in range(0, draws, at_once):
             count = min(at_once, draws - start)

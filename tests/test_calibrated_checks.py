@@ -84,4 +84,8 @@ def test_docs_and_verdicts_hold_what_was_measured() -> None:
             for level, share in levels.items():
                 lower, upper = scipy.stats.binom.interval(0.999, row["repetitions"], level)
                 assert share * row["repetitions"] <= upper, (kind, name, level)
-                assert kind in CONSERVATIVE or "share" in row or share * row["repetitions"] >= lower, (kind, name, level)
+                assert kind in CONSERVATIVE or "share" in row or share * row["repetitions"] >= lower, (
+                    kind,
+                    name,
+                    level,
+                )

@@ -33,7 +33,7 @@ from pyrolatent.inference.rules import declared_name, has_posterior, hold_to_rul
 from pyrolatent.inference.weights import arguments, training_arguments, weigh
 from pyrolatent.models.conditionals import networks_in
 from pyrolatent.models.latent import LatentVariableModel
-from pyrolatent.models.modes import statistics_held, training_mode
+from pyrolatent.models.modes import alone, statistics_held, training_mode
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 Row = dict[str, Any]
@@ -127,10 +127,10 @@ def fit(
     declared = {name: given[name] for name in training_settings().options}
     settings = training_settings().check(declared, "fit")
     target = choose_device(device)
-    run = Fit(model.to(target), data, {name: value for name, value in settings.items() if value is not None})
     devices = [target] if target.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
+    with alone(), torch.enable_grad(), torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
         torch.manual_seed(seed)
+        run = Fit(model.to(target), data, {name: value for name, value in settings.items() if value is not None})
         trainer = Trainer(run, data.to(target), build("objective", settings["objective"]))
         known = model.vector_labels, model.divisor
         try:
@@ -189,6 +189,8 @@ class Trainer:
             takes = [name for name in takes if name != "precision"]
         only(f"training {type(self.model).__name__} by {declared_name(self.objective)}", takes, changed)
         hold_to_rules(self.model, data, self.objective)
+        if any(parameter.is_inference() for parameter in self.model.parameters()):
+            raise InputError("a model that was built under torch.inference_mode cannot be trained; build it outside")
         several = data.train.batch(torch.randperm(len(data.train))[:1000].to(data.train.x.device))
         with pyro.validation_enabled(False):
             self.model.prepare(several.x, several.mask)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pyrolatent.errors import hold_seed
-from pyrolatent.models.modes import evaluation_mode
+from pyrolatent.models.modes import evaluating_alone
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -18,7 +18,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
-    """Within this context a model is in evaluation mode and draws do not move the caller's random state.
+    """Within this context a model is in evaluation mode, runs alone, and draws do not move the caller's random state.
 
     Args:
         model: its modules go back to the modes they had.
@@ -30,7 +30,7 @@ def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     hold_seed(seed)
     device = device_of(model)
     devices = [device] if device.type == "cuda" else []
-    with evaluation_mode(model), torch.random.fork_rng(devices=devices):
+    with evaluating_alone(model), torch.random.fork_rng(devices=devices):
         if seed is not None:
             torch.manual_seed(seed)
         yield

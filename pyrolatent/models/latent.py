@@ -10,14 +10,16 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.params import param_with_module_name
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
 from pyrolatent.models.conditionals import filled, given_gaps, masked, one_hot
 from pyrolatent.models.model import Model
-from pyrolatent.models.modes import evaluation_mode
+from pyrolatent.models.modes import evaluating_alone
 
 
 class LatentVariableModel(Model):
@@ -103,7 +105,7 @@ class LatentVariableModel(Model):
             InputError: arguments that do not fit the model.
         """
         inputs = as_inputs(self, x, y, mask)
-        with evaluation_mode(self):
+        with evaluating_alone(self):
             trace: Any = prune_subsample_sites(poutine.trace(self.infer).get_trace(*inputs))
         return {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes}
 
@@ -151,7 +153,7 @@ class LatentVariableModel(Model):
         labels = None if y is None else as_labels(self, y, batch)
         values = self.given_label(labels) | values
         program = poutine.condition(self.generate, data=values)
-        with evaluation_mode(self):
+        with evaluating_alone(self):
             trace: Any = poutine.trace(program).get_trace(x.expand(batch, *self.event_shape), labels)
         return observed_node(trace)["fn"]
 
@@ -164,7 +166,7 @@ class LatentVariableModel(Model):
         """
         program = poutine.condition(poutine.uncondition(self.generate), data=self.given_label(y))
         x = as_numbers(self, torch.zeros(()), "x").expand(size, *self.event_shape)
-        with evaluation_mode(self):
+        with evaluating_alone(self):
             trace: Any = prune_subsample_sites(poutine.trace(program).get_trace(x, y))
         observed_node(trace)
         nodes = {site: trace.nodes[site] for site in trace.stochastic_nodes}
@@ -211,8 +213,9 @@ def require_labels(label_dim: int, name: str) -> None:
 class PyroProgram(nn.Module):
     """A generative function or a guide as Pyro's tools want it: a module that registers its parameters when called.
 
-    The name in the parameter store is the model's own: with one fixed name a second model in the same process would
-    silently be given the first one's parameters.
+    The name in the parameter store is the model's own, by the order in which models first run: with one fixed name a
+    second model in the same process would silently be given the first one's parameters. A store that was loaded gives
+    its values to the model when it next runs.
 
     Args:
         owner: the model that holds the parameters.
@@ -225,7 +228,12 @@ class PyroProgram(nn.Module):
         self.function = function
 
     def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """Runs the function on a minibatch, as in `LatentVariableModel.generate`."""
+        """Runs the function on a minibatch, as in `LatentVariableModel.generate`.
+
+        Raises:
+            InputError: the parameter store holds the parameters of another model under this one's name.
+        """
+        _share_parameters(self.owner)
         with warnings.catch_warnings():
             # An objective may hold the parameters for a while; they are in the store all the same.
             warnings.filterwarnings("ignore", message=".*was not registered in the param store")
@@ -234,7 +242,37 @@ class PyroProgram(nn.Module):
         self.function(x, y, mask)
 
 
+def _share_parameters(model: Model) -> None:
+    """Makes the parameters that the store holds of a model the model's own, with the values of the store.
+
+    Pyro's optimisers move the tensors of the store, which after `load` and `set_state` are not the model's. A parameter
+    that was put into the model in the place of another keeps its own value.
+    """
+    started = model in _names
+    name, store = _store_name(model), pyro.get_param_store()
+    stored = dict(store.named_parameters())
+    for key, parameter in model.named_parameters():
+        full = param_with_module_name(name, key)
+        if not parameter.is_contiguous():  # of which the store would keep a copy
+            parameter.data = parameter.data.contiguous()
+        held = stored.get(full)
+        if held is not None and held is not parameter:
+            if held.shape != parameter.shape:
+                raise InputError(
+                    f"the parameter store holds {full} of shape {tuple(held.shape)}, but {type(model).__name__} has it "
+                    f"of shape {tuple(parameter.shape)}; load the store of this model, or call pyro.clear_param_store()"
+                )
+            trained = parameter.requires_grad
+            if not started or parameter in _shared:
+                parameter.data.copy_(held)
+                model.fitted = True
+            store[full] = parameter
+            parameter.requires_grad_(trained)
+        _shared[parameter] = full
+
+
 _names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+_shared = WeakTensorKeyDictionary()
 _count = itertools.count()
 
 

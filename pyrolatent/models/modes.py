@@ -4,11 +4,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within this context no effect handler of the caller's, no plate and no inference mode reaches what is run.
+
+    What is computed for the package's own numbers is the same inside a caller's `poutine.scale`, `pyro.plate` or
+    `torch.inference_mode` as it is outside. Gradients are recorded if they were.
+    """
+    outside = _PYRO_STACK[:], _DIM_ALLOCATOR._stack[:], vars(_ENUM_ALLOCATOR).copy()
+    _PYRO_STACK.clear()
+    _DIM_ALLOCATOR._stack.clear()
+    recorded = torch.is_grad_enabled()
+    try:
+        with torch.inference_mode(False), torch.set_grad_enabled(recorded):
+            yield
+    finally:
+        _PYRO_STACK[:], _DIM_ALLOCATOR._stack[:] = outside[:2]
+        vars(_ENUM_ALLOCATOR).clear()
+        vars(_ENUM_ALLOCATOR).update(outside[2])
+
+
+@contextmanager
+def evaluating_alone(*modules: nn.Module) -> Iterator[None]:
+    """Within this context modules are in evaluation mode, and run `alone`."""
+    with alone(), evaluation_mode(*modules):
+        yield
 
 
 @contextmanager
