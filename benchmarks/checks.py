@@ -503,8 +503,10 @@ def in_words(found: dict[str, Any]) -> dict[str, str]:
     for kind, of_models in found["false_alarms"].items():
         count = sum(row["repetitions"] for row in of_models.values())
         failed = sum(row.get("share", row.get("0.01", 0.0)) * row["repetitions"] for row in of_models.values())
-        number = sum(bool(smallest_found(row, kind)) for row in found["power"])
-        words[kind] = f"fails {failed / count:.1%} of right models, finds {number} of {len(found['power'])} mistakes"
+        words[kind] = f"fails {failed / count:.1%} of right models"
+        if any(kind in row["found"] for row in found["power"]):
+            number = sum(bool(smallest_found(row, kind)) for row in found["power"])
+            words[kind] += f", finds {number} of {len(found['power'])} mistakes"
     return words
 
 

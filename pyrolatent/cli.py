@@ -232,7 +232,7 @@ def evaluate_command(
 def check_command(
     run: RunPath,
     split: Annotated[Splits, typer.Option(help="The part of the data.")] = "test",
-    size: Annotated[int, typer.Option(help="Datapoints, from the first.")] = 1000,
+    size: Annotated[int, typer.Option(help="Datapoints, drawn at the seed.")] = 1000,
     draws: Annotated[int, typer.Option(help="Draws from q for each datapoint.")] = 1000,
     simulations: Annotated[int, typer.Option(help="Datapoints that the model simulates, for calibration.")] = 500,
     replicates: Annotated[int, typer.Option(help="Data sets that the model draws, to compare the data with.")] = 1999,

@@ -310,10 +310,10 @@ def _row(
         runs=[str(run.path) for run in runs],
         seeds=len(runs),
         score=None if scores is None else scores.mean().item(),
-        score_se=None if scores is None else math.hypot(_standard_error(scores.mean(0)), common),
+        score_se=None if scores is None else _known(math.hypot(_standard_error(scores.mean(0)), common)),
         score_seeds=None if scores is None else _spread(scores.mean(1)),
         difference=found.value if found else best,
-        difference_se=found.over_datapoints if found else best,
+        difference_se=_known(found.over_datapoints) if found else best,
         difference_seeds=found.over_seeds if found else None,
         half_width=found.half_width if found else None,
         significant=found.significant if found else None,
@@ -373,6 +373,10 @@ def forest(groups: Sequence[Group]) -> Figure:
         fontsize=8,
     )
     return fig
+
+
+def _known(error: float) -> float | None:
+    return None if math.isnan(error) else error
 
 
 def _standard_error(values: Tensor) -> float:

@@ -27,15 +27,20 @@ NEIGHBOURS = 50
 def nearest_distances(points: Tensor, among: Tensor, floats: int = 2**26) -> tuple[Tensor, Tensor]:
     """Euclidean distance of each point to the nearest of others, (n,), and its index, (n,).
 
+    The nearest is found by matrix products, of points less their mean, since far from 0 these cancel; its distance is
+    then computed as it stands.
+
     Args:
         points: (n, *event_shape).
         among: (m, *event_shape).
         floats: bound on the distances held at a time.
     """
-    found = []
-    for rows in points.flatten(1).split(max(1, floats // len(among))):
-        found.append(torch.cdist(rows, among.flatten(1)).min(1))
-    return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
+    points, among = points.flatten(1), among.flatten(1)
+    centre = among.double().mean(0)
+    others = (among - centre).to(among)
+    rows = (points - centre).to(among).split(max(1, floats // len(among)))
+    nearest = torch.cat([torch.cdist(each, others).argmin(1) for each in rows])
+    return (points - among[nearest]).norm(dim=1), nearest
 
 
 def nearer(distances: Tensor, usual: Tensor) -> tuple[float, float]:

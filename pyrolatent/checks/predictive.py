@@ -1,6 +1,7 @@
 """Replicated data sets, from the prior and given x, against the data."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -24,6 +25,8 @@ CORRELATED = 50
 """Entries whose pairwise correlations are looked at."""
 NUMBERS = 2**18
 """In a replicate, of which there are many."""
+FARTHEST = 1000.0
+"""Standard deviations at which a panel ends."""
 STATED = 12
 """Statistics that have room in a panel."""
 
@@ -62,12 +65,34 @@ STATISTICS: dict[str, Statistic] = {
 """Statistics of a data set (n, *event_shape), each one number or a vector of them."""
 
 
-def _of_sets(function: Statistic, sets: Tensor, own: bool) -> Tensor:
-    """A statistic of data sets (sets, n, *event_shape), (sets, k); of a user's own one set at a time."""
-    if own:
-        return torch.stack([torch.as_tensor(function(each.clone())).double().reshape(-1).cpu() for each in sets])
+def _of_sets(function: Statistic, sets: Tensor) -> Tensor:
+    """A statistic of data sets (sets, n, *event_shape), (sets, k)."""
     values: Tensor = torch.vmap(function)(sets)
     return values.reshape(len(sets), -1).cpu()
+
+
+def _of_sets_one_by_one(function: Statistic, sets: Tensor, name: str) -> Tensor:
+    """The same of a statistic of the user's own, which neither changes the data nor moves the random state.
+
+    Raises:
+        InputError: it fails, or does not give as many real numbers for each set.
+    """
+    try:
+        with torch.random.fork_rng(devices=[sets.device] if sets.is_cuda else []):
+            found = [torch.as_tensor(function(each.clone())) for each in sets]
+        if all(each.numel() and not each.is_complex() for each in found):
+            return torch.stack([each.double().reshape(-1).cpu() for each in found])
+        reason = "it gave no number, or complex ones"
+    except Exception as error:  # whatever a function of the user's raises
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    raise InputError(f"the statistic {name!r} must give one number, or as many for each data set: {reason}")
+
+
+def _deviation(values: Any) -> float:
+    """The first of some numbers in standard deviations of the others; infinite where these are all alike but it."""
+    number, *others = np.asarray(values, dtype=np.float64)
+    away, spread = number - np.mean(others), np.std(others)
+    return float(away / spread) if spread else math.copysign(math.inf, away) if away else 0.0
 
 
 @dataclass(frozen=True)
@@ -104,15 +129,22 @@ class _Replicates(Check):
         self, x: Tensor, several: Callable[[int], Tensor], how: str, advice: str, more: Mapping[str, Statistic] = {}
     ) -> Verdict:
         """The verdict on data x (n, *event_shape) and its replicates, of which several are drawn at a time."""
-        functions = STATISTICS | dict(more) | dict(self.statistics)
-        found: dict[str, list[Tensor]] = {name: [] for name in functions}
+        if not isinstance(self.statistics, Mapping) or (STATISTICS | dict(more)).keys() & self.statistics.keys():
+            raise InputError(
+                f"statistics were given as {self.statistics!r}; give functions by names of their own, other than "
+                f"{', '.join([*STATISTICS, *more])}"
+            )
+        functions = STATISTICS | dict(more)
+        found: dict[str, list[Tensor]] = {name: [] for name in [*functions, *self.statistics]}
         at_once = max(1, FLOATS // (8 * x.numel()))
         counts = [min(at_once, self.replicates - start) for start in range(0, self.replicates, at_once)]
         for sets in itertools.chain([x.unsqueeze(0)], map(several, counts)):
             for name, function in functions.items():
-                found[name].append(_of_sets(function, sets, own=name in self.statistics))
+                found[name].append(_of_sets(function, sets))
+            for name, function in self.statistics.items():
+                found[name].append(_of_sets_one_by_one(function, sets, name))
         p_value, p, compared = replicate_test({name: torch.cat(values) for name, values in found.items()})
-        worst = min(p, key=lambda name: p[name])
+        worst = min(p, key=lambda name: (p[name], -abs(_deviation(compared[name]))))
         return self.judged(
             p_value,
             f"data drawn {how} differ from the data, most in: {worst}; {advice}",
@@ -123,11 +155,7 @@ class _Replicates(Check):
     def panel(self, axes: Axes, arrays: Arrays) -> None:
         """Each statistic of the data in standard deviations of the replicates."""
         names = [name for name in arrays if name.startswith(f"{self.name}: ")][:STATED]
-        scores = []
-        for name in names:
-            number, *draws = arrays[name]
-            spread = np.std(draws)
-            scores.append((number - np.mean(draws)) / spread if spread else 0.0)
+        scores = np.clip([_deviation(arrays[name]) for name in names], -FARTHEST, FARTHEST)
         axes.plot(scores, np.arange(len(names)), "o", markersize=4, color=COLOURS[0])
         axes.axvspan(-2, 2, color="0.92", zorder=0)
         axes.set_yticks(range(len(names)), [name.partition(": ")[2] for name in names], fontsize=7)

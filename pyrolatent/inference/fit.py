@@ -124,6 +124,10 @@ def fit(
     """
     given = locals()
     require_data(data)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"fit was given a {type(model).__name__} as its model; build one, as pl.VAE(data.event_shape, ...)"
+        )
     declared = {name: given[name] for name in training_settings().options}
     settings = training_settings().check(declared, "fit")
     target = choose_device(device)
