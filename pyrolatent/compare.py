@@ -142,7 +142,8 @@ class Row:
         significant: whether the interval excludes 0; None where there is none.
         gap: log p(x) minus the bound; None for a cross-entropy and where there is no bound.
         active_units: mean over seeds; None without latents.
-        khat_share: mean share of datapoints whose k-hat is too large, of runs that were all checked; else None.
+        khat_share: mean share of datapoints whose k-hat is too large, of runs that were all checked on this split; else
+            None.
         parameters: number of trained numbers.
         seconds: mean time of training.
         missing: why there is no score.
@@ -327,11 +328,13 @@ def _row(
 
 
 def _khat_share(runs: Sequence[Run]) -> float | None:
+    """The mean share of runs that were all checked on the split that they were evaluated on."""
+    both: list[tuple[Any, Any]] = [(run.checks or {}, run.evaluation) for run in runs]
     shares = [
         verdict["value"]
-        for run in runs
-        for verdict in (run.checks or {}).get("verdicts", [])
-        if verdict["check"] == "k-hat"
+        for checks, evaluation in both
+        for verdict in checks.get("verdicts", [])
+        if verdict["check"] == "k-hat" and checks["split"] == evaluation["split"]
     ]
     return sum(shares) / len(shares) if len(shares) == len(runs) else None
 

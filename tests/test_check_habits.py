@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.checks import _Memorising, drawn_data, linear
-from pyrolatent import ConditionalVAE, InputError, fit, load_data
-from pyrolatent.checks import AggregatedPosterior, Memorisation, PriorPredictive, nearest_distances
+from pyrolatent import ConditionalVAE, InputError, LinearGaussian, evaluate, fit, load_data
+from pyrolatent.checks import ActiveUnits, AggregatedPosterior, Memorisation, PriorPredictive, nearest_distances
 from pyrolatent.checks.predictive import _deviation
 
 
@@ -94,3 +94,15 @@ def test_what_is_no_model_is_refused(model: Any, binary_data: Any) -> None:
     call: Callable[..., Any] = fit
     with pytest.raises(InputError, match="as its model; build one"):
         call(model, binary_data, epochs=1)
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0])
+def test_the_units_of_a_latent_do_not_decide_whether_it_is_active(scale: float) -> None:
+    """Two of a linear-Gaussian model with its exact posterior, whose latents are of another scale, and prior."""
+    torch.manual_seed(0)
+    model = LinearGaussian((6,), latent_dim=2, noise=0.7, precision=scale**-2)
+    with torch.no_grad():
+        model.likelihood.weight.copy_(torch.randn(6, 2) / scale)
+    data = drawn_data(model, 100, 300)
+    assert evaluate(model, data, particles=4).active_units == 2
+    assert ActiveUnits(draws=4)(model, data).value == 2

@@ -250,6 +250,8 @@ def test_active_units() -> None:
     assert active_units(means, noise).tolist() == [True, False, False, True]
     noise[:, 3] = noisy.var()
     assert active_units(means, noise).tolist() == [True, False, False, False]
+    prior = torch.tensor([1.0, 1.0, 0.01, 1.0])  # of which 0.05 squared is a quarter
+    assert active_units(means, noise, prior).tolist() == [True, False, True, False]
 
 
 # Draws.

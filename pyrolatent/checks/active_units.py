@@ -12,6 +12,7 @@ from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import Subject
 from pyrolatent.errors import at_least
+from pyrolatent.inference.draws import prior_variances
 from pyrolatent.inference.evidence import active_units
 
 
@@ -26,7 +27,7 @@ class ActiveUnits(Check):
     draws: int = 100
 
     name: ClassVar[str] = "active units"
-    source: ClassVar[str] = "1 dimension of variance > 0.01; Burda et al. 2016"
+    source: ClassVar[str] = "1 dimension of variance > 0.01 of the prior's; Burda et al. 2016"
     asks: ClassVar[str] = "whether the posterior has collapsed to the prior"
     gives_p_value: ClassVar[bool] = False
 
@@ -39,7 +40,9 @@ class ActiveUnits(Check):
             torch.cat([torch.cat([getattr(each, name)[site] for site in sites], -1) for each in scores])
             for name in ("means", "noise")
         )
-        active = active_units(means, noise)
+        widths = {site: scores[0].means[site].shape[-1] for site in sites}
+        prior = prior_variances(subject.model, widths, subject.part.y)
+        active = active_units(means, noise, prior.to(means))
         rate, distortion = torch.cat([s.kl for s in scores]), -torch.cat([s.reconstruction for s in scores])
         arrays = {"mean_variance": means.var(0), "active": active, "rate": rate, "distortion": distortion}
         if all(each.kl_dimensions.keys() == each.means.keys() for each in scores):

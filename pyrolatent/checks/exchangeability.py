@@ -144,7 +144,7 @@ def paired_ecdf_test(one: Tensor, other: Tensor, exchanges: int = EXCHANGES) -> 
     signs = random.choice([-1.0, 1.0], size=(exchanges, len(difference)))
     own = np.abs(difference.sum(0))
     others = np.abs(signs @ difference).max(1)
-    tied = int(np.isclose(others, own.max(), rtol=1e-12).sum())
+    tied = int(np.isclose(others, own.max(), rtol=1e-12).sum()) if own.max() else 0  # of no difference p is 1
     p_value = _at_least_as_extreme(own.max(), others) - random.integers(tied + 1) / (1 + exchanges)
     return float(p_value), int(own.argmax()) // len(points)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyrolatent.errors import InputError
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.weights import Program, Weights, weigh
-from pyrolatent.models.arrays import as_labels
+from pyrolatent.models.arrays import as_labels, as_numbers
 from pyrolatent.models.latent import LatentVariableModel
 
 AT_ONCE = 1000
@@ -69,6 +69,27 @@ def labels_for(model: Any, size: int, y: Any = None, *, of_data: Tensor | None =
             f"give labels y of shape ({size}, {model.label_dim})"
         )
     return as_labels(model, torch.arange(size) % model.label_dim, size)
+
+
+@torch.no_grad()
+def prior_variances(model: LatentVariableModel, widths: Mapping[str, int], y: Tensor | None = None) -> Tensor:
+    """The variance under the prior of each dimension of some latent sites, side by side, over 1,000 draws.
+
+    Args:
+        model: any latent-variable model.
+        widths: number of dimensions by site; one that the model does not have, an auxiliary one of the guide, gets 1.
+        y: labels of the data, of conditional models.
+    """
+    labels = labels_for(model, AT_ONCE, of_data=y)
+    x = as_numbers(model, torch.zeros(()), "x").expand(AT_ONCE, *model.event_shape)
+    trace: Any = poutine.trace(model.generate).get_trace(x, labels)
+    nodes = trace.nodes
+    return torch.cat(
+        [
+            nodes[site]["value"].reshape(AT_ONCE, -1).var(0) if site in nodes else x.new_ones(width)
+            for site, width in widths.items()
+        ]
+    )
 
 
 def repeated(rows: Tensor, count: int) -> Tensor:

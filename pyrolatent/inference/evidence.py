@@ -19,7 +19,7 @@ from pyrolatent.data import Batch, Data, measure_of
 from pyrolatent.errors import InputError, at_least_one, only
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
-from pyrolatent.inference.draws import FLOATS, site_means
+from pyrolatent.inference.draws import FLOATS, prior_variances, site_means
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.partition import Annealing, evaluate_energy
@@ -84,9 +84,9 @@ class Evaluation:
         khat_share: share of datapoints whose k-hat is too large (`psis.too_large`), so that the errors of the draws say
             little; None of fewer than 21 draws.
         kl_per_dimension: KL of each latent dimension; None where the posterior does not factorise.
-        active_units: number of latent dimensions, labels not among them, whose posterior mean has a variance of more
-            than 0.01 over the data, the Monte Carlo variance of a mean without closed form taken off (Burda et al.
-            2016, 1509.00519); None of one datapoint or one draw, which have no variance.
+        active_units: number of latent dimensions, labels not among them, whose posterior mean varies over the data by
+            more than 0.01 of the prior's variance, which is 1 where Burda et al. 2016 (1509.00519) say 0.01, the Monte
+            Carlo variance of a mean without closed form taken off; None of one datapoint or one draw, which have none.
         datapoints: number of datapoints.
         particles: draws for each datapoint.
         bits_per_dimension: `Data.bits_per_dimension` of log p(x), of images of discrete or dequantized levels.
@@ -320,7 +320,10 @@ def _evaluate(
             if on_batch:
                 on_batch(min(done * distributed.size(), len(part)))
     joined = _joined(scores, len(part))
-    found = _summarise(joined, split, measure(model, data, support), particles, model.label_site)
+    widths = {site: mean.shape[-1] for site, mean in joined.means.items() if site != model.label_site}
+    with pyro.validation_enabled(False), evaluating(model, seed):
+        prior = prior_variances(model, widths, part.y)
+    found = _summarise(joined, split, measure(model, data, support), particles, [*widths], prior)
     left_out = _terms_of_the_guide(model, arguments(model, part.batch(slice(0, 1))))
     return replace(
         found,
@@ -395,14 +398,15 @@ def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
     return kl.reshape(len(kl), -1)
 
 
-def _summarise(scores: Scores, split: str, measure: str, particles: int, label_site: str | None) -> Evaluation:
+def _summarise(
+    scores: Scores, split: str, measure: str, particles: int, latent: list[str], prior: Tensor
+) -> Evaluation:
     names = ("elbo", "reconstruction", "kl", "ess", "mcse", "khat")
     each = {name: getattr(scores, name).double().cpu() for name in names}
     evidence = scores.log_evidence.double().cpu()
     n = len(evidence)
-    latent = [site for site in scores.means if site != label_site]
     means, noise = (torch.cat([values[site] for site in latent], -1) for values in (scores.means, scores.noise))
-    active = active_units(means, noise) if n > 1 and particles > 1 else None
+    active = active_units(means, noise, prior.to(means)) if n > 1 and particles > 1 else None
     factorised = scores.kl_dimensions.keys() == scores.means.keys()
     by_dimension = torch.cat([*scores.kl_dimensions.values()], -1).mean(0).tolist() if factorised else None
     likelihood = measure != "cross-entropy"
@@ -450,14 +454,15 @@ def draws_interval(log_evidence: Tensor, mcse: Tensor) -> tuple[Tensor, Tensor, 
     return error, bias, mean - 1.96 * error, mean + bias + 1.96 * error
 
 
-def active_units(means: Tensor, noise: Tensor) -> Tensor:
-    """Which dimensions' posterior means vary over the data by more than 0.01, (dimensions,), bool.
+def active_units(means: Tensor, noise: Tensor, prior: Tensor | float = 1.0) -> Tensor:
+    """Which dimensions' posterior means vary over the data by more than 0.01 prior variances, (dimensions,), bool.
 
     Args:
         means: (datapoints, dimensions).
         noise: their Monte Carlo variance (datapoints, dimensions), which is taken off; 0 of a closed form.
+        prior: the variance of each dimension under the prior, (dimensions,).
     """
-    return means.var(0) - noise.mean(0) > ACTIVE
+    return means.var(0) - noise.mean(0) > ACTIVE * prior
 
 
 def _classification_error(scores: Scores, label_site: str | None, y: Tensor | None) -> float | None:
