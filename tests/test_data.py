@@ -428,7 +428,7 @@ def test_datasets_that_are_refused() -> None:
         (np.full((20, 2), 2**30), {}, "float32 is exact to"),
         (np.ma.masked_array(np.zeros((20, 2)), mask=True), {}, "x is a masked array"),
         (np.zeros((20, 2)), {"labels": np.zeros(19, int)}, "there are 19 labels but 20 datapoints"),
-        (np.zeros((20, 2)), {"labels": np.full(20, -2)}, "the smallest label is -2"),
+        (np.zeros((20, 2)), {"labels": np.full(20, -2)}, "labels lie in .-2, -2., but classes are numbered 0, 1, 2"),
         (np.zeros((20, 2)), {"labels": np.full(20, "a")}, "labels are <U1"),
         (np.zeros((20, 2)), {"labels": np.full(20, np.nan)}, "20 label values are NaN"),
         (np.zeros((20, 2)), {"labels": "species"}, "names a column, but the data are in memory"),
