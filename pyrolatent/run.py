@@ -357,10 +357,9 @@ def scores(evaluation: Evaluation | EnergyEvaluation) -> dict[str, Any]:
     """An evaluation as evaluation.json holds it: without `log_evidence` where there is no likelihood; null for NaN."""
     fields = _without_nan(asdict(replace(evaluation, each={})))
     del fields["each"]
-    if evaluation.classification_error is None:
-        del fields["classification_error"]
-    if not fields.get("left_out"):
-        fields.pop("left_out", None)
+    for name in ("classification_error", "left_out", "given"):  # of some models alone
+        if not fields.get(name) and fields.get(name) != 0.0:
+            fields.pop(name, None)
     if evaluation.measure != "cross-entropy":
         return fields
     return {name: value for name, value in fields.items() if not name.startswith("log_evidence")}
