@@ -358,7 +358,7 @@ def scores(evaluation: Evaluation | EnergyEvaluation) -> dict[str, Any]:
     fields = _without_nan(asdict(replace(evaluation, each={})))
     del fields["each"]
     for name in ("classification_error", "left_out", "given"):  # of some models alone
-        if not fields.get(name) and fields.get(name) != 0.0:
+        if fields.get(name) in (None, []):
             fields.pop(name, None)
     if evaluation.measure != "cross-entropy":
         return fields

@@ -72,21 +72,23 @@ def labels_for(model: Any, size: int, y: Any = None, *, of_data: Tensor | None =
 
 
 @torch.no_grad()
-def prior_variances(model: LatentVariableModel, widths: Mapping[str, int], y: Tensor | None = None) -> Tensor:
-    """The variance under the prior of each dimension of some latent sites, side by side, over 1,000 draws.
+def prior_variances(
+    model: LatentVariableModel, widths: Mapping[str, int], y: Tensor | None = None, draws: int = 1000
+) -> Tensor:
+    """The variance under the prior of each dimension of some latent sites, side by side, (dimensions,).
 
     Args:
         model: any latent-variable model.
         widths: number of dimensions by site; one that the model does not have, an auxiliary one of the guide, gets 1.
         y: labels of the data, of conditional models.
+        draws: from the prior.
     """
-    labels = labels_for(model, AT_ONCE, of_data=y)
-    x = as_numbers(model, torch.zeros(()), "x").expand(AT_ONCE, *model.event_shape)
-    trace: Any = poutine.trace(model.generate).get_trace(x, labels)
+    x = as_numbers(model, torch.zeros(()), "x").expand(draws, *model.event_shape)
+    trace: Any = poutine.trace(model.generate).get_trace(x, labels_for(model, draws, of_data=y))
     nodes = trace.nodes
     return torch.cat(
         [
-            nodes[site]["value"].reshape(AT_ONCE, -1).var(0) if site in nodes else x.new_ones(width)
+            nodes[site]["value"].reshape(draws, -1).var(0) if site in nodes else x.new_ones(width)
             for site, width in widths.items()
         ]
     )

@@ -341,25 +341,26 @@ class LogisticBernoulli(LatentVariableModel):
         z = x.new_zeros(len(x), self.latent_dim)
         identity = torch.eye(self.latent_dim).to(z)
 
-        def climbs(z: Tensor) -> Tensor:
+        def log_joint(z: Tensor) -> Tensor:
             return _log_bernoulli(x, z @ weight + bias) + self._log_prior(z)
+
+        def curvature(p: Tensor) -> Tensor:
+            """-H where x has the probabilities p."""
+            return self.precision * identity + torch.einsum("ld,nd,md->nlm", weight, p * (1 - p), weight)
 
         for _ in range(NEWTON):
             p = torch.sigmoid(z @ weight + bias)
-            negative = self.precision * identity + torch.einsum("ld,nd,md->nlm", weight, p * (1 - p), weight)
-            step = torch.linalg.solve(negative, (x - p) @ weight.T - self.precision * z)
-            before = climbs(z)
+            step = torch.linalg.solve(curvature(p), (x - p) @ weight.T - self.precision * z)
+            before = log_joint(z)
             for _ in range(NEWTON):
-                worse = climbs(z + step) < before - 1e-9 * before.abs()
+                worse = log_joint(z + step) < before - 1e-9 * before.abs()
                 if not worse.any():
                     break
                 step[worse] /= 2
             z = z + step
             if step.abs().max() < 1e-8:
                 break
-        p = torch.sigmoid(z @ weight + bias)
-        negative = self.precision * identity + torch.einsum("ld,nd,md->nlm", weight, p * (1 - p), weight)
-        return z, torch.linalg.cholesky(torch.linalg.inv(negative))
+        return z, torch.linalg.cholesky(torch.linalg.inv(curvature(torch.sigmoid(z @ weight + bias))))
 
     def nuts(self, x: Any, draws: int = 500, warmup: int = 500) -> Tensor:
         """Draws from the exact posterior of all datapoints jointly, by Pyro's NUTS, (draws, batch, latent_dim).

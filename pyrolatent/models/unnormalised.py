@@ -31,8 +31,9 @@ def deviations(x: Tensor) -> Tensor:
     return torch.where(found > 0, found, torch.where(rest > 0, rest, 1.0))
 
 
-def in_real_numbers(energy: Tensor) -> Tensor:
-    """An energy as floats, also where a function of the user's gives truth values or whole numbers."""
+def in_real_numbers(energy: Any) -> Tensor:
+    """An energy as floats, also where a function of the user's gives an array, truth values or whole numbers."""
+    energy = torch.as_tensor(energy)
     return energy if energy.is_floating_point() else energy.to(torch.get_default_dtype())
 
 
