@@ -9,7 +9,6 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from annotated_types import Gt
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyrolatent.declaration import component
 from pyrolatent.errors import InputError, at_least, at_least_one, is_whole
@@ -60,7 +59,7 @@ class MarkovNetwork(UnnormalisedDensity):
             raise InputError(f"cardinality lists {len(sizes)} variables, but x has {width} entries")
         at_least(2, **{f"cardinality of X{i + 1}": size for i, size in enumerate(sizes)})
         levels = torch.tensor(sizes)
-        super().__init__(event_shape, constraints.integer_interval(0, (levels - 1).reshape(event_shape)), levels)
+        super().__init__(event_shape, levels)
         self._sizes = sizes
         self.cliques = _checked_cliques(cliques, width)
         shapes = [tuple(sizes[i - 1] for i in clique) for clique in self.cliques]

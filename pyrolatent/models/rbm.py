@@ -72,7 +72,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
     ) -> None:
         event_shape = tuple(event_shape)
         units = build("units", visible, event_shape=event_shape)
-        super().__init__(event_shape, units.support, units.levels)
+        super().__init__(event_shape, units.levels)
         if labels:
             require_labels(label_dim, "rbm with labels: true")
             self.label_dim = label_dim

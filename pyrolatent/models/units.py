@@ -10,7 +10,6 @@ from typing import Annotated, Any, Protocol
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
-from torch.distributions import constraints
 from torch.nn import functional
 
 from pyrolatent.declaration import component
@@ -24,7 +23,6 @@ class Units(Protocol):
 
     width: int
     levels: Tensor | None
-    support: Any
 
     def statistic(self, x: Tensor) -> Tensor:
         """t(x) of x flattened, (n, entries)."""
@@ -60,7 +58,6 @@ class BernoulliUnits(nn.Module):
         super().__init__()
         self.width = torch.Size(event_shape).numel()
         self.levels: Tensor | None = torch.full((self.width,), 2)
-        self.support = constraints.boolean
 
     def statistic(self, x: Tensor) -> Tensor:
         """x itself, flattened."""
@@ -121,7 +118,6 @@ class NormalUnits(nn.Module):
         super().__init__()
         self.width = torch.Size(event_shape).numel()
         self.levels: Tensor | None = None
-        self.support = constraints.real
         self.scale, self.min_scale = scale, min_scale
         above = torch.full((self.width,), math.log(scale - min_scale))
         self.log_above = nn.Parameter(above, requires_grad=learned)
@@ -195,7 +191,6 @@ class CategoricalUnits(nn.Module):
         entries = torch.Size(event_shape).numel()
         self.width, self.k = entries * levels, levels
         self.levels: Tensor | None = torch.full((entries,), levels)
-        self.support = constraints.integer_interval(0, levels - 1)
 
     def statistic(self, x: Tensor) -> Tensor:
         """One-hot codes (n, entries * K)."""
@@ -240,7 +235,7 @@ class LabelledUnits(nn.Module):
         super().__init__()
         self.inner, self.label, self.label_dim = inner, CategoricalUnits((1,), levels=label_dim), label_dim
         self.width = inner.width + label_dim
-        self.levels, self.support = inner.levels, inner.support
+        self.levels = inner.levels
 
     def _split(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return t[..., : self.inner.width], t[..., self.inner.width :]
