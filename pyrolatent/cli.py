@@ -706,7 +706,7 @@ def _evidence(evaluation: Evaluation | AnnealedEvidence) -> tuple[str, str]:
 
 def _kernel(declared: str | None) -> Any:
     """A kernel as it was declared in YAML."""
-    return None if declared is None else declaration.check("kernel", parse_value(declared))
+    return None if declared is None else declaration.validate("kernel", parse_value(declared))
 
 
 def _print_paths(paths: Mapping[str, Path], as_json: bool) -> None:

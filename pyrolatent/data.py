@@ -343,7 +343,7 @@ def load_data(
         if twice := sorted((given.keys() & declared.keys()) - {"data_dir"}):
             raise InputError(f"{twice[0]} is declared for {source} and given beside it; give it once")
         given = {name: value for name, value in declared.items() if value is not None} | given
-    given = Component(load_data, ("source",)).check(given, f"data.{source}" if isinstance(source, str) else "data")
+    given = Component(load_data, ("source",)).validate(given, f"data.{source}" if isinstance(source, str) else "data")
     with torch.inference_mode(False):  # whose tensors no gradient could go through
         return _assemble(*_read(source, given), given)
 

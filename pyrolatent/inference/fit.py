@@ -129,7 +129,7 @@ def fit(
             f"fit was given a {type(model).__name__} as its model; build one, as pl.VAE(data.event_shape, ...)"
         )
     declared = {name: given[name] for name in training_settings().options}
-    settings = training_settings().check(declared, "fit")
+    settings = training_settings().validate(declared, "fit")
     target = choose_device(device)
     devices = [target] if target.type == "cuda" else []
     with alone(), torch.enable_grad(), torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():

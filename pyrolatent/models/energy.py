@@ -22,7 +22,7 @@ SMOOTH: Mapping[str, Any] = {"mlp": {"activation": "silu"}}
 """The energy by default: the gradient of its score is not 0 nearly everywhere, as that of rectifiers is."""
 
 
-@component("model", "energy")
+@component("energy", "model")
 class EnergyModel(UnnormalisedDensity):
     """p(x) = exp(-f(x)) p_0(x) / Z for any function f, p_0 being a normal density or 1.
 

@@ -83,7 +83,7 @@ class FlowFamily(Family):
         return f"{type(self).__name__} flow ({len(self.flows)} layers) of Normal(loc, scale)"
 
 
-@component("posterior", "iaf")
+@component("iaf", "posterior")
 class InverseAutoregressive(FlowFamily):
     """Inverse autoregressive flow: z_i = mu_i(e_<i, c) + sigma_i(e_<i, c) e_i (Kingma et al. 2016, 1606.04934).
 
@@ -105,7 +105,7 @@ class InverseAutoregressive(FlowFamily):
         )
 
 
-@component("posterior", "coupling")
+@component("coupling", "posterior")
 class AffineCoupling(FlowFamily):
     """Affine coupling: one half is scaled and shifted given the other (Dinh et al. 2017, 1605.08803).
 
@@ -127,7 +127,7 @@ class AffineCoupling(FlowFamily):
         )
 
 
-@component("posterior", "spline")
+@component("spline", "posterior")
 class Spline(FlowFamily):
     """Autoregressive rational splines on [-bound, bound]^d, identity outside (Durkan et al. 2019, 1906.04032).
 
@@ -160,7 +160,7 @@ class Spline(FlowFamily):
         )
 
 
-@component("posterior", "planar")
+@component("planar", "posterior")
 class Planar(FlowFamily):
     """Planar flow: z = e + u tanh(w'e + b), u, w, b from the context (Rezende and Mohamed 2015, 1505.05770).
 
@@ -220,7 +220,7 @@ class FlowPrior(nn.Module):
         return f"{type(self).__name__} ({len(self.flows)} layers) of Normal(loc=0, scale=1)"
 
 
-@component("prior", "coupling")
+@component("coupling", "prior")
 class AffineCouplingPrior(FlowPrior):
     """Affine coupling flow as a prior (Dinh et al. 2017, 1605.08803).
 
@@ -234,7 +234,7 @@ class AffineCouplingPrior(FlowPrior):
         super().__init__(latent_dim, lambda d: T.affine_coupling(d, hidden_dims=[hidden]), layers=layers)
 
 
-@component("prior", "spline")
+@component("spline", "prior")
 class SplineCouplingPrior(FlowPrior):
     """Spline coupling flow as a prior (Durkan et al. 2019, 1906.04032).
 

@@ -25,7 +25,7 @@ Evidence = dict[int, Tensor]
 """The same, checked: whole numbers in tensors on the model's device."""
 
 
-@component("model", "markov_network")
+@component("markov_network", "model")
 class MarkovNetwork(UnnormalisedDensity):
     """p(x) = exp(-∑_C E_C(x_C)) / Z over discrete variables X1, ..., XD, one energy for each clique C.
 

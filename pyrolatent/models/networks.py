@@ -156,7 +156,7 @@ class Network(nn.Module):
                     init.zeros_(module.bias)
 
 
-@component("network", "mlp")
+@component("mlp", "network")
 class MLP(Network):
     """Multi-layer perceptron: hidden layers of features, linear at the end.
 
@@ -236,7 +236,7 @@ class MLP(Network):
         return f"MLP {'-'.join(map(str, self.widths))}"
 
 
-@component("network", "conv")
+@component("conv", "network")
 class Conv(Network):
     """Convolutions between an image and a vector, in either direction, for images of any size and channels.
 
@@ -356,7 +356,7 @@ class Conv(Network):
         return f"{type(self).__name__} {'-'.join(names if self.inwards else names[::-1])}"
 
 
-@component("network", "residual_conv")
+@component("residual_conv", "network")
 class ResidualConv(Conv):
     """Convolutions as in conv, with residual blocks at each level (He et al. 2016, 1512.03385).
 

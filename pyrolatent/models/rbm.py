@@ -36,7 +36,7 @@ class Layers(NamedTuple):
     field: Tensor
 
 
-@component("model", "rbm")
+@component("rbm", "model")
 class RestrictedBoltzmannMachine(UnnormalisedDensity):
     """E(x, h) = -t(x)·b - h·c - t(x) W h over binary h; F(x) = -t(x)·b - ∑_j softplus(c_j + (t(x) W)_j).
 

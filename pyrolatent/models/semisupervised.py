@@ -18,7 +18,7 @@ NEVER = -1e9
 """A log-probability of zero that stays finite when it is multiplied by a probability of zero."""
 
 
-@component("model", "semi_supervised_vae")
+@component("semi_supervised_vae", "model")
 class SemiSupervisedVAE(LatentVariableModel):
     """Model M2: p(y) p(z) p(x | z, y) with q(y | x) q(z | x, y) (Kingma et al. 2014, 1406.5298).
 

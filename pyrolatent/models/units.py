@@ -46,7 +46,7 @@ class Units(Protocol):
         """η of which E[t(x)] is `mean`."""
 
 
-@component("units", "bernoulli")
+@component("bernoulli", "units")
 class BernoulliUnits(nn.Module):
     """x_i in {0, 1}: t = x, A(η) = ∑ log(1 + exp η_i).
 
@@ -86,7 +86,7 @@ class BernoulliUnits(nn.Module):
         return torch.logit(mean)
 
 
-@component("units", "normal")
+@component("normal", "units")
 class NormalUnits(nn.Module):
     """x_i = m_i + σ_i t_i with t | h ~ N(b + W h, 1): t = (x - m) / σ, A(η) = ∑ η_i² / 2 + log(2π) / 2, over t.
 
@@ -177,7 +177,7 @@ class NormalUnits(nn.Module):
         return mean
 
 
-@component("units", "categorical")
+@component("categorical", "units")
 class CategoricalUnits(nn.Module):
     """x_i in {0, ..., K - 1}: t is its one-hot code (K numbers), A(η) = ∑_i log ∑_k exp η_ik.
 

@@ -247,6 +247,14 @@ class UnnormalisedDensity(Model):
         """Numbers by which training is watched, from some training data; none that all models have."""
         return {}
 
+    def penalise(self, state: Any, weight_decay: float, sparsity_target: float | None, sparsity_cost: float) -> None:
+        """Adds the gradients of regularisers of hidden units, of models that have some.
+
+        Raises:
+            InputError: the model has none.
+        """
+        raise InputError(f"{type(self).__name__} has no hidden units; leave weight_decay and sparsity_target out")
+
     def adjust_gradients(self) -> None:
         """Called when the gradients are there and before the optimiser; models that change them override this."""
 

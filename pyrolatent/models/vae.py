@@ -12,7 +12,7 @@ from pyrolatent.models.latent import LatentVariableModel, require_labels
 from pyrolatent.models.model import MaskInput
 
 
-@component("model", "vae")
+@component("vae", "model")
 class VAE(LatentVariableModel):
     """Variational autoencoder: p(z) p(x | z) with an amortized posterior q(z | x) (Kingma and Welling 2014, 1312.6114).
 
@@ -46,7 +46,7 @@ class VAE(LatentVariableModel):
         self.mask_input = mask_input
 
 
-@component("model", "conditional_vae")
+@component("conditional_vae", "model")
 class ConditionalVAE(LatentVariableModel):
     """Class-conditional VAE: p(z | y) p(x | z, y) with q(z | x, y) (Sohn, Lee and Yan 2015).
 
@@ -110,7 +110,7 @@ def _parts(
     return p_z, p_x, q_z
 
 
-@component("model", "generative_network")
+@component("generative_network", "model")
 class GenerativeNetwork(LatentVariableModel):
     """p(z) p(x | z) without an encoder: the prior itself is the proposal, so that log p(x) ~ log mean_k p(x | z_k).
 
