@@ -2,8 +2,8 @@
 
 A *component* is a class. Its positional constructor parameters are what the model supplies, injected by name
 (`latent_dim`, `event_shape`, ...); its keyword-only parameters are what the user declares. A constructor that takes
-`**options` has the keyword-only parameters of its base class too, and a subclass of `Options` states its options as
-fields, so that an option is written once. A declaration is one of
+`**options` has the keyword-only parameters of its base class too, but for those that its class names as `fixed`, and a
+subclass of `Options` states its options as fields, so that an option is written once. A declaration is one of
 
     "normal"                                 a name
     {"normal": {"scale": 0.1}}               a name with options
@@ -123,6 +123,7 @@ def component(name: str, *kinds: str) -> Callable[[C], C]:
             if type(self) is cls:
                 self.declaration = {name: options} if options else name  # type: ignore[attr-defined]
 
+        validated.__signature__ = _written_out(construct, entry)  # type: ignore[attr-defined]
         cls.__init__ = validated  # type: ignore[misc]
         _components.add(cls)
         return cls
@@ -380,17 +381,27 @@ def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     if not isinstance(target, type):
         return dict(_signature(target))
     found: dict[str, inspect.Parameter] = {}
+    fixed: set[str] = set()
     for base in target.__mro__:
         if "__init__" in vars(base):
             own = _signature(base.__init__)  # type: ignore[misc]
             inherited = bool(found)
             for name, parameter in [*own.items()][1:]:
-                if not inherited or parameter.kind is parameter.KEYWORD_ONLY:
+                if not inherited or (parameter.kind is parameter.KEYWORD_ONLY and name not in fixed):
                     found.setdefault(name, parameter)
+            fixed |= {*vars(base).get("fixed", ())}
             if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
                 break
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {name: parameter for name, parameter in found.items() if parameter.kind not in variable}
+
+
+def _written_out(constructor: Callable[..., Any], entry: Component) -> inspect.Signature:
+    """The signature of a constructor with the options of base classes in it, for `help` and notebooks."""
+    own = inspect.signature(constructor)
+    first = next(iter(own.parameters.values()))
+    options = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in entry.options.values()]
+    return own.replace(parameters=[first, *entry.supplied.values(), *options])
 
 
 def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
