@@ -132,8 +132,14 @@ def component(name: str, *kinds: str) -> Callable[[C], C]:
 
 
 def register(kind: str, name: str, entry: Component) -> None:
-    """Makes a class or function of another library declarable by name."""
-    _registry.setdefault(kind, {})[name] = entry
+    """Makes a class or function of another library declarable by name.
+
+    Raises:
+        InputError: there is no such kind of component.
+    """
+    if kind not in _registry:
+        raise InputError(f"there is no kind of component {kind!r} for {name!r}; {choices(kind, _registry)}")
+    _registry[kind][name] = entry
 
 
 def registered(kind: str) -> dict[str, Component]:
