@@ -12,9 +12,9 @@ from pyrolatent.data import Batch, Data
 from pyrolatent.errors import InputError
 from pyrolatent.inference.draws import labels_for
 from pyrolatent.inference.fit import Row
-from pyrolatent.inference.modes import device_of
 from pyrolatent.inference.rules import has_posterior
 from pyrolatent.inference.weights import arguments
+from pyrolatent.models.arrays import place_of
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 from pyrolatent.report_energy import draw_energy
@@ -40,7 +40,7 @@ def draw(
     """
     if isinstance(model, UnnormalisedDensity):
         return draw_energy(model, data, history)
-    part = getattr(data, split).to(device_of(model))
+    part = getattr(data, split).to(*place_of(model))
     shown = part.batch(slice(0, 10))
     coded = part.batch(slice(0, 1000))
     drawn = {"training": figures.training_curve(history)} if history else {}

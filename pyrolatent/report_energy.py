@@ -10,8 +10,8 @@ from pyrolatent.chains import sample_energy, watch
 from pyrolatent.data import Data
 from pyrolatent.inference.fit import Row
 from pyrolatent.inference.kernels import adapted, no_normaliser
-from pyrolatent.inference.modes import device_of
 from pyrolatent.inference.partition import LogZ, ais, exact_log_z, model_states, reverse_ais
+from pyrolatent.models.arrays import place_of
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -30,7 +30,7 @@ def draw_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> d
         data: what it was trained on.
         history: the rows of its training; none, no training curve.
     """
-    data = data.to(device_of(model))
+    data = data.to(*place_of(model))
     drawn = {"training": figures_energy.monitors(history)} if history else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

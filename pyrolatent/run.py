@@ -109,7 +109,7 @@ class Run:
 
     @cached_property
     def model(self) -> LatentVariableModel:
-        """The trained model, in evaluation mode, on the CPU unless it was given."""
+        """The trained model, in evaluation mode and its weights' type, on the CPU unless it was given."""
         model = self._given
         if model is None:
             if self.declaration.get("model") is None:
@@ -120,8 +120,10 @@ class Run:
             with self.importing(), torch.random.fork_rng(devices=[]):
                 event_shape, label_dim = tuple(self._recorded("event_shape")), self._recorded("label_dim")
                 model = build("model", self.declaration["model"], event_shape=event_shape, label_dim=label_dim)
+        weights = self._weights()
         try:
-            model.load_state_dict(self._weights())
+            model.to(next((value.dtype for value in weights.values() if value.is_floating_point()), None))
+            model.load_state_dict(weights)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"the weights in {self.path} do not fit the model: {reason}") from error

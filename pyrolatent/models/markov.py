@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyrolatent.declaration import component
 from pyrolatent.errors import InputError, at_least, at_least_one, is_whole
-from pyrolatent.models.arrays import as_numbers
+from pyrolatent.models.arrays import as_numbers, place_of
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, in_real_numbers
 
 LARGEST = 2**24
@@ -349,8 +349,8 @@ class MarkovNetwork(UnnormalisedDensity):
     def base(self, size: int) -> Tensor:
         """Uniform states (size, width)."""
         assert self.levels is not None
-        levels = self.levels.to(self.chains.device)
-        return (torch.rand(size, len(levels), device=levels.device) * levels).floor()
+        device, dtype = place_of(self)
+        return (torch.rand(size, len(self.levels), device=device, dtype=dtype) * self.levels).floor()
 
     def base_log_z(self) -> Tensor:
         """∑_i log k_i, ()."""
