@@ -101,10 +101,10 @@ def test_a_machine_is_compared_with_a_vae_on_the_same_scale(file: Path, tmp_path
 @pytest.mark.parametrize(
     ("model", "objective", "said"),
     [
-        ({"rbm": {"hidden": 3}}, "elbo", "has an energy and no posterior"),
-        ({"vae": {"latent_dim": 2}}, "pcd", "has no energy"),
-        ({"rbm": {"hidden": 30, "visible": "normal"}}, "exact_likelihood", "sum over too many states"),
-        ({"rbm": {"hidden": 3}}, "sliced_score_matching", "x is discrete"),
+        ({"rbm": {"hidden": 3}}, "elbo", "has no posterior of latents"),
+        ({"vae": {"latent_dim": 2}}, "pcd", "has no energy F"),
+        ({"rbm": {"hidden": 30, "visible": "normal"}}, "exact_likelihood", "has no log Z that can be summed"),
+        ({"rbm": {"hidden": 3}}, "sliced_score_matching", "has no gradient of log p in x"),
         ({"rbm": {"hidden": 3}}, {"cd": {"kernel": "hmc"}}, "is sampled by kernel: gibbs"),
         ({"energy": {}}, {"cd": {"kernel": "gibbs"}}, "hmc or langevin"),
         ({"energy": {"energy": "mlp"}}, "sliced_score_matching", "declare a smooth activation"),
@@ -341,11 +341,11 @@ def test_python_calls_say_what_is_wrong(binary_data: Data) -> None:
     model: Any = RBM((6,), 2, hidden=3, labels=True)
     x = binary_data.test.batch(slice(0, 4)).x
     for call, said in (
-        (lambda: pl.check(model, binary_data), "RestrictedBoltzmannMachine has no posterior that could be checked"),
-        (lambda: pl.impute(model, x, x > 0), "has no posterior of latents"),
-        (lambda: pl.sample(EnergyModel((6,)), 2, mean=True), "EnergyModel has no hidden units given which x has"),
-        (lambda: pl.reconstruct(model, x), "has no posterior of latents"),
-        (lambda: pl.interpolate(model, x), "has no posterior of latents"),
+        (lambda: pl.check(model, binary_data), "RestrictedBoltzmannMachine has no posterior of latents"),
+        (lambda: pl.impute(model, x, x > 0), "has no latent codes"),
+        (lambda: pl.sample(EnergyModel((6,)), 2, mean=True), "EnergyModel has no hidden units; leave mean out"),
+        (lambda: pl.reconstruct(model, x), "has no latent codes"),
+        (lambda: pl.interpolate(model, x), "has no latent codes"),
         (lambda: model.free_energy(x[:, :5]), r"x has shape \(4, 5\), but .* events of shape \(6,\)"),
         (lambda: RBM((6,), hidden=2).encode(x[0]), r"x has shape \(6,\), but .* events of shape \(6,\)"),
         (lambda: sample(model, 0), "size was 0; at least 1 is needed"),

@@ -387,7 +387,7 @@ GRIDLESS: dict[str, Any] = {
     "discrete": (lambda: DiscreteVAE((4,), latent_dims=(3,)), "one vector z, .* z1", "no labels"),
     "bits": (lambda: VAE((4,), latent_dim=2, prior="bernoulli"), "moves continuous dimensions", "no labels"),
     "one-hot": (lambda: VAE((4,), latent_dim=2, prior="categorical"), "moves continuous dimensions", "no labels"),
-    "machine": (lambda: RestrictedBoltzmannMachine((4,), hidden=2), "no posterior of latents", "no posterior"),
+    "machine": (lambda: RestrictedBoltzmannMachine((4,), hidden=2), "no latent codes", "no latent codes"),
     "autoencoder": (lambda: Autoencoder((4,), latent_dim=2), "no density, evidence or samples", "no labels"),
 }
 

@@ -81,7 +81,7 @@ class Subject:
     def __init__(
         self, model: LatentVariableModel, data: Data, *, split: str = "test", size: int = 1000, seed: int = 0
     ) -> None:
-        model.require(Capability.POSTERIOR, "there is nothing that could be checked; fit a vae")
+        model.require(Capability.POSTERIOR, "fit a vae")
         part = part_for(model, data, split)
         at_least(LEAST, size=size)
         if len(part) < LEAST:

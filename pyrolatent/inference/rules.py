@@ -127,7 +127,7 @@ def require_latents(model: Model) -> None:
     Raises:
         InputError: it has none.
     """
-    model.require(Capability.LATENTS, "this is made from them; fit a vae")
+    model.require(Capability.LATENTS, "fit a vae")
 
 
 def part_for(model: LatentVariableModel, data: Data, split: str) -> Split:

@@ -17,7 +17,7 @@ class Capability(StrEnum):
     """What a model may offer and an objective may need, in words that stand after "no"."""
 
     DENSITY = "density of x"
-    LATENTS = "latents"
+    LATENTS = "latent codes"
     POSTERIOR = "posterior of latents"
     CODES = "codes without a distribution"
     ENERGY = "energy F(x)"

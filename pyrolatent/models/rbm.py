@@ -14,8 +14,8 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import one_hot
 from pyrolatent.models.latent import require_labels
 from pyrolatent.models.model import Capability
-from pyrolatent.models.units import CategoricalUnits, LabelledUnits, NormalUnits, bernoulli, softplus
-from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, warn_if_constant, warn_if_far
+from pyrolatent.models.units import LabelledUnits, Units, bernoulli, softplus
+from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
 
 EXACT = 20
 """Binary units of the smaller layer, at most, over whose states log Z is summed."""
@@ -80,7 +80,8 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
             require_labels(label_dim, "rbm with labels: true")
             self.label_dim = label_dim
             units = LabelledUnits(units, label_dim)
-        self.units, self.centred = units, centred
+        self.units: Units = units
+        self.centred = centred
         self._visible_sizes: list[int] | None = None  # whole numbers of Python, by which a graph can be recorded
         if units.levels is not None:
             self._visible_sizes = [*units.levels.tolist(), *([label_dim] if labels else [])]
@@ -97,12 +98,9 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
         Biases that are not 0 are those of a machine that has been trained, and stay.
         """
-        units = self._units_of_x
-        if self.visible_bias.any() or (isinstance(units, NormalUnits) and units.loc.any()):
+        units = self.units.of_x
+        if self.visible_bias.any() or not units.begin_at(x):
             return
-        if isinstance(units, NormalUnits):
-            warn_if_constant(x)
-            units.standardise(x)
         seen = units.statistic(x)
         prior = units.mean(torch.zeros_like(seen[0]))
         mean = (seen.sum(0) + 2 * prior) / (len(x) + 2) if self.levels is not None else seen.mean(0)
@@ -112,13 +110,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
     def go_on(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Says where data of a further training are far from the units of real numbers, which stay."""
-        units = self._units_of_x
-        if isinstance(units, NormalUnits):
-            warn_if_far(x, units.loc, units.floor / units.min_scale if units.min_scale else units.sigma)
-
-    @property
-    def _units_of_x(self) -> Any:
-        return self.units.inner if isinstance(self.units, LabelledUnits) else self.units
+        self.units.of_x.warn_if_far(x)
 
     # Chains.
 
@@ -368,16 +360,15 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
             self.weight.grad.addr_(state.v.mean(0), excess)
 
     def __str__(self) -> str:
-        units = self._units_of_x
+        units = self.units.of_x
         kind = type(units).__name__.removesuffix("Units").lower()
-        values = f" of {units.k} values" if isinstance(units, CategoricalUnits) else ""
         label = f" and {self.label_dim} label units" if self.label_dim else ""
         entries, size = self.event_shape.numel(), sum(p.numel() for p in self.parameters())
         return "\n".join(
             [
                 f"{type(self).__name__} of x {tuple(self.event_shape)}, {size:,} parameters",
                 f"  p(x{', y' if label else ''}, h) = exp(b·t + c·h + t W h) / Z",
-                f"  t = {entries} {kind} units{values}{label}, h = {len(self.hidden_bias)} binary units",
+                f"  t = {entries} {kind} units{units.values}{label}, h = {len(self.hidden_bias)} binary units",
                 f"  log Z {'by enumeration' if self.tractable else 'by annealed importance sampling'}",
             ]
         )

@@ -5,7 +5,7 @@ Units have a statistic t(x) and a base measure m(x), so that p(x | η) = m(x) ex
 """
 
 import math
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt
@@ -15,39 +15,68 @@ from torch.nn import functional
 from pyrolatent.declaration import component
 from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import one_hot
-from pyrolatent.models.unnormalised import deviations
+from pyrolatent.models.unnormalised import deviations, warn_if_constant, warn_if_far
 
 
-class Units(Protocol):
-    """What a machine asks of its visible units; statistics t are (n, width), data x (n, *event_shape)."""
+class Units(nn.Module):
+    """What an RBM asks of its visible units; statistics t are (n, width), data x (n, *event_shape).
+
+    Attributes:
+        width: numbers in a statistic.
+        levels: number of values of each entry of x; None where they are real.
+    """
 
     width: int
     levels: Tensor | None
 
+    @property
+    def of_x(self) -> "Units":
+        """The units of x alone, without those of a label."""
+        return self
+
+    @property
+    def values(self) -> str:
+        """How many values an entry has, in words, where its name does not say it."""
+        return ""
+
+    def begin_at(self, x: Tensor) -> bool:
+        """Takes the units of x (n, *event_shape) from data, if it has any; False if it has taken them before."""
+        return True
+
+    def warn_if_far(self, x: Tensor) -> None:
+        """Says where data of a further training are far from the units that were taken before."""
+
     def statistic(self, x: Tensor) -> Tensor:
         """t(x) of x flattened, (n, entries)."""
+        raise NotImplementedError
 
     def value(self, t: Tensor) -> Tensor:
         """x of a statistic, flattened, (n, entries)."""
+        raise NotImplementedError
 
     def log_base(self, t: Tensor) -> Tensor | float:
-        """log m(x), (n,)."""
+        """log m(x), (n,); 0 where every x counts alike, as here."""
+        return 0.0
 
     def log_partition(self, eta: Tensor) -> Tensor:
         """A(η) = log ∑_x m(x) exp(t(x)·η), (n,)."""
+        raise NotImplementedError
 
     def sample(self, eta: Tensor) -> Tensor:
         """t(x) of draws x ~ p(x | η)."""
+        raise NotImplementedError
 
     def mean(self, eta: Tensor) -> Tensor:
         """E[t(x) | η]."""
+        raise NotImplementedError
 
     def natural(self, mean: Tensor) -> Tensor:
         """η of which E[t(x)] is `mean`."""
+        raise NotImplementedError
 
 
 @component("bernoulli", "units")
-class BernoulliUnits(nn.Module):
+class BernoulliUnits(Units):
     """x_i in {0, 1}: t = x, A(η) = ∑ log(1 + exp η_i).
 
     Args:
@@ -57,17 +86,15 @@ class BernoulliUnits(nn.Module):
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.width = torch.Size(event_shape).numel()
-        self.levels: Tensor | None = torch.full((self.width,), 2)
+        self.levels = torch.full((self.width,), 2)
 
     def statistic(self, x: Tensor) -> Tensor:
         """x itself, flattened."""
         return x.reshape(len(x), -1)
 
-    value = statistic
-
-    def log_base(self, t: Tensor) -> Tensor | float:
-        """0: every x counts alike."""
-        return 0.0
+    def value(self, t: Tensor) -> Tensor:
+        """The statistic itself."""
+        return t
 
     def log_partition(self, eta: Tensor) -> Tensor:
         """∑_i log(1 + exp η_i), (n,)."""
@@ -87,7 +114,7 @@ class BernoulliUnits(nn.Module):
 
 
 @component("normal", "units")
-class NormalUnits(nn.Module):
+class NormalUnits(Units):
     """x_i = m_i + σ_i t_i with t | h ~ N(b + W h, 1): t = (x - m) / σ, A(η) = ∑ η_i² / 2 + log(2π) / 2, over t.
 
     m is the data's mean, so that neither b nor W moves when σ does. σ is learned, one number for each entry, and begins
@@ -117,7 +144,7 @@ class NormalUnits(nn.Module):
             )
         super().__init__()
         self.width = torch.Size(event_shape).numel()
-        self.levels: Tensor | None = None
+        self.levels = None
         self.scale, self.min_scale = scale, min_scale
         above = torch.full((self.width,), math.log(scale - min_scale))
         self.log_above = nn.Parameter(above, requires_grad=learned)
@@ -141,12 +168,20 @@ class NormalUnits(nn.Module):
         return self.log_above.requires_grad and bool((self.log_above.exp() <= 0.01 * self.floor).any())
 
     @torch.no_grad()
-    def standardise(self, x: Tensor) -> None:
-        """Sets m to the mean of the data, σ to their standard deviation times `scale`, and its floor."""
+    def begin_at(self, x: Tensor) -> bool:
+        """Sets m to the mean of the data, σ to their standard deviation times `scale`, and its floor, once."""
+        if self.loc.any():
+            return False
+        warn_if_constant(x)
         spread = deviations(x)
         self.loc.copy_(x.reshape(len(x), -1).mean(0))
         self.floor.copy_(self.min_scale * spread)
         self.log_above.copy_(((self.scale - self.min_scale) * spread).log())
+        return True
+
+    def warn_if_far(self, x: Tensor) -> None:
+        """Says where data are more than ten standard deviations away from the units that were taken before."""
+        warn_if_far(x, self.loc, self.floor / self.min_scale if self.min_scale else self.sigma)
 
     def statistic(self, x: Tensor) -> Tensor:
         """(x - m) / σ."""
@@ -178,7 +213,7 @@ class NormalUnits(nn.Module):
 
 
 @component("categorical", "units")
-class CategoricalUnits(nn.Module):
+class CategoricalUnits(Units):
     """x_i in {0, ..., K - 1}: t is its one-hot code (K numbers), A(η) = ∑_i log ∑_k exp η_ik.
 
     Args:
@@ -190,7 +225,12 @@ class CategoricalUnits(nn.Module):
         super().__init__()
         entries = torch.Size(event_shape).numel()
         self.width, self.k = entries * levels, levels
-        self.levels: Tensor | None = torch.full((entries,), levels)
+        self.levels = torch.full((entries,), levels)
+
+    @property
+    def values(self) -> str:
+        """K."""
+        return f" of {self.k} values"
 
     def statistic(self, x: Tensor) -> Tensor:
         """One-hot codes (n, entries * K)."""
@@ -199,10 +239,6 @@ class CategoricalUnits(nn.Module):
     def value(self, t: Tensor) -> Tensor:
         """The place of the one, as a floating-point number."""
         return t.unflatten(-1, (-1, self.k)).argmax(-1).to(t.dtype)
-
-    def log_base(self, t: Tensor) -> Tensor | float:
-        """0."""
-        return 0.0
 
     def log_partition(self, eta: Tensor) -> Tensor:
         """∑_i log ∑_k exp η_ik, (n,)."""
@@ -223,7 +259,7 @@ class CategoricalUnits(nn.Module):
         return mean.log()
 
 
-class LabelledUnits(nn.Module):
+class LabelledUnits(Units):
     """Units of x beside those of one label y, whose one-hot code comes last.
 
     Args:
@@ -236,6 +272,12 @@ class LabelledUnits(nn.Module):
         self.inner, self.label, self.label_dim = inner, CategoricalUnits((1,), levels=label_dim), label_dim
         self.width = inner.width + label_dim
         self.levels = inner.levels
+
+    @property
+    def of_x(self) -> Units:
+        """The units of x."""
+        inner: Units = self.inner
+        return inner
 
     def _split(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return t[..., : self.inner.width], t[..., self.inner.width :]
