@@ -8,38 +8,29 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-import torch
 import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand
 
-from pyrolatent import __version__, declaration, report, tasks
-from pyrolatent.chains import SWEEPS
-from pyrolatent.checks import Checks, check
-from pyrolatent.compare import Group, compare, forest
+import pyrolatent as pl
 from pyrolatent.errors import InputError, TrainingError, hold_seed, only
-from pyrolatent.experiment import Experiment, experiment_schema, override, parse_value, read_yaml
-from pyrolatent.figures import samples as samples_figure
-from pyrolatent.inference import distributed
-from pyrolatent.inference.annealed import AnnealedEvidence, annealed_evidence, bidirectional_evidence
-from pyrolatent.inference.draws import labels_for
-from pyrolatent.inference.evidence import Evaluation, evaluate
-from pyrolatent.inference.fit import Fit, choose_device
-from pyrolatent.inference.partition import Annealing, EnergyEvaluation, evaluate_energy
-from pyrolatent.inference.psis import khat_threshold
-from pyrolatent.models.autoencoder import DeterministicModel
-from pyrolatent.models.latent import LatentVariableModel
-from pyrolatent.models.unnormalised import UnnormalisedDensity
-from pyrolatent.run import Run, scores, train
-from pyrolatent.sweep import PARTICLES, sweep
+
+# Names of `pl` are imported when they are used, and what else a command needs in its body: whoever asks for help waits
+# neither for torch nor for anything that needs it.
+
+if TYPE_CHECKING:
+    from pyrolatent.declaration import Component
+    from pyrolatent.experiments.compare import Group
+    from pyrolatent.inference.partition import EnergyEvaluation
 
 EVALUATED: dict[str, tuple[str, ...]] = {
     "by importance sampling": ("--method", "--particles"),
@@ -57,13 +48,27 @@ console = Console()
 errors = Console(stderr=True)
 
 
-class Commands(TyperGroup):
-    """The commands, whose errors are one line: exit code 2 for a mistake, 1 for a failure, 130 for Ctrl-C."""
+class Command(TyperCommand):
+    """A command, whose errors are one line: exit code 2 for a mistake, 1 for a failure, 130 for Ctrl-C."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs a command."""
+        """Runs the command, in one of several processes under torchrun."""
+        import torch
+
+        from pyrolatent.inference import distributed
+
         try:
-            return super().invoke(ctx)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was finished is kept
+            torch.set_flush_denormal(True)
+            distributed.start()
+            try:
+                if distributed.rank():
+                    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
+                return super().invoke(ctx)
+            finally:
+                distributed.stop()
         except InputError as error:
             _fail("error", error, 2)
         except TrainingError as error:
@@ -73,12 +78,12 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=Commands,
     help="Deep latent-variable models in Pyro: declare, train, evaluate.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+command = partial(app.command, cls=Command)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train has written.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
@@ -91,21 +96,13 @@ Splits = Literal["train", "validation", "test"]
 
 def main() -> None:
     """Entry point."""
-    torch.set_flush_denormal(True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was finished is kept
     warnings.showwarning = lambda message, *_: errors.print(f"warning: {message}", highlight=False, soft_wrap=True)
-    distributed.start()
-    if distributed.rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
-    try:
-        app()
-    finally:
-        distributed.stop()
+    app()
 
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"pyrolatent {__version__}")
+        print(f"pyrolatent {pl.__version__}")
         raise typer.Exit
 
 
@@ -118,7 +115,7 @@ def options(
     """Deep latent-variable models in Pyro: declare, train, evaluate."""
 
 
-@app.command("train")
+@command("train")
 def train_command(
     experiment: Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="An experiment file.")] = None,
     output: Annotated[Path | None, typer.Option(help="Directory of the run (default: a new one in runs/).")] = None,
@@ -136,15 +133,22 @@ def train_command(
     as_json: Json = False,
 ) -> None:
     """Train an experiment, evaluate it and draw its figures; without arguments, a VAE on embedded digits."""
+    from pyrolatent import report
+    from pyrolatent.experiment import override
+    from pyrolatent.inference import distributed
+    from pyrolatent.models.autoencoder import DeterministicModel
+    from pyrolatent.run import scores
+    from pyrolatent.sweep import PARTICLES
+
     overrides = _overrides(set_, {"epochs": epochs, "seed": seed, "device": device, "data": data})
-    declared = Experiment.load(experiment, overrides) if experiment else Experiment(**override({}, overrides))
-    if issubclass(declared.model_class, UnnormalisedDensity | DeterministicModel):
+    declared = pl.Experiment.load(experiment, overrides) if experiment else pl.Experiment(**override({}, overrides))
+    if issubclass(declared.model_class, pl.UnnormalisedDensity | DeterministicModel):
         only(f"train of {declared.model_class.__name__}", (), {"--particles": particles})
     path = output or _new_directory(experiment or Path(_data_name(declared)))
     path = Path(distributed.agreed(str(path)))
     rows = _Rows(quiet=as_json)
     try:
-        run = train(
+        run = pl.train(
             declared,
             path,
             data_dir=data_dir,
@@ -162,7 +166,7 @@ def train_command(
     try:
         target = declared.settings.get("device", "auto")
         has_density = not isinstance(run.model, DeterministicModel)
-        short = Annealing(temperatures=SHORT)
+        short = pl.Annealing(temperatures=SHORT)
         draws = particles or PARTICLES
         evaluation = _evaluate(run, data_dir, "test", draws, target, short, quiet=as_json) if has_density else None
         if distributed.rank():
@@ -179,7 +183,7 @@ def train_command(
     print(f"run      {path}", "figures  " + "\n         ".join(map(str, drawn)), sep="\n")
 
 
-@app.command("evaluate")
+@command("evaluate")
 def evaluate_command(
     run: RunPath,
     split: Annotated[Splits, typer.Option(help="The part of the data.")] = "test",
@@ -209,7 +213,9 @@ def evaluate_command(
 
     With --method annealed, log p(x) by annealing from the prior, bracketed on simulated data; written to annealed.json.
     """
-    loaded = Run.load(run, trust=trust)
+    from pyrolatent.run import scores
+
+    loaded = pl.Run.load(run, trust=trust)
     way = _way(loaded.model, method, ais, raised)
     options = {
         "--method": method, "--particles": particles, "--size": size, "--chains": chains,
@@ -220,7 +226,7 @@ def evaluate_command(
         chosen = {"size": size or 100, "chains": chains or 16, "steps": temperatures or 500}
         _anneal(loaded, data_dir, split, device, chosen, as_json)
         return
-    annealing = Annealing(chains or 100, temperatures or 10_000, ais, raised or 0, _kernel(kernel))
+    annealing = pl.Annealing(chains or 100, temperatures or 10_000, ais, raised or 0, _kernel(kernel))
     evaluation = _evaluate(loaded, data_dir, split, particles or 5000, device, annealing, quiet=as_json)
     if as_json:
         print(json.dumps(scores(evaluation)))
@@ -228,7 +234,7 @@ def evaluate_command(
         _print_evaluation(evaluation)
 
 
-@app.command("check")
+@command("check")
 def check_command(
     run: RunPath,
     split: Annotated[Splits, typer.Option(help="The part of the data.")] = "test",
@@ -244,7 +250,9 @@ def check_command(
     as_json: Json = False,
 ) -> None:
     """Can the model be believed? Verdicts into checks.json, figures, and draws.nc for ArviZ."""
-    loaded = Run.load(run, trust=trust)
+    from pyrolatent.inference.fit import choose_device
+
+    loaded = pl.Run.load(run, trust=trust)
     data, model = loaded.load_data(data_dir), loaded.model.to(choose_device(device))
     options: dict[str, Any] = {"size": size, "draws": draws, "simulations": simulations, "annealed": annealed}
     options["replicates"] = replicates
@@ -254,7 +262,7 @@ def check_command(
         def on_step(name: str, place: int, steps: int) -> None:
             bar.update(task, description=name, completed=place, total=steps)
 
-        found = check(model, data, split=split, seed=seed, on_step=on_step, **options)
+        found = pl.check(model, data, split=split, seed=seed, on_step=on_step, **options)
         bar.update(task, description="draws.nc")
         model.cpu()
         paths = [
@@ -269,7 +277,7 @@ def check_command(
         print(*paths, sep="\n")
 
 
-@app.command("sample")
+@command("sample")
 def sample_command(
     run: RunPath,
     size: Annotated[int, typer.Option("--size", "-n", min=1, help="Number of draws.")] = 64,
@@ -281,33 +289,39 @@ def sample_command(
         bool, typer.Option(help="Give E[x | z] instead of draws of x; the figure is sample_means.")
     ] = False,
     sweeps: Annotated[
-        int | None, typer.Option(min=1, help=f"Sweeps of the chains of an energy (default: {SWEEPS}).")
+        int | None, typer.Option(min=1, help="Sweeps of the chains of an energy (default: 1000).")
     ] = None,
     kernel: Kernel = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Draw from the model: an array and a figure in the run, samples, or sample_means with --mean."""
-    loaded = Run.load(run, trust=trust)
+    import torch
+
+    from pyrolatent import figures, tasks
+
+    loaded = pl.Run.load(run, trust=trust)
     hold_seed(seed)
     torch.manual_seed(seed)
     y = None if label is None else [loaded.label(label)] * size
-    drawn = tasks.sample(loaded.model, size, y, mean=mean, sweeps=sweeps, kernel=_kernel(kernel))
+    drawn = pl.sample(loaded.model, size, y, mean=mean, sweeps=sweeps, kernel=_kernel(kernel))
     name, at = "sample_means" if mean else "samples", "" if label is None else f"; y = {label}"
     array = loaded.write_array(name, drawn)
-    (figure,) = loaded.write_figures({name: samples_figure(drawn[:100], tasks.sample_title(loaded.model, mean) + at)})
+    (figure,) = loaded.write_figures({name: figures.samples(drawn[:100], tasks.sample_title(loaded.model, mean) + at)})
     _print_paths({"array": array, "figure": figure}, as_json)
 
 
-@app.command("figures")
+@command("figures")
 def figures_command(run: RunPath, data_dir: DataDir = None, trust: Trust = False, as_json: Json = False) -> None:
     """Draw every figure of a run again."""
-    loaded = Run.load(run, trust=trust)
+    from pyrolatent import report
+
+    loaded = pl.Run.load(run, trust=trust)
     paths = loaded.write_figures(report.draw(loaded.model, loaded.load_data(data_dir), loaded.history))
     _print_paths({path.stem: path for path in paths}, as_json)
 
 
-@app.command("show")
+@command("show")
 def show_command(
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_EXPERIMENT", help="A run or an experiment file.")],
     data_dir: DataDir = None,
@@ -316,31 +330,31 @@ def show_command(
     """Factorisation, sizes and declaration of a run or of an experiment file."""
     if path.is_dir():
         only(f"show of a run as {path}", ("--trust",), {"--trust": trust, "--data-dir": data_dir})
-        run = Run.load(path, trust=trust)
+        run = pl.Run.load(path, trust=trust)
         model, text = run.model, (path / "experiment.yaml").read_text(encoding="utf-8")
         trained = f"{'' if run.record.get('finished') else 'interrupted '}after epoch {len(run.history)}"
         print(f"{path}, {trained}")
     else:
         only(f"show of an experiment file as {path}", ("--data-dir",), {"--trust": trust, "--data-dir": data_dir})
-        experiment = Experiment.load(path)
+        experiment = pl.Experiment.load(path)
         model, text = experiment.build(experiment.load_data(data_dir)), experiment.to_yaml()
     print(model, text, sep="\n\n", end="")
 
 
-@app.command("compare")
+@command("compare")
 def compare_command(
     paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs.")],
     figure: Annotated[Path | None, typer.Option(help="A PNG file for the forest plot.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare evaluated runs, grouped by measure: paired differences, with errors over datapoints and seeds."""
-    groups = compare([Run(path) for path in paths])
+    groups = pl.compare([pl.Run(path) for path in paths])
     if figure:
         _save_figure(figure, groups)
     _print_comparison(groups, as_json)
 
 
-@app.command("sweep")
+@command("sweep")
 def sweep_command(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="An experiment file.")],
     over: Annotated[list[str], typer.Option(help="A field and its values: model.vae.prior=normal,mixture.")],
@@ -360,6 +374,9 @@ def sweep_command(
     as_json: Json = False,
 ) -> None:
     """Train a grid of experiments in parallel and compare them; what is finished is not trained again."""
+    from pyrolatent.experiment import override, read_yaml
+    from pyrolatent.sweep import sweep
+
     fields = override(read_yaml(experiment), _overrides(set_, {"epochs": epochs}))
     path = output or Path("runs") / f"{experiment.stem}-sweep"
 
@@ -385,7 +402,7 @@ def sweep_command(
         )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"finished runs are kept in {path}; the same command goes on from there") from interrupt
-    groups = compare(runs)
+    groups = pl.compare(runs)
     _save_figure(path / "comparison.png", groups)
     (path / "comparison.json").write_text(json.dumps([asdict(group) for group in groups], indent=2) + "\n")
     _print_comparison(groups, as_json)
@@ -395,6 +412,8 @@ def sweep_command(
 
 def _values(assignments: list[str]) -> dict[str, list[Any]]:
     """`model.vae.prior=normal,{vamp: {components: 100}}` as a field and the list of its values."""
+    from pyrolatent.experiment import parse_value
+
     found = {}
     for assignment in assignments:
         path, equals, values = assignment.partition("=")
@@ -404,14 +423,16 @@ def _values(assignments: list[str]) -> dict[str, list[Any]]:
     return found
 
 
-def _save_figure(path: Path, groups: list[Group]) -> None:
+def _save_figure(path: Path, groups: "list[Group]") -> None:
+    from pyrolatent.experiments.compare import forest
+
     try:
         forest(groups).savefig(path, format="png")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _print_comparison(groups: list[Group], as_json: bool) -> None:
+def _print_comparison(groups: "list[Group]", as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(group) for group in groups]))
         return
@@ -457,9 +478,11 @@ def _with_errors(value: float | None, *errors: float | None) -> str:
     return " ± ".join([f"{value:.2f}", *("?" if error is None else f"{error:.2f}" for error in errors)])
 
 
-@app.command("components")
+@command("components")
 def components_command(as_json: Json = False) -> None:
     """List everything that can be declared, with its options and their defaults."""
+    from pyrolatent import declaration
+
     listing = {kind: declaration.registered(kind) for kind in declaration.kinds()}
     if as_json:
         described = {
@@ -473,13 +496,17 @@ def components_command(as_json: Json = False) -> None:
             _print_components(", ".join(alike), entries)
 
 
-@app.command("schema")
+@command("schema")
 def schema_command() -> None:
     """Write the JSON schema of the experiment file, for editors."""
+    from pyrolatent.experiment import experiment_schema
+
     print(json.dumps(experiment_schema(), indent=2))
 
 
-def _component(entry: declaration.Component) -> dict[str, Any]:
+def _component(entry: "Component") -> dict[str, Any]:
+    from pyrolatent import declaration
+
     schema = declaration.options_schema(entry)["properties"]
     return {
         "summary": entry.summary,
@@ -496,7 +523,7 @@ def _shown(default: Any) -> Any:
     return json.loads(json.dumps(default, default=str))
 
 
-def _print_components(title: str, entries: Mapping[str, declaration.Component]) -> None:
+def _print_components(title: str, entries: Mapping[str, "Component"]) -> None:
     """This package's components with their options, and the names of those of other libraries."""
     package = __name__.partition(".")[0]
     homes = {name: entry.target.__module__.partition(".")[0] for name, entry in entries.items()}
@@ -511,7 +538,7 @@ def _print_components(title: str, entries: Mapping[str, declaration.Component]) 
     console.print()
 
 
-def _options(entry: declaration.Component) -> str:
+def _options(entry: "Component") -> str:
     defaults = {name: parameter.default for name, parameter in entry.options.items()}
     shown = {
         name: default if isinstance(default, str) else json.dumps(_shown(default)) for name, default in defaults.items()
@@ -527,7 +554,7 @@ class _Rows:
         self.epoch = 0
         self._pending = ""
 
-    def __call__(self, fit: Fit) -> None:
+    def __call__(self, fit: "pl.Fit") -> None:
         row = fit.history[-1]
         self.epoch = row["epoch"]
         name = next(key for key in row if key.startswith("validation_") and row[key] is not None)
@@ -545,11 +572,22 @@ class _Rows:
 
 
 def _evaluate(
-    run: Run, data_dir: Path | None, split: str, particles: int, device: str, annealing: Annealing, *, quiet: bool
-) -> Evaluation | EnergyEvaluation:
+    run: "pl.Run",
+    data_dir: Path | None,
+    split: str,
+    particles: int,
+    device: str,
+    annealing: "pl.Annealing",
+    *,
+    quiet: bool,
+) -> "pl.Evaluation | EnergyEvaluation":
+    from pyrolatent.inference import distributed
+    from pyrolatent.inference.fit import choose_device
+    from pyrolatent.inference.partition import evaluate_energy
+
     data, model = run.load_data(data_dir), run.model.to(choose_device(device))
     with Progress(console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
-        if isinstance(model, UnnormalisedDensity):
+        if isinstance(model, pl.UnnormalisedDensity):
             tasks_of: dict[str, Any] = {}
 
             def told(what: str, done: int, total: int) -> None:
@@ -563,7 +601,7 @@ def _evaluate(
                 run.write_evaluation(found)
             return found
         task = bar.add_task(f"log p(x), {particles} draws", total=len(getattr(data, split)))
-        evaluation = evaluate(
+        evaluation = pl.evaluate(
             model, data, split=split, particles=particles, on_batch=lambda done: bar.update(task, completed=done)
         )
     model.cpu()
@@ -574,18 +612,21 @@ def _evaluate(
 
 def _way(model: Any, method: str | None, ais: bool, raised: int | None) -> str:
     """Which of `EVALUATED` is asked for."""
-    if isinstance(model, UnnormalisedDensity):
+    if isinstance(model, pl.UnnormalisedDensity):
         exact = "by exact log Z with RAISE" if raised else "by exact log Z"
         return exact if model.tractable and not ais else "by annealed log Z"
     return "by annealing latents" if method == "annealed" else "by importance sampling"
 
 
 def _anneal(
-    run: Run, data_dir: Path | None, split: str, device: str, options: Mapping[str, Any], as_json: bool
+    run: "pl.Run", data_dir: Path | None, split: str, device: str, options: Mapping[str, Any], as_json: bool
 ) -> None:
     """Evidence of held-out data and a bracket on simulated data, by annealing."""
+    from pyrolatent.inference.draws import labels_for
+    from pyrolatent.inference.fit import choose_device
+
     data, model = run.load_data(data_dir), run.model.to(choose_device(device))
-    if not isinstance(model, LatentVariableModel):
+    if not isinstance(model, pl.LatentVariableModel):
         raise InputError(
             f"{type(model).__name__} in {run.path} has no latents to anneal; leave --method out, by which "
             "log Z of energies is annealed where it is not exact, or train a vae"
@@ -593,10 +634,10 @@ def _anneal(
     labels = labels_for(model, options["size"], of_data=getattr(data, split).y)
     with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
         task = bar.add_task("annealing", total=2 * options["size"])
-        found = annealed_evidence(
+        found = pl.annealed_evidence(
             model, data, split=split, on_batch=lambda done: bar.update(task, completed=done), **options
         )
-        bracket = bidirectional_evidence(
+        bracket = pl.bidirectional_evidence(
             model, y=labels, on_batch=lambda done: bar.update(task, completed=found.datapoints + done), **options
         )
     model.cpu()
@@ -624,7 +665,7 @@ def _anneal(
     console.print(table, "", highlight=False)
 
 
-def _print_checks(found: Checks) -> None:
+def _print_checks(found: "pl.Checks") -> None:
     table = Table(title=found.summary, title_justify="left", box=None)
     measured = any(verdict.measured for verdict in found.verdicts)
     for column in ("check", "value", "threshold", "", "what it says", *["as measured"] * measured):
@@ -647,7 +688,10 @@ def _print_checks(found: Checks) -> None:
     wide.print(f"beside it: {numbers}", highlight=False)
 
 
-def _print_evaluation(evaluation: Evaluation | EnergyEvaluation) -> None:
+def _print_evaluation(evaluation: "pl.Evaluation | EnergyEvaluation") -> None:
+    from pyrolatent.inference.partition import EnergyEvaluation
+    from pyrolatent.inference.psis import khat_threshold
+
     table = Table(
         title=f"{evaluation.split}, {evaluation.datapoints} datapoints, nats of a {evaluation.measure} a datapoint"
         + ", of x given y" * bool(getattr(evaluation, "given", None)),
@@ -687,14 +731,14 @@ def _print_evaluation(evaluation: Evaluation | EnergyEvaluation) -> None:
     console.print(table, "", highlight=False)
 
 
-def _bias(evaluation: Evaluation) -> str:
+def _bias(evaluation: "pl.Evaluation") -> str:
     """What the expected bias of log p(x) is worth."""
     if not evaluation.khat_share:
         return "expected of the draws; the interval allows for it"
     return "at least: only a lower limit where k-hat is too large, and so is the interval's upper end"
 
 
-def _evidence(evaluation: Evaluation | AnnealedEvidence) -> tuple[str, str]:
+def _evidence(evaluation: "pl.Evaluation | pl.AnnealedEvidence") -> tuple[str, str]:
     """The value of log p(x) and its two errors, or why there is none."""
     if evaluation.log_evidence is None:
         return "none", "a cross-entropy on grey values is no likelihood"
@@ -706,7 +750,10 @@ def _evidence(evaluation: Evaluation | AnnealedEvidence) -> tuple[str, str]:
 
 def _kernel(declared: str | None) -> Any:
     """A kernel as it was declared in YAML."""
-    return None if declared is None else declaration.check("kernel", parse_value(declared))
+    from pyrolatent.declaration import check
+    from pyrolatent.experiment import parse_value
+
+    return None if declared is None else check("kernel", parse_value(declared))
 
 
 def _print_paths(paths: Mapping[str, Path], as_json: bool) -> None:
@@ -717,6 +764,8 @@ def _print_paths(paths: Mapping[str, Path], as_json: bool) -> None:
 
 
 def _overrides(assignments: list[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    from pyrolatent.experiment import parse_value
+
     values = {name: value for name, value in given.items() if value is not None}
     for assignment in assignments or []:
         path, equals, value = assignment.partition("=")
@@ -726,7 +775,7 @@ def _overrides(assignments: list[str] | None, given: Mapping[str, Any]) -> dict[
     return values
 
 
-def _data_name(experiment: Experiment) -> str:
+def _data_name(experiment: "pl.Experiment") -> str:
     data = experiment.data
     return str(next(iter(data), "data") if isinstance(data, Mapping) else data)
 

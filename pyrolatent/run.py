@@ -26,13 +26,12 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
 import safetensors.torch
 import torch
-from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -45,6 +44,9 @@ from pyrolatent.inference.evidence import Evaluation
 from pyrolatent.inference.fit import Fit, Row
 from pyrolatent.inference.partition import EnergyEvaluation
 from pyrolatent.models.latent import LatentVariableModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STALE = ("weights.safetensors", "metrics.jsonl", "evaluation.json", "evaluation.safetensors", "samples.npy",
          "sample_means.npy", "checks.json", "annealed.json", "draws.nc")  # fmt: skip
@@ -229,7 +231,7 @@ class Run:
             os.replace(Path(directory) / path.name, path)
         return path
 
-    def write_figures(self, figures: Mapping[str, Figure]) -> list[Path]:
+    def write_figures(self, figures: Mapping[str, "Figure"]) -> list[Path]:
         """Writes figures as PNG files into figures/."""
         paths = [self.path / "figures" / f"{name}.png" for name in figures]
         for path, figure in zip(paths, figures.values(), strict=True):

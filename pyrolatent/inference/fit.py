@@ -8,14 +8,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyro
 import torch
 from annotated_types import Ge, Gt, Lt
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -35,6 +33,9 @@ from pyrolatent.models.conditionals import networks_in
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.modes import alone, statistics_held, training_mode
 from pyrolatent.models.unnormalised import UnnormalisedDensity
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 Row = dict[str, Any]
 
@@ -266,7 +267,7 @@ class Trainer:
                         f"{len(first.x)} datapoints; give its distribution the batch shape of the data with to_event"
                     )
 
-    def train(self, on_epoch: Callable[[Fit], Any] | None, bar: Progress) -> None:
+    def train(self, on_epoch: Callable[[Fit], Any] | None, bar: "Progress") -> None:
         """All epochs, with validation, schedules and early stopping."""
         settings, history = self.run.settings, self.run.history
         self.model.fitted = True
@@ -337,7 +338,7 @@ class Trainer:
                     stacklevel=4,
                 )
 
-    def _epoch(self, bar: Progress, task: TaskID) -> float:
+    def _epoch(self, bar: "Progress", task: "TaskID") -> float:
         """One pass over the training data; returns the mean of what is maximised, a datapoint."""
         if isinstance(self.objective, ClosedForm | EM):
             with torch.no_grad():
@@ -515,9 +516,11 @@ def still_rising(scores: list[float], least: float) -> float | None:
     last = np.array(scores[-max(8, len(scores) // 4) :])
     if len(scores) < 2 * len(last):
         return None
-    line = stats.linregress(np.arange(len(last)), last)
-    rise = line.slope * (len(last) - 1)
-    return float(line.slope) if rise > least and line.slope > 3 * line.stderr else None
+    epochs = np.arange(len(last)) - (len(last) - 1) / 2
+    slope = epochs @ last / (epochs @ epochs)
+    residuals = last - last.mean() - slope * epochs
+    error = math.sqrt(residuals @ residuals / (len(last) - 2) / (epochs @ epochs))
+    return float(slope) if slope * (len(last) - 1) > least and slope > 3 * error else None
 
 
 def _optimizer(declaration: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -534,7 +537,9 @@ def _optimizer(declaration: Any, parameters: list[nn.Parameter]) -> torch.optim.
 
 
 @contextmanager
-def _bar(visible: bool) -> Iterator[Progress]:
+def _bar(visible: bool) -> Iterator["Progress"]:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
