@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
@@ -30,7 +31,6 @@ from pyrolatent.errors import InputError, TrainingError, hold_seed, only
 if TYPE_CHECKING:
     from pyrolatent.declaration import Component
     from pyrolatent.experiments.compare import Group
-    from pyrolatent.inference.partition import EnergyEvaluation
 
 EVALUATED: dict[str, tuple[str, ...]] = {
     "by importance sampling": ("--method", "--particles"),
@@ -133,7 +133,6 @@ def train_command(
     as_json: Json = False,
 ) -> None:
     """Train an experiment, evaluate it and draw its figures; without arguments, a VAE on embedded digits."""
-    from pyrolatent import report
     from pyrolatent.experiment import override
     from pyrolatent.inference import distributed
     from pyrolatent.models.autoencoder import DeterministicModel
@@ -163,15 +162,19 @@ def train_command(
     rows.finish()
     if not as_json:
         print(f"\n{run.model}\n")
+    short: dict[str, dict[str, Any]] = {
+        "by importance sampling": {"particles": particles or PARTICLES},
+        "by annealed log Z": {"annealing": pl.Annealing(temperatures=SHORT)},
+    }
+    evaluation = None
     try:
-        target = declared.settings.get("device", "auto")
-        has_density = not isinstance(run.model, DeterministicModel)
-        short = pl.Annealing(temperatures=SHORT)
-        draws = particles or PARTICLES
-        evaluation = _evaluate(run, data_dir, "test", draws, target, short, quiet=as_json) if has_density else None
+        loaded = run.load_data(data_dir)
+        if not isinstance(run.model, DeterministicModel):
+            with _progress(quiet=as_json) as on_step:
+                evaluation = run.evaluate(loaded, on_step=on_step, **short.get(_way(run.model), {}))
         if distributed.rank():
             return
-        drawn = run.write_figures(report.draw(run.model, run.load_data(data_dir), run.history))
+        drawn = run.plot(loaded)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"{path} holds the trained model; evaluate and figures do the rest") from interrupt
     if as_json:
@@ -179,7 +182,7 @@ def train_command(
         print(json.dumps({"run": str(path), "evaluation": held_out, "figures": [str(p) for p in drawn]}))
         return
     if evaluation:
-        _print_evaluation(evaluation)
+        _print_scores(evaluation.title, evaluation.rows())
     print(f"run      {path}", "figures  " + "\n         ".join(map(str, drawn)), sep="\n")
 
 
@@ -221,17 +224,23 @@ def evaluate_command(
         "--method": method, "--particles": particles, "--size": size, "--chains": chains,
         "--temperatures": temperatures, "--ais": ais, "--raise": raised, "--kernel": kernel,
     }  # fmt: skip
-    only(f"evaluate of {type(loaded.model).__name__} {way}", EVALUATED[way], options)
-    if way == "by annealing latents":
-        chosen = {"size": size or 100, "chains": chains or 16, "steps": temperatures or 500}
-        _anneal(loaded, data_dir, split, device, chosen, as_json)
-        return
-    annealing = pl.Annealing(chains or 100, temperatures or 10_000, ais, raised or 0, _kernel(kernel))
-    evaluation = _evaluate(loaded, data_dir, split, particles or 5000, device, annealing, quiet=as_json)
+    given = only(f"evaluate of {type(loaded.model).__name__} {way}", EVALUATED[way], options)
+    data = loaded.load_data(data_dir)
+    with _progress(quiet=as_json) as on_step:
+        where: dict[str, Any] = {"split": split, "device": device, "on_step": on_step}
+        if way == "by annealing latents":
+            steps: dict[str, Any] = {"size": size or 100, "chains": chains or 16, "steps": temperatures or 500}
+            found, bracket = loaded.anneal(data, **where, **steps)
+            title, rows, contents = found.title, found.rows() + bracket.rows(), loaded.annealed
+        else:
+            annealing = pl.Annealing(chains or 100, temperatures or 10_000, ais, raised or 0, _kernel(kernel))
+            asked = annealing if given.keys() - {"--method", "--particles"} else None
+            evaluation = loaded.evaluate(data, particles=particles, annealing=asked, **where)
+            title, rows, contents = evaluation.title, evaluation.rows(), scores(evaluation)
     if as_json:
-        print(json.dumps(scores(evaluation)))
+        print(json.dumps(contents))
     else:
-        _print_evaluation(evaluation)
+        _print_scores(title, rows)
 
 
 @command("check")
@@ -250,31 +259,25 @@ def check_command(
     as_json: Json = False,
 ) -> None:
     """Can the model be believed? Verdicts into checks.json, figures, and draws.nc for ArviZ."""
-    from pyrolatent.inference.fit import choose_device
-
     loaded = pl.Run.load(run, trust=trust)
-    data, model = loaded.load_data(data_dir), loaded.model.to(choose_device(device))
-    options: dict[str, Any] = {"size": size, "draws": draws, "simulations": simulations, "annealed": annealed}
-    options["replicates"] = replicates
-    with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def on_step(name: str, place: int, steps: int) -> None:
-            bar.update(task, description=name, completed=place, total=steps)
-
-        found = pl.check(model, data, split=split, seed=seed, on_step=on_step, **options)
-        bar.update(task, description="draws.nc")
-        model.cpu()
-        paths = [
-            loaded.write_json("checks", found.json()),
-            loaded.write_netcdf("draws", found.to_arviz(seed=seed)),
-            *loaded.write_figures(found.figures()),
-        ]
+    with _progress(quiet=as_json) as on_step:
+        found = loaded.check(
+            loaded.load_data(data_dir),
+            split=split,
+            size=size,
+            draws=draws,
+            simulations=simulations,
+            replicates=replicates,
+            annealed=annealed,
+            seed=seed,
+            device=device,
+            on_step=on_step,
+        )
     if as_json:
         print(json.dumps(found.json()))
     else:
         _print_checks(found)
-        print(*paths, sep="\n")
+        print(*loaded.written, sep="\n")
 
 
 @command("sample")
@@ -314,10 +317,8 @@ def sample_command(
 @command("figures")
 def figures_command(run: RunPath, data_dir: DataDir = None, trust: Trust = False, as_json: Json = False) -> None:
     """Draw every figure of a run again."""
-    from pyrolatent import report
-
     loaded = pl.Run.load(run, trust=trust)
-    paths = loaded.write_figures(report.draw(loaded.model, loaded.load_data(data_dir), loaded.history))
+    paths = loaded.plot(loaded.load_data(data_dir))
     _print_paths({path.stem: path for path in paths}, as_json)
 
 
@@ -389,7 +390,7 @@ def sweep_command(
     try:
         runs = sweep(
             fields,
-            _values(over),
+            _assigned("--over", over, "model.vae.prior=normal,mixture", several=True),
             path,
             seeds=seeds,
             jobs=jobs,
@@ -408,19 +409,6 @@ def sweep_command(
     _print_comparison(groups, as_json)
     if not as_json:
         print(path / "comparison.json", path / "comparison.png", sep="\n")
-
-
-def _values(assignments: list[str]) -> dict[str, list[Any]]:
-    """`model.vae.prior=normal,{vamp: {components: 100}}` as a field and the list of its values."""
-    from pyrolatent.experiment import parse_value
-
-    found = {}
-    for assignment in assignments:
-        path, equals, values = assignment.partition("=")
-        if not equals or not values.strip():
-            raise InputError(f"--over was given {assignment!r}; write it as --over model.vae.prior=normal,mixture")
-        found[path.strip()] = parse_value(f"[{values}]")
-    return found
 
 
 def _save_figure(path: Path, groups: "list[Group]") -> None:
@@ -571,98 +559,20 @@ class _Rows:
         self._pending = ""
 
 
-def _evaluate(
-    run: "pl.Run",
-    data_dir: Path | None,
-    split: str,
-    particles: int,
-    device: str,
-    annealing: "pl.Annealing",
-    *,
-    quiet: bool,
-) -> "pl.Evaluation | EnergyEvaluation":
-    from pyrolatent.inference import distributed
-    from pyrolatent.inference.fit import choose_device
-    from pyrolatent.inference.partition import evaluate_energy
-
-    data, model = run.load_data(data_dir), run.model.to(choose_device(device))
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar, as a function of what is being done, how much of it is done, and of how much."""
     with Progress(console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
-        if isinstance(model, pl.UnnormalisedDensity):
-            tasks_of: dict[str, Any] = {}
-
-            def told(what: str, done: int, total: int) -> None:
-                if what not in tasks_of:
-                    tasks_of[what] = bar.add_task(what, total=total)
-                bar.update(tasks_of[what], completed=done)
-
-            found = evaluate_energy(model, data, split=split, annealing=annealing, on_step=told)
-            model.cpu()
-            if not distributed.rank():
-                run.write_evaluation(found)
-            return found
-        task = bar.add_task(f"log p(x), {particles} draws", total=len(getattr(data, split)))
-        evaluation = pl.evaluate(
-            model, data, split=split, particles=particles, on_batch=lambda done: bar.update(task, completed=done)
-        )
-    model.cpu()
-    if not distributed.rank():
-        run.write_evaluation(evaluation)
-    return evaluation
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
-def _way(model: Any, method: str | None, ais: bool, raised: int | None) -> str:
+def _way(model: Any, method: str | None = None, ais: bool = False, raised: int | None = None) -> str:
     """Which of `EVALUATED` is asked for."""
     if isinstance(model, pl.UnnormalisedDensity):
         exact = "by exact log Z with RAISE" if raised else "by exact log Z"
         return exact if model.tractable and not ais else "by annealed log Z"
     return "by annealing latents" if method == "annealed" else "by importance sampling"
-
-
-def _anneal(
-    run: "pl.Run", data_dir: Path | None, split: str, device: str, options: Mapping[str, Any], as_json: bool
-) -> None:
-    """Evidence of held-out data and a bracket on simulated data, by annealing."""
-    from pyrolatent.inference.draws import labels_for
-    from pyrolatent.inference.fit import choose_device
-
-    data, model = run.load_data(data_dir), run.model.to(choose_device(device))
-    if not isinstance(model, pl.LatentVariableModel):
-        raise InputError(
-            f"{type(model).__name__} in {run.path} has no latents to anneal; leave --method out, by which "
-            "log Z of energies is annealed where it is not exact, or train a vae"
-        )
-    labels = labels_for(model, options["size"], of_data=getattr(data, split).y)
-    with Progress(console=errors, disable=as_json or not errors.is_terminal, transient=True) as bar:
-        task = bar.add_task("annealing", total=2 * options["size"])
-        found = pl.annealed_evidence(
-            model, data, split=split, on_batch=lambda done: bar.update(task, completed=done), **options
-        )
-        bracket = pl.bidirectional_evidence(
-            model, y=labels, on_batch=lambda done: bar.update(task, completed=found.datapoints + done), **options
-        )
-    model.cpu()
-    contents = {"evidence": asdict(replace(found, each={})), "bracket": asdict(replace(bracket, each={}))}
-    for part in contents.values():
-        del part["each"]
-    run.write_json("annealed", contents)
-    if as_json:
-        print(json.dumps(contents))
-        return
-    table = Table(
-        title=f"{found.split}, {found.datapoints} datapoints, nats of a {found.measure} a datapoint, "
-        f"{found.chains} chains of {found.steps} steps",
-        title_justify="left", box=None, show_header=False,
-    )  # fmt: skip
-    table.add_row("log_evidence", *_evidence(found))
-    if found.bits_per_dimension is not None:
-        table.add_row("  bits", f"{found.bits_per_dimension:.4f}", "a dimension, lower is better")
-    if found.exact is not None:
-        table.add_row("exact", f"{found.exact:.3f}", "in closed form")
-    table.add_row("ess", f"{found.ess:.1f}", f"of {found.chains} chains")
-    table.add_row("acceptance", f"{found.acceptance:.2f}")
-    table.add_row("bracket", f"{bracket.lower:.3f}", f"to {bracket.upper:.3f} on simulated data")
-    table.add_row("width", f"{bracket.width:.3f}", "bounds the error where data are like the simulated")
-    console.print(table, "", highlight=False)
 
 
 def _print_checks(found: "pl.Checks") -> None:
@@ -688,64 +598,14 @@ def _print_checks(found: "pl.Checks") -> None:
     wide.print(f"beside it: {numbers}", highlight=False)
 
 
-def _print_evaluation(evaluation: "pl.Evaluation | EnergyEvaluation") -> None:
-    from pyrolatent.inference.partition import EnergyEvaluation
-    from pyrolatent.inference.psis import khat_threshold
-
-    table = Table(
-        title=f"{evaluation.split}, {evaluation.datapoints} datapoints, nats of a {evaluation.measure} a datapoint"
-        + ", of x given y" * bool(getattr(evaluation, "given", None)),
-        title_justify="left",
-        box=None,
-        show_header=False,
-    )
+def _print_scores(title: str, rows: list[tuple[str, str, str]]) -> None:
+    table = Table(title=title, title_justify="left", box=None, show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
-    if isinstance(evaluation, EnergyEvaluation):
-        for row in evaluation.rows():
-            table.add_row(*row)
-        console.print(table, "", highlight=False)
-        return
-    table.add_row("elbo", f"{evaluation.elbo:.3f}", "higher is better")
-    table.add_row("reconstruction", f"{evaluation.reconstruction:.3f}")
-    table.add_row("kl", f"{evaluation.kl:.3f}")
-    table.add_row("log_evidence", *_evidence(evaluation))
-    if evaluation.log_evidence_interval is not None:
-        low, high = evaluation.log_evidence_interval
-        table.add_row("  interval", f"{low:.3f}", f"to {high:.3f}, 95 % over draws for these datapoints")
-        table.add_row("  bias", f"{-(evaluation.log_evidence_bias or 0.0):.2g}", _bias(evaluation))
-    if evaluation.bits_per_dimension is not None:
-        table.add_row("  bits", f"{evaluation.bits_per_dimension:.4f}", "a dimension, lower is better")
-    if evaluation.ess is not None:
-        table.add_row("ess", f"{evaluation.ess:.1f}", f"of {evaluation.particles} draws")
-    if evaluation.khat_share is not None:
-        threshold = khat_threshold(evaluation.particles)
-        table.add_row("k-hat", f"{evaluation.khat_share:.1%}", f"of the datapoints above {threshold:.2f}")
-    if evaluation.active_units is not None:
-        table.add_row("active_units", str(evaluation.active_units))
-    if evaluation.left_out:
-        table.add_row("left out", ", ".join(evaluation.left_out), "terms of the guide that training counts")
-    if evaluation.classification_error is not None:
-        table.add_row("classification_error", f"{evaluation.classification_error:.2%}")
+    for row in rows:
+        table.add_row(*row)
     console.print(table, "", highlight=False)
-
-
-def _bias(evaluation: "pl.Evaluation") -> str:
-    """What the expected bias of log p(x) is worth."""
-    if not evaluation.khat_share:
-        return "expected of the draws; the interval allows for it"
-    return "at least: only a lower limit where k-hat is too large, and so is the interval's upper end"
-
-
-def _evidence(evaluation: "pl.Evaluation | pl.AnnealedEvidence") -> tuple[str, str]:
-    """The value of log p(x) and its two errors, or why there is none."""
-    if evaluation.log_evidence is None:
-        return "none", "a cross-entropy on grey values is no likelihood"
-    found = {"over datapoints": evaluation.log_evidence_se, "of the draws": evaluation.log_evidence_mcse}
-    return f"{evaluation.log_evidence:.3f}", ", ".join(
-        f"± {error:.2g} {name}" for name, error in found.items() if error is not None
-    )
 
 
 def _kernel(declared: str | None) -> Any:
@@ -764,15 +624,21 @@ def _print_paths(paths: Mapping[str, Path], as_json: bool) -> None:
 
 
 def _overrides(assignments: list[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    values = {name: value for name, value in given.items() if value is not None}
+    return values | _assigned("--set", assignments or [], "model.vae.latent_dim=20")
+
+
+def _assigned(option: str, assignments: list[str], example: str, *, several: bool = False) -> dict[str, Any]:
+    """`FIELD=VALUE` as fields and their values, or the list of several values, as YAML reads them."""
     from pyrolatent.experiment import parse_value
 
-    values = {name: value for name, value in given.items() if value is not None}
-    for assignment in assignments or []:
-        path, equals, value = assignment.partition("=")
+    found = {}
+    for assignment in assignments:
+        field, equals, value = assignment.partition("=")
         if not equals or not value.strip():
-            raise InputError(f"--set was given {assignment!r}; write it as --set model.vae.latent_dim=20")
-        values[path.strip()] = parse_value(value)
-    return values
+            raise InputError(f"{option} was given {assignment!r}; write it as {option} {example}")
+        found[field.strip()] = parse_value(f"[{value}]" if several else value)
+    return found
 
 
 def _data_name(experiment: "pl.Experiment") -> str:

@@ -261,7 +261,7 @@ def test_interruption_while_loading_and_while_evaluating(bits: Path, monkeypatch
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyrolatent.evaluate", interrupted)
+    monkeypatch.setattr("pyrolatent.run.evaluate", interrupted)
     assert "out holds the trained model" in refused("train", *SMALL, "--output=out", "--json", code=130)
     assert len(Run.load("out").history) == 2
     assert "interrupted" in refused("evaluate", "out", code=130)
