@@ -1,35 +1,39 @@
-"""The command line: parsing and printing only; all work is done by calls that Python users make too."""
+"""The commands and their options."""
 
 import json
-import math
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.console import Console
-from rich.padding import Padding
-from rich.progress import Progress
-from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
 import pyrolatent as pl
+from pyrolatent.cli.tables import (
+    EpochRows,
+    console,
+    describe,
+    errors,
+    print_checks,
+    print_comparison,
+    print_components,
+    print_paths,
+    print_scores,
+    progress,
+)
 from pyrolatent.errors import InputError, TrainingError, hold_seed, only
 
 # Names of `pl` are imported when they are used, and what else a command needs in its body: whoever asks for help waits
 # neither for torch nor for anything that needs it.
 
 if TYPE_CHECKING:
-    from pyrolatent.declaration import Component
     from pyrolatent.experiments.compare import Group
 
 EVALUATED: dict[str, tuple[str, ...]] = {
@@ -40,12 +44,7 @@ EVALUATED: dict[str, tuple[str, ...]] = {
     "by annealed log Z": ("--chains", "--temperatures", "--ais", "--raise", "--kernel"),
 }
 """What evaluate does, and the options that say how; the other ones say of what and where."""
-COMPARED = 140  # columns that a comparison needs
 SHORT = 1000  # temperatures of the evaluation that ends a training
-ROWS = 20  # epochs that are printed, at most, beside the first and the last
-
-console = Console()
-errors = Console(stderr=True)
 
 
 class Command(TyperCommand):
@@ -145,7 +144,7 @@ def train_command(
         only(f"train of {declared.model_class.__name__}", (), {"--particles": particles})
     path = output or _new_directory(experiment or Path(_data_name(declared)))
     path = Path(distributed.agreed(str(path)))
-    rows = _Rows(quiet=as_json)
+    rows = EpochRows(quiet=as_json)
     try:
         run = pl.train(
             declared,
@@ -170,7 +169,7 @@ def train_command(
     try:
         loaded = run.load_data(data_dir)
         if not isinstance(run.model, DeterministicModel):
-            with _progress(quiet=as_json) as on_step:
+            with progress(quiet=as_json) as on_step:
                 evaluation = run.evaluate(loaded, on_step=on_step, **short.get(_way(run.model), {}))
         if distributed.rank():
             return
@@ -182,7 +181,7 @@ def train_command(
         print(json.dumps({"run": str(path), "evaluation": held_out, "figures": [str(p) for p in drawn]}))
         return
     if evaluation:
-        _print_scores(evaluation.title, evaluation.rows())
+        print_scores(evaluation.title, evaluation.rows())
     print(f"run      {path}", "figures  " + "\n         ".join(map(str, drawn)), sep="\n")
 
 
@@ -226,7 +225,7 @@ def evaluate_command(
     }  # fmt: skip
     given = only(f"evaluate of {type(loaded.model).__name__} {way}", EVALUATED[way], options)
     data = loaded.load_data(data_dir)
-    with _progress(quiet=as_json) as on_step:
+    with progress(quiet=as_json) as on_step:
         where: dict[str, Any] = {"split": split, "device": device, "on_step": on_step}
         if way == "by annealing latents":
             steps: dict[str, Any] = {"size": size or 100, "chains": chains or 16, "steps": temperatures or 500}
@@ -240,7 +239,7 @@ def evaluate_command(
     if as_json:
         print(json.dumps(contents))
     else:
-        _print_scores(title, rows)
+        print_scores(title, rows)
 
 
 @command("check")
@@ -260,7 +259,7 @@ def check_command(
 ) -> None:
     """Can the model be believed? Verdicts into checks.json, figures, and draws.nc for ArviZ."""
     loaded = pl.Run.load(run, trust=trust)
-    with _progress(quiet=as_json) as on_step:
+    with progress(quiet=as_json) as on_step:
         found = loaded.check(
             loaded.load_data(data_dir),
             split=split,
@@ -276,7 +275,7 @@ def check_command(
     if as_json:
         print(json.dumps(found.json()))
     else:
-        _print_checks(found)
+        print_checks(found)
         print(*loaded.written, sep="\n")
 
 
@@ -311,7 +310,7 @@ def sample_command(
     name, at = "sample_means" if mean else "samples", "" if label is None else f"; y = {label}"
     array = loaded.write_array(name, drawn)
     (figure,) = loaded.write_figures({name: figures.samples(drawn[:100], tasks.sample_title(loaded.model, mean) + at)})
-    _print_paths({"array": array, "figure": figure}, as_json)
+    print_paths({"array": array, "figure": figure}, as_json)
 
 
 @command("figures")
@@ -319,7 +318,7 @@ def figures_command(run: RunPath, data_dir: DataDir = None, trust: Trust = False
     """Draw every figure of a run again."""
     loaded = pl.Run.load(run, trust=trust)
     paths = loaded.plot(loaded.load_data(data_dir))
-    _print_paths({path.stem: path for path in paths}, as_json)
+    print_paths({path.stem: path for path in paths}, as_json)
 
 
 @command("show")
@@ -352,7 +351,7 @@ def compare_command(
     groups = pl.compare([pl.Run(path) for path in paths])
     if figure:
         _save_figure(figure, groups)
-    _print_comparison(groups, as_json)
+    print_comparison(groups, as_json)
 
 
 @command("sweep")
@@ -406,7 +405,7 @@ def sweep_command(
     groups = pl.compare(runs)
     _save_figure(path / "comparison.png", groups)
     (path / "comparison.json").write_text(json.dumps([asdict(group) for group in groups], indent=2) + "\n")
-    _print_comparison(groups, as_json)
+    print_comparison(groups, as_json)
     if not as_json:
         print(path / "comparison.json", path / "comparison.png", sep="\n")
 
@@ -420,52 +419,6 @@ def _save_figure(path: Path, groups: "list[Group]") -> None:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _print_comparison(groups: "list[Group]", as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([asdict(group) for group in groups]))
-        return
-    for group in groups:
-        title = f"{group.data}, {group.split}, {group.datapoints} datapoints, nats of a {group.measure} a datapoint"
-        title += f", {group.draws}" * bool(group.draws)
-        table = Table(title=title, title_justify="left", box=None, caption_justify="left")
-        known = any(row.khat_share is not None for row in group.rows)
-        columns = ["declaration", "seeds", group.score, "to the best", "95 %", "", "gap", "active"]
-        columns += ["k-hat"] * known + ["parameters", "time"]
-        for column in columns:
-            table.add_column(column, justify="left" if column in ("declaration", "") else "right", no_wrap=column != "")
-        for row in group.rows:
-            best = row is group.rows[0] and row.score is not None
-            difference = _with_errors(row.difference, row.difference_se, row.difference_seeds)
-            said = {None: "" if best or row.missing else "one seed", True: "differs", False: "no difference"}
-            cells = {
-                "declaration": row.name.replace(", ", "\n"),
-                "seeds": str(row.seeds),
-                group.score: _with_errors(row.score, row.score_se, row.score_seeds),
-                "to the best": "best" if best else difference,
-                "95 %": "" if row.half_width is None else f"± {row.half_width:.2f}",
-                "": said[row.significant],
-                "gap": "" if row.gap is None else f"{row.gap:.2f}",
-                "active": "" if row.active_units is None else f"{row.active_units:.0f}",
-                "k-hat": "" if row.khat_share is None else f"{row.khat_share:.1%}",
-                "parameters": f"{row.parameters:,}",
-                "time": f"{row.seconds:.0f} s",
-            }
-            table.add_row(*(cells[column] for column in columns))
-        Console(width=max(console.width, COMPARED)).print(table, highlight=False)
-        for row in group.rows:
-            if row.missing:
-                console.print(f"none: {row.missing}", soft_wrap=True, highlight=False)
-        about = "± over datapoints (paired in differences) ± over seeds, ? of one seed: its training noise is unknown\n"
-        about += "95 %: half-width of the interval, for all pairs at once; gap: log p(x) less the bound"
-        console.print(about + ("; k-hat: share too large" * known) + "\n", soft_wrap=True)
-
-
-def _with_errors(value: float | None, *errors: float | None) -> str:
-    if value is None:
-        return "none"
-    return " ± ".join([f"{value:.2f}", *("?" if error is None else f"{error:.2f}" for error in errors)])
-
-
 @command("components")
 def components_command(as_json: Json = False) -> None:
     """List everything that can be declared, with its options and their defaults."""
@@ -474,14 +427,14 @@ def components_command(as_json: Json = False) -> None:
     listing = {kind: declaration.registered(kind) for kind in declaration.kinds()}
     if as_json:
         described = {
-            kind: {name: _component(entry) for name, entry in entries.items()} for kind, entries in listing.items()
+            kind: {name: describe(entry) for name, entry in entries.items()} for kind, entries in listing.items()
         }
         print(json.dumps(described))
         return
     for kind, entries in listing.items():
         alike = [other for other in listing if listing[other] == entries]
         if kind == alike[0]:
-            _print_components(", ".join(alike), entries)
+            print_components(", ".join(alike), entries)
 
 
 @command("schema")
@@ -492,81 +445,6 @@ def schema_command() -> None:
     print(json.dumps(experiment_schema(), indent=2))
 
 
-def _component(entry: "Component") -> dict[str, Any]:
-    from pyrolatent import declaration
-
-    schema = declaration.options_schema(entry)["properties"]
-    return {
-        "summary": entry.summary,
-        "options": {
-            name: {"schema": schema[name]}
-            | ({} if parameter.default is Parameter.empty else {"default": _shown(parameter.default)})
-            for name, parameter in entry.options.items()
-        },
-    }
-
-
-def _shown(default: Any) -> Any:
-    """A default in JSON's types."""
-    return json.loads(json.dumps(default, default=str))
-
-
-def _print_components(title: str, entries: Mapping[str, "Component"]) -> None:
-    """This package's components with their options, and the names of those of other libraries."""
-    package = __name__.partition(".")[0]
-    homes = {name: entry.target.__module__.partition(".")[0] for name, entry in entries.items()}
-    console.print(Text(title, style="bold"))
-    for name, entry in entries.items():
-        if homes[name] == package:
-            head = f"{name}({_options(entry)})" if entry.options else name
-            console.print(Padding(Text(head), (0, 0, 0, 2)), Padding(Text(entry.summary, style="dim"), (0, 0, 0, 6)))
-    for home in sorted({*homes.values()} - {package}):
-        names = ", ".join(name for name in entries if homes[name] == home)
-        console.print(Padding(f"of {home}, with its options: {names}", (0, 1)), highlight=False)
-    console.print()
-
-
-def _options(entry: "Component") -> str:
-    defaults = {name: parameter.default for name, parameter in entry.options.items()}
-    shown = {
-        name: default if isinstance(default, str) else json.dumps(_shown(default)) for name, default in defaults.items()
-    }
-    return ", ".join(name if defaults[name] is Parameter.empty else f"{name}={shown[name]}" for name in defaults)
-
-
-class _Rows:
-    """Prints a row for every n-th epoch, for the first and for the last."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.quiet = quiet
-        self.epoch = 0
-        self._pending = ""
-
-    def __call__(self, fit: "pl.Fit") -> None:
-        row = fit.history[-1]
-        self.epoch = row["epoch"]
-        name = next(key for key in row if key.startswith("validation_") and row[key] is not None)
-        self._pending = f"{self.epoch:5}  {row['train_loss']:12.3f}  {row[name]:>{len(name)}.3f}  {row['seconds']:7.1f}"
-        if self.epoch == 1 and not self.quiet:
-            print(f"epoch    train_loss  {name}  seconds")
-        if self.epoch == 1 or self.epoch % math.ceil(fit.settings["epochs"] / ROWS) == 0:
-            self.finish()
-
-    def finish(self) -> None:
-        """Prints the last row, if it has not been."""
-        if self._pending and not self.quiet:
-            print(self._pending, flush=True)
-        self._pending = ""
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar, as a function of what is being done, how much of it is done, and of how much."""
-    with Progress(console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
-
-
 def _way(model: Any, method: str | None = None, ais: bool = False, raised: int | None = None) -> str:
     """Which of `EVALUATED` is asked for."""
     if isinstance(model, pl.UnnormalisedDensity):
@@ -575,52 +453,12 @@ def _way(model: Any, method: str | None = None, ais: bool = False, raised: int |
     return "by annealing latents" if method == "annealed" else "by importance sampling"
 
 
-def _print_checks(found: "pl.Checks") -> None:
-    table = Table(title=found.summary, title_justify="left", box=None)
-    measured = any(verdict.measured for verdict in found.verdicts)
-    for column in ("check", "value", "threshold", "", "what it says", *["as measured"] * measured):
-        table.add_column(column, justify="right" if column in ("value", "threshold") else "left", overflow="fold")
-    for verdict in found.verdicts:
-        mark = Text("passed", style="green") if verdict.passed else Text("FAILED", style="bold red")
-        table.add_row(
-            verdict.check,
-            f"{verdict.value:.3g}",
-            f"{verdict.relation} {verdict.threshold:.3g}",
-            mark,
-            verdict.advice,
-            *[verdict.measured] * measured,
-        )
-    wide = Console(width=max(console.width, COMPARED))
-    wide.print(table, highlight=False)
-    for name, reason in found.skipped.items():
-        wide.print(f"{name}: left out; {reason}", highlight=False)
-    numbers = ", ".join(f"{name} {value:.3f}" for name, value in found.numbers.items())
-    wide.print(f"beside it: {numbers}", highlight=False)
-
-
-def _print_scores(title: str, rows: list[tuple[str, str, str]]) -> None:
-    table = Table(title=title, title_justify="left", box=None, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, "", highlight=False)
-
-
 def _kernel(declared: str | None) -> Any:
     """A kernel as it was declared in YAML."""
     from pyrolatent.declaration import check
     from pyrolatent.experiment import parse_value
 
     return None if declared is None else check("kernel", parse_value(declared))
-
-
-def _print_paths(paths: Mapping[str, Path], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({name: str(path) for name, path in paths.items()}))
-    else:
-        print(*paths.values(), sep="\n")
 
 
 def _overrides(assignments: list[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
