@@ -8,9 +8,8 @@ from torch.nn import functional
 
 from pyrolatent.errors import InputError, at_least, at_least_one
 from pyrolatent.inference.kernels import Movement, adapted, no_normaliser
-from pyrolatent.inference.modes import device_of
 from pyrolatent.inference.partition import in_double
-from pyrolatent.models.arrays import as_tensor
+from pyrolatent.models.arrays import as_tensor, place_of
 from pyrolatent.models.rbm import Layers, RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -44,14 +43,15 @@ def sample_energy(
 
     Raises:
         InputError: the chains of a kernel over real x did not move, the density has no normaliser, or what is asked for
-            does not go with the model.
+            does not go with the model, or a model of a type that `place_of` refuses.
     """
     if mean and not isinstance(model, RestrictedBoltzmannMachine):
         raise InputError(f"{type(model).__name__} has no hidden units given which x has a mean; leave mean out")
     at_least_one(size=size)
     at_least(0, sweeps=sweeps)
+    device, dtype = place_of(model)
     if model.tractable and y is None and kernel is None:
-        state = model.restore(in_double(model).flat(in_double(model).exact_sample(size)).to(_dtype(model)))
+        state = model.restore(in_double(model).flat(in_double(model).exact_sample(size)).to(device, dtype))
     else:
         state = _walk(model, size, sweeps, y, kernel)
     return _shown(model, state, mean)
@@ -71,8 +71,9 @@ def watch(model: UnnormalisedDensity, size: int, sweeps: Any, *, start: Any = No
         kernel: what moves the chains, as in `sample_energy`.
 
     Raises:
-        InputError: an argument that does not fit the model or the others.
+        InputError: an argument that does not fit the model or the others, or a model of a type that `place_of` refuses.
     """
+    place_of(model)
     at_least_one(size=size)
     times = as_tensor(sweeps, "sweeps")
     if (
@@ -104,7 +105,7 @@ def _walk(model: UnnormalisedDensity, size: int, sweeps: int, y: Tensor | None, 
         found = f"{tuple(y.shape)} labels from {int(y.min())} to {int(y.max())}" if y.numel() else "no labels"
         raise InputError(f"y holds {found}; give ({size},) from 0 to {model.label_dim - 1}")
     if len(model.chains):
-        state = model.restore(model.chains[torch.arange(size, device=device_of(model)) % len(model.chains)])
+        state = model.restore(model.chains[torch.arange(size, device=model.chains.device) % len(model.chains)])
     else:
         state = model.base(size)
     move = Movement(adapted(model, kernel, start=state))
@@ -126,7 +127,3 @@ def _shown(model: UnnormalisedDensity, state: object, mean: bool) -> Tensor:
         assert isinstance(state, Layers)
         return model.mean_visible(state)
     return model.visible(state)
-
-
-def _dtype(model: UnnormalisedDensity) -> torch.dtype:
-    return next((p.dtype for p in model.parameters()), torch.get_default_dtype())

@@ -40,8 +40,8 @@ class Batch(NamedTuple):
     """Datapoints as a model sees them.
 
     Attributes:
-        x: (batch, *event_shape), float32.
-        y: class labels (batch,), int64, or vectors (batch, label_dim), float32; None without labels.
+        x: (batch, *event_shape), in the split's floating type.
+        y: class labels (batch,), int64, or vectors (batch, label_dim), in the same type; None without labels.
         mask: (batch, *event_shape), bool, True where x is observed; None where everything is.
             Unobserved values carry no meaning.
     """
@@ -67,6 +67,7 @@ class Split:
         factor: what converts x to the values that are modelled.
         noise: the noise that is drawn anew for each batch, if any.
         levels: number of levels of integer x, where it is known.
+        dtype: floating type of batches; noise is drawn in float32, so that it is the same in every type.
     """
 
     x: Tensor
@@ -75,6 +76,7 @@ class Split:
     factor: float = 1.0
     noise: Literal["binarize", "dequantize"] | None = None
     levels: int | None = None
+    dtype: torch.dtype = torch.float32
 
     def __len__(self) -> int:
         return len(self.x)
@@ -85,7 +87,9 @@ class Split:
         Args:
             index: (batch,), int64, or a slice.
         """
-        return Batch(self._convert(_select(self.x, index)), _select(self.y, index), _select(self.mask, index))
+        x, y, mask = (_select(field, index) for field in (self.x, self.y, self.mask))
+        vectors = y is not None and y.is_floating_point()
+        return Batch(self._convert(x).to(self.dtype), y.to(self.dtype) if vectors else y, mask)
 
     def batches(self, size: int, *, shuffle: bool = False) -> Iterator[Batch]:
         """All datapoints once, in batches; the last one is smaller if the size does not divide their number.
@@ -103,13 +107,14 @@ class Split:
             return (self.batch(index) for index in order.split(size))
         return (self.batch(slice(start, start + size)) for start in range(0, len(self), size))
 
-    def to(self, device: torch.device | str) -> "Split":
-        """The same split on another device."""
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Split":
+        """The same split on another device, with batches of another floating type if one is given."""
         return dataclasses.replace(
             self,
             x=self.x.to(device),
             y=None if self.y is None else self.y.to(device),
             mask=None if self.mask is None else self.mask.to(device),
+            dtype=dtype or self.dtype,
         )
 
     def _convert(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -197,9 +202,9 @@ class Data:
             return None
         return -log_p / (entries * math.log(2)) + math.log2(self.record["levels"] if dequantized else 1)
 
-    def to(self, device: torch.device | str) -> "Data":
-        """The same data on another device."""
-        train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Data":
+        """The same data on another device, with batches of another floating type if one is given."""
+        train, validation, test = (split.to(device, dtype) for split in (self.train, self.validation, self.test))
         return dataclasses.replace(self, train=train, validation=validation, test=test)
 
     def check_support(self, constraint: constraints.Constraint, density: str) -> None:
@@ -343,7 +348,7 @@ def load_data(
         if twice := sorted((given.keys() & declared.keys()) - {"data_dir"}):
             raise InputError(f"{twice[0]} is declared for {source} and given beside it; give it once")
         given = {name: value for name, value in declared.items() if value is not None} | given
-    given = Component(load_data, ("source",)).check(given, f"data.{source}" if isinstance(source, str) else "data")
+    given = Component(load_data, ("source",)).validate(given, f"data.{source}" if isinstance(source, str) else "data")
     with torch.inference_mode(False):  # whose tensors no gradient could go through
         return _assemble(*_read(source, given), given)
 

@@ -1,7 +1,9 @@
 """Components by name: what a declaration may say is read from the signature of the class that it names.
 
 A *component* is a class. Its positional constructor parameters are what the model supplies, injected by name
-(`latent_dim`, `event_shape`, ...); its keyword-only parameters are what the user declares. A declaration is one of
+(`latent_dim`, `event_shape`, ...); its keyword-only parameters are what the user declares. A constructor that takes
+`**options` has the keyword-only parameters of its base class too, but for those that its class names as `fixed`, and a
+subclass of `Options` states its options as fields, so that an option is written once. A declaration is one of
 
     "normal"                                 a name
     {"normal": {"scale": 0.1}}               a name with options
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
@@ -36,32 +38,42 @@ class Kind:
     name: str
 
 
+@dataclass_transform(kw_only_default=True, eq_default=False)
+class Options:
+    """Base of components that take nothing but options: a subclass is a keyword-only dataclass of them."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(kw_only=True, eq=False, repr=False)(cls)
+
+
 @dataclass(frozen=True)
 class Component:
     """Something that can be declared by name.
 
     Attributes:
         target: the class or function that is called.
-        supplied: names of those of its parameters that the model supplies.
+        given: names of those of its parameters that the model supplies; None: its positional ones.
+        validates: whether the target itself holds its options against its signature.
     """
 
     target: Callable[..., Any]
-    supplied: tuple[str, ...]
+    given: tuple[str, ...] | None = None
+    validates: bool = False
+
+    @functools.cached_property
+    def supplied(self) -> dict[str, inspect.Parameter]:
+        """The parameters that the model supplies."""
+        return {
+            name: parameter
+            for name, parameter in _parameters(self.target).items()
+            if (parameter.kind is not parameter.KEYWORD_ONLY if self.given is None else name in self.given)
+        }
 
     @functools.cached_property
     def options(self) -> dict[str, inspect.Parameter]:
         """The parameters that a user may declare, with their annotations resolved."""
-        constructor = self.target.__init__ if isinstance(self.target, type) else self.target  # type: ignore[misc]
-        function = inspect.unwrap(constructor)
-        try:
-            hints = get_type_hints(function, include_extras=True)
-        except (NameError, TypeError):  # some third-party annotations cannot be evaluated
-            hints = {}
-        return {
-            name: parameter.replace(annotation=hints.get(name, Any))
-            for name, parameter in inspect.signature(self.target).parameters.items()
-            if name not in self.supplied and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        }
+        return {name: p for name, p in _parameters(self.target).items() if name not in self.supplied}
 
     @property
     def summary(self) -> str:
@@ -69,7 +81,7 @@ class Component:
         text = " ".join((inspect.getdoc(self.target) or "").partition("\n\n")[0].split())
         return re.split(r"(?<!et al)\. ", text)[0].removesuffix(".")
 
-    def check(self, options: Mapping[str, Any], path: str) -> dict[str, Any]:
+    def validate(self, options: Mapping[str, Any], path: str) -> dict[str, Any]:
         """Holds options against the signature and returns them with their types converted.
 
         Args:
@@ -85,42 +97,54 @@ class Component:
         for name, parameter in self.options.items():
             if parameter.default is parameter.empty and name not in options:
                 raise InputError(f"{path} needs the option {name!r}, which was not given")
-        return {name: _check_value(self.options[name], value, f"{path}.{name}") for name, value in options.items()}
+        return {name: _validate_value(self.options[name], value, f"{path}.{name}") for name, value in options.items()}
 
 
-def component(kind: str, name: str) -> Callable[[C], C]:
-    """Class decorator: makes a class a component that is declared by `name` where a `kind` is expected.
+def component(name: str, *kinds: str) -> Callable[[C], C]:
+    """Class decorator: makes a class a component that is declared by `name` where one of these kinds is expected.
 
     Its options are validated whenever it is constructed, by name or directly, and kept as its `declaration`.
     """
 
     def decorate(cls: C) -> C:
-        entry = Component(cls, _positional(cls))
-        register(kind, name, entry)
-        original = cls.__init__  # type: ignore[misc]
+        entry = Component(cls, validates=True)
+        for kind in kinds:
+            register(kind, name, entry)
+        construct = cls.__init__  # type: ignore[misc]
 
-        @functools.wraps(original)
-        def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        @functools.wraps(construct)
+        def validated(self: Any, *args: Any, **kwargs: Any) -> None:
+            if next(base for base in type(self).__mro__ if base in _components) is not cls:
+                construct(self, *args, **kwargs)  # a component that extends this one has validated its own options
+                return
             supplied = {key: kwargs.pop(key) for key in entry.supplied if key in kwargs}
-            options = entry.check(kwargs, name)
-            original(self, *args, **supplied, **options)
+            options = entry.validate(kwargs, name)
+            construct(self, *args, **supplied, **options)
             if type(self) is cls:
                 self.declaration = {name: options} if options else name  # type: ignore[attr-defined]
 
-        cls.__init__ = checked  # type: ignore[misc]
+        validated.__signature__ = _written_out(construct, entry)  # type: ignore[attr-defined]
+        cls.__init__ = validated  # type: ignore[misc]
+        _components.add(cls)
         return cls
 
     return decorate
 
 
 def register(kind: str, name: str, entry: Component) -> None:
-    """Makes a class or function of another library declarable by name."""
-    _registry.setdefault(kind, {})[name] = entry
+    """Makes a class or function of another library declarable by name.
+
+    Raises:
+        InputError: there is no such kind of component.
+    """
+    if kind not in _registry:
+        raise InputError(f"there is no kind of component {kind!r} for {name!r}; {choices(kind, _registry)}")
+    _registry[kind][name] = entry
 
 
 def registered(kind: str) -> dict[str, Component]:
     """Everything that can be declared by name as a `kind`."""
-    for module in _KINDS.get(kind, ()):
+    for module in _KINDS[kind]:
         importlib.import_module(module)
     return dict(_registry[kind])
 
@@ -130,7 +154,7 @@ def kinds() -> tuple[str, ...]:
     return tuple(_registry)
 
 
-def check(kind: str, declaration: Any, path: str = "") -> Any:
+def validate(kind: str, declaration: Any, path: str = "") -> Any:
     """Validates a declaration with everything inside it, before anything is built.
 
     Returns:
@@ -143,8 +167,8 @@ def check(kind: str, declaration: Any, path: str = "") -> Any:
     if not _is_declared(declaration, path):
         return declaration
     name, options = _parse(declaration, path)
-    checked = _find(kind, name, path).check(options, f"{path}.{name}")
-    return {name: checked} if checked else name
+    validated = _find(kind, name, path).validate(options, f"{path}.{name}")
+    return {name: validated} if validated else name
 
 
 def build(kind: str, declaration: Any, **supplied: Any) -> Any:
@@ -159,13 +183,14 @@ def build(kind: str, declaration: Any, **supplied: Any) -> Any:
         return declaration
     name, options = _parse(declaration, kind)
     entry = _find(kind, name, kind)
-    unknown = [key for key in entry.supplied if key not in supplied and _required(entry.target, key)]
+    unknown = [key for key, parameter in entry.supplied.items() if key not in supplied and _required(parameter)]
     if unknown:
         raise InputError(
             f"{kind} {name!r} asks for the positional parameter {unknown[0]!r}, but a {kind} is supplied with "
             f"{', '.join(supplied)}; make {unknown[0]!r} keyword-only if the user declares it"
         )
-    options = entry.check(options, name)
+    if not entry.validates:
+        options = entry.validate(options, name)
     built = entry.target(**{key: supplied[key] for key in entry.supplied if key in supplied}, **options)
     if ":" in name:
         built.declaration = {name: options} if options else name
@@ -261,7 +286,7 @@ def choices(given: str, valid: Iterable[str]) -> str:
 def schema(kind: str) -> dict[str, Any]:
     """JSON schema of a declaration of this kind."""
     entries = registered(kind)
-    bare = [name for name, entry in entries.items() if not any(_required_option(p) for p in entry.options.values())]
+    bare = [name for name, entry in entries.items() if not any(map(_required, entry.options.values()))]
     return {
         "anyOf": [
             {"enum": bare},
@@ -295,9 +320,9 @@ def options_schema(entry: Component) -> dict[str, Any]:
         if parameter.default is None and kind:
             properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
     return {
-        "type": ["object", "null"] if not any(map(_required_option, entry.options.values())) else "object",
+        "type": ["object", "null"] if not any(map(_required, entry.options.values())) else "object",
         "properties": properties,
-        "required": [name for name, parameter in entry.options.items() if _required_option(parameter)],
+        "required": [name for name, parameter in entry.options.items() if _required(parameter)],
         "additionalProperties": False,
     }
 
@@ -319,6 +344,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
 }
 """Kinds of components, and the modules of this package that register them, imported when one is first asked for."""
 _registry: dict[str, dict[str, Component]] = {kind: {} for kind in _KINDS}
+_components: set[type] = set()
 _importer: ContextVar[Importer] = ContextVar("importer", default=import_path)
 
 
@@ -355,23 +381,52 @@ def _find(kind: str, name: str, path: str) -> Component:
         target = imported(name)
         if not callable(target):
             raise InputError(f"{path}: {name} is {target!r}, but a class was expected")
-        return Component(target, _positional(target))
+        return Component(target)
     entries = registered(kind)
     if name not in entries:
         raise InputError(f"there is no {kind} {name!r} ({path}); {choices(name, entries)}")
     return entries[name]
 
 
-def _positional(target: Callable[..., Any]) -> tuple[str, ...]:
-    parameters = inspect.signature(target).parameters.values()
-    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a class or function, those that **options takes to the constructor of a base class included."""
+    if not isinstance(target, type):
+        return dict(_signature(target))
+    found: dict[str, inspect.Parameter] = {}
+    fixed: set[str] = set()
+    for base in target.__mro__:
+        if "__init__" in vars(base):
+            own = _signature(base.__init__)  # type: ignore[misc]
+            inherited = bool(found)
+            for name, parameter in [*own.items()][1:]:
+                if not inherited or (parameter.kind is parameter.KEYWORD_ONLY and name not in fixed):
+                    found.setdefault(name, parameter)
+            fixed |= {*vars(base).get("fixed", ())}
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
+                break
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: parameter for name, parameter in found.items() if parameter.kind not in variable}
 
 
-def _required(target: Callable[..., Any], name: str) -> bool:
-    return inspect.signature(target).parameters[name].default is inspect.Parameter.empty
+def _written_out(constructor: Callable[..., Any], entry: Component) -> inspect.Signature:
+    """The signature of a constructor with the options of base classes in it, for `help` and notebooks."""
+    own = inspect.signature(constructor)
+    first = next(iter(own.parameters.values()))
+    options = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in entry.options.values()]
+    return own.replace(parameters=[first, *entry.supplied.values(), *options])
 
 
-def _required_option(parameter: inspect.Parameter) -> bool:
+def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of one function, with their annotations resolved."""
+    try:
+        hints = get_type_hints(inspect.unwrap(function), include_extras=True)
+    except (NameError, TypeError):  # some third-party annotations cannot be evaluated
+        hints = {}
+    parameters = inspect.signature(function).parameters
+    return {name: parameter.replace(annotation=hints.get(name, Any)) for name, parameter in parameters.items()}
+
+
+def _required(parameter: inspect.Parameter) -> bool:
     return parameter.default is parameter.empty
 
 
@@ -380,10 +435,10 @@ def _kind(annotation: Any) -> str | None:
     return next((item.name for item in metadata if isinstance(item, Kind)), None)
 
 
-def _check_value(parameter: inspect.Parameter, value: Any, path: str) -> Any:
+def _validate_value(parameter: inspect.Parameter, value: Any, path: str) -> Any:
     kind = _kind(parameter.annotation)
     if kind:
-        return value if value is None and parameter.default is None else check(kind, value, path)
+        return value if value is None and parameter.default is None else validate(kind, value, path)
     adapter = _adapter(parameter.annotation)
     if adapter is None:
         return value

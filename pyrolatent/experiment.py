@@ -18,7 +18,6 @@ from pyrolatent.data import Data, load_data
 from pyrolatent.declaration import (
     Component,
     build,
-    check,
     choices,
     complete,
     import_path,
@@ -29,6 +28,7 @@ from pyrolatent.declaration import (
     plain,
     schema,
     target,
+    validate,
 )
 from pyrolatent.errors import InputError
 from pyrolatent.inference.fit import Fit, fit, training_settings
@@ -74,10 +74,10 @@ class Experiment:
                 )
         self.directory = directory
         self.files = FilesIn(directory)
-        self.data = _checked_data(data)
+        self.data = _validated_data(data)
         with self.importing():
-            self.settings = training_settings().check(settings, "experiment")
-            self.model = check("model", model)
+            self.settings = training_settings().validate(settings, "experiment")
+            self.model = validate("model", model)
 
     @classmethod
     def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> "Experiment":
@@ -298,11 +298,11 @@ def _set(place: Any, keys: list[str], value: Any, *, is_name: bool) -> Any:
     return kept | {keys[0]: _set(inside.get(keys[0]), keys[1:], value, is_name=not is_name)}
 
 
-def _checked_data(data: Any) -> Any:
+def _validated_data(data: Any) -> Any:
     if isinstance(data, Mapping) and len(data) == 1:
         ((source, options),) = data.items()
         if isinstance(options, Mapping):
-            Component(load_data, ("source",)).check(options, f"data.{source}")
+            Component(load_data, ("source",)).validate(options, f"data.{source}")
     return data
 
 

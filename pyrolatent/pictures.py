@@ -16,10 +16,10 @@ from pyrolatent.errors import InputError
 from pyrolatent.inference.draws import labels_for
 from pyrolatent.inference.fit import Row
 from pyrolatent.inference.kernels import adapted, no_normaliser
-from pyrolatent.inference.modes import device_of
 from pyrolatent.inference.partition import LogZ, ais, exact_log_z, model_states, reverse_ais
 from pyrolatent.inference.rules import has_posterior
 from pyrolatent.inference.weights import arguments
+from pyrolatent.models.arrays import place_of
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
@@ -45,7 +45,7 @@ def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
         data: what it was trained on; vector labels are drawn at those of the test data.
         history: the rows of its training; none, no training curve.
     """
-    part = data.test.to(device_of(model))
+    part = data.test.to(*place_of(model))
     shown = part.batch(slice(0, 10))
     coded = part.batch(slice(0, 1000))
     drawn = {"training": figures.training_curve(history)} if history else {}
@@ -75,7 +75,7 @@ def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
 @plot.register
 @torch.no_grad()
 def _of_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> dict[str, Figure]:
-    data = data.to(device_of(model))
+    data = data.to(*place_of(model))
     drawn = {"training": figures_energy.monitors(history)} if history else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

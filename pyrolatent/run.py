@@ -44,9 +44,9 @@ from pyrolatent.inference.annealed import AnnealedEvidence, Bracket, annealed_ev
 from pyrolatent.inference.draws import labels_for
 from pyrolatent.inference.evidence import evaluate
 from pyrolatent.inference.fit import Fit, Row, choose_device
-from pyrolatent.inference.modes import device_of
 from pyrolatent.inference.result import HeldOutScores, OnStep
 from pyrolatent.inference.rules import has_posterior
+from pyrolatent.models.arrays import place_of
 from pyrolatent.models.latent import LatentVariableModel
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Run:
 
     @cached_property
     def model(self) -> LatentVariableModel:
-        """The trained model, in evaluation mode, on the CPU unless it was given."""
+        """The trained model, in evaluation mode and its weights' type, on the CPU unless it was given."""
         model = self._given
         if model is None:
             if self.declaration.get("model") is None:
@@ -130,8 +130,10 @@ class Run:
             with self.importing(), torch.random.fork_rng(devices=[]):
                 event_shape, label_dim = tuple(self._recorded("event_shape")), self._recorded("label_dim")
                 model = build("model", self.declaration["model"], event_shape=event_shape, label_dim=label_dim)
+        weights = self._weights()
         try:
-            model.load_state_dict(self._weights())
+            model.to(next((value.dtype for value in weights.values() if value.is_floating_point()), None))
+            model.load_state_dict(weights)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"the weights in {self.path} do not fit the model: {reason}") from error
@@ -352,7 +354,7 @@ class Run:
     @contextmanager
     def _on(self, device: str | None) -> Iterator[Any]:
         """The model on a device, None being that of its training, from which it comes back to where it is."""
-        before = device_of(self.model)
+        before, _ = place_of(self.model)
         try:
             yield self.model.to(choose_device(device or self.declaration.get("device", "auto")))
         finally:

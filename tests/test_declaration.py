@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from pyrolatent import VAE, InputError, declaration
-from pyrolatent.declaration import build, check, component, import_path, importing, plain
+from pyrolatent.declaration import build, component, import_path, importing, plain, validate
 from pyrolatent.models.priors import NormalPrior
 
 
@@ -31,7 +31,7 @@ def test_by_name() -> None:
 @pytest.mark.parametrize("options", [{}, None])
 def test_a_mapping_without_options_is_the_name(options: dict[str, Any] | None) -> None:
     assert build("prior", {"normal": options}, latent_dim=3).declaration == "normal"
-    assert check("prior", {"normal": options}) == "normal"
+    assert validate("prior", {"normal": options}) == "normal"
 
 
 def test_by_name_with_options() -> None:
@@ -51,7 +51,7 @@ def test_by_import_path(own: str) -> None:
 def test_an_instance_is_used_as_it_is() -> None:
     prior = NormalPrior(4)
     assert build("prior", prior, latent_dim=2) is prior
-    assert check("prior", prior) is prior
+    assert validate("prior", prior) is prior
 
 
 def test_an_importer_replaces_python_s_own_within_its_context(own: str) -> None:
@@ -99,13 +99,13 @@ def test_a_positional_parameter_that_nobody_supplies(own: str) -> None:
 
 def test_a_positional_parameter_cannot_be_declared(own: str) -> None:
     with pytest.raises(InputError, match="has no option 'latent_dim'; valid: width"):
-        check("prior", {f"{own}:Scaled": {"latent_dim": 2}})
+        validate("prior", {f"{own}:Scaled": {"latent_dim": 2}})
     with pytest.raises(InputError, match="has no option 'tempo'; it takes none"):
-        check("prior", {f"{own}:Content": {"tempo": 2}})
+        validate("prior", {f"{own}:Content": {"tempo": 2}})
 
 
 def test_a_registered_class_validates_when_it_is_constructed_directly(registry: None) -> None:
-    @component("prior", "wide")
+    @component("wide", "prior")
     class Wide(nn.Module):
         def __init__(self, latent_dim: int, *, width: float = 1.0) -> None:
             super().__init__()
@@ -161,7 +161,7 @@ def test_a_registered_class_validates_when_it_is_constructed_directly(registry: 
 )
 def test_refusals_say_where_what_and_the_nearest_spelling(kind: str, declared: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as refusal:
-        check(kind, declared)
+        validate(kind, declared)
     assert "\n" not in str(refusal.value)
 
 
@@ -187,20 +187,20 @@ def test_import_paths_that_lead_nowhere(own: str, path: str, message: str) -> No
 
 def test_an_import_path_to_something_that_is_no_class(own: str) -> None:
     with pytest.raises(InputError, match="components_of_mine:number is 3, but a class was expected"):
-        check("prior", f"{own}:number")
+        validate("prior", f"{own}:number")
 
 
 @pytest.mark.parametrize("declared", [None, 5, True, ["normal"]])
 def test_what_cannot_be_an_instance_is_refused(declared: Any) -> None:
     """YAML gives these for `prior:`, `prior: 5`, `prior: yes` and `prior: [normal]`."""
     with pytest.raises(InputError, match="prior"):
-        check("model", {"vae": {"latent_dim": 2, "prior": declared}})
+        validate("model", {"vae": {"latent_dim": 2, "prior": declared}})
 
 
 @pytest.mark.parametrize("declared", [{5: {}}, {"vae": {"latent_dim": 2, 5: 3}}])
 def test_a_number_in_the_place_of_a_name_is_refused(declared: Any) -> None:
     with pytest.raises(InputError, match="5"):
-        check("model", declared)
+        validate("model", declared)
 
 
 def test_a_subclass_that_has_no_name_has_no_declaration() -> None:

@@ -77,7 +77,7 @@ class _OfTraining(Check):
             InputError: there is nothing to compare.
         """
         at_least(LEAST, datapoints=self.datapoints)
-        train = subject.data.train.to(subject.part.x.device)
+        train = subject.data.train.to(subject.part.x.device, subject.part.dtype)
         if train.mask is not None:
             raise InputError("distances are between complete datapoints, but the data has a mask")
         if subject.split == "train":

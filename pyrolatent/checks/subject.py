@@ -94,7 +94,7 @@ class Subject:
         with evaluating(model, seed):
             # One draw of what is drawn anew for each batch, so that all checks are about the same datapoints.
             self.rows = torch.randperm(len(part))[:size]
-            self.part = Split(*part.batch(self.rows.to(part.x.device)))
+            self.part = Split(*part.batch(self.rows.to(part.x.device)), dtype=part.dtype)
         self.model, self.split, self.seed = model, split, seed
         chosen: Any = {split: self.part}
         self.data = replace(data, **chosen)

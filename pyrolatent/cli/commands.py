@@ -455,10 +455,10 @@ def _way(model: Any, method: str | None = None, ais: bool = False, raised: int |
 
 def _kernel(declared: str | None) -> Any:
     """A kernel as it was declared in YAML."""
-    from pyrolatent.declaration import check
+    from pyrolatent.declaration import validate
     from pyrolatent.experiment import parse_value
 
-    return None if declared is None else check("kernel", parse_value(declared))
+    return None if declared is None else validate("kernel", parse_value(declared))
 
 
 def _overrides(assignments: list[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:

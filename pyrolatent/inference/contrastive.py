@@ -9,17 +9,13 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from pyrolatent.declaration import Kind, build, component
-from pyrolatent.errors import InputError
+from pyrolatent.declaration import Kind, Options, build, component
 from pyrolatent.inference.kernels import Tempering, kernel_of
 from pyrolatent.inference.objectives import Inputs
-from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
-Share = Annotated[float, Interval(ge=0, le=1)]
 
-
-class EnergyObjective:
+class EnergyObjective(Options):
     """What training of an unnormalised density maximises."""
 
     def prepare(self, model: Any) -> None:
@@ -30,7 +26,7 @@ class EnergyObjective:
         raise NotImplementedError
 
 
-@component("objective", "exact_likelihood")
+@component("exact_likelihood", "objective")
 class ExactLikelihood(EnergyObjective):
     """log p(x) = -F(x) - log Z with its exact gradient, of models whose log Z can be summed."""
 
@@ -51,17 +47,20 @@ class Contrastive(EnergyObjective):
     Args:
         steps: moves of the chains for each step of the optimiser.
         kernel: what moves them; null is the model's Gibbs sampler, or HMC where it has none.
-        weight_decay: of the weights of a machine, not of its biases; that of torch's optimisers is of everything.
-        sparsity_target: mean activity that each hidden unit of a machine is drawn to.
+        weight_decay: of the weights of an RBM, not of its biases; that of torch's optimisers is of everything.
+        sparsity_target: mean activity that each hidden unit of an RBM is drawn to.
         sparsity_cost: how strongly.
     """
 
-    def __init__(
-        self, steps: int, kernel: Any, weight_decay: float, sparsity_target: float | None, sparsity_cost: float
-    ) -> None:
-        self.steps = steps
-        self.kernel = None if kernel is None else build("kernel", kernel)
-        self.weight_decay, self.sparsity_target, self.sparsity_cost = weight_decay, sparsity_target, sparsity_cost
+    steps: Annotated[int, Gt(0)] = 1
+    kernel: Annotated[Any, Kind("kernel")] = None
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    sparsity_target: Annotated[float, Interval(ge=0, le=1)] | None = None
+    sparsity_cost: Annotated[float, Ge(0)] = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kernel is not None:
+            self.kernel = build("kernel", self.kernel)
 
     def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
         """The states of the chains after they have been moved."""
@@ -87,42 +86,21 @@ class Contrastive(EnergyObjective):
         difference = model.contrast(positive, negative)
         model.observe(positive)
         model.adjust_gradients()
-        if isinstance(model, RestrictedBoltzmannMachine):
+        if self.weight_decay or self.sparsity_target is not None:
             model.penalise(positive, self.weight_decay, self.sparsity_target, self.sparsity_cost)
-        elif self.weight_decay or self.sparsity_target is not None:
-            raise InputError(f"{type(model).__name__} has no hidden units; leave weight_decay and sparsity_target out")
         return -difference * len(x)
 
 
-@component("objective", "cd")
+@component("cd", "objective")
 class CD(Contrastive):
-    """Contrastive divergence: chains begin at the data (Hinton 2002). Biased, by less the more steps there are.
-
-    Args:
-        steps: k of CD-k.
-        kernel: what moves the chains; null is the model's Gibbs sampler, or HMC where it has none.
-        weight_decay: of the weights of a machine, not of its biases.
-        sparsity_target: mean activity that each hidden unit of a machine is drawn to.
-        sparsity_cost: how strongly.
-    """
-
-    def __init__(
-        self,
-        *,
-        steps: Annotated[int, Gt(0)] = 1,
-        kernel: Annotated[Any, Kind("kernel")] = None,
-        weight_decay: Annotated[float, Ge(0)] = 0.0,
-        sparsity_target: Share | None = None,
-        sparsity_cost: Annotated[float, Ge(0)] = 0.1,
-    ) -> None:
-        super().__init__(steps, kernel, weight_decay, sparsity_target, sparsity_cost)
+    """Contrastive divergence: chains begin at the data (Hinton 2002). Biased, by less the more steps there are."""
 
     def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
         """k moves from the data."""
         return self.move(model, positive)
 
 
-@component("objective", "pcd")
+@component("pcd", "objective")
 class PCD(Contrastive):
     """Persistent contrastive divergence: chains go on from step to step (Younes 1989; Tieleman 2008).
 
@@ -130,27 +108,11 @@ class PCD(Contrastive):
 
     Args:
         chains: number of chains.
-        steps: moves for each step of the optimiser.
         restarts: share of the chains that begin anew at the base, at each step.
-        kernel: what moves the chains; null is the model's Gibbs sampler, or HMC where it has none.
-        weight_decay: of the weights of a machine, not of its biases.
-        sparsity_target: mean activity that each hidden unit of a machine is drawn to.
-        sparsity_cost: how strongly.
     """
 
-    def __init__(
-        self,
-        *,
-        chains: Annotated[int, Gt(0)] = 100,
-        steps: Annotated[int, Gt(0)] = 1,
-        restarts: Share = 0.0,
-        kernel: Annotated[Any, Kind("kernel")] = None,
-        weight_decay: Annotated[float, Ge(0)] = 0.0,
-        sparsity_target: Share | None = None,
-        sparsity_cost: Annotated[float, Ge(0)] = 0.1,
-    ) -> None:
-        super().__init__(steps, kernel, weight_decay, sparsity_target, sparsity_cost)
-        self.chains, self.restarts = chains, restarts
+    chains: Annotated[int, Gt(0)] = 100
+    restarts: Annotated[float, Interval(ge=0, le=1)] = 0.0
 
     @torch.no_grad()
     def prepare(self, model: UnnormalisedDensity) -> None:
@@ -169,7 +131,7 @@ class PCD(Contrastive):
         return state
 
 
-@component("objective", "tempered_pcd")
+@component("tempered_pcd", "objective")
 class TemperedPCD(Contrastive):
     """Persistent chains at several β from 1 to 0 that exchange states (Desjardins et al. 2010; Cho et al. 2010).
 
@@ -177,27 +139,11 @@ class TemperedPCD(Contrastive):
 
     Args:
         chains: number of chains at each β; those at 1 are the negative samples.
-        levels: number of β, evenly spaced.
-        steps: moves and rounds of exchanges for each step of the optimiser.
-        kernel: what moves the chains; null is the model's Gibbs sampler, or HMC where it has none.
-        weight_decay: of the weights of a machine, not of its biases.
-        sparsity_target: mean activity that each hidden unit of a machine is drawn to.
-        sparsity_cost: how strongly.
+        levels: number of β, evenly spaced; after each move neighbours may exchange their states.
     """
 
-    def __init__(
-        self,
-        *,
-        chains: Annotated[int, Gt(0)] = 100,
-        levels: Annotated[int, Gt(1)] = 10,
-        steps: Annotated[int, Gt(0)] = 1,
-        kernel: Annotated[Any, Kind("kernel")] = None,
-        weight_decay: Annotated[float, Ge(0)] = 0.0,
-        sparsity_target: Share | None = None,
-        sparsity_cost: Annotated[float, Ge(0)] = 0.1,
-    ) -> None:
-        super().__init__(steps, kernel, weight_decay, sparsity_target, sparsity_cost)
-        self.chains, self.levels = chains, levels
+    chains: Annotated[int, Gt(0)] = 100
+    levels: Annotated[int, Gt(1)] = 10
 
     @torch.no_grad()
     def prepare(self, model: UnnormalisedDensity) -> None:

@@ -29,6 +29,7 @@ from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import EM, ClosedForm, Objective, PyroObjective
 from pyrolatent.inference.rules import declared_name, has_posterior, hold_to_rules, likelihood_name, require_data
 from pyrolatent.inference.weights import arguments, training_arguments, weigh
+from pyrolatent.models.arrays import place_of
 from pyrolatent.models.conditionals import networks_in
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.modes import alone, statistics_held, training_mode
@@ -117,7 +118,7 @@ def fit(
             and uncompiled steps draw the same numbers and agree to rounding. What cannot be compiled is trained
             uncompiled, with a warning.
         precision: of the products in networks: "bf16" is faster on processors and GPUs that have it. Parameters and
-            all probabilities stay in float32.
+            all probabilities stay in float32. A model in float64 trains in float64.
 
     Raises:
         InputError: a declaration that cannot be right, or data that the model does not fit, before any training.
@@ -130,13 +131,19 @@ def fit(
             f"fit was given a {type(model).__name__} as its model; build one, as pl.VAE(data.event_shape, ...)"
         )
     declared = {name: given[name] for name in training_settings().options}
-    settings = training_settings().check(declared, "fit")
-    target = choose_device(device)
+    settings = training_settings().validate(declared, "fit")
+    target, (_, dtype) = choose_device(device), place_of(model)
+    if dtype == torch.float64 and (settings["precision"] == "bf16" or target.type == "mps"):
+        what = "device: mps" if target.type == "mps" else "precision: bf16"
+        raise InputError(
+            f"{what} is for models in float32, but {type(model).__name__} is in float64; call model.float(), or "
+            f"declare {'device: cpu' if target.type == 'mps' else 'precision: float32, which leaves the type as it is'}"
+        )
     devices = [target] if target.type == "cuda" else []
     with alone(), torch.enable_grad(), torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
         torch.manual_seed(seed)
         run = Fit(model.to(target), data, {name: value for name, value in settings.items() if value is not None})
-        trainer = Trainer(run, data.to(target), build("objective", settings["objective"]))
+        trainer = Trainer(run, data.to(target, dtype), build("objective", settings["objective"]))
         known = model.vector_labels, model.divisor
         try:
             trainer.rehearse()
@@ -229,7 +236,7 @@ class Trainer:
             )
         self.batches = len(self.minibatches(torch.arange(len(data.train))))
         self.steps = 0
-        self.factor = torch.ones((), device=self.parameters[0].device)
+        self.factor = self.parameters[0].new_ones(())
         self.compiling = settings["compile"] if self.factor.device.type in ("cpu", "cuda") else "never"
         self.compiled: Callable[..., Any] | None = None
         self.compiled_size = 0

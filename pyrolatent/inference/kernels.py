@@ -7,14 +7,14 @@ to the base, one number or one for each chain, (chains, 1).
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from pyrolatent.declaration import build, component
+from pyrolatent.declaration import Options, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
 
@@ -38,7 +38,7 @@ A random walk goes four times as far; of a density the ratio of two medians of 2
 """
 
 
-@component("kernel", "gibbs")
+@component("gibbs", "kernel")
 class Gibbs:
     """One sweep of the model's own Gibbs sampler, block by block."""
 
@@ -47,23 +47,23 @@ class Gibbs:
         return model.gibbs(state, beta)
 
 
-class GradientKernel:
+class GradientKernel(Options):
     """Moves along ∇log p over real x, each coordinate in standard deviations of the model's base.
 
     Args:
         step: in standard deviations of the base. None: evaluation, sampling and watching adapt it in pilot chains
             that are no part of what follows, so that p is left as it is; training goes by 0.1.
-
-    Attributes:
-        target: the mean acceptance that steps are adapted to.
-        adjusted: whether moves are accepted as Metropolis and Hastings do, so that p is left as it is exactly.
     """
 
-    target: float
-    adjusted = True
+    target: ClassVar[float]
+    """The mean acceptance that steps are adapted to."""
 
-    def __init__(self, step: float | None) -> None:
-        self.step = step
+    step: Annotated[float, Gt(0)] | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether moves are accepted as Metropolis and Hastings do, so that they leave p invariant."""
+        return True
 
     def __call__(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> Any:
         """The chains a move later, or where they were if it is not accepted."""
@@ -79,23 +79,24 @@ class GradientKernel:
         raise NotImplementedError
 
 
-@component("kernel", "langevin")
+@component("langevin", "kernel")
 class Langevin(GradientKernel):
     """x' = x + (s σ)²/2 ∇log p(x) + s σ e, e ~ N(0, I), σ those of the base (Roberts and Tweedie 1996).
 
     Args:
-        step: s, in standard deviations of the base; null is adapted in pilot chains, in training 0.1.
         adjusted: whether proposals are accepted as Metropolis and Hastings do, so that p is left as it is exactly.
         steps: moves in one call.
     """
 
     target = 0.574  # Roberts and Rosenthal (1998)
 
-    def __init__(
-        self, *, step: Annotated[float, Gt(0)] | None = None, adjusted: bool = True, steps: Annotated[int, Gt(0)] = 1
-    ) -> None:
-        super().__init__(step)
-        self.adjusted, self.steps = adjusted, steps
+    adjusted: bool = True
+    steps: Annotated[int, Gt(0)] = 1
+
+    @property
+    def exact(self) -> bool:
+        """Whether moves are accepted as Metropolis and Hastings do, so that they leave p invariant."""
+        return self.adjusted
 
     def propose(self, model: UnnormalisedDensity, x: Tensor, beta: Beta, step: float) -> tuple[Tensor, Tensor]:
         """x some moves later, and the mean probability with which each chain's were accepted."""
@@ -118,20 +119,17 @@ class Langevin(GradientKernel):
         return x, total
 
 
-@component("kernel", "hmc")
+@component("hmc", "kernel")
 class HMC(GradientKernel):
     """Hamiltonian Monte Carlo over real x, with momenta drawn anew in each call (Duane et al. 1987; Neal 2011).
 
     Args:
-        step: of the leapfrog, in standard deviations of the base; null is adapted in pilot chains, in training 0.1.
         leapfrogs: steps of a trajectory.
     """
 
     target = ACCEPTANCE
 
-    def __init__(self, *, step: Annotated[float, Gt(0)] | None = None, leapfrogs: Annotated[int, Gt(0)] = 10) -> None:
-        super().__init__(step)
-        self.leapfrogs = leapfrogs
+    leapfrogs: Annotated[int, Gt(0)] = 10
 
     def propose(self, model: UnnormalisedDensity, x: Tensor, beta: Beta, step: float) -> tuple[Tensor, Tensor]:
         """x at the end of a trajectory, or where it was, and the probability of the former."""
@@ -188,7 +186,7 @@ def adapted(model: UnnormalisedDensity, declared: Any = None, temperatures: int 
     kernel = kernel_of(model, declared)
     if not isinstance(kernel, GradientKernel):
         return kernel
-    if not kernel.adjusted:
+    if not kernel.exact:
         raise InputError(
             "langevin with adjusted: false draws from another density than the model's, by which nothing is estimated "
             "or sampled; declare adjusted: true"

@@ -186,7 +186,7 @@ def climb(
     return replace(posterior, numbers={part: value.detach() for part, value in numbers.items()})
 
 
-@component("objective", "local")
+@component("local", "objective")
 class Local(AnalyticELBO):
     """E_q_n[log p(x, z) - log q_n(z)], q_n refined for each datapoint before each step (Kim et al. 2018, 1802.02550).
 
@@ -198,23 +198,16 @@ class Local(AnalyticELBO):
         steps: of refinement before each step of the parameters.
         start: of refinement, at the encoder's posterior or at the prior.
         lr: rate of the first step of refinement.
-        particles: number of draws from the posterior for each datapoint.
-        beta: factor of the KL in the training target.
     """
 
     keeps_state = True  # the amortized bound, for the history
 
-    def __init__(
-        self,
-        *,
-        steps: Annotated[int, Ge(0)] = 5,
-        start: Start = "encoder",
-        lr: Annotated[float, Gt(0)] = 0.1,
-        particles: Annotated[int, Gt(0)] = 1,
-        beta: Annotated[float, Ge(0)] = 1.0,
-    ) -> None:
-        super().__init__(particles=particles, beta=beta)
-        self.steps, self.start, self.lr = steps, start, lr
+    steps: Annotated[int, Ge(0)] = 5
+    start: Start = "encoder"
+    lr: Annotated[float, Gt(0)] = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.also: dict[str, Tensor] = {}
         self._nearest: LocalPosterior | None = None
 
@@ -246,11 +239,11 @@ class Local(AnalyticELBO):
 
         refined = self.weigh(model, held, *inputs)
         amortized = self.weigh(model, owner.infer, *inputs)
-        target, term = self.bound(amortized, beta).sum(), owner.training_term(*inputs)
+        target, term = self.target(amortized, beta).sum(), owner.training_term(*inputs)
         encoder = [p for part in guide.numbers for p in part.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(target if term is None else target + term.sum(), encoder, allow_unused=True)
         self.also = {"train_loss_amortized": -self.bound(amortized).detach().sum()}
-        loss = -self.bound(refined, beta).sum()
+        loss = -self.target(refined, beta).sum()
         for parameter, gradient in zip(encoder, gradients, strict=True):
             # Linear in the parameter with its gradient as the slope: no other parameter is given any of it.
             loss = loss if gradient is None else loss - (parameter * gradient).sum()

@@ -7,13 +7,8 @@ import torch
 from torch import nn
 
 from pyrolatent.errors import hold_seed
+from pyrolatent.models.arrays import place_of
 from pyrolatent.models.modes import evaluating_alone
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's parameters or buffers are; the CPU if it has none."""
-    tensor = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0))
-    return tensor.device
 
 
 @contextmanager
@@ -25,10 +20,10 @@ def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
         seed: of the draws within; None continues the caller's.
 
     Raises:
-        InputError: the seed is no whole number from 0 to 2**63 - 1.
+        InputError: the seed is no whole number from 0 to 2**63 - 1, or a model of a type that `place_of` refuses.
     """
     hold_seed(seed)
-    device = device_of(model)
+    device, _ = place_of(model)
     devices = [device] if device.type == "cuda" else []
     with evaluating_alone(model), torch.random.fork_rng(devices=devices):
         if seed is not None:

@@ -7,14 +7,14 @@ returns what Pyro's own classes return: a loss summed over the minibatch, lower 
 import functools
 import math
 from abc import abstractmethod
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pyro.infer
 import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from pyrolatent.declaration import Component, component, register
+from pyrolatent.declaration import Component, Options, component, register
 from pyrolatent.errors import InputError
 from pyrolatent.inference.weights import (
     Program,
@@ -31,28 +31,36 @@ Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 """x, y, mask."""
 
 
-class Objective(pyro.infer.ELBO):
+class Objective(Options, pyro.infer.ELBO):
     """A bound on log p(x) for each datapoint, to be maximised.
 
     Args:
-        particles: number of draws from the posterior for each datapoint.
-        beta: factor of log p(z) - log q(z | x); other than 1 it makes a training target, not a bound.
+        particles: number K of draws from the posterior for each datapoint.
+        beta: factor of log p(z) - log q(z | x); other than 1 it makes a training target, not a bound
+            (Higgins et al. 2017).
         plate: name of the plate over datapoints, of Pyro pairs that have several; None takes the one that all sites
             share.
     """
 
-    pathwise: bool = True
+    particles: Annotated[int, Gt(0)] = 1
+    beta: Annotated[float, Ge(0)] = 1.0
+    plate: str | None = None
+
+    pathwise: ClassVar[bool] = True
     """Whether gradients go through the draws, so that every site must be reparameterised or enumerated."""
 
-    scores_again: bool = False
+    scores_again: ClassVar[bool] = False
     """Whether the guide must score draws again, which some flows cannot."""
 
-    def __init__(self, *, particles: int = 1, beta: float = 1.0, plate: str | None = None) -> None:
-        super().__init__(num_particles=particles, vectorize_particles=True)
-        self.beta: float | Tensor = beta
-        self.plate = plate
+    def __post_init__(self) -> None:
+        super().__init__(num_particles=self.draws, vectorize_particles=True)
         self._found: tuple[Program, Program, dict[Any, int]] | None = None
         self._held_to_rerun: set[Any] = set()
+
+    @property
+    def draws(self) -> int:
+        """Number of draws from the posterior for each datapoint, all in all."""
+        return self.particles
 
     @property
     def jointly(self) -> bool:
@@ -189,7 +197,7 @@ class PyroObjective:
         return torch.tensor(-loss)
 
 
-@component("objective", "squared_error")
+@component("squared_error", "objective")
 class SquaredError:
     """sum_i (x_i - decode(encode(x))_i)^2 over what is observed, of models without a density."""
 
@@ -206,7 +214,7 @@ class SquaredError:
         return -loss.detach().sum()
 
 
-@component("objective", "closed_form")
+@component("closed_form", "objective")
 class ClosedForm:
     """The model's own maximum-likelihood or least-squares solution on all training data at once, in one epoch.
 
@@ -221,7 +229,7 @@ class ClosedForm:
         model.solve(inputs[0])
 
 
-@component("objective", "em")
+@component("em", "objective")
 class EM:
     """Expectation-maximisation with the exact posterior on all training data at once, a step an epoch.
 
@@ -237,7 +245,7 @@ class EM:
         model.em_step(x, mask)
 
 
-@component("objective", "elbo")
+@component("elbo", "objective")
 class ELBO(Objective):
     """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), all of it by Monte Carlo.
 
@@ -245,22 +253,10 @@ class ELBO(Objective):
     the mean being over the minibatch (Kingma et al. 2016, 1606.04934), so that a site may carry that much at no cost.
 
     Args:
-        particles: number of draws from the posterior for each datapoint.
-        beta: factor of the KL in the training target (Higgins et al. 2017).
         free_bits: nats of the KL of each latent site that the training target does not count.
-        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
-    def __init__(
-        self,
-        *,
-        particles: Annotated[int, Gt(0)] = 1,
-        beta: Annotated[float, Ge(0)] = 1.0,
-        free_bits: Annotated[float, Ge(0)] = 0.0,
-        plate: str | None = None,
-    ) -> None:
-        super().__init__(particles=particles, beta=beta, plate=plate)
-        self.free_bits = free_bits
+    free_bits: Annotated[float, Ge(0)] = 0.0
 
     @property
     def jointly(self) -> bool:
@@ -286,43 +282,27 @@ class ELBO(Objective):
         return weights.expect(weights.log_observed()).mean(0) - beta * functools.reduce(torch.add, counted)
 
 
-@component("objective", "analytic_elbo")
+@component("analytic_elbo", "objective")
 class AnalyticELBO(ELBO):
-    """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), the KL in closed form for each site where one is known.
-
-    Args:
-        particles: number of draws from the posterior for each datapoint.
-        beta: factor of the KL in the training target (Higgins et al. 2017).
-        free_bits: nats of the KL of each latent site that the training target does not count, as in `elbo`.
-        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
-    """
+    """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), the KL in closed form for each site where one is known."""
 
     def kl(self, weights: Weights) -> dict[str, Tensor]:
         """KL(q(z | x) || p(z)) of each site, (..., particles, batch)."""
         return weights.kl
 
 
-@component("objective", "iwae")
+@component("iwae", "objective")
 class IWAE(Objective):
-    """log (1/K) sum_k w_k, w = p(x, z) / q(z | x), for each datapoint (Burda et al. 2016, 1509.00519).
+    """log (1/K) sum_k w_k, w = p(x, z) / q(z | x), for each datapoint (Burda et al. 2016, 1509.00519)."""
 
-    Args:
-        particles: number K of draws from the posterior for each datapoint.
-        beta: factor of log p(z) - log q(z | x) in the training target.
-        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
-    """
-
-    def __init__(
-        self, *, particles: Annotated[int, Gt(0)] = 50, beta: Annotated[float, Ge(0)] = 1.0, plate: str | None = None
-    ) -> None:
-        super().__init__(particles=particles, beta=beta, plate=plate)
+    particles: Annotated[int, Gt(0)] = 50
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """log (1/K) sum_k w_k, (batch,)."""
         return log_mean_exp(weights.log_weights(beta))
 
 
-@component("objective", "stl")
+@component("stl", "objective")
 class STL(IWAE):
     """The importance-weighted bound without the score of q: "sticking the landing" (Roeder et al. 2017, 1703.09194).
 
@@ -330,26 +310,18 @@ class STL(IWAE):
     with states that are summed out beside the draws, it is biased for the bound's, by design: `dreg` is not. What is
     left out is the score of q alone, whose mean is then not 0; where the model uses parameters of q, as prior vamp
     does, the bias reaches the model's parameters too.
-
-    Args:
-        particles: number K of draws from the posterior for each datapoint.
-        beta: factor of log p(z) - log q(z | x) in the training target.
-        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
     scores_again = True
 
-    def __init__(
-        self, *, particles: Annotated[int, Gt(0)] = 1, beta: Annotated[float, Ge(0)] = 1.0, plate: str | None = None
-    ) -> None:
-        super().__init__(particles=particles, beta=beta, plate=plate)
+    particles: Annotated[int, Gt(0)] = 1
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """log (1/K) sum_k w_k with the parameters of q held in log q, (batch,)."""
         return log_mean_exp(weights.log_weights(beta, score="frozen"))
 
 
-@component("objective", "dreg")
+@component("dreg", "objective")
 class DReG(IWAE):
     """The importance-weighted bound with doubly reparameterised gradients (Tucker et al. 2019, 1810.04152).
 
@@ -358,11 +330,6 @@ class DReG(IWAE):
     drown in noise as K grows. With beta the factor of a path is v_k (1 - beta + beta v_k), since only beta log q is
     scored. States that are summed out count as so many weights. Parameters that model and guide share are not covered
     by the proof.
-
-    Args:
-        particles: number K of draws from the posterior for each datapoint.
-        beta: factor of log p(z) - log q(z | x) in the training target.
-        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
     scores_again = True
@@ -375,7 +342,7 @@ class DReG(IWAE):
         return weighed(v, terms)
 
 
-@component("objective", "renyi")
+@component("renyi", "objective")
 class Renyi(Objective):
     """log mean_k w_k^(1 - alpha) / (1 - alpha), for each datapoint (Li and Turner 2016, 1602.02311).
 
@@ -384,21 +351,10 @@ class Renyi(Objective):
 
     Args:
         alpha: order of the divergence.
-        particles: number K of draws from the posterior for each datapoint.
-        beta: factor of log p(z) - log q(z | x) in the training target.
-        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 0.5,
-        particles: Annotated[int, Gt(0)] = 50,
-        beta: Annotated[float, Ge(0)] = 1.0,
-        plate: str | None = None,
-    ) -> None:
-        super().__init__(particles=particles, beta=beta, plate=plate)
-        self.alpha = alpha
+    alpha: float = 0.5
+    particles: Annotated[int, Gt(0)] = 50
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """log mean_k w_k^(1 - alpha) / (1 - alpha), (batch,), by its limit where alpha is 1, -inf or inf."""
@@ -415,27 +371,16 @@ class Renyi(Objective):
         return torch.where(exponent.min(0).values > -1, near, log_mean_exp(order * log_weights) / order)
 
 
-@component("objective", "combination_iwae")
+@component("combination_iwae", "objective")
 class CombinationIWAE(Objective):
     """share mean_k log w_k + (1 - share) log mean_k w_k: the CIWAE of Rainforth et al. 2018, 1802.04537.
 
     Args:
         share: of the ELBO.
-        particles: number K of draws from the posterior for each datapoint.
-        beta: factor of log p(z) - log q(z | x) in the training target.
-        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
-    def __init__(
-        self,
-        *,
-        share: Annotated[float, Interval(ge=0, le=1)] = 0.5,
-        particles: Annotated[int, Gt(0)] = 50,
-        beta: Annotated[float, Ge(0)] = 1.0,
-        plate: str | None = None,
-    ) -> None:
-        super().__init__(particles=particles, beta=beta, plate=plate)
-        self.share = share
+    share: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    particles: Annotated[int, Gt(0)] = 50
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """share mean_k log w_k + (1 - share) log mean_k w_k, (batch,)."""
@@ -443,7 +388,7 @@ class CombinationIWAE(Objective):
         return self.share * log_weights.mean(0) + (1 - self.share) * log_mean_exp(log_weights)
 
 
-@component("objective", "multiply_iwae")
+@component("multiply_iwae", "objective")
 class MultiplyIWAE(Objective):
     """mean_m log mean_k w_mk over M groups of K draws: the MIWAE of Rainforth et al. 2018, 1802.04537.
 
@@ -452,20 +397,15 @@ class MultiplyIWAE(Objective):
     Args:
         groups: number M.
         particles: number K of draws in each group.
-        beta: factor of log p(z) - log q(z | x) in the training target.
-        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
-    def __init__(
-        self,
-        *,
-        groups: Annotated[int, Gt(0)] = 8,
-        particles: Annotated[int, Gt(0)] = 8,
-        beta: Annotated[float, Ge(0)] = 1.0,
-        plate: str | None = None,
-    ) -> None:
-        super().__init__(particles=groups * particles, beta=beta, plate=plate)
-        self.groups = groups
+    groups: Annotated[int, Gt(0)] = 8
+    particles: Annotated[int, Gt(0)] = 8
+
+    @property
+    def draws(self) -> int:
+        """M K."""
+        return self.groups * self.particles
 
     def grouped(self, log_weights: Tensor) -> Tensor:
         """(M, K, batch) from (M K, batch)."""
@@ -476,16 +416,9 @@ class MultiplyIWAE(Objective):
         return log_mean_exp(self.grouped(weights.log_weights(beta)), 1).mean(0)
 
 
-@component("objective", "partially_iwae")
+@component("partially_iwae", "objective")
 class PartiallyIWAE(MultiplyIWAE):
-    """log mean_mk w_mk for the model, mean_m log mean_k w_mk for the guide: PIWAE of Rainforth et al. 2018, 1802.04537.
-
-    Args:
-        groups: number M.
-        particles: number K of draws in each group.
-        beta: factor of log p(z) - log q(z | x) in the training target.
-        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
-    """
+    """log mean_mk w_mk for the model, mean_m log mean_k w_mk for the guide: the PIWAE of Rainforth et al. 2018."""
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """log mean_mk w_mk, (batch,)."""
@@ -496,7 +429,7 @@ class PartiallyIWAE(MultiplyIWAE):
         terms = weights.log_terms(beta)
         held = log_sum_over_states(terms).detach()
         ratio = (log_mean_exp(held) - log_mean_exp(self.grouped(held), 1)).exp()
-        ratio = ratio.repeat_interleave(self.num_particles // self.groups, 0)
+        ratio = ratio.repeat_interleave(self.particles, 0)
         weights.scale_paths(ratio)
         log_p = weights.log_likelihood
         for log_prior in weights.log_prior.values():
@@ -505,27 +438,19 @@ class PartiallyIWAE(MultiplyIWAE):
         return weighed(v, log_p) + weighed(v * ratio, terms - log_p)
 
 
-@component("objective", "vimco")
+@component("vimco", "objective")
 class VIMCO(IWAE):
     """The importance-weighted bound with score-function gradients and a baseline from the other draws.
 
     sum_k (L - L_-k) d log q(z_k | x) + sum_k v_k d log w_k, L_-k being the bound with w_k replaced by the geometric
     mean of the others (Mnih and Rezende 2016, 1602.06725). For discrete posteriors; needs at least two draws. States
     that are summed out need no score: their part of the gradient is exact.
-
-    Args:
-        particles: number K of draws from the posterior for each datapoint.
-        beta: factor of log p(z) - log q(z | x) in the training target.
-        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
     pathwise = False
     scores_again = True
 
-    def __init__(
-        self, *, particles: Annotated[int, Gt(1)] = 10, beta: Annotated[float, Ge(0)] = 1.0, plate: str | None = None
-    ) -> None:
-        super().__init__(particles=particles, beta=beta, plate=plate)
+    particles: Annotated[int, Gt(1)] = 10
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """L + sum_k (L - L_-k) log q(z_k | x), the difference held, (batch,)."""
@@ -546,17 +471,12 @@ class VIMCO(IWAE):
         return functools.reduce(torch.add, scores, log_mean_exp(log_weights))
 
 
-@component("objective", "rws")
+@component("rws", "objective")
 class ReweightedWakeSleep(IWAE):
     """Reweighted wake-sleep: sum_k v_k d log p(x, z_k) for the model and sum_k v_k d log q(z_k | x) for the guide.
 
     The guide's is its "wake" update, which fits q to the posterior from above (Bornschein and Bengio 2015, 1406.2751;
     Le et al. 2019, 1805.10469). Weights v = w / sum w are each datapoint's own. For discrete posteriors too.
-
-    Args:
-        particles: number K of draws from the posterior for each datapoint.
-        beta: factor of log p(z) - log q(z | x) in the weights.
-        plate: name of the plate over datapoints, of a Pyro pair where several are common to all sites.
     """
 
     pathwise = False

@@ -21,10 +21,11 @@ from pyrolatent.data import Data, measure_of
 from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference.held_out import pseudo_likelihood
 from pyrolatent.inference.kernels import Movement, adapted, no_normaliser, run
-from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import log_mean_exp
 from pyrolatent.inference.result import HeldOutScores, Line, OnStep
 from pyrolatent.inference.rules import same_event_shape
+from pyrolatent.models.arrays import place_of
 from pyrolatent.models.unnormalised import UnnormalisedDensity, warn_if_constant
 
 Starts = Literal["exact samples", "persistent chains", "chains begun at training data"]
@@ -230,9 +231,7 @@ def model_states(
     """States of the model and what they are: exact samples where there are any, else chains after so many sweeps."""
     if model.tractable:
         exact = in_double(model).exact_sample(chains)
-        return model.restore(
-            in_double(model).flat(exact).to(device_of(model), torch.get_default_dtype())
-        ), "exact samples"
+        return model.restore(in_double(model).flat(exact).to(*place_of(model))), "exact samples"
     starts: Starts = "persistent chains" if len(model.chains) else "chains begun at training data"
     if len(model.chains):
         state = model.restore(model.chains[torch.randperm(len(model.chains))[:chains].to(model.chains.device)])
@@ -370,7 +369,7 @@ def evaluate_energy(
         raise InputError(f"there is no split {split!r}; valid: train, validation, test")
     same_event_shape(model, data)
     data.check_support(model.support, type(model).__name__)
-    data = data.to(device_of(model))
+    data = data.to(*place_of(model))
     if model.levels is None:
         warn_if_constant(data.train.batch(slice(0, 10_000)).x)
     part = getattr(data, split)
@@ -458,7 +457,7 @@ def _begin(model: UnnormalisedDensity, state: Any) -> tuple[Tensor, list[Tensor]
             f"the energy of {type(model).__name__} is not finite at {unfit} of {len(log_p)} states where chains begin; "
             "give a large finite energy to what is hardly possible"
         )
-    log_w = torch.full((len(log_p),), float(model.base_log_z()), dtype=torch.float64, device=device_of(model))
+    log_w = torch.full((len(log_p),), float(model.base_log_z()), dtype=torch.float64, device=log_p.device)
     return log_w, [log_w.clone()], [0.0]
 
 

@@ -14,11 +14,11 @@ from pyrolatent.declaration import registered
 from pyrolatent.errors import InputError
 from pyrolatent.inference.contrastive import EnergyObjective, ExactLikelihood
 from pyrolatent.inference.local import Local, encoded
-from pyrolatent.inference.modes import device_of, evaluating
+from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import EM, ClosedForm, Objective, SquaredError
 from pyrolatent.inference.score_matching import ScoreMatching
 from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
-from pyrolatent.models.arrays import as_labels, hold_to_divisor
+from pyrolatent.models.arrays import as_labels, hold_to_divisor, place_of
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.unnormalised import UnnormalisedDensity
@@ -36,7 +36,7 @@ class Case:
     def weights(self) -> Weights:
         """The model's draws for one datapoint."""
         with torch.no_grad(), evaluating(self.model):
-            one = self.data.train.to(device_of(self.model)).batch(slice(0, 1))
+            one = self.data.train.to(*place_of(self.model)).batch(slice(0, 1))
             return weigh(self.model.generate, self.model.infer, *training_arguments(self.model, one))
 
     @property
@@ -144,7 +144,7 @@ def part_for(model: LatentVariableModel, data: Data, split: str) -> Split:
     if split not in ("train", "validation", "test"):
         raise InputError(f"there is no split {split!r}; valid: train, validation, test")
     same_event_shape(model, data)
-    part: Split = getattr(data, split).to(device_of(model))
+    part: Split = getattr(data, split).to(*place_of(model))
     if model.conditional and part.y is None:
         raise InputError(f"{type(model).__name__} is a model of x given y, but {data.name} has no labels; give some")
     if model.label_dim and part.y is not None:
@@ -332,7 +332,7 @@ def _training_term(case: Case) -> str | None:
 def _local(case: Case) -> str | None:
     if case.has_posterior and isinstance(case.objective, Local):
         with torch.no_grad(), evaluating(case.model):
-            one = case.data.train.to(device_of(case.model)).batch(slice(0, 1))
+            one = case.data.train.to(*place_of(case.model)).batch(slice(0, 1))
             try:
                 encoded(case.model, training_arguments(case.model, one))
             except InputError as error:

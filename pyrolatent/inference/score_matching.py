@@ -71,7 +71,7 @@ class ScoreMatching(EnergyObjective):
         return -loss.detach().sum()
 
 
-@component("objective", "sliced_score_matching")
+@component("sliced_score_matching", "objective")
 class SlicedScoreMatching(ScoreMatching):
     """-E_v[v·∇(v·s) + |s|² / 2], s = ∇log p(x): score matching along random directions (Song et al. 2019, 1905.07088).
 
@@ -81,15 +81,14 @@ class SlicedScoreMatching(ScoreMatching):
         projections: number of directions for each datapoint.
     """
 
-    def __init__(self, *, projections: Annotated[int, Gt(0)] = 1) -> None:
-        self.projections = projections
+    projections: Annotated[int, Gt(0)] = 1
 
     def loss(self, model: UnnormalisedDensity, x: Tensor) -> Tensor:
         """The loss of each datapoint, (batch,)."""
         return sliced_score_matching(model, x, self.projections)
 
 
-@component("objective", "denoising_score_matching")
+@component("denoising_score_matching", "objective")
 class DenoisingScoreMatching(ScoreMatching):
     """-|σ s(x + σ e) + e|² / 2, s = ∇log p: score matching to the data with noise (Vincent 2011).
 
@@ -97,8 +96,7 @@ class DenoisingScoreMatching(ScoreMatching):
         noise: σ, in standard deviations of the model's base.
     """
 
-    def __init__(self, *, noise: Annotated[float, Gt(0)] = 0.1) -> None:
-        self.noise = noise
+    noise: Annotated[float, Gt(0)] = 0.1
 
     def loss(self, model: UnnormalisedDensity, x: Tensor) -> Tensor:
         """The loss of each datapoint, (batch,)."""

@@ -1,52 +1,47 @@
-"""Warm-ups: the factor of log p(z) - log q(z | x) in the training target after so many epochs.
-
-Each has `epochs`, after which the factor is 1.
-"""
+"""Warm-ups: the factor of log p(z) - log q(z | x) in the training target after so many epochs."""
 
 import math
 from typing import Annotated
 
 from annotated_types import Gt, Interval
 
-from pyrolatent.declaration import component
-
-Epochs = Annotated[float, Gt(0)]
+from pyrolatent.declaration import Options, component
 
 
-@component("warmup", "linear")
-class Linear:
-    """min(1, t / epochs) (Bowman et al. 2016, 1511.06349).
+class Warmup(Options):
+    """A factor that rises from 0 to 1.
 
     Args:
-        epochs: until the factor is 1.
+        epochs: until the factor is 1; it stays there.
     """
 
-    def __init__(self, *, epochs: Epochs) -> None:
-        self.epochs = epochs
+    epochs: Annotated[float, Gt(0)]
+
+    def __call__(self, t: float) -> float:
+        """The factor after t epochs."""
+        raise NotImplementedError
+
+
+@component("linear", "warmup")
+class Linear(Warmup):
+    """min(1, t / epochs) (Bowman et al. 2016, 1511.06349)."""
 
     def __call__(self, t: float) -> float:
         """The factor after t epochs."""
         return min(1.0, t / self.epochs)
 
 
-@component("warmup", "cyclical")
-class Cyclical:
+@component("cyclical", "warmup")
+class Cyclical(Warmup):
     """Cycles in each of which the factor rises linearly from 0 and then stays 1 (Fu et al. 2019, 1903.10145).
 
     Args:
-        epochs: until the last cycle ends; from there on the factor is 1.
         cycles: their number.
         share: of each cycle in which the factor rises.
     """
 
-    def __init__(
-        self,
-        *,
-        epochs: Epochs,
-        cycles: Annotated[int, Gt(0)] = 4,
-        share: Annotated[float, Interval(gt=0, le=1)] = 0.5,
-    ) -> None:
-        self.epochs, self.cycles, self.share = epochs, cycles, share
+    cycles: Annotated[int, Gt(0)] = 4
+    share: Annotated[float, Interval(gt=0, le=1)] = 0.5
 
     def __call__(self, t: float) -> float:
         """The factor after t epochs."""
@@ -55,19 +50,17 @@ class Cyclical:
         return min(1.0, t * self.cycles / self.epochs % 1 / self.share)
 
 
-@component("warmup", "sigmoid")
-class Sigmoid:
+@component("sigmoid", "warmup")
+class Sigmoid(Warmup):
     """(s(t) - s(0)) / (s(epochs) - s(0)), s(t) = sigmoid(steepness (t / epochs - 1/2)), and 1 after that many epochs.
 
     Bowman et al. 2016, 1511.06349, scaled so that it rises from 0 to 1.
 
     Args:
-        epochs: until the factor is 1, and twice those until it is 1/2.
-        steepness: of the rise.
+        steepness: of the rise; the factor is 1/2 at half of the epochs.
     """
 
-    def __init__(self, *, epochs: Epochs, steepness: Annotated[float, Gt(0)] = 10.0) -> None:
-        self.epochs, self.steepness = epochs, steepness
+    steepness: Annotated[float, Gt(0)] = 10.0
 
     def __call__(self, t: float) -> float:
         """The factor after t epochs."""

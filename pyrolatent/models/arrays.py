@@ -88,7 +88,7 @@ def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
         labels = labels.reshape(size)
         least, most = (int(labels.min()), int(labels.max())) if size else (0, 0)
         if least >= (0 if known else -1) and most < label_dim:
-            return labels.to(_reference(model).device, torch.int64)
+            return labels.to(place_of(model)[0], torch.int64)
         raise InputError(
             f"labels from {least} to {most} were given; they are 0 to {label_dim - 1}{'' if known else ', or -1'}"
         )
@@ -105,8 +105,7 @@ def as_numbers(model: Any, values: Any, name: str) -> Tensor:
     Raises:
         InputError: what was given are no numbers.
     """
-    reference = _reference(model)
-    return as_tensor(values, name).to(reference.device, reference.dtype)
+    return as_tensor(values, name).to(*place_of(model))
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
@@ -138,7 +137,22 @@ def as_tensor(values: Any, name: str) -> Tensor:
     raise InputError(f"{name} is a {type(values).__name__} of no real numbers; give a tensor, an array or nested lists")
 
 
-def _reference(model: Any) -> Tensor:
-    """A tensor of a model's type, on its device."""
-    tensors = (tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point())
-    return next(tensors, torch.empty(0))
+def place_of(model: Any) -> tuple[torch.device, torch.dtype]:
+    """The device and the floating type of a model's numbers, those of torch's defaults if it has none.
+
+    Raises:
+        InputError: a model of several types, or of half precision, in which sums of log-probabilities are lost.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    floating = {name: tensor for name, tensor in named if tensor.is_floating_point()}
+    types = {tensor.dtype: name for name, tensor in floating.items() if tensor.numel()}  # chains may not have begun
+    if len(types) > 1:
+        listed = " and ".join(f"{name} in {str(dtype).removeprefix('torch.')}" for dtype, name in types.items())
+        raise InputError(f"{type(model).__name__} holds {listed}; call model.float() or model.double()")
+    tensor = next((floating[name] for name in types.values()), next(iter(floating.values()), torch.empty(0)))
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        raise InputError(
+            f"{type(model).__name__} is in {str(tensor.dtype).removeprefix('torch.')}, in which sums of "
+            "log-probabilities are lost; call model.float(), and give fit precision: bf16 for networks"
+        )
+    return tensor.device, tensor.dtype

@@ -81,7 +81,7 @@ class DeterministicModel(Model):
         )
 
 
-@component("model", "autoencoder")
+@component("autoencoder", "model")
 class Autoencoder(DeterministicModel):
     """Deterministic autoencoder, trained by squared error (Hinton and Salakhutdinov 2006).
 
@@ -111,7 +111,7 @@ class Autoencoder(DeterministicModel):
         self.mask_input = mask_input
 
 
-@component("model", "pca")
+@component("pca", "model")
 class PCA(DeterministicModel):
     """Principal components: z = W'(x - m), x' = m + W z, W'W = I, of least squared error among linear codes.
 

@@ -112,7 +112,7 @@ class Conditional(nn.Module):
         """Sets the last bias to the constant u that maximises log p(batch; u), by 200 steps of Adam from 0."""
         if not self.start_at_data:
             return
-        constant = torch.zeros(self.family.unconstrained_shape, device=batch.device, requires_grad=True)
+        constant = batch.new_zeros(self.family.unconstrained_shape, requires_grad=True)
         optimizer = torch.optim.Adam([constant], lr=0.1)
         for _ in range(200):
             optimizer.zero_grad()

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyrolatent.declaration import Kind, build, component, registered
 from pyrolatent.errors import InputError
@@ -23,7 +22,7 @@ SMOOTH: Mapping[str, Any] = {"mlp": {"activation": "silu"}}
 """The energy by default: the gradient of its score is not 0 nearly everywhere, as that of rectifiers is."""
 
 
-@component("model", "energy")
+@component("energy", "model")
 class EnergyModel(UnnormalisedDensity):
     """p(x) = exp(-f(x)) p_0(x) / Z for any function f, p_0 being a normal density or 1.
 
@@ -57,7 +56,7 @@ class EnergyModel(UnnormalisedDensity):
         binary = support == "binary"
         width = torch.Size(event_shape).numel()
         levels = torch.full((width,), 2) if binary else None
-        super().__init__(event_shape, constraints.boolean if binary else constraints.real, levels)
+        super().__init__(event_shape, levels)
         self.function = build("network", energy, input_shape=event_shape, output_shape=(1,))
         self.tilts = reference == "normal" and not binary
         name = next(iter(energy)) if isinstance(energy, Mapping) else energy

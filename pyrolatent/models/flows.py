@@ -1,6 +1,5 @@
 """Normalizing flows from Pyro's transforms: posteriors on top of an amortized normal, and priors."""
 
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import pyro.distributions as dist
@@ -37,22 +36,25 @@ class FlowFamily(Family):
 
     Args:
         event_shape: (latent_dim,).
-        flow: makes one conditional transform of Pyro from (latent_dim, context_dim).
         layers: number L of transforms; between two of them the dimensions are reversed.
         context_dim: width of c(x).
+        hidden: width of the hidden layer of the transforms' networks.
     """
 
     scores_any_value: ClassVar[bool] = True
     """Whether a value that it did not draw itself can be scored."""
 
+    least_width: ClassVar[int] = 2
+    """Dimensions that it needs, two where it transforms some given others."""
+
     def __init__(
-        self, event_shape: tuple[int, ...], flow: Callable[[int, int], Any], *, layers: int, context_dim: int
+        self, event_shape: tuple[int, ...], *, layers: Positive = 4, context_dim: Positive = 16, hidden: Positive = 64
     ) -> None:
         nn.Module.__init__(self)
         if len(event_shape) != 1:
             raise InputError(f"{type(self).__name__} is over vectors, but the event has the shape {event_shape}")
         (latent_dim,) = event_shape
-        if latent_dim < 2 and not isinstance(self, Planar):
+        if latent_dim < self.least_width:
             raise InputError(
                 f"{type(self).__name__} transforms dimensions given others, but latent_dim is {latent_dim}; "
                 "declare posterior: planar or normal, or a larger latent_dim"
@@ -61,9 +63,13 @@ class FlowFamily(Family):
         self.event_dims = 0
         self.sizes = [latent_dim, latent_dim, context_dim]
         self.unconstrained_shape = torch.Size((sum(self.sizes),))
-        self.flows = nn.ModuleList(flow(latent_dim, context_dim) for _ in range(layers))
+        self.flows = nn.ModuleList(self.transform(latent_dim, context_dim, hidden) for _ in range(layers))
         self.reversal: Tensor
         self.register_buffer("reversal", torch.arange(latent_dim - 1, -1, -1), persistent=False)
+
+    def transform(self, latent_dim: int, context_dim: int, hidden: int) -> Any:
+        """One conditional transform f of Pyro."""
+        raise NotImplementedError
 
     def forward(self, unconstrained: Tensor) -> TorchDistributionMixin:
         """The distribution of z, its event being its last dimension."""
@@ -83,61 +89,44 @@ class FlowFamily(Family):
         return f"{type(self).__name__} flow ({len(self.flows)} layers) of Normal(loc, scale)"
 
 
-@component("posterior", "iaf")
+@component("iaf", "posterior")
 class InverseAutoregressive(FlowFamily):
     """Inverse autoregressive flow: z_i = mu_i(e_<i, c) + sigma_i(e_<i, c) e_i (Kingma et al. 2016, 1606.04934).
 
     Args:
         event_shape: (latent_dim,).
         layers: number of transforms.
-        context_dim: width of the context that the encoder gives to each transform.
-        hidden: width of the autoregressive networks' hidden layer.
+        **options: those of every flow.
     """
 
-    def __init__(
-        self, event_shape: tuple[int, ...], *, layers: Positive = 2, context_dim: Positive = 16, hidden: Positive = 64
-    ) -> None:
-        super().__init__(
-            event_shape,
-            lambda d, c: T.conditional_affine_autoregressive(d, c, hidden_dims=[max(hidden, d)], stable=True),
-            layers=layers,
-            context_dim=context_dim,
-        )
+    def __init__(self, event_shape: tuple[int, ...], *, layers: Positive = 2, **options: Any) -> None:
+        super().__init__(event_shape, layers=layers, **options)
+
+    def transform(self, latent_dim: int, context_dim: int, hidden: int) -> Any:
+        """mu and sigma by a masked network."""
+        widths = [max(hidden, latent_dim)]
+        return T.conditional_affine_autoregressive(latent_dim, context_dim, hidden_dims=widths, stable=True)
 
 
-@component("posterior", "coupling")
+@component("coupling", "posterior")
 class AffineCoupling(FlowFamily):
-    """Affine coupling: one half is scaled and shifted given the other (Dinh et al. 2017, 1605.08803).
+    """Affine coupling: one half is scaled and shifted given the other (Dinh et al. 2017, 1605.08803)."""
 
-    Args:
-        event_shape: (latent_dim,).
-        layers: number of transforms.
-        context_dim: width of the context that the encoder gives to each transform.
-        hidden: width of the coupling networks' hidden layer.
-    """
-
-    def __init__(
-        self, event_shape: tuple[int, ...], *, layers: Positive = 4, context_dim: Positive = 16, hidden: Positive = 64
-    ) -> None:
-        super().__init__(
-            event_shape,
-            lambda d, c: T.conditional_affine_coupling(d, c, hidden_dims=[hidden]),
-            layers=layers,
-            context_dim=context_dim,
-        )
+    def transform(self, latent_dim: int, context_dim: int, hidden: int) -> Any:
+        """Shift and scale by a network of the first half."""
+        return T.conditional_affine_coupling(latent_dim, context_dim, hidden_dims=[hidden])
 
 
-@component("posterior", "spline")
+@component("spline", "posterior")
 class Spline(FlowFamily):
     """Autoregressive rational splines on [-bound, bound]^d, identity outside (Durkan et al. 2019, 1906.04032).
 
     Args:
         event_shape: (latent_dim,).
         layers: number of transforms.
-        context_dim: width of the context that the encoder gives to each transform.
-        hidden: width of the autoregressive networks' hidden layer.
         bins: number of segments of each spline.
         bound: half-width of the interval that the splines transform.
+        **options: those of every flow.
     """
 
     def __init__(
@@ -145,45 +134,33 @@ class Spline(FlowFamily):
         event_shape: tuple[int, ...],
         *,
         layers: Positive = 2,
-        context_dim: Positive = 16,
-        hidden: Positive = 64,
         bins: Positive = 8,
         bound: Annotated[float, Gt(0)] = 5.0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            event_shape,
-            lambda d, c: T.conditional_spline_autoregressive(
-                d, c, hidden_dims=[max(hidden, d)], count_bins=bins, bound=bound
-            ),
-            layers=layers,
-            context_dim=context_dim,
+        self.bins, self.bound = bins, bound
+        super().__init__(event_shape, layers=layers, **options)
+
+    def transform(self, latent_dim: int, context_dim: int, hidden: int) -> Any:
+        """The segments' widths, heights and slopes by a masked network."""
+        return T.conditional_spline_autoregressive(
+            latent_dim, context_dim, hidden_dims=[max(hidden, latent_dim)], count_bins=self.bins, bound=self.bound
         )
 
 
-@component("posterior", "planar")
+@component("planar", "posterior")
 class Planar(FlowFamily):
     """Planar flow: z = e + u tanh(w'e + b), u, w, b from the context (Rezende and Mohamed 2015, 1505.05770).
 
     Its inverse has no closed form, so it scores its own draws alone.
-
-    Args:
-        event_shape: (latent_dim,).
-        layers: number of transforms.
-        context_dim: width of the context that the encoder gives to each transform.
-        hidden: width of the hidden layer between context and u, w, b.
     """
 
     scores_any_value = False
+    least_width = 1
 
-    def __init__(
-        self, event_shape: tuple[int, ...], *, layers: Positive = 4, context_dim: Positive = 16, hidden: Positive = 64
-    ) -> None:
-        super().__init__(
-            event_shape,
-            lambda d, c: T.conditional_planar(d, c, hidden_dims=[hidden]),
-            layers=layers,
-            context_dim=context_dim,
-        )
+    def transform(self, latent_dim: int, context_dim: int, hidden: int) -> Any:
+        """u, w and b by a network of the context."""
+        return T.conditional_planar(latent_dim, context_dim, hidden_dims=[hidden])
 
 
 class FlowPrior(nn.Module):
@@ -191,20 +168,24 @@ class FlowPrior(nn.Module):
 
     Args:
         latent_dim: number of latent dimensions.
-        flow: makes one transform of Pyro, which can be inverted, from latent_dim.
         layers: number L of transforms; between two of them the dimensions are reversed.
+        hidden: width of the hidden layers of the transforms' networks.
     """
 
-    def __init__(self, latent_dim: int, flow: Callable[[int], Any], *, layers: int) -> None:
+    def __init__(self, latent_dim: int, *, layers: Positive = 4, hidden: Positive = 64) -> None:
         super().__init__()
         if latent_dim < 2:
             raise InputError(
                 f"{type(self).__name__} transforms dimensions given others, but latent_dim is {latent_dim}; "
                 "declare prior: mixture or normal, or a larger latent_dim"
             )
-        self.flows = nn.ModuleList(flow(latent_dim) for _ in range(layers))
+        self.flows = nn.ModuleList(self.transform(latent_dim, hidden) for _ in range(layers))
         self.reversal: Tensor
         self.register_buffer("reversal", torch.arange(latent_dim - 1, -1, -1), persistent=False)
+
+    def transform(self, latent_dim: int, hidden: int) -> Any:
+        """One transform f of Pyro, which can be inverted."""
+        raise NotImplementedError
 
     def forward(self, y: Tensor | None = None) -> TorchDistributionMixin:
         """The prior, with batch shape ()."""
@@ -220,30 +201,25 @@ class FlowPrior(nn.Module):
         return f"{type(self).__name__} ({len(self.flows)} layers) of Normal(loc=0, scale=1)"
 
 
-@component("prior", "coupling")
+@component("coupling", "prior")
 class AffineCouplingPrior(FlowPrior):
-    """Affine coupling flow as a prior (Dinh et al. 2017, 1605.08803).
+    """Affine coupling flow as a prior (Dinh et al. 2017, 1605.08803)."""
 
-    Args:
-        latent_dim: number of latent dimensions.
-        layers: number of transforms.
-        hidden: width of the coupling networks' hidden layer.
-    """
-
-    def __init__(self, latent_dim: int, *, layers: Positive = 4, hidden: Positive = 64) -> None:
-        super().__init__(latent_dim, lambda d: T.affine_coupling(d, hidden_dims=[hidden]), layers=layers)
+    def transform(self, latent_dim: int, hidden: int) -> Any:
+        """Shift and scale by a network of the first half."""
+        return T.affine_coupling(latent_dim, hidden_dims=[hidden])
 
 
-@component("prior", "spline")
+@component("spline", "prior")
 class SplineCouplingPrior(FlowPrior):
     """Spline coupling flow as a prior (Durkan et al. 2019, 1906.04032).
 
     Args:
         latent_dim: number of latent dimensions.
         layers: number of transforms.
-        hidden: width of the coupling networks' hidden layer.
         bins: number of segments of each spline.
         bound: half-width of the interval that the splines transform.
+        **options: those of every flow prior.
     """
 
     def __init__(
@@ -251,12 +227,14 @@ class SplineCouplingPrior(FlowPrior):
         latent_dim: int,
         *,
         layers: Positive = 2,
-        hidden: Positive = 64,
         bins: Positive = 8,
         bound: Annotated[float, Gt(0)] = 5.0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            latent_dim,
-            lambda d: T.spline_coupling(d, hidden_dims=[hidden, hidden], count_bins=bins, bound=bound),
-            layers=layers,
-        )
+        self.bins, self.bound = bins, bound
+        super().__init__(latent_dim, layers=layers, **options)
+
+    def transform(self, latent_dim: int, hidden: int) -> Any:
+        """The segments of the second half by a network of the first."""
+        widths = [hidden, hidden]
+        return T.spline_coupling(latent_dim, hidden_dims=widths, count_bins=self.bins, bound=self.bound)

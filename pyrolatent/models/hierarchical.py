@@ -100,7 +100,7 @@ class LayeredModel(LatentVariableModel):
         return [f"q(z{level} | {given[level - 1]}) = {q}" for level, q in enumerate(self.upwards, 1)]
 
 
-@component("model", "hierarchical_vae")
+@component("hierarchical_vae", "model")
 class HierarchicalVAE(LayeredModel):
     """VAE with L stochastic layers of normals, its posterior from the bottom up or from the top down.
 
@@ -228,7 +228,7 @@ class CartesianProduct(dist.Independent):
         return states.expand(-1, *self.batch_shape, *self.event_shape) if expand else states
 
 
-@component("model", "discrete_vae")
+@component("discrete_vae", "model")
 class DiscreteVAE(LayeredModel):
     """Layers of discrete latents: a sigmoid belief network with two classes, else a categorical VAE.
 

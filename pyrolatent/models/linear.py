@@ -26,7 +26,7 @@ NEWTON = 100
 """Steps to the mode of a posterior, and halvings of one, at most."""
 
 
-@component("model", "linear_gaussian")
+@component("linear_gaussian", "model")
 class LinearGaussian(LatentVariableModel):
     """z ~ N(0, I / alpha), x | z ~ N(W z + b, Sigma), Sigma diagonal: probabilistic PCA and factor analysis.
 
@@ -249,7 +249,7 @@ class _Exact(nn.Module):
         return "Normal(exact mean, exact covariance)"
 
 
-@component("model", "logistic_bernoulli")
+@component("logistic_bernoulli", "model")
 class LogisticBernoulli(LatentVariableModel):
     """z ~ N(0, I / alpha), x | z ~ Bernoulli(sigmoid(W z + b)): no closed form, but a truth to compare with.
 

@@ -9,11 +9,10 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from annotated_types import Gt
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyrolatent.declaration import component
 from pyrolatent.errors import InputError, at_least, at_least_one, is_whole
-from pyrolatent.models.arrays import as_numbers
+from pyrolatent.models.arrays import as_numbers, place_of
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, in_real_numbers
 
 LARGEST = 2**24
@@ -26,7 +25,7 @@ Evidence = dict[int, Tensor]
 """The same, checked: whole numbers in tensors on the model's device."""
 
 
-@component("model", "markov_network")
+@component("markov_network", "model")
 class MarkovNetwork(UnnormalisedDensity):
     """p(x) = exp(-∑_C E_C(x_C)) / Z over discrete variables X1, ..., XD, one energy for each clique C.
 
@@ -60,7 +59,7 @@ class MarkovNetwork(UnnormalisedDensity):
             raise InputError(f"cardinality lists {len(sizes)} variables, but x has {width} entries")
         at_least(2, **{f"cardinality of X{i + 1}": size for i, size in enumerate(sizes)})
         levels = torch.tensor(sizes)
-        super().__init__(event_shape, constraints.integer_interval(0, (levels - 1).reshape(event_shape)), levels)
+        super().__init__(event_shape, levels)
         self._sizes = sizes
         self.cliques = _checked_cliques(cliques, width)
         shapes = [tuple(sizes[i - 1] for i in clique) for clique in self.cliques]
@@ -350,8 +349,8 @@ class MarkovNetwork(UnnormalisedDensity):
     def base(self, size: int) -> Tensor:
         """Uniform states (size, width)."""
         assert self.levels is not None
-        levels = self.levels.to(self.chains.device)
-        return (torch.rand(size, len(levels), device=levels.device) * levels).floor()
+        device, dtype = place_of(self)
+        return (torch.rand(size, len(self.levels), device=device, dtype=dtype) * self.levels).floor()
 
     def base_log_z(self) -> Tensor:
         """∑_i log k_i, ()."""

@@ -45,8 +45,7 @@ def _how(**parameters: Chosen) -> dict[str, Any]:
     }
 
 
-@component("likelihood", "bernoulli")
-@component("posterior", "bernoulli")
+@component("bernoulli", "likelihood", "posterior")
 class Bernoulli(Family):
     """p(x) = prod_i p_i^x_i (1 - p_i)^(1 - x_i) over {0, 1}, p = sigmoid(u)."""
 
@@ -54,7 +53,7 @@ class Bernoulli(Family):
         super().__init__(event_shape, ours.Bernoulli)
 
 
-@component("likelihood", "continuous_bernoulli")
+@component("continuous_bernoulli", "likelihood")
 class ContinuousBernoulli(Family):
     """p(x) = prod_i u_i exp(u_i x_i) / (exp(u_i) - 1) on [0, 1]: the Bernoulli made a density, exact for every u.
 
@@ -65,7 +64,7 @@ class ContinuousBernoulli(Family):
         super().__init__(event_shape, ours.ContinuousBernoulli)
 
 
-@component("likelihood", "zero_one_inflated")
+@component("zero_one_inflated", "likelihood")
 class ZeroOneInflated(Family):
     """p = prod_i [pi_0 delta_0 + pi_1 delta_1 + (1 - pi_0 - pi_1) f](x_i) on [0, 1], f a density.
 
@@ -97,7 +96,7 @@ class ZeroOneInflated(Family):
         )
 
 
-@component("likelihood", "categorical")
+@component("categorical", "likelihood")
 class Categorical(Family):
     """P(x_i = k / (levels - 1)) = softmax(u_i)_k: any distribution over the levels of each element.
 
@@ -110,7 +109,7 @@ class Categorical(Family):
         super().__init__(event_shape, ours.CategoricalLevels, axes={"logits": levels})
 
 
-@component("likelihood", "discretized_logistic")
+@component("discretized_logistic", "likelihood")
 class DiscretizedLogistic(Family):
     """P(x_i = k / (levels - 1)): a mixture of logistics rounded to the nearest level, open at both ends.
 
@@ -141,8 +140,7 @@ class DiscretizedLogistic(Family):
         )
 
 
-@component("likelihood", "normal")
-@component("posterior", "normal")
+@component("normal", "likelihood", "posterior")
 class Normal(Family):
     """p(x) = prod_i N(x_i; loc_i, scale_i^2), the scale predicted with the mean, learned, or known.
 
@@ -160,8 +158,7 @@ class Normal(Family):
         super().__init__(event_shape, dist.Normal, floors={"scale": min_scale}, **_how(scale=scale))
 
 
-@component("likelihood", "laplace")
-@component("posterior", "laplace")
+@component("laplace", "likelihood", "posterior")
 class Laplace(Family):
     """p(x) = prod_i exp(-|x_i - loc_i| / scale_i) / (2 scale_i).
 
@@ -177,8 +174,7 @@ class Laplace(Family):
         super().__init__(event_shape, dist.Laplace, floors={"scale": min_scale}, **_how(scale=scale))
 
 
-@component("likelihood", "student_t")
-@component("posterior", "student_t")
+@component("student_t", "likelihood", "posterior")
 class StudentT(Family):
     """p(x) = prod_i t(x_i; df_i, loc_i, scale_i), t proportional to (1 + ((x - loc) / scale)^2 / df)^(-(df + 1) / 2).
 
@@ -203,8 +199,7 @@ class StudentT(Family):
         super().__init__(event_shape, dist.StudentT, floors=floors, **_how(df=df, scale=scale))
 
 
-@component("likelihood", "log_normal")
-@component("posterior", "log_normal")
+@component("log_normal", "likelihood", "posterior")
 class LogNormal(Family):
     """log x_i ~ N(loc_i, scale_i^2), x > 0.
 
@@ -220,8 +215,7 @@ class LogNormal(Family):
         super().__init__(event_shape, ours.LogNormal, floors={"scale": min_scale}, **_how(scale=scale))
 
 
-@component("likelihood", "exponential")
-@component("posterior", "exponential")
+@component("exponential", "likelihood", "posterior")
 class Exponential(Family):
     """p(x) = prod_i rate_i exp(-rate_i x_i), x >= 0; a draw is -log(1 - v) / rate, v uniform.
 
@@ -235,8 +229,7 @@ class Exponential(Family):
         super().__init__(event_shape, dist.Exponential, floors={"rate": _TINY}, ceilings={"rate": max_rate})
 
 
-@component("likelihood", "gamma")
-@component("posterior", "gamma")
+@component("gamma", "likelihood", "posterior")
 class Gamma(Family):
     """p(x) = prod_i rate_i^c_i x_i^(c_i - 1) exp(-rate_i x_i) / Gamma(c_i), x > 0, c the concentration, whole or not.
 
@@ -268,8 +261,7 @@ class Gamma(Family):
         )
 
 
-@component("likelihood", "beta")
-@component("posterior", "beta")
+@component("beta", "likelihood", "posterior")
 class Beta(Family):
     """p(x) = prod_i x_i^(a_i - 1) (1 - x_i)^(b_i - 1) / B(a_i, b_i), 0 < x < 1, a and b the concentrations.
 
@@ -291,7 +283,7 @@ class Beta(Family):
         )
 
 
-@component("likelihood", "poisson")
+@component("poisson", "likelihood")
 class Poisson(Family):
     """P(x) = prod_i rate_i^x_i exp(-rate_i) / x_i! over counts."""
 
@@ -299,7 +291,7 @@ class Poisson(Family):
         super().__init__(event_shape, ours.Poisson, floors={"rate": _TINY})
 
 
-@component("likelihood", "negative_binomial")
+@component("negative_binomial", "likelihood")
 class NegativeBinomial(Family):
     """P(x) = prod_i C(x_i + r_i - 1, x_i) p_i^x_i (1 - p_i)^r_i over counts, p = sigmoid(u); its mean is r exp(u).
 
@@ -314,7 +306,7 @@ class NegativeBinomial(Family):
         )
 
 
-@component("likelihood", "zero_inflated_poisson")
+@component("zero_inflated_poisson", "likelihood")
 class ZeroInflatedPoisson(Family):
     """P(x) = prod_i g_i [x_i = 0] + (1 - g_i) Poisson(x_i; rate_i) over counts, g = sigmoid(u) (Lambert 1992)."""
 
@@ -322,7 +314,7 @@ class ZeroInflatedPoisson(Family):
         super().__init__(event_shape, ours.ZeroInflatedPoisson, floors={"rate": _TINY})
 
 
-@component("likelihood", "zero_inflated_negative_binomial")
+@component("zero_inflated_negative_binomial", "likelihood")
 class ZeroInflatedNegativeBinomial(Family):
     """P(x) = prod_i g_i [x_i = 0] + (1 - g_i) NegativeBinomial(x_i; r_i, p_i) over counts, g and p by sigmoid.
 
@@ -340,8 +332,7 @@ class ZeroInflatedNegativeBinomial(Family):
         )
 
 
-@component("likelihood", "one_hot_categorical")
-@component("posterior", "one_hot_categorical")
+@component("one_hot_categorical", "likelihood", "posterior")
 class OneHotCategorical(Family):
     """p(x) = prod_c p_c^x_c over one-hot vectors, p = softmax(u); the classes are the last axis of the event."""
 
@@ -349,8 +340,7 @@ class OneHotCategorical(Family):
         super().__init__(event_shape, dist.OneHotCategorical)
 
 
-@component("likelihood", "relaxed_bernoulli")
-@component("posterior", "relaxed_bernoulli")
+@component("relaxed_bernoulli", "likelihood", "posterior")
 class RelaxedBernoulli(Family):
     """x_i = sigmoid((u_i + logit(v_i)) / temperature), v uniform, 0 < x < 1 (Maddison et al. 2017, 1611.00712).
 
@@ -363,8 +353,7 @@ class RelaxedBernoulli(Family):
         super().__init__(event_shape, ours.RelaxedBernoulli, constants={"temperature": temperature})
 
 
-@component("likelihood", "relaxed_one_hot_categorical")
-@component("posterior", "relaxed_one_hot_categorical")
+@component("relaxed_one_hot_categorical", "likelihood", "posterior")
 class RelaxedOneHotCategorical(Family):
     """x = softmax((u + g) / temperature), g standard Gumbel: a point of the simplex (Maddison et al. 2017, 1611.00712).
 
@@ -377,8 +366,7 @@ class RelaxedOneHotCategorical(Family):
         super().__init__(event_shape, ours.RelaxedOneHotCategorical, constants={"temperature": temperature})
 
 
-@component("likelihood", "multivariate_normal")
-@component("posterior", "multivariate_normal")
+@component("multivariate_normal", "likelihood", "posterior")
 class MultivariateNormal(Family):
     """p(x) = N(x; loc, L L') over vectors, L lower triangular with a positive diagonal.
 
@@ -391,8 +379,7 @@ class MultivariateNormal(Family):
         super().__init__(event_shape, dist.MultivariateNormal, floors={"scale_tril": min_scale})
 
 
-@component("likelihood", "low_rank_normal")
-@component("posterior", "low_rank_normal")
+@component("low_rank_normal", "likelihood", "posterior")
 class LowRankNormal(Family):
     """p(x) = N(x; loc, W W' + diag(d)) over vectors, W with `rank` columns.
 
@@ -411,7 +398,7 @@ class LowRankNormal(Family):
         )
 
 
-@component("posterior", "mapped")
+@component("mapped", "posterior")
 class Mapped(Family):
     """q(z) of z = T(v), v ~ family over real numbers, T = softplus or sigmoid: log q(z) = log q(v) - sum log |T'(v)|.
 

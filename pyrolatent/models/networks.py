@@ -88,19 +88,26 @@ class Network(nn.Module):
         input_shape: shape of one input.
         output_shape: shape of one output.
         label_dim: width of the label, 0 for none.
-        label: how the label enters: beside the input ("concat"), beside it after a learned linear map ("embed"), or
-            as a scale and shift of every hidden feature ("film": Perez et al. 2018, 1709.07871).
+        label: how the label enters: beside the input, as constant channels of an image ("concat"), beside it after a
+            learned linear map ("embed"), or as a scale and shift of every hidden feature ("film": Perez et al. 2018,
+            1709.07871).
         embedding_dim: width of the learned map.
+        norm: of the hidden features, over each datapoint's features ("layer") or over the batch.
+        dropout: the share of hidden features set to 0 in training.
+        init: scheme of `torch.nn.init` for the weights.
     """
 
     def __init__(
         self,
         input_shape: tuple[int, ...],
         output_shape: tuple[int, ...],
-        label_dim: int,
+        label_dim: int = 0,
         *,
-        label: LabelEntry,
-        embedding_dim: int,
+        norm: Norm = "none",
+        dropout: Probability = 0.0,
+        label: LabelEntry = "concat",
+        embedding_dim: PositiveInt = 16,
+        init: Init = "default",
     ) -> None:
         super().__init__()
         self.input_shape, self.output_shape = tuple(input_shape), tuple(output_shape)
@@ -108,6 +115,19 @@ class Network(nn.Module):
         self.embedding = nn.Linear(label_dim, embedding_dim) if label_dim and label == "embed" else None
         self.beside = 0 if self.film_dim else embedding_dim if self.embedding is not None else label_dim
         self.missing: nn.Module | None = None
+        self.norm, self.dropout, self.init = norm, dropout, init
+
+    def block(self, layer: nn.Module, features: int, activation: Activation, *, residual: bool) -> "Block":
+        """A hidden layer with the network's normalisation, dropout and labels."""
+        return Block(
+            layer,
+            features,
+            activation=activation,
+            norm=self.norm,
+            dropout=self.dropout,
+            residual=residual,
+            label_dim=self.film_dim,
+        )
 
     @property
     def first(self) -> nn.Linear | nn.Conv2d:
@@ -145,18 +165,18 @@ class Network(nn.Module):
             return None
         return label if self.embedding is None else self.embedding(label)
 
-    def start(self, scheme: Init) -> None:
-        """Sets the weights of all layers by a scheme of `torch.nn.init`, biases to 0; "default" leaves torch's own."""
-        if scheme == "default":
+    def start(self) -> None:
+        """Sets the weights of all layers by the scheme, biases to 0; "default" leaves torch's own."""
+        if self.init == "default":
             return
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                getattr(init, f"{scheme}_")(module.weight)
+                getattr(init, f"{self.init}_")(module.weight)
                 if module.bias is not None:
                     init.zeros_(module.bias)
 
 
-@component("network", "mlp")
+@component("mlp", "network")
 class MLP(Network):
     """Multi-layer perceptron: hidden layers of features, linear at the end.
 
@@ -167,13 +187,8 @@ class MLP(Network):
         hidden: widths of the hidden layers, from input to output.
         activation: the function after each hidden layer; one name, or one for each layer.
         output_activation: the function after the last layer; families want "identity".
-        norm: of the hidden features, over each datapoint's features ("layer") or over the batch.
-        dropout: the share of hidden features set to 0 in training.
         residual: whether a hidden layer adds its input where both have the same width.
-        label: how the label enters: "concat", "embed" (after a learned linear map) or "film" (as a scale and shift of
-            every hidden feature: Perez et al. 2018, 1709.07871).
-        embedding_dim: width of the learned map of "embed".
-        init: scheme of `torch.nn.init` for the weights.
+        **options: those of every network.
     """
 
     def __init__(
@@ -185,33 +200,21 @@ class MLP(Network):
         hidden: tuple[PositiveInt, ...] = (200,),
         activation: Activation | tuple[Activation, ...] = "relu",
         output_activation: Activation | Literal["sigmoid"] = "identity",
-        norm: Norm = "none",
-        dropout: Probability = 0.0,
         residual: bool = False,
-        label: LabelEntry = "concat",
-        embedding_dim: PositiveInt = 16,
-        init: Init = "default",
+        **options: Any,
     ) -> None:
-        super().__init__(input_shape, output_shape, label_dim, label=label, embedding_dim=embedding_dim)
+        super().__init__(input_shape, output_shape, label_dim, **options)
         activations = (activation,) * len(hidden) if isinstance(activation, str) else activation
         if len(activations) != len(hidden):
             raise InputError(f"mlp was given {len(activations)} activations for {len(hidden)} hidden layers")
         self.widths = [math.prod(input_shape) + self.beside, *hidden, math.prod(output_shape)]
         self.blocks = nn.ModuleList(
-            Block(
-                nn.Linear(before, after),
-                after,
-                activation=function,
-                norm=norm,
-                dropout=dropout,
-                residual=residual,
-                label_dim=self.film_dim,
-            )
+            self.block(nn.Linear(before, after), after, function, residual=residual)
             for before, after, function in zip(self.widths[:-2], self.widths[1:-1], activations, strict=True)
         )
         self.last = nn.Linear(self.widths[-2], self.widths[-1])
         self.output = nn.Sigmoid() if output_activation == "sigmoid" else ACTIVATIONS[output_activation]()
-        self.start(init)
+        self.start()
 
     @property
     def first(self) -> nn.Linear:
@@ -236,7 +239,7 @@ class MLP(Network):
         return f"MLP {'-'.join(map(str, self.widths))}"
 
 
-@component("network", "conv")
+@component("conv", "network")
 class Conv(Network):
     """Convolutions between an image and a vector, in either direction, for images of any size and channels.
 
@@ -252,11 +255,7 @@ class Conv(Network):
         kernel: width of the convolutions, odd.
         residual: number of residual blocks at each level.
         activation: the function after each hidden layer.
-        norm: of the hidden features, over each datapoint's features ("layer") or over the batch.
-        dropout: the share of hidden features set to 0 in training.
-        label: how the label enters: "concat" (as constant channels of an image), "embed" or "film".
-        embedding_dim: width of the learned map of "embed".
-        init: scheme of `torch.nn.init` for the weights.
+        **options: those of every network.
     """
 
     def __init__(
@@ -269,13 +268,9 @@ class Conv(Network):
         kernel: PositiveInt = 3,
         residual: Annotated[int, Ge(0)] = 0,
         activation: Activation = "relu",
-        norm: Norm = "none",
-        dropout: Probability = 0.0,
-        label: LabelEntry = "concat",
-        embedding_dim: PositiveInt = 16,
-        init: Init = "default",
+        **options: Any,
     ) -> None:
-        super().__init__(input_shape, output_shape, label_dim, label=label, embedding_dim=embedding_dim)
+        super().__init__(input_shape, output_shape, label_dim, **options)
         self.inwards = len(input_shape) == 3
         image = self.input_shape if self.inwards else self.output_shape
         if len(image) != 3:
@@ -288,15 +283,8 @@ class Conv(Network):
         self.channels = channels
 
         def block(before: int, after: int, stride: int = 1, residual: bool = False) -> Block:
-            return Block(
-                nn.Conv2d(before, after, kernel, stride, kernel // 2),
-                after,
-                activation=activation,
-                norm=norm,
-                dropout=dropout,
-                residual=residual,
-                label_dim=self.film_dim,
-            )
+            layer = nn.Conv2d(before, after, kernel, stride, kernel // 2)
+            return self.block(layer, after, activation, residual=residual)
 
         self.sizes = [image[1:]]
         for _ in channels:
@@ -316,7 +304,7 @@ class Conv(Network):
             self.last = nn.Conv2d(channels[0], image[0], kernel, padding=kernel // 2)
         self.inner = inner
         self.levels: Iterable[Any] = nn.ModuleList(nn.ModuleList(level) for level in levels)
-        self.start(init)
+        self.start()
 
     @property
     def first(self) -> nn.Linear | nn.Conv2d:
@@ -356,20 +344,23 @@ class Conv(Network):
         return f"{type(self).__name__} {'-'.join(names if self.inwards else names[::-1])}"
 
 
-@component("network", "residual_conv")
+@component("residual_conv", "network")
 class ResidualConv(Conv):
-    """Convolutions as in conv, with residual blocks at each level (He et al. 2016, 1512.03385).
+    """conv with residual blocks at each level, the normalisation and the activation that go with them.
+
+    He et al. 2016, 1512.03385.
 
     Args:
         input_shape: (channels, height, width), or of any shape where the output is an image.
         output_shape: (channels, height, width) where the input is no image.
         label_dim: width of the label, 0 for none.
-        channels: of the levels, from the image inwards.
         blocks: number of residual blocks at each level.
-        norm: of the hidden features, over each datapoint's features ("layer") or over the batch.
-        label: how the label enters: "concat" (as constant channels of an image), "embed" or "film".
-        init: scheme of `torch.nn.init` for the weights.
+        activation: the function after each hidden layer.
+        norm: of the hidden features.
+        **options: those of conv.
     """
+
+    fixed = ("residual",)
 
     def __init__(
         self,
@@ -377,20 +368,11 @@ class ResidualConv(Conv):
         output_shape: tuple[int, ...],
         label_dim: int = 0,
         *,
-        channels: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (32, 64),
         blocks: PositiveInt = 1,
+        activation: Activation = "silu",
         norm: Norm = "layer",
-        label: LabelEntry = "concat",
-        init: Init = "default",
+        **options: Any,
     ) -> None:
         super().__init__(
-            input_shape,
-            output_shape,
-            label_dim,
-            channels=channels,
-            residual=blocks,
-            activation="silu",
-            norm=norm,
-            label=label,
-            init=init,
+            input_shape, output_shape, label_dim, residual=blocks, activation=activation, norm=norm, **options
         )

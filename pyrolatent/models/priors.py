@@ -21,7 +21,7 @@ PositiveInt = Annotated[int, Gt(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 
 
-@component("prior", "normal")
+@component("normal", "prior")
 class NormalPrior(nn.Module):
     """p(z) = N(0, I / alpha).
 
@@ -74,7 +74,7 @@ class Factorised(nn.Module):
         return f"{getattr(self.distribution, '__name__', self.distribution)}({known})"
 
 
-@component("prior", "exponential")
+@component("exponential", "prior")
 class ExponentialPrior(Factorised):
     """p(z) = prod_d rate exp(-rate z_d), z > 0.
 
@@ -87,7 +87,7 @@ class ExponentialPrior(Factorised):
         super().__init__(latent_dim, dist.Exponential, rate=rate)
 
 
-@component("prior", "gamma")
+@component("gamma", "prior")
 class GammaPrior(Factorised):
     """p(z) = prod_d Gamma(z_d; concentration, rate), z > 0.
 
@@ -101,7 +101,7 @@ class GammaPrior(Factorised):
         super().__init__(latent_dim, dist.Gamma, concentration=concentration, rate=rate)
 
 
-@component("prior", "laplace")
+@component("laplace", "prior")
 class LaplacePrior(Factorised):
     """p(z) = prod_d exp(-|z_d| / scale) / (2 scale).
 
@@ -114,7 +114,7 @@ class LaplacePrior(Factorised):
         super().__init__(latent_dim, dist.Laplace, loc=0.0, scale=scale)
 
 
-@component("prior", "beta")
+@component("beta", "prior")
 class BetaPrior(Factorised):
     """p(z) = prod_d Beta(z_d; concentration1, concentration0), 0 < z < 1.
 
@@ -130,7 +130,7 @@ class BetaPrior(Factorised):
         super().__init__(latent_dim, dist.Beta, concentration1=concentration1, concentration0=concentration0)
 
 
-@component("prior", "bernoulli")
+@component("bernoulli", "prior")
 class BernoulliPrior(Factorised):
     """p(z) = prod_d Bernoulli(z_d; probability), z in {0, 1}.
 
@@ -143,7 +143,7 @@ class BernoulliPrior(Factorised):
         super().__init__(latent_dim, dist.Bernoulli, probs=probability)
 
 
-@component("prior", "relaxed_bernoulli")
+@component("relaxed_bernoulli", "prior")
 class RelaxedBernoulliPrior(nn.Module):
     """p(z) = prod_d BinaryConcrete(z_d; probability, temperature), 0 < z < 1 (Maddison et al. 2017, 1611.00712).
 
@@ -174,7 +174,7 @@ class RelaxedBernoulliPrior(nn.Module):
         return f"RelaxedBernoulli({self.probs[0].item():g}, temperature={self.temperature.item():g})"
 
 
-@component("prior", "categorical")
+@component("categorical", "prior")
 class CategoricalPrior(nn.Module):
     """p(z) = 1 / latent_dim for each one-hot z of latent_dim classes."""
 
@@ -191,7 +191,7 @@ class CategoricalPrior(nn.Module):
         return f"OneHotCategorical(1 / {len(self.logits)})"
 
 
-@component("prior", "mixture")
+@component("mixture", "prior")
 class MixturePrior(nn.Module):
     """p(z) = sum_k pi_k N(z; mu_k, diag(sigma_k^2)), all parameters learned.
 
@@ -215,7 +215,7 @@ class MixturePrior(nn.Module):
         return f"mixture of {len(self.logits)} Normal(loc, scale)"
 
 
-@component("prior", "vamp")
+@component("vamp", "prior")
 class VampPrior(nn.Module):
     """p(z) = sum_k pi_k q(z | u_k): the posterior at learned pseudo-inputs u_k (Tomczak and Welling 2018, 1705.07120).
 
@@ -273,7 +273,7 @@ class VampPrior(nn.Module):
         return f"mixture of q(z | u) at {len(self.logits)} pseudo-inputs"
 
 
-@component("prior", "label_normal")
+@component("label_normal", "prior")
 class LabelNormalPrior(nn.Module):
     """p(z | y) = N(loc(y), diag(scale(y)^2)) by a network of the label.
 

@@ -36,7 +36,7 @@ class Layers(NamedTuple):
     field: Tensor
 
 
-@component("model", "rbm")
+@component("rbm", "model")
 class RestrictedBoltzmannMachine(UnnormalisedDensity):
     """E(x, h) = -t(x)·b - h·c - t(x) W h over binary h; F(x) = -t(x)·b - ∑_j softplus(c_j + (t(x) W)_j).
 
@@ -72,7 +72,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
     ) -> None:
         event_shape = tuple(event_shape)
         units = build("units", visible, event_shape=event_shape)
-        super().__init__(event_shape, units.support, units.levels)
+        super().__init__(event_shape, units.levels)
         if labels:
             require_labels(label_dim, "rbm with labels: true")
             self.label_dim = label_dim

@@ -5,21 +5,21 @@ from typing import Annotated, Any
 import pyro
 import pyro.distributions as dist
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from pyrolatent.declaration import Kind, build, component
+from pyrolatent.declaration import Kind, component
 from pyrolatent.models.conditionals import conditional, filled, given_gaps, masked
-from pyrolatent.models.latent import LatentVariableModel, require_labels
-from pyrolatent.models.model import MaskInput
+from pyrolatent.models.latent import require_labels
 from pyrolatent.models.modes import statistics_held
+from pyrolatent.models.vae import Autoencoding
 
 NEVER = -1e9
 """A log-probability of zero that stays finite when it is multiplied by a probability of zero."""
 
 
-@component("model", "semi_supervised_vae")
-class SemiSupervisedVAE(LatentVariableModel):
+@component("semi_supervised_vae", "model")
+class SemiSupervisedVAE(Autoencoding):
     """Model M2: p(y) p(z) p(x | z, y) with q(y | x) q(z | x, y) (Kingma et al. 2014, 1406.5298).
 
     The bound is sum_y q(y | x) (L(x, y) - log q(y | x)) where y is unknown, and L(x, y) where it is known, L(x, y) =
@@ -29,16 +29,9 @@ class SemiSupervisedVAE(LatentVariableModel):
     Args:
         event_shape: shape of one datapoint x.
         label_dim: number of classes; p(y) is uniform.
-        latent_dim: number of latent dimensions.
-        prior: p(z).
-        likelihood: the family of p(x | z, y).
-        posterior: the family of q(z | x, y).
-        encoder: the network from x and y to the posterior's parameters.
-        decoder: the network from z and y to the likelihood's parameters.
         classifier: the network from x to the logits of q(y | x).
         classifier_weight: factor of log q(y | x) for each known label.
-        mask_input: whether encoder and classifier are told which entries are missing, "auto" if they are trained with a
-            mask.
+        **options: those of `Autoencoding`.
     """
 
     label_site = "y"
@@ -48,23 +41,12 @@ class SemiSupervisedVAE(LatentVariableModel):
         event_shape: tuple[int, ...],
         label_dim: int,
         *,
-        latent_dim: Annotated[int, Gt(0)],
-        prior: Annotated[Any, Kind("prior")] = "normal",
-        likelihood: Annotated[Any, Kind("likelihood")] = "bernoulli",
-        posterior: Annotated[Any, Kind("posterior")] = "normal",
-        encoder: Annotated[Any, Kind("network")] = "mlp",
-        decoder: Annotated[Any, Kind("network")] = "mlp",
         classifier: Annotated[Any, Kind("network")] = "mlp",
         classifier_weight: Annotated[float, Ge(0)] = 50.0,
-        mask_input: MaskInput = "auto",
+        **options: Any,
     ) -> None:
         require_labels(label_dim, "semi_supervised_vae")
-        p_x = conditional("likelihood", likelihood, decoder, (latent_dim,), event_shape, label_dim)
-        q_z = conditional("posterior", posterior, encoder, event_shape, (latent_dim,), label_dim)
-        p_z = build("prior", prior, latent_dim=latent_dim, event_shape=tuple(event_shape), posterior=q_z)
-        super().__init__(event_shape, p_z, p_x, q_z)
-        self.label_dim = label_dim
-        self.mask_input = mask_input
+        super().__init__(event_shape, label_dim, **options)
         self.classifier_weight = classifier_weight
         self.classifier = conditional("posterior", "one_hot_categorical", classifier, event_shape, (label_dim,))
         self.label_logits: Tensor

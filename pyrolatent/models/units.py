@@ -10,7 +10,6 @@ from typing import Annotated, Any, Protocol
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
-from torch.distributions import constraints
 from torch.nn import functional
 
 from pyrolatent.declaration import component
@@ -24,7 +23,6 @@ class Units(Protocol):
 
     width: int
     levels: Tensor | None
-    support: Any
 
     def statistic(self, x: Tensor) -> Tensor:
         """t(x) of x flattened, (n, entries)."""
@@ -48,7 +46,7 @@ class Units(Protocol):
         """η of which E[t(x)] is `mean`."""
 
 
-@component("units", "bernoulli")
+@component("bernoulli", "units")
 class BernoulliUnits(nn.Module):
     """x_i in {0, 1}: t = x, A(η) = ∑ log(1 + exp η_i).
 
@@ -60,7 +58,6 @@ class BernoulliUnits(nn.Module):
         super().__init__()
         self.width = torch.Size(event_shape).numel()
         self.levels: Tensor | None = torch.full((self.width,), 2)
-        self.support = constraints.boolean
 
     def statistic(self, x: Tensor) -> Tensor:
         """x itself, flattened."""
@@ -89,7 +86,7 @@ class BernoulliUnits(nn.Module):
         return torch.logit(mean)
 
 
-@component("units", "normal")
+@component("normal", "units")
 class NormalUnits(nn.Module):
     """x_i = m_i + σ_i t_i with t | h ~ N(b + W h, 1): t = (x - m) / σ, A(η) = ∑ η_i² / 2 + log(2π) / 2, over t.
 
@@ -121,7 +118,6 @@ class NormalUnits(nn.Module):
         super().__init__()
         self.width = torch.Size(event_shape).numel()
         self.levels: Tensor | None = None
-        self.support = constraints.real
         self.scale, self.min_scale = scale, min_scale
         above = torch.full((self.width,), math.log(scale - min_scale))
         self.log_above = nn.Parameter(above, requires_grad=learned)
@@ -181,7 +177,7 @@ class NormalUnits(nn.Module):
         return mean
 
 
-@component("units", "categorical")
+@component("categorical", "units")
 class CategoricalUnits(nn.Module):
     """x_i in {0, ..., K - 1}: t is its one-hot code (K numbers), A(η) = ∑_i log ∑_k exp η_ik.
 
@@ -195,7 +191,6 @@ class CategoricalUnits(nn.Module):
         entries = torch.Size(event_shape).numel()
         self.width, self.k = entries * levels, levels
         self.levels: Tensor | None = torch.full((entries,), levels)
-        self.support = constraints.integer_interval(0, levels - 1)
 
     def statistic(self, x: Tensor) -> Tensor:
         """One-hot codes (n, entries * K)."""
@@ -240,7 +235,7 @@ class LabelledUnits(nn.Module):
         super().__init__()
         self.inner, self.label, self.label_dim = inner, CategoricalUnits((1,), levels=label_dim), label_dim
         self.width = inner.width + label_dim
-        self.levels, self.support = inner.levels, inner.support
+        self.levels = inner.levels
 
     def _split(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return t[..., : self.inner.width], t[..., self.inner.width :]

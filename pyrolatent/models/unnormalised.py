@@ -6,6 +6,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyrolatent.errors import InputError
@@ -75,11 +76,10 @@ class UnnormalisedDensity(Model):
 
     Args:
         event_shape: shape of one datapoint x.
-        support: the set of its elements.
+        levels: number of values of each element of x, (width,); None where they are real.
 
     Attributes:
         measure: what log p(x) is of, "mass" or "density".
-        levels: number of values of each element of x, (width,); None where they are real.
         chains: persistent chains (chains, width), empty unless training left some.
         hotter: persistent chains at β < 1, (levels * chains, width), empty unless training tempered.
     """
@@ -88,9 +88,8 @@ class UnnormalisedDensity(Model):
     hotter: Tensor
     levels: Tensor | None
 
-    def __init__(self, event_shape: tuple[int, ...], support: Any, levels: Tensor | None = None) -> None:
+    def __init__(self, event_shape: tuple[int, ...], levels: Tensor | None = None) -> None:
         super().__init__(event_shape)
-        self.support = support
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("chains", torch.empty(0))
         self.register_buffer("hotter", torch.empty(0))
@@ -102,6 +101,16 @@ class UnnormalisedDensity(Model):
             if saved.shape != own.shape:  # as many as there were in training
                 setattr(self, name, own.new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The set of each element of x, on the device of the model: real numbers, or whole ones from 0."""
+        if self.levels is None:
+            return constraints.real
+        most = int(self.levels.max())
+        if (self.levels == most).all():
+            return constraints.boolean if most == 2 else constraints.integer_interval(0, most - 1)
+        return constraints.integer_interval(0, (self.levels - 1).reshape(self.event_shape))
 
     @property
     def measure(self) -> str:
@@ -237,6 +246,14 @@ class UnnormalisedDensity(Model):
     def monitor(self, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
         """Numbers by which training is watched, from some training data; none that all models have."""
         return {}
+
+    def penalise(self, state: Any, weight_decay: float, sparsity_target: float | None, sparsity_cost: float) -> None:
+        """Adds the gradients of regularisers of hidden units, of models that have some.
+
+        Raises:
+            InputError: the model has none.
+        """
+        raise InputError(f"{type(self).__name__} has no hidden units; leave weight_decay and sparsity_target out")
 
     def adjust_gradients(self) -> None:
         """Called when the gradients are there and before the optimiser; models that change them override this."""

@@ -12,25 +12,26 @@ from pyrolatent.models.latent import LatentVariableModel, require_labels
 from pyrolatent.models.model import MaskInput
 
 
-@component("model", "vae")
-class VAE(LatentVariableModel):
-    """Variational autoencoder: p(z) p(x | z) with an amortized posterior q(z | x) (Kingma and Welling 2014, 1312.6114).
+class Autoencoding(LatentVariableModel):
+    """A prior, a likelihood and an amortized posterior of one latent z, from their declarations.
 
     Args:
         event_shape: shape of one datapoint x.
+        label_dim: number of classes, or width of label vectors y; 0 for none.
         latent_dim: number of latent dimensions.
-        prior: p(z).
-        likelihood: the family of p(x | z).
-        posterior: the family of q(z | x).
-        encoder: the network from x to the posterior's parameters.
-        decoder: the network from z to the likelihood's parameters.
+        prior: p(z); of conditional models also p(z | y), with label_normal.
+        likelihood: the family of p(x | z), or p(x | z, y) where there are labels.
+        posterior: the family of q(z | x), or q(z | x, y).
+        encoder: the network from x, and y, to the posterior's parameters.
+        decoder: the network from z, and y, to the likelihood's parameters.
         start_at_data: whether the decoder's last bias starts where the likelihood fits the data best without z.
-        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
+        mask_input: whether encoders are told which entries are missing, "auto" if they are trained with a mask.
     """
 
     def __init__(
         self,
         event_shape: tuple[int, ...],
+        label_dim: int = 0,
         *,
         latent_dim: Annotated[int, Gt(0)],
         prior: Annotated[Any, Kind("prior")] = "normal",
@@ -41,76 +42,49 @@ class VAE(LatentVariableModel):
         start_at_data: bool = False,
         mask_input: MaskInput = "auto",
     ) -> None:
-        parts = _parts(event_shape, 0, latent_dim, prior, likelihood, posterior, encoder, decoder, start_at_data)
-        super().__init__(event_shape, *parts)
+        latent_shape, event_shape = (latent_dim,), tuple(event_shape)
+        p_x = conditional(
+            "likelihood", likelihood, decoder, latent_shape, event_shape, label_dim, start_at_data=start_at_data
+        )
+        q_z = conditional("posterior", posterior, encoder, event_shape, latent_shape, label_dim)
+        given = label_dim if self.conditional else 0
+        p_z = build("prior", prior, latent_dim=latent_dim, event_shape=event_shape, label_dim=given, posterior=q_z)
+        super().__init__(event_shape, p_z, p_x, q_z)
+        self.label_dim = label_dim
         self.mask_input = mask_input
 
 
-@component("model", "conditional_vae")
-class ConditionalVAE(LatentVariableModel):
+@component("vae", "model")
+class VAE(Autoencoding):
+    """Variational autoencoder: p(z) p(x | z) with an amortized posterior q(z | x) (Kingma and Welling 2014, 1312.6114).
+
+    Args:
+        event_shape: shape of one datapoint x.
+        **options: those of `Autoencoding`.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], **options: Any) -> None:
+        super().__init__(event_shape, **options)
+
+
+@component("conditional_vae", "model")
+class ConditionalVAE(Autoencoding):
     """Class-conditional VAE: p(z | y) p(x | z, y) with q(z | x, y) (Sohn, Lee and Yan 2015).
 
     Args:
         event_shape: shape of one datapoint x.
         label_dim: number of classes, or width of label vectors y.
-        latent_dim: number of latent dimensions.
-        prior: p(z), or p(z | y) with label_normal.
-        likelihood: the family of p(x | z, y).
-        posterior: the family of q(z | x, y).
-        encoder: the network from x and y to the posterior's parameters.
-        decoder: the network from z and y to the likelihood's parameters.
-        start_at_data: whether the decoder's last bias starts where the likelihood fits the data best without z.
-        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
+        **options: those of `Autoencoding`.
     """
 
     conditional = True
 
-    def __init__(
-        self,
-        event_shape: tuple[int, ...],
-        label_dim: int,
-        *,
-        latent_dim: Annotated[int, Gt(0)],
-        prior: Annotated[Any, Kind("prior")] = "normal",
-        likelihood: Annotated[Any, Kind("likelihood")] = "bernoulli",
-        posterior: Annotated[Any, Kind("posterior")] = "normal",
-        encoder: Annotated[Any, Kind("network")] = "mlp",
-        decoder: Annotated[Any, Kind("network")] = "mlp",
-        start_at_data: bool = False,
-        mask_input: MaskInput = "auto",
-    ) -> None:
+    def __init__(self, event_shape: tuple[int, ...], label_dim: int, **options: Any) -> None:
         require_labels(label_dim, "conditional_vae")
-        parts = _parts(
-            event_shape, label_dim, latent_dim, prior, likelihood, posterior, encoder, decoder, start_at_data
-        )
-        super().__init__(event_shape, *parts)
-        self.label_dim = label_dim
-        self.mask_input = mask_input
+        super().__init__(event_shape, label_dim, **options)
 
 
-def _parts(
-    event_shape: tuple[int, ...],
-    label_dim: int,
-    latent_dim: int,
-    prior: Any,
-    likelihood: Any,
-    posterior: Any,
-    encoder: Any,
-    decoder: Any,
-    start_at_data: bool,
-) -> tuple[Any, Any, Any]:
-    latent_shape = (latent_dim,)
-    p_x = conditional(
-        "likelihood", likelihood, decoder, latent_shape, event_shape, label_dim, start_at_data=start_at_data
-    )
-    q_z = conditional("posterior", posterior, encoder, event_shape, latent_shape, label_dim)
-    p_z = build(
-        "prior", prior, latent_dim=latent_dim, event_shape=tuple(event_shape), label_dim=label_dim, posterior=q_z
-    )
-    return p_z, p_x, q_z
-
-
-@component("model", "generative_network")
+@component("generative_network", "model")
 class GenerativeNetwork(LatentVariableModel):
     """p(z) p(x | z) without an encoder: the prior itself is the proposal, so that log p(x) ~ log mean_k p(x | z_k).
 
