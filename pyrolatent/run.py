@@ -237,8 +237,7 @@ class Run:
             device: where to compute; None is where it was trained.
             **options: of `pyrolatent.evaluate`.
         """
-        data = self.load_data() if data is None else data
-        with self._on(device) as model:
+        with self._at(device, data) as (model, data):
             found: HeldOutScores = evaluate(model, data, **options)
         if not distributed.rank():
             self.write_evaluation(found)
@@ -264,7 +263,6 @@ class Run:
             on_step: told of the datapoints that are done.
             **options: `chains`, `steps`, ... of `annealed_evidence` and `bidirectional_evidence`.
         """
-        data = self.load_data() if data is None else data
         if not has_posterior(self.model):
             raise InputError(
                 f"{type(self.model).__name__} in {self.path} has no latents to anneal; leave --method out, by which "
@@ -274,7 +272,7 @@ class Run:
         def told(before: int) -> Callable[[int], Any] | None:
             return (lambda done: on_step("annealing", before + done, 2 * size)) if on_step else None
 
-        with self._on(device) as model:
+        with self._at(device, data) as (model, data):
             y = labels_for(model, size, of_data=getattr(data, split).y)
             found = annealed_evidence(model, data, split=split, size=size, on_batch=told(0), **options)
             bracket = bidirectional_evidence(model, size=size, y=y, on_batch=told(found.datapoints), **options)
@@ -294,8 +292,7 @@ class Run:
         """
         from pyrolatent.checks import check
 
-        data = self.load_data() if data is None else data
-        with self._on(device) as model:
+        with self._at(device, data) as (model, data):
             found = check(model, data, **options)
         self.write_json("checks", found.json())
         if pictures:
@@ -311,8 +308,7 @@ class Run:
         """
         from pyrolatent.pictures import plot
 
-        data = self.load_data() if data is None else data
-        with self._on("cpu") as model:
+        with self._at("cpu", data) as (model, data):
             return self.write_figures(plot(model, data, self.history))
 
     def write_evaluation(self, evaluation: HeldOutScores) -> Path:
@@ -352,11 +348,11 @@ class Run:
         return path
 
     @contextmanager
-    def _on(self, device: str | None) -> Iterator[Any]:
-        """The model on a device, None being that of its training, from which it comes back to where it is."""
-        before, _ = place_of(self.model)
+    def _at(self, device: str | None, data: Data | None) -> Iterator[tuple[Any, Data]]:
+        """The model on a device, from which it comes back to where it is, and data; None is that of its training."""
+        data, (before, _) = self.load_data() if data is None else data, place_of(self.model)
         try:
-            yield self.model.to(choose_device(device or self.declaration.get("device", "auto")))
+            yield self.model.to(choose_device(device or self.declaration.get("device", "auto"))), data
         finally:
             self.model.to(before)
 
