@@ -21,9 +21,9 @@ from pyrolatent.inference.annealed import annealed_evidence as annealed_evidence
 from pyrolatent.inference.annealed import bidirectional_evidence as bidirectional_evidence
 from pyrolatent.inference.evidence import Evaluation as Evaluation
 from pyrolatent.inference.evidence import evaluate as evaluate
-from pyrolatent.inference.fit import Fit as Fit
-from pyrolatent.inference.fit import fit as fit
 from pyrolatent.inference.partition import Annealing as Annealing
+from pyrolatent.inference.training.fit import fit as fit
+from pyrolatent.inference.training.loop import Fit as Fit
 from pyrolatent.models import PCA as PCA
 from pyrolatent.models import VAE as VAE
 from pyrolatent.models import Autoencoder as Autoencoder

@@ -275,6 +275,12 @@ def plain(declaration: Any) -> Any:
     raise InputError(f"an instance of {type(declaration).__name__} cannot be written as a declaration; name it instead")
 
 
+def declared_name(part: Any) -> str:
+    """The name by which a part is declared, or that of its class."""
+    declared = getattr(part, "declaration", type(part).__name__)
+    return declared if isinstance(declared, str) else next(iter(declared))
+
+
 def choices(given: str, valid: Iterable[str]) -> str:
     """`valid: a, b, c; did you mean 'b'?`, for messages."""
     valid = list(valid)
@@ -339,8 +345,8 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "kernel": ("pyrolatent.inference.kernels",),
     "objective": tuple(f"pyrolatent.inference.{name}" for name in _OBJECTIVES),
     "warmup": ("pyrolatent.inference.warmup",),
-    "optimizer": ("pyrolatent.inference.fit",),
-    "scheduler": ("pyrolatent.inference.fit",),
+    "optimizer": ("pyrolatent.inference.training.optim",),
+    "scheduler": ("pyrolatent.inference.training.optim",),
 }
 """Kinds of components, and the modules of this package that register them, imported when one is first asked for."""
 _registry: dict[str, dict[str, Component]] = {kind: {} for kind in _KINDS}

@@ -14,13 +14,13 @@ from pyrolatent.chains import sample_energy, watch
 from pyrolatent.data import Batch, Data
 from pyrolatent.errors import InputError
 from pyrolatent.inference.draws import labels_for
-from pyrolatent.inference.fit import Row
 from pyrolatent.inference.kernels import adapted, no_normaliser
 from pyrolatent.inference.partition import LogZ, ais, exact_log_z, model_states, reverse_ais
-from pyrolatent.inference.rules import has_posterior
+from pyrolatent.inference.training.loop import Row
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.arrays import place_of
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.model import Capability
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -57,16 +57,16 @@ def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
             x if mask is None else torch.where(mask, x, torch.nan),
             tasks.reconstruct(model, x, y, mask),
             title=f"test data and E[x | z] at the mean of q(z | x){note}"
-            if has_posterior(model)
+            if Capability.POSTERIOR in model.offers
             else "test data and decoder(encoder(x))",
         )
         means = [mean.flatten(1) for mean in tasks.means(model, *arguments(model, coded)).values()]
-        if has_posterior(model):
+        if Capability.POSTERIOR in model.offers:
             drawn |= _of_draws(model, data, part.y, means[-1].shape[1])
     codes = torch.zeros_like(torch.cat(means, 1)) if note else torch.cat(means, 1)
     labels = coded.y if coded.y is not None and coded.y.dim() == 1 else None
     method = {1: "the only dimension", 2: "both dimensions"}.get(codes.shape[-1], "t-SNE")
-    named = "Posterior means" if has_posterior(model) else "Codes"
+    named = "Posterior means" if Capability.POSTERIOR in model.offers else "Codes"
     title = f"{named} of test data, {method}"
     drawn["embedding"] = figures.embedding(figures.project(codes), labels, title, data.record["classes"])
     return drawn

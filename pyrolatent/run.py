@@ -43,11 +43,12 @@ from pyrolatent.inference import distributed
 from pyrolatent.inference.annealed import AnnealedEvidence, Bracket, annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.draws import labels_for
 from pyrolatent.inference.evidence import evaluate
-from pyrolatent.inference.fit import Fit, Row, choose_device
+from pyrolatent.inference.modes import choose_device
 from pyrolatent.inference.result import HeldOutScores, OnStep
-from pyrolatent.inference.rules import has_posterior
+from pyrolatent.inference.training.loop import Fit, Row
 from pyrolatent.models.arrays import place_of
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.model import Capability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -263,7 +264,7 @@ class Run:
             on_step: told of the datapoints that are done.
             **options: `chains`, `steps`, ... of `annealed_evidence` and `bidirectional_evidence`.
         """
-        if not has_posterior(self.model):
+        if Capability.POSTERIOR not in self.model.offers:
             raise InputError(
                 f"{type(self.model).__name__} in {self.path} has no latents to anneal; leave --method out, by which "
                 "log Z of energies is annealed where it is not exact, or train a vae"

@@ -14,10 +14,9 @@ import torch
 
 from pyrolatent.errors import InputError, at_least_one, only
 from pyrolatent.experiment import Experiment, override
-from pyrolatent.inference.rules import has_posterior
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
-from pyrolatent.models.model import Model
+from pyrolatent.models.model import Capability, Model
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 from pyrolatent.run import Run, train
 
@@ -178,7 +177,7 @@ def train_cell(cell: Cell) -> None:
     data = run.load_data(cell.data_dir)
     _hold_to_comparison(cell, type(run.model))
     if not cell.evaluated():
-        run.evaluate(data, particles=cell.particles if has_posterior(run.model) else None)
+        run.evaluate(data, particles=cell.particles if Capability.POSTERIOR in run.model.offers else None)
     if cell.missing_check():
         run.check(data, annealed=0, pictures=False)
 

@@ -18,9 +18,10 @@ from pyrolatent.inference.annealed import summary
 from pyrolatent.inference.draws import FLOATS, labels_for, posterior_means, repeated, simulate, weighed_draws
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.psis import khat, khat_threshold, too_large
-from pyrolatent.inference.rules import has_posterior, require_latents
+from pyrolatent.inference.rules import require_latents
 from pyrolatent.models.arrays import as_inputs, as_labels, as_tensor
 from pyrolatent.models.latent import LatentVariableModel, observed_node
+from pyrolatent.models.model import Capability
 from pyrolatent.models.modes import evaluating_alone
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
@@ -97,7 +98,7 @@ def means(model: LatentVariableModel, x: Any, y: Any = None, mask: Any = None) -
     require_latents(model)
     inputs = as_inputs(model, x, y, mask)
     with evaluating(model, 0), pyro.validation_enabled(False):
-        if not has_posterior(model):
+        if Capability.POSTERIOR not in model.offers:
             return {site: code.mean for site, code in model.encode(*inputs).items()}
         return posterior_means(model, inputs, DRAWS)
 

@@ -143,7 +143,7 @@ def train_command(
     if issubclass(declared.model_class, pl.UnnormalisedDensity | DeterministicModel):
         only(f"train of {declared.model_class.__name__}", (), {"--particles": particles})
     path = output or _new_directory(experiment or Path(_data_name(declared)))
-    path = Path(distributed.agreed(str(path)))
+    path = Path(distributed.broadcast_text(str(path)))
     rows = EpochRows(quiet=as_json)
     try:
         run = pl.train(
