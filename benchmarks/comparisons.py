@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.training import machine, versions
-from pyrolatent.compare import differences
+from pyrolatent.experiments.compare import differences
 
 DATAPOINTS = 50
 BEHIND = 5.0

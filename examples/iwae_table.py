@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 import pyrolatent as pl
-from pyrolatent.inference.modes import choose_device
 
 PAPER = {("elbo", 1): 86.76, ("elbo", 5): 86.47, ("elbo", 50): 86.35}
 PAPER |= {("iwae", 1): 86.76, ("iwae", 5): 85.54, ("iwae", 50): 84.78}
@@ -44,10 +43,7 @@ for k in (1, 5, 50):
         experiment = pl.Experiment.load(Path(__file__).parent / "iwae_table.yaml", overrides)
         if not (path / "evaluation.json").exists():
             run = pl.train(experiment, path, data_dir=options.data_dir, overwrite=True, progress=sys.stdout.isatty())
-            data = run.load_data(options.data_dir)
-            run.write_evaluation(
-                pl.evaluate(run.model.to(choose_device(options.device)), data, particles=options.particles)
-            )
+            run.evaluate(run.load_data(options.data_dir), particles=options.particles)
         found = json.loads((path / "evaluation.json").read_text())
         nll, error = -found["log_evidence"], found["log_evidence_se"]
         cells.append(f"{nll:6.2f} ± {error:.2f} [{PAPER[name, k]:.2f}]")

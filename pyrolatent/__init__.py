@@ -1,87 +1,38 @@
-"""Deep latent-variable models in Pyro, declared by their distributions and checked before they are believed."""
+"""Deep latent-variable models in Pyro, declared by their distributions and checked before they are believed.
 
-from torch import set_flush_denormal
+The public names stand in `__init__.pyi`, where type checkers read them too. Each is imported when it is first used, so
+that a program, and `pyrolatent --help`, waits only for what it needs.
+"""
 
-from pyrolatent.chains import watch
-from pyrolatent.checks import Checks, Verdict, check
-from pyrolatent.checks.arviz import to_arviz
-from pyrolatent.compare import compare
-from pyrolatent.data import Data, load_data
-from pyrolatent.errors import InputError, TrainingError, TrustError
-from pyrolatent.experiment import Experiment
-from pyrolatent.inference.annealed import AnnealedEvidence, Bracket, annealed_evidence, bidirectional_evidence
-from pyrolatent.inference.evidence import Evaluation, evaluate
-from pyrolatent.inference.partition import Annealing
-from pyrolatent.inference.training.fit import fit
-from pyrolatent.inference.training.loop import Fit
-from pyrolatent.models import (
-    PCA,
-    VAE,
-    Autoencoder,
-    Conditional,
-    ConditionalVAE,
-    DiscreteVAE,
-    EnergyModel,
-    Family,
-    GenerativeNetwork,
-    HierarchicalVAE,
-    LatentVariableModel,
-    LinearGaussian,
-    LogisticBernoulli,
-    MarkovNetwork,
-    RestrictedBoltzmannMachine,
-    SemiSupervisedVAE,
-    UnnormalisedDensity,
-)
-from pyrolatent.run import Run, train
-from pyrolatent.tasks import impute, interpolate, reconstruct, sample
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "PCA",
-    "VAE",
-    "AnnealedEvidence",
-    "Annealing",
-    "Autoencoder",
-    "Bracket",
-    "Checks",
-    "Conditional",
-    "ConditionalVAE",
-    "Data",
-    "DiscreteVAE",
-    "EnergyModel",
-    "Evaluation",
-    "Experiment",
-    "Family",
-    "Fit",
-    "GenerativeNetwork",
-    "HierarchicalVAE",
-    "InputError",
-    "LatentVariableModel",
-    "LinearGaussian",
-    "LogisticBernoulli",
-    "MarkovNetwork",
-    "RestrictedBoltzmannMachine",
-    "Run",
-    "SemiSupervisedVAE",
-    "TrainingError",
-    "TrustError",
-    "UnnormalisedDensity",
-    "Verdict",
-    "annealed_evidence",
-    "bidirectional_evidence",
-    "check",
-    "compare",
-    "evaluate",
-    "fit",
-    "impute",
-    "interpolate",
-    "load_data",
-    "reconstruct",
-    "sample",
-    "set_flush_denormal",
-    "to_arviz",
-    "train",
-    "watch",
-]
+
+@cache
+def _homes() -> dict[str, str]:
+    """Public names and the modules that define them."""
+    import ast
+    from pathlib import Path
+
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom) and node.module != __name__]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted(_homes())
+    if name in _homes():
+        globals()[name] = getattr(import_module(_homes()[name]), name)
+        return globals()[name]
+    if find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_homes()})

@@ -144,6 +144,8 @@ def register(kind: str, name: str, entry: Component) -> None:
 
 def registered(kind: str) -> dict[str, Component]:
     """Everything that can be declared by name as a `kind`."""
+    for module in _KINDS[kind]:
+        importlib.import_module(module)
     return dict(_registry[kind])
 
 
@@ -331,19 +333,22 @@ def options_schema(entry: Component) -> dict[str, Any]:
     }
 
 
-_KINDS = (
-    "model",
-    "prior",
-    "likelihood",
-    "posterior",
-    "network",
-    "units",
-    "kernel",
-    "objective",
-    "warmup",
-    "optimizer",
-    "scheduler",
-)
+_MODELS = ("pyrolatent.models",)
+_OBJECTIVES = ("objectives", "contrastive", "score_matching", "local")
+_KINDS: dict[str, tuple[str, ...]] = {
+    "model": _MODELS,
+    "prior": _MODELS,
+    "likelihood": _MODELS,
+    "posterior": _MODELS,
+    "network": _MODELS,
+    "units": _MODELS,
+    "kernel": ("pyrolatent.inference.kernels",),
+    "objective": tuple(f"pyrolatent.inference.{name}" for name in _OBJECTIVES),
+    "warmup": ("pyrolatent.inference.warmup",),
+    "optimizer": ("pyrolatent.inference.training.optim",),
+    "scheduler": ("pyrolatent.inference.training.optim",),
+}
+"""Kinds of components, and the modules of this package that register them, imported when one is first asked for."""
 _registry: dict[str, dict[str, Component]] = {kind: {} for kind in _KINDS}
 _components: set[type] = set()
 _importer: ContextVar[Importer] = ContextVar("importer", default=import_path)
@@ -383,9 +388,10 @@ def _find(kind: str, name: str, path: str) -> Component:
         if not callable(target):
             raise InputError(f"{path}: {name} is {target!r}, but a class was expected")
         return Component(target)
-    if name not in _registry[kind]:
-        raise InputError(f"there is no {kind} {name!r} ({path}); {choices(name, _registry[kind])}")
-    return _registry[kind][name]
+    entries = registered(kind)
+    if name not in entries:
+        raise InputError(f"there is no {kind} {name!r} ({path}); {choices(name, entries)}")
+    return entries[name]
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -26,13 +26,12 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
 import safetensors.torch
 import torch
-from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -41,10 +40,20 @@ from pyrolatent.declaration import build, choices, import_paths, importing
 from pyrolatent.errors import InputError, TrustError
 from pyrolatent.experiment import Experiment, FilesIn, declare, read_yaml, source_name, write_yaml
 from pyrolatent.inference import distributed
-from pyrolatent.inference.evidence import Evaluation
-from pyrolatent.inference.partition import EnergyEvaluation
+from pyrolatent.inference.annealed import AnnealedEvidence, Bracket, annealed_evidence, bidirectional_evidence
+from pyrolatent.inference.draws import labels_for
+from pyrolatent.inference.evidence import evaluate
+from pyrolatent.inference.modes import choose_device
+from pyrolatent.inference.result import HeldOutScores, OnStep
 from pyrolatent.inference.training.loop import Fit, Row
+from pyrolatent.models.arrays import place_of
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.model import Capability
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pyrolatent.checks import Checks
 
 STALE = ("weights.safetensors", "metrics.jsonl", "evaluation.json", "evaluation.safetensors", "samples.npy",
          "sample_means.npy", "checks.json", "annealed.json", "draws.nc")  # fmt: skip
@@ -61,6 +70,7 @@ class Run:
         path: the directory.
         declaration: what stands in experiment.yaml.
         record: what stands in record.json.
+        written: the files that this object has written into the directory, in their order.
     """
 
     def __init__(self, path: Path, *, model: LatentVariableModel | None = None, trust: bool = False) -> None:
@@ -72,6 +82,7 @@ class Run:
             )
         self.declaration = read_yaml(path / "experiment.yaml")
         self.record: dict[str, Any] = self._json("record.json")
+        self.written: list[Path] = []
 
     @classmethod
     def save(cls, path: str | Path, fit: Fit, *, overwrite: bool = False) -> "Run":
@@ -161,6 +172,11 @@ class Run:
         return self._json("checks.json") if (self.path / "checks.json").is_file() else None
 
     @property
+    def annealed(self) -> dict[str, Any] | None:
+        """The contents of annealed.json."""
+        return self._json("annealed.json") if (self.path / "annealed.json").is_file() else None
+
+    @property
     def evaluation_each(self) -> dict[str, Tensor]:
         """The scores of each datapoint, (datapoints,), nats."""
         file = self.path / "evaluation.safetensors"
@@ -214,14 +230,97 @@ class Run:
                 takes = "a class: " + (choices(text, names) if names else f"0 to {model.label_dim - 1}")
             raise InputError(f"label was {text!r}; {type(model).__name__} takes {takes}") from None
 
-    def write_evaluation(self, evaluation: Evaluation | EnergyEvaluation) -> Path:
+    def evaluate(self, data: Data | None = None, *, device: str | None = None, **options: Any) -> HeldOutScores:
+        """Scores the model on held-out data and writes evaluation.json, as `write_evaluation` does.
+
+        Args:
+            data: what it was trained on; None loads it.
+            device: where to compute; None is where it was trained.
+            **options: of `pyrolatent.evaluate`.
+        """
+        with self._at(device, data) as (model, data):
+            found: HeldOutScores = evaluate(model, data, **options)
+        if not distributed.rank():
+            self.write_evaluation(found)
+        return found
+
+    def anneal(
+        self,
+        data: Data | None = None,
+        *,
+        split: str = "test",
+        size: int = 100,
+        device: str | None = None,
+        on_step: OnStep | None = None,
+        **options: Any,
+    ) -> tuple[AnnealedEvidence, Bracket]:
+        """Anneals log p(x) of held-out data and brackets that of as many simulated ones; writes annealed.json.
+
+        Args:
+            data: what it was trained on; None loads it.
+            split: the part of the data.
+            size: datapoints, from the first.
+            device: where to compute; None is where it was trained.
+            on_step: told of the datapoints that are done.
+            **options: `chains`, `steps`, ... of `annealed_evidence` and `bidirectional_evidence`.
+        """
+        if Capability.POSTERIOR not in self.model.offers:
+            raise InputError(
+                f"{type(self.model).__name__} in {self.path} has no latents to anneal; leave --method out, by which "
+                "log Z of energies is annealed where it is not exact, or train a vae"
+            )
+
+        def told(before: int) -> Callable[[int], Any] | None:
+            return (lambda done: on_step("annealing", before + done, 2 * size)) if on_step else None
+
+        with self._at(device, data) as (model, data):
+            y = labels_for(model, size, of_data=getattr(data, split).y)
+            found = annealed_evidence(model, data, split=split, size=size, on_batch=told(0), **options)
+            bracket = bidirectional_evidence(model, size=size, y=y, on_batch=told(found.datapoints), **options)
+        self.write_json("annealed", {"evidence": _fields(found), "bracket": _fields(bracket)})
+        return found, bracket
+
+    def check(
+        self, data: Data | None = None, *, device: str | None = None, pictures: bool = True, **options: Any
+    ) -> "Checks":
+        """Asks whether the model can be believed, and writes the verdicts to checks.json.
+
+        Args:
+            data: what it was trained on; None loads it.
+            device: where to compute; None is where it was trained.
+            pictures: whether to write the figures of the checks, and draws.nc for ArviZ, too.
+            **options: of `pyrolatent.check`.
+        """
+        from pyrolatent.checks import check
+
+        with self._at(device, data) as (model, data):
+            found = check(model, data, **options)
+        self.write_json("checks", found.json())
+        if pictures:
+            self.write_netcdf("draws", found.to_arviz(seed=options.get("seed", 0)))
+            self.write_figures(found.figures())
+        return found
+
+    def plot(self, data: Data | None = None) -> list[Path]:
+        """Draws every figure that a model of this kind has, on the CPU, into figures/.
+
+        Args:
+            data: what it was trained on; None loads it.
+        """
+        from pyrolatent.pictures import plot
+
+        with self._at("cpu", data) as (model, data):
+            return self.write_figures(plot(model, data, self.history))
+
+    def write_evaluation(self, evaluation: HeldOutScores) -> Path:
         """Writes held-out scores to evaluation.json and those of each datapoint to evaluation.safetensors."""
         _write(self.path / "evaluation.safetensors", safetensors.torch.save(evaluation.each))
-        return _write_json(self.path / "evaluation.json", scores(evaluation))
+        return self.write_json("evaluation", scores(evaluation))
 
     def write_json(self, name: str, contents: Mapping[str, Any]) -> Path:
         """Writes NAME.json."""
-        return _write_json(self.path / f"{name}.json", contents)
+        self.written.append(_write_json(self.path / f"{name}.json", contents))
+        return self.written[-1]
 
     def write_netcdf(self, name: str, groups: Any) -> Path:
         """Writes what `to_arviz` gave as NAME.nc."""
@@ -229,14 +328,16 @@ class Run:
         with tempfile.TemporaryDirectory(dir=self.path) as directory:
             groups.to_netcdf(str(Path(directory) / path.name), engine="h5netcdf")
             os.replace(Path(directory) / path.name, path)
+        self.written.append(path)
         return path
 
-    def write_figures(self, figures: Mapping[str, Figure]) -> list[Path]:
+    def write_figures(self, figures: Mapping[str, "Figure"]) -> list[Path]:
         """Writes figures as PNG files into figures/."""
         paths = [self.path / "figures" / f"{name}.png" for name in figures]
         for path, figure in zip(paths, figures.values(), strict=True):
             with _replacing(path) as file:
                 figure.savefig(file, format="png")
+        self.written += paths
         return paths
 
     def write_array(self, name: str, values: Tensor) -> Path:
@@ -244,7 +345,17 @@ class Run:
         path = self.path / f"{name}.npy"
         with _replacing(path) as file:
             np.save(file, values.cpu().numpy(), allow_pickle=False)
+        self.written.append(path)
         return path
+
+    @contextmanager
+    def _at(self, device: str | None, data: Data | None) -> Iterator[tuple[Any, Data]]:
+        """The model on a device, from which it comes back to where it is, and data; None is that of its training."""
+        data, (before, _) = self.load_data() if data is None else data, place_of(self.model)
+        try:
+            yield self.model.to(choose_device(device or self.declaration.get("device", "auto"))), data
+        finally:
+            self.model.to(before)
 
     def importing(self) -> AbstractContextManager[None]:
         """The context in which import paths mean the copies in this run, if they are trusted."""
@@ -355,16 +466,20 @@ def train(
     return Run.load(output, model=fit.model)
 
 
-def scores(evaluation: Evaluation | EnergyEvaluation) -> dict[str, Any]:
+def scores(evaluation: HeldOutScores) -> dict[str, Any]:
     """An evaluation as evaluation.json holds it: without `log_evidence` where there is no likelihood; null for NaN."""
-    fields = _without_nan(asdict(replace(evaluation, each={})))
-    del fields["each"]
+    fields = _without_nan(_fields(evaluation))
     for name in ("classification_error", "left_out", "given"):  # of some models alone
         if fields.get(name) in (None, []):
             fields.pop(name, None)
     if evaluation.measure != "cross-entropy":
         return fields
     return {name: value for name, value in fields.items() if not name.startswith("log_evidence")}
+
+
+def _fields(scores: Any) -> dict[str, Any]:
+    """The fields of scores without those of each datapoint."""
+    return {name: value for name, value in asdict(replace(scores, each={})).items() if name != "each"}
 
 
 def _without_nan(value: Any) -> Any:

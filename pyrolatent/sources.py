@@ -9,20 +9,22 @@ import warnings
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from zipfile import BadZipFile
 
 import numpy as np
-import pandas as pd
 import platformdirs
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
 
 Array = NDArray[Any]
 CLASSES = 2**20
@@ -293,6 +295,8 @@ def _split_archive(path: Path, arrays: Mapping[str, Array], labels: str) -> Sour
 
 
 def _read_table(path: Path, labels: str | None) -> Source:
+    import pandas as pd
+
     try:
         frame = _read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path, engine="pyarrow")
     except ImportError as error:
@@ -320,7 +324,9 @@ def _read_table(path: Path, labels: str | None) -> Source:
     return Source(path.name, Part(frame.to_numpy(), y), classes=classes)
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
     with warnings.catch_warnings():
         # Without index_col=False a column beyond those that the header names becomes an index, and is lost.
         warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -346,6 +352,8 @@ def _is_number(text: str) -> bool:
 
 def _codes(path: Path, column: "pd.Series[Any]") -> tuple[Array, tuple[str, ...] | None]:
     """Labels as numbers; names become 0, 1, ... in their sorted order."""
+    import pandas as pd
+
     if absent := int(column.isna().sum()):
         raise InputError(f"{path}: {absent} values of the label column {column.name!r} are missing; remove these rows")
     if pd.api.types.is_numeric_dtype(column.dtype):
@@ -383,7 +391,9 @@ def _stack(files: list[Path], size: tuple[int, int] | None = None) -> Array:
     return np.stack([np.asarray(image.convert(mode)) for image in images])
 
 
-def _read_image(file: Path, size: tuple[int, int] | None) -> Image.Image:
+def _read_image(file: Path, size: tuple[int, int] | None) -> "Image.Image":
+    from PIL import Image
+
     try:
         with Image.open(file) as opened:
             opened.load()

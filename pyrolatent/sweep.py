@@ -12,14 +12,11 @@ from typing import Any
 
 import torch
 
-from pyrolatent.checks import check
 from pyrolatent.errors import InputError, at_least_one, only
 from pyrolatent.experiment import Experiment, override
-from pyrolatent.inference.evidence import evaluate
-from pyrolatent.inference.modes import choose_device
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
-from pyrolatent.models.model import Model
+from pyrolatent.models.model import Capability, Model
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 from pyrolatent.run import Run, train
 
@@ -177,13 +174,12 @@ def train_cell(cell: Cell) -> None:
         run = Run.load(cell.output, trust=True)  # the declaration names the same components as that of the sweep
     else:
         run = train(experiment, cell.output, data_dir=cell.data_dir, overwrite=True, progress=False)
-    data, model = run.load_data(cell.data_dir), run.model.to(choose_device(experiment.settings.get("device", "auto")))
-    _hold_to_comparison(cell, type(model))
+    data = run.load_data(cell.data_dir)
+    _hold_to_comparison(cell, type(run.model))
     if not cell.evaluated():
-        particles = None if isinstance(model, UnnormalisedDensity) else cell.particles
-        run.write_evaluation(evaluate(model, data, particles=particles))
+        run.evaluate(data, particles=cell.particles if Capability.POSTERIOR in run.model.offers else None)
     if cell.missing_check():
-        run.write_json("checks", check(model, data, annealed=0).json())
+        run.check(data, annealed=0, pictures=False)
 
 
 def _hold_to_comparison(cell: Cell, model: type) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import pyrolatent
@@ -196,7 +197,7 @@ def test_components_names_everything_and_fits_the_width(monkeypatch: pytest.Monk
     listing = json.loads(call("components", "--json").stdout)
     for width in (80, 100):
         monkeypatch.setenv("COLUMNS", str(width))
-        monkeypatch.setattr(cli, "console", cli.Console(width=width))
+        monkeypatch.setattr("pyrolatent.cli.tables.console", Console(width=width))
         shown = call("components").stdout
         assert max(map(len, shown.splitlines())) <= width
         assert "…" not in shown
@@ -261,7 +262,7 @@ def test_interruption_while_loading_and_while_evaluating(bits: Path, monkeypatch
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "evaluate", interrupted)
+    monkeypatch.setattr("pyrolatent.run.evaluate", interrupted)
     assert "out holds the trained model" in refused("train", *SMALL, "--output=out", "--json", code=130)
     assert len(Run.load("out").history) == 2
     assert "interrupted" in refused("evaluate", "out", code=130)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from benchmarks.comparisons import NOISES, cell
 from pyrolatent import Experiment, InputError, evaluate, train
 from pyrolatent.cli import app
-from pyrolatent.compare import compare, described, differences, forest
+from pyrolatent.experiments.compare import compare, described, differences, forest
 from pyrolatent.run import Run
 
 INTERPOLATED = 1.03

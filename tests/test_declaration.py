@@ -14,7 +14,7 @@ from pyrolatent.models.priors import NormalPrior
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Components that the test registers are forgotten after it."""
-    copied = {kind: dict(entries) for kind, entries in declaration._registry.items()}
+    copied = {kind: declaration.registered(kind) for kind in declaration.kinds()}
     monkeypatch.setattr(declaration, "_registry", copied)
 
 

@@ -53,9 +53,9 @@ def experiment(path: Path, data: Path, model: Any, objective: Any, **fields: Any
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_command_works_for_every_kind(name: str, file: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("pyrolatent.report_energy.WATCHED", [0, 1, 3])
-    monkeypatch.setattr("pyrolatent.report_energy.TEMPERATURES", 20)
-    monkeypatch.setattr("pyrolatent.cli.SHORT", 20)
+    monkeypatch.setattr("pyrolatent.pictures.WATCHED", [0, 1, 3])
+    monkeypatch.setattr("pyrolatent.pictures.TEMPERATURES", 20)
+    monkeypatch.setattr("pyrolatent.cli.commands.SHORT", 20)
     monkeypatch.setattr("pyrolatent.inference.partition.model_states", functools.partial(model_states, sweeps=50))
     model, objective = MODELS[name]
     written = experiment(tmp_path / "e.yaml", file, model, objective)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyrolatent import LinearGaussian, Run, check, evaluate, fit, impute, load_data, report, sample
+from pyrolatent import LinearGaussian, Run, check, evaluate, fit, impute, load_data, pictures, sample
 from pyrolatent.declaration import build
 from pyrolatent.inference.partition import Annealing
 
@@ -47,7 +47,7 @@ def test_a_model_trains_evaluates_and_comes_back(declaration: Any, objective: An
     assert abs(on_device.log_evidence - on_cpu.log_evidence) < 4 * (  # type: ignore[operator]
         on_device.log_evidence_mcse + on_cpu.log_evidence_mcse
     )
-    assert report.draw(model, data, fitted.history)
+    assert pictures.plot(model, data, fitted.history)
 
 
 def test_what_is_missing_is_filled_on_the_device() -> None:
@@ -74,7 +74,7 @@ def test_an_energy_trains_evaluates_and_comes_back(declaration: Any, objective: 
     on_cpu = evaluate(Run.load(tmp_path / "run").model, data, annealing=short)
     assert on_device.log_evidence == pytest.approx(on_cpu.log_evidence, abs=1e-3)
     assert abs(on_device.ais[0] - on_device.log_z) < 6 * on_device.ais[1]
-    assert report.draw(model, data, fitted.history)
+    assert pictures.plot(model, data, fitted.history)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

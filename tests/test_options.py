@@ -23,7 +23,7 @@ from pyrolatent import (
     load_data,
     sample,
 )
-from pyrolatent.cli import EVALUATED, app
+from pyrolatent.cli.commands import EVALUATED, app
 from pyrolatent.errors import only
 from pyrolatent.sweep import sweep
 

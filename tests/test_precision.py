@@ -20,7 +20,7 @@ from pyrolatent.checks.active_units import ActiveUnits
 from pyrolatent.checks.importance import KHat
 from pyrolatent.checks.predictive import PriorPredictive
 from pyrolatent.inference.partition import ais
-from pyrolatent.report import draw
+from pyrolatent.pictures import plot
 
 EVENT = (6,)
 NETWORK = {"mlp": {"hidden": [8]}}
@@ -316,5 +316,5 @@ def test_checks_take_double_precision(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_figures_and_arviz_take_double_precision() -> None:
     fit = trained("machine", "converted", epochs=1)
-    assert draw(fit.model, fit.data, fit.history)
+    assert plot(fit.model, fit.data, fit.history)
     assert pl.to_arviz(trained("vae", "converted", epochs=1).model, of_data("binary"), draws=100)

@@ -67,6 +67,47 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
+def test_a_run_evaluates_checks_anneals_and_plots_itself(tmp_path: Path, bits: Path) -> None:
+    """What it writes and returns is what the functions give for its model and data."""
+    made = trained(bits, tmp_path / "run")
+    data = made.load_data()
+    evaluation = made.evaluate(particles=7, split="validation")
+    assert evaluation == pl.evaluate(made.model, data, particles=7, split="validation")
+    assert made.evaluation == json.loads(json.dumps(run.scores(evaluation)))
+
+    found = made.check(
+        data, split="train", size=20, draws=25, simulations=50, replicates=99, annealed=0, pictures=False
+    )
+    assert made.checks == json.loads(json.dumps(found.json()))
+    evidence, bracket = made.anneal(data, size=3, chains=4, steps=5, split="train")
+    assert evidence == pl.annealed_evidence(made.model, data, size=3, chains=4, steps=5, split="train")
+    assert made.annealed is not None
+    assert made.annealed["bracket"]["width"] == bracket.width
+    assert "each" not in made.annealed["evidence"]
+
+    names = ["evaluation.json", "checks.json", "annealed.json"]
+    assert made.written == [made.path / name for name in names]
+    assert made.plot() == made.written[3:]
+    assert {path.stem for path in made.plot(data)} == {*pl.pictures.plot(made.model, data, made.history)}
+    assert all(path.is_file() for path in made.written)
+
+
+def test_a_run_of_data_in_memory_is_given_them(tmp_path: Path) -> None:
+    data = pl.load_data(np.random.default_rng(0).integers(2, size=(60, 6)).astype(np.uint8))
+    model = pl.RestrictedBoltzmannMachine((6,), hidden=2)
+    made = Run.save(tmp_path / "run", pl.fit(model, data, objective="pcd", epochs=1, progress=False))
+    told: list[tuple[str, int, int]] = []
+    annealing = pl.Annealing(chains=4, temperatures=3, always=True)
+    evaluation = made.evaluate(data, annealing=annealing, on_step=lambda *step: told.append(step))
+    assert made.evaluation is not None
+    assert made.evaluation["log_z"] == evaluation.log_z
+    assert told[0] == ("ais", 1, 3)
+    with pytest.raises(InputError, match="trained on data in memory"):
+        made.evaluate()
+    with pytest.raises(InputError, match="has no latents to anneal"):
+        made.anneal(data)
+
+
 def test_holds_what_it_says_and_gives_the_model_back_bit_for_bit(tmp_path: Path, bits: Path) -> None:
     made = trained(bits, tmp_path / "run")
     assert {p.name for p in made.path.iterdir()} == {

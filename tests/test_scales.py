@@ -239,9 +239,9 @@ def test_one_step_of_annealing_makes_no_move_and_is_given() -> None:
 @pytest.mark.slow
 def test_kernels_are_declared_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_default_dtype(torch.float32)
-    monkeypatch.setattr("pyrolatent.report_energy.WATCHED", [0, 1, 3])
-    monkeypatch.setattr("pyrolatent.report_energy.TEMPERATURES", 20)
-    monkeypatch.setattr("pyrolatent.cli.SHORT", 20)
+    monkeypatch.setattr("pyrolatent.pictures.WATCHED", [0, 1, 3])
+    monkeypatch.setattr("pyrolatent.pictures.TEMPERATURES", 20)
+    monkeypatch.setattr("pyrolatent.cli.commands.SHORT", 20)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(80, 2)).astype(np.float32) * [1e-2, 1e3])
     model, data = {"energy": {"energy": SMALL}}, str(tmp_path / "x.npy")
     declared = {"model": model, "objective": "sliced_score_matching", "data": data, "epochs": 1}

@@ -17,7 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pyrolatent import InputError, Run, cli, compare
-from pyrolatent.compare import forest
+from pyrolatent.experiments.compare import forest
 from pyrolatent.sweep import Cell, _reason, grid, sweep, train_cell
 
 SMALL = {"mlp": {"hidden": [8]}}

@@ -26,8 +26,8 @@ from pyrolatent import (
     impute,
     interpolate,
     load_data,
+    pictures,
     reconstruct,
-    report,
     sample,
     tasks,
     to_arviz,
@@ -229,7 +229,7 @@ def test_labels_that_are_vectors_are_drawn_at(aged: Any) -> None:
 
 
 DATA_AT_HAND: dict[str, Callable[[Any, Any], Any]] = {
-    "report": lambda model, data: report.draw(model, data, []),
+    "pictures": lambda model, data: pictures.plot(model, data, []),
     "check": lambda model, data: check(model, data, size=20, draws=25, simulations=50, annealed=2),
     "to_arviz": lambda model, data: to_arviz(model, data, size=3, draws=8, predictive=4),
 }
@@ -259,7 +259,7 @@ def test_report_draws_every_figure_and_leaves_the_random_state(latent_dim: int) 
     data = load_data("digits")
     model = VAE(data.event_shape, latent_dim=latent_dim)
     before = torch.get_rng_state()
-    drawn = report.draw(model, data, [])
+    drawn = pictures.plot(model, data, [])
     assert [*drawn] == ["reconstructions", "samples", "sample_means", "latent_grid", "embedding"]
     assert all(isinstance(figure, Figure) for figure in drawn.values())
     assert torch.equal(before, torch.get_rng_state())

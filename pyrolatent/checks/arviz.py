@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pyro
 import torch
 from torch import Tensor
-from xarray import DataArray
 
 from pyrolatent.data import Data
 from pyrolatent.errors import InputError, at_least, at_least_one
@@ -123,7 +122,9 @@ def to_arviz(
         coords |= dict(zip(names, map(np.arange, prior[site].shape[1:]), strict=True))
     found = _from_dict({name: group for name, group in groups.items() if group}, coords, dims)
     tails = _array(khat(drawn.log_weights_of_states))
-    found["sample_stats"]["khat"] = DataArray(tails, dims=over, coords={"datapoint": coords["datapoint"]})
+    found["sample_stats"]["khat"] = import_module("xarray").DataArray(
+        tails, dims=over, coords={"datapoint": coords["datapoint"]}
+    )
     return found
 
 

@@ -28,6 +28,7 @@ from pyrolatent.inference.evidence import measure, observation_support
 from pyrolatent.inference.kernels import ACCEPTANCE, hamiltonian
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs
+from pyrolatent.inference.result import HeldOutScores, Line
 from pyrolatent.inference.rules import likelihood_name, part_for, require_latents
 from pyrolatent.inference.weights import arguments, weigh
 from pyrolatent.models.latent import LatentVariableModel
@@ -40,7 +41,7 @@ PILOTS = 8
 
 
 @dataclass(frozen=True)
-class AnnealedEvidence:
+class AnnealedEvidence(HeldOutScores):
     """log p(x) by annealed importance sampling, means over datapoints in nats.
 
     Attributes:
@@ -73,6 +74,21 @@ class AnnealedEvidence:
     steps: int
     each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def title(self) -> str:
+        """What the scores are of, to be printed above them."""
+        return f"{super().title}, {self.chains} chains of {self.steps} steps"
+
+    def rows(self) -> list[Line]:
+        """A line for each score, to be printed."""
+        mcse = self.log_evidence_mcse
+        rows = self.evidence_rows([] if mcse is None else [f"± {mcse:.2g} of the draws"])
+        if self.exact is not None:
+            rows.append(("exact", f"{self.exact:.3f}", "in closed form"))
+        rows.append(("ess", f"{self.ess:.1f}", f"of {self.chains} chains"))
+        rows.append(("acceptance", f"{self.acceptance:.2f}", ""))
+        return rows
+
 
 @dataclass(frozen=True)
 class Bracket:
@@ -103,6 +119,13 @@ class Bracket:
     chains: int
     steps: int
     each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def rows(self) -> list[Line]:
+        """Lines to be printed under those of the evidence of data."""
+        return [
+            ("bracket", f"{self.lower:.3f}", f"to {self.upper:.3f} on simulated data"),
+            ("width", f"{self.width:.3f}", "bounds the error where data are like the simulated"),
+        ]
 
 
 def annealed_evidence(

@@ -23,7 +23,8 @@ from pyrolatent.inference.draws import FLOATS, prior_variances, site_means
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.partition import Annealing, evaluate_energy
-from pyrolatent.inference.psis import SHORTEST, khat_of_tail, tail_length, too_large
+from pyrolatent.inference.psis import SHORTEST, khat_of_tail, khat_threshold, tail_length, too_large
+from pyrolatent.inference.result import HeldOutScores, Line, OnStep
 from pyrolatent.inference.rules import likelihood_name, part_for, same_event_shape
 from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
 from pyrolatent.models.latent import LatentVariableModel, observed_node
@@ -63,7 +64,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(HeldOutScores):
     """Held-out scores of a model, means over datapoints in nats; a field is None where it is not defined.
 
     Attributes:
@@ -118,6 +119,46 @@ class Evaluation:
     left_out: list[str] = field(default_factory=list)
     given: str | None = None
     each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def title(self) -> str:
+        """What the scores are of, to be printed above them."""
+        return super().title + ", of x given y" * bool(self.given)
+
+    def rows(self) -> list[Line]:
+        """A line for each score, to be printed."""
+        rows: list[Line] = [
+            ("elbo", f"{self.elbo:.3f}", "higher is better"),
+            ("reconstruction", f"{self.reconstruction:.3f}", ""),
+            ("kl", f"{self.kl:.3f}", ""),
+        ]
+        of_draws: list[Line] = []
+        if self.log_evidence is None:
+            rows.append(("log_evidence", "none", "a cross-entropy on grey values is no likelihood"))
+        else:
+            if self.log_evidence_interval is not None:
+                low, high = self.log_evidence_interval
+                worth = "expected of the draws; the interval allows for it"
+                if self.khat_share:
+                    worth = "at least: only a lower limit where k-hat is too large, and so is the interval's upper end"
+                of_draws = [
+                    ("  interval", f"{low:.3f}", f"to {high:.3f}, 95 % over draws for these datapoints"),
+                    ("  bias", f"{-(self.log_evidence_bias or 0.0):.2g}", worth),
+                ]
+            mcse = self.log_evidence_mcse
+            rows += self.evidence_rows([] if mcse is None else [f"± {mcse:.2g} of the draws"], *of_draws)
+        if self.ess is not None:
+            rows.append(("ess", f"{self.ess:.1f}", f"of {self.particles} draws"))
+        if self.khat_share is not None:
+            threshold = khat_threshold(self.particles)
+            rows.append(("k-hat", f"{self.khat_share:.1%}", f"of the datapoints above {threshold:.2f}"))
+        if self.active_units is not None:
+            rows.append(("active_units", str(self.active_units), ""))
+        if self.left_out:
+            rows.append(("left out", ", ".join(self.left_out), "terms of the guide that training counts"))
+        if self.classification_error is not None:
+            rows.append(("classification_error", f"{self.classification_error:.2%}", ""))
+        return rows
 
 
 Chunk = Callable[..., dict[str, Tensor]]
@@ -251,6 +292,7 @@ def evaluate(
     on_batch: Callable[[int], Any] | None = None,
     annealing: Annealing | None = None,
     compile: Literal["auto", "always", "never"] | None = None,
+    on_step: OnStep | None = None,
 ) -> Any:
     """Held-out bound, its parts, and log p(x) by importance sampling (Burda et al. 2016, 1509.00519).
 
@@ -260,13 +302,14 @@ def evaluate(
         model: a fitted model; it is evaluated where its parameters are.
         data: data with the event shape and in the support of the model's likelihood.
         split: "train", "validation" or "test".
-        particles: number of draws for each datapoint; None is 5,000. This and what follows but `seed` and `annealing`
-            are for models with latents alone.
+        particles: number of draws for each datapoint; None is 5,000. This and what follows but `seed`, `annealing` and
+            `on_step` are for models with latents alone.
         batch_size: datapoints at a time; None is 100.
         seed: seed of the draws.
         on_batch: called with the number of datapoints done, all processes together.
         annealing: how log Z of an unnormalised density is estimated, where it is.
         compile: whether the scoring is compiled; "auto", which None is, does where a minute or more of it is ahead.
+        on_step: called with what is being done, how much of it is done, and of how much.
 
     Returns:
         An `Evaluation`, or an `EnergyEvaluation` of an unnormalised density.
@@ -280,8 +323,8 @@ def evaluate(
         anneals = not model.tractable or (annealing is not None and (annealing.always or annealing.raised > 0))
         who = name if anneals else f"{name} of exact log Z, but for Annealing(always=True),"
         given = only(who, ["annealing"] * anneals, options)
-        return evaluate_energy(model, data, split=split, seed=seed, **given)
-    return _evaluate(model, data, split=split, seed=seed, **only(name, of_latents, options))
+        return evaluate_energy(model, data, split=split, seed=seed, on_step=on_step, **given)
+    return _evaluate(model, data, split=split, seed=seed, on_step=on_step, **only(name, of_latents, options))
 
 
 def _evaluate(
@@ -290,6 +333,7 @@ def _evaluate(
     *,
     split: str,
     seed: int,
+    on_step: OnStep | None,
     particles: int = 5000,
     batch_size: int = 100,
     on_batch: Callable[[int], Any] | None = None,
@@ -317,8 +361,11 @@ def _evaluate(
                 ahead = (time.perf_counter() - started) * (len(own) / len(index) - 1)
                 several = _compiled(model, inputs, particles) if ahead > WORTH_COMPILING else None
             done += len(index)
+            together = min(done * distributed.size(), len(part))
             if on_batch:
-                on_batch(min(done * distributed.size(), len(part)))
+                on_batch(together)
+            if on_step:
+                on_step(f"log p(x), {particles} draws", together, len(part))
     joined = _joined(scores, len(part))
     widths = {site: mean.shape[-1] for site, mean in joined.means.items() if site != model.label_site}
     with pyro.validation_enabled(False), evaluating(model, seed):

@@ -22,6 +22,7 @@ from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference.kernels import Movement, adapted, no_normaliser, run
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.objectives import log_mean_exp
+from pyrolatent.inference.result import HeldOutScores, Line, OnStep
 from pyrolatent.inference.rules import same_event_shape
 from pyrolatent.inference.training.held_out import pseudo_likelihood
 from pyrolatent.models.arrays import place_of
@@ -244,7 +245,7 @@ def model_states(
 
 
 @dataclass(frozen=True)
-class EnergyEvaluation:
+class EnergyEvaluation(HeldOutScores):
     """Held-out scores of an unnormalised density, means over datapoints in nats; None where it is not defined.
 
     Attributes:
@@ -304,21 +305,17 @@ class EnergyEvaluation:
     classification_error: float | None = None
     each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Name, value and remark of each score, to be printed."""
+    def rows(self) -> list[Line]:
+        """A line for each score, to be printed."""
         if self.log_evidence is None:
-            rows = [("log_evidence", "none", str(self.log_z_missing))]
+            rows: list[Line] = [("log_evidence", "none", str(self.log_z_missing))]
         else:
             exact = self.log_z_method == "exact"
-            errors = [] if self.log_evidence_se is None else [f"± {self.log_evidence_se:.2g} over datapoints"]
-            errors.append("exact log Z" if exact else f"± {self.log_z_se:.2g} of log Z")
+            errors = ["exact log Z" if exact else f"± {self.log_z_se:.2g} of log Z"]
             if not exact and self.apart is not None and self.apart > 0:
                 errors.append(f"too high by up to {self.apart:.2g}, as reverse ais says: give more temperatures")
             by = "exact" if exact else f"± {self.log_z_se:.2g} by ais, too low if anything"
-            rows = [("log_evidence", f"{self.log_evidence:.3f}", ", ".join(errors))]
-            if self.bits_per_dimension is not None:
-                rows.append(("  bits", f"{self.bits_per_dimension:.4f}", "a dimension, lower is better"))
-            rows.append(("log_z", f"{self.log_z:.3f}", by))
+            rows = [*self.evidence_rows(errors), ("log_z", f"{self.log_z:.3f}", by)]
         if self.acceptance is not None:
             rows.append(("  acceptance", f"{self.acceptance:.2f}", "of the moves of the chains"))
         if self.ais and self.log_z_method != "ais":
@@ -353,7 +350,7 @@ def evaluate_energy(
     split: str = "test",
     annealing: Annealing = Annealing(),
     seed: int = 0,
-    on_step: Callable[[str, int, int], Any] | None = None,
+    on_step: OnStep | None = None,
 ) -> EnergyEvaluation:
     """Held-out log p(x), by the exact log Z where it can be summed and else by annealed importance sampling.
 

@@ -7,7 +7,6 @@ import pyro.distributions as dist
 import torch
 from annotated_types import Gt
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from sklearn import decomposition
 from torch import Tensor, nn
 
 from pyrolatent.declaration import Kind, build, component
@@ -139,6 +138,8 @@ class PCA(DeterministicModel):
     @torch.no_grad()
     def solve(self, x: Tensor) -> None:
         """The exact solution for data x (datapoints, *event_shape), by scikit-learn."""
+        from sklearn import decomposition
+
         inward, outward = (_only_layer(part) for part in (self.encoder, self.decoder))
         latent_dim = inward.out_features
         if len(x) < latent_dim:

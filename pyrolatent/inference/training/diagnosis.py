@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
-from scipy import stats
 
 from pyrolatent.data import Batch
 from pyrolatent.errors import TrainingError
@@ -129,9 +128,11 @@ def still_rising(scores: list[float], least: float) -> float | None:
     last = np.array(scores[-max(8, len(scores) // 4) :])
     if len(scores) < 2 * len(last):
         return None
-    line = stats.linregress(np.arange(len(last)), last)
-    rise = line.slope * (len(last) - 1)
-    return float(line.slope) if rise > least and line.slope > 3 * line.stderr else None
+    epochs = np.arange(len(last)) - (len(last) - 1) / 2
+    slope = epochs @ last / (epochs @ epochs)
+    residuals = last - last.mean() - slope * epochs
+    error = math.sqrt(residuals @ residuals / (len(last) - 2) / (epochs @ epochs))
+    return float(slope) if slope * (len(last) - 1) > least and slope > 3 * error else None
 
 
 def warn_of_floors(parts: Iterable[Any]) -> None:

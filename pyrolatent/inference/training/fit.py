@@ -8,7 +8,6 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
-import pyrolatent.inference.warmup  # noqa: F401 (registers the warm-ups)
 from pyrolatent.data import Data
 from pyrolatent.declaration import Component, Kind, build
 from pyrolatent.errors import SEEDS, InputError

@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from pyrolatent.data import Data, Split
@@ -22,6 +21,9 @@ from pyrolatent.inference.training.gradient import Gradient
 from pyrolatent.inference.training.held_out import held_out
 from pyrolatent.inference.training.optim import build_optimizer, take_step
 from pyrolatent.inference.weights import arguments, training_arguments
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 Row = dict[str, Any]
 
@@ -71,7 +73,7 @@ class Trainer:
         self.steps = 0
         self.extra: dict[str, float] = {}
 
-    def train(self, on_epoch: Callable[[Fit], Any] | None, bar: Progress) -> None:
+    def train(self, on_epoch: Callable[[Fit], Any] | None, bar: "Progress") -> None:
         """All epochs, with validation, schedules and early stopping."""
         scores: list[float] = []
         best, best_state = -math.inf, None
@@ -111,7 +113,7 @@ class Trainer:
         diagnosis.warn_if_not_converged(self.held_out.name, scores, self.epochs)
         diagnosis.warn_of_floors(self.model.modules())
 
-    def epoch(self, bar: Progress, task: TaskID) -> float:
+    def epoch(self, bar: "Progress", task: "TaskID") -> float:
         """One pass over the training data; returns the mean of what is maximised, per datapoint."""
         if not self.objective.by_gradient:
             with torch.no_grad():
@@ -186,8 +188,10 @@ class Trainer:
 
 
 @contextmanager
-def progress_bar(visible: bool) -> Iterator[Progress]:
+def progress_bar(visible: bool) -> Iterator["Progress"]:
     """A bar of steps, with their rate and the time that remains."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -21,8 +21,7 @@ from pyrolatent import (
     SemiSupervisedVAE,
     check,
     load_data,
-    report,
-    report_energy,
+    pictures,
     sample,
 )
 from pyrolatent.checks import khat_threshold
@@ -51,7 +50,7 @@ MACHINES: dict[str, tuple[Callable[[], Any], list[str]]] = {
 
 
 def titles(model: Any, **options: Any) -> dict[str, str]:
-    figures = report.draw(model, load_data(BITS, labels=CLASSES, **options), [])
+    figures = pictures.plot(model, load_data(BITS, labels=CLASSES, **options), [])
     return {name: figure.get_suptitle() or figure.axes[0].get_title() for name, figure in figures.items()}
 
 
@@ -76,10 +75,10 @@ def test_every_figure_of_a_kind_of_model_says_what_it_shows(name: str) -> None:
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_figures_of_energies_say_what_they_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_energy, "WATCHED", [0, 1, 2])
-    monkeypatch.setattr(report_energy, "TEMPERATURES", 10)
+    monkeypatch.setattr(pictures, "WATCHED", [0, 1, 2])
+    monkeypatch.setattr(pictures, "TEMPERATURES", 10)
     build, drawn = MACHINES[name]
-    figures = report.draw(build(), load_data(BITS), [])
+    figures = pictures.plot(build(), load_data(BITS), [])
     assert [*figures] == [*drawn, "free_energies", "log_z"]
     assert figures["samples"].get_suptitle() == "draws of x"
     labels = [tick.get_text() for tick in figures["chains"].axes[0].get_yticklabels()]
@@ -92,7 +91,7 @@ def test_figures_of_energies_say_what_they_show(name: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ["no encoder", "flow without encoder"])
 def test_the_embedding_of_a_model_without_encoder_says_so(name: str) -> None:
-    figure = report.draw(KINDS[name][0](), load_data(BITS), [])["embedding"]
+    figure = pictures.plot(KINDS[name][0](), load_data(BITS), [])["embedding"]
     assert "q(z | x) does not depend on x" in figure.axes[0].texts[0].get_text()
     assert not figure.axes[0].collections
 
@@ -101,7 +100,7 @@ def test_classes_are_called_by_their_names(tmp_path: Any) -> None:
     path = tmp_path / "named.csv"
     rows = [f"{','.join(map(str, row))},{'abc'[c]}" for row, c in zip(BITS, CLASSES, strict=True)]
     path.write_text("\n".join(["p,q,r,s,kind", *rows]))
-    figures = report.draw(ConditionalVAE((4,), 3, latent_dim=2), load_data(path, labels="kind"), [])
+    figures = pictures.plot(ConditionalVAE((4,), 3, latent_dim=2), load_data(path, labels="kind"), [])
     assert figures["latent_grid"].get_suptitle().endswith("y = a")
     assert [t.get_text() for t in figures["label_grid"].axes[0].get_xticklabels()] == ["a", "b", "c"]
     assert [t.get_text() for t in figures["embedding"].legends[0].get_texts()] == ["a", "b", "c"]
@@ -110,7 +109,7 @@ def test_classes_are_called_by_their_names(tmp_path: Any) -> None:
 def test_what_is_not_observed_is_not_drawn_as_zero() -> None:
     x = np.random.default_rng(0).integers(2, size=(200, 1, 4, 4)).astype(np.uint8)
     data = load_data(x, mask=np.random.default_rng(1).random(x.shape) < 0.7)
-    figure = report.draw(VAE((1, 4, 4), latent_dim=2), data, [])["reconstructions"]
+    figure = pictures.plot(VAE((1, 4, 4), latent_dim=2), data, [])["reconstructions"]
     mask = data.test.mask
     assert mask is not None
     for image, seen in zip(figure.axes[0].images, mask[:10, 0], strict=False):

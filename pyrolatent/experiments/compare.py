@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib import color_sequences
-from matplotlib.figure import Figure
-from scipy.stats import studentized_range
 from torch import Tensor
 
 from pyrolatent.errors import InputError
 from pyrolatent.run import Run
 
-COLOUR = color_sequences["petroff10"][0]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 LEVEL = 0.05
 """The probability at which declarations that are equally good are said to differ, over all pairs of a group."""
 
@@ -120,6 +119,8 @@ def _studentised_range(k: int, freedom: float) -> float:
 
 @cache
 def _studentised_range_at(k: int, freedom: float) -> float:
+    from scipy.stats import studentized_range
+
     return float(studentized_range.ppf(1 - LEVEL, k, freedom)) / math.sqrt(2)
 
 
@@ -339,7 +340,7 @@ def _khat_share(runs: Sequence[Run]) -> float | None:
     return sum(shares) / len(shares) if len(shares) == len(runs) else None
 
 
-def forest(groups: Sequence[Group]) -> Figure:
+def forest(groups: Sequence[Group]) -> "Figure":
     """The difference of each declaration to the best of its group, as a forest plot.
 
     Thin: the interval that the verdict goes by, right for all pairs at once; significant where it excludes 0. Thick:
@@ -347,6 +348,10 @@ def forest(groups: Sequence[Group]) -> Figure:
     significant, or was seen in one seed, which gives no interval. A declaration without a score stands there by its
     name alone.
     """
+    from matplotlib import color_sequences
+    from matplotlib.figure import Figure
+
+    colour = color_sequences["petroff10"][0]
     labels = [
         [fill(f"{row.name} ({row.seeds})" + ": none" * (row.score is None), 48) for row in group.rows]
         for group in groups
@@ -359,9 +364,9 @@ def forest(groups: Sequence[Group]) -> Figure:
             if row.difference is None or row.difference_se is None:
                 continue
             for width, half in {1.0: row.half_width or 0.0, 3.5: 2 * row.difference_se}.items():
-                axes.plot([row.difference - half, row.difference + half], [place] * 2, color=COLOUR, linewidth=width)
-            face = COLOUR if row.significant or place == 0 else "white"
-            axes.plot(row.difference, place, "o", color=COLOUR, markerfacecolor=face, markersize=6, zorder=3)
+                axes.plot([row.difference - half, row.difference + half], [place] * 2, color=colour, linewidth=width)
+            face = colour if row.significant or place == 0 else "white"
+            axes.plot(row.difference, place, "o", color=colour, markerfacecolor=face, markersize=6, zorder=3)
         axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_ylim(len(group.rows) - 0.5, -0.5)

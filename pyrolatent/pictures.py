@@ -1,46 +1,51 @@
-"""The pictures of a trained model."""
+"""Which pictures a trained model has."""
 
+import warnings
 from collections.abc import Sequence
+from functools import singledispatch
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyrolatent import figures, tasks
+from pyrolatent import figures, figures_energy, tasks
+from pyrolatent.chains import sample_energy, watch
 from pyrolatent.data import Batch, Data
 from pyrolatent.errors import InputError
 from pyrolatent.inference.draws import labels_for
+from pyrolatent.inference.kernels import adapted, no_normaliser
+from pyrolatent.inference.partition import LogZ, ais, exact_log_z, model_states, reverse_ais
 from pyrolatent.inference.training.loop import Row
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.arrays import place_of
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability
+from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
-from pyrolatent.report_energy import draw_energy
 
 SIDE = 15
 """Points of a latent grid along each dimension."""
+WATCHED = [0, 1, 2, 5, 10, 50, 100, 500, 1000]
+"""Sweeps after which chains are drawn."""
+TEMPERATURES = 1000
+"""Of the annealing that is drawn."""
 
 
-def draw(
-    model: LatentVariableModel | UnnormalisedDensity, data: Data, history: list[Row], *, split: str = "test"
-) -> dict[str, Figure]:
+@singledispatch
+def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
     """Every figure of a trained model, by name, each of which says what it shows.
 
-    Samples are drawn of models with a density, a latent grid of those with one continuous vector z, and a label grid of
-    models of classes.
+    Test data are reconstructed and embedded. There are samples of models with a density, a latent grid of those with
+    one continuous vector z, and a label grid of models of classes. Of unnormalised densities there are chains, samples,
+    the free energies of data and samples, and log Z along the annealing.
 
     Args:
         model: a trained model.
-        data: what it was trained on.
+        data: what it was trained on; vector labels are drawn at those of the test data.
         history: the rows of its training; none, no training curve.
-        split: the part of the data that is reconstructed and embedded, and whose labels, where they are vectors, are
-            drawn at.
     """
-    if isinstance(model, UnnormalisedDensity):
-        return draw_energy(model, data, history)
-    part = getattr(data, split).to(*place_of(model))
+    part = data.test.to(*place_of(model))
     shown = part.batch(slice(0, 10))
     coded = part.batch(slice(0, 1000))
     drawn = {"training": figures.training_curve(history)} if history else {}
@@ -51,9 +56,9 @@ def draw(
         drawn["reconstructions"] = figures.reconstructions(
             x if mask is None else torch.where(mask, x, torch.nan),
             tasks.reconstruct(model, x, y, mask),
-            title=f"{split} data and E[x | z] at the mean of q(z | x){note}"
+            title=f"test data and E[x | z] at the mean of q(z | x){note}"
             if Capability.POSTERIOR in model.offers
-            else f"{split} data and decoder(encoder(x))",
+            else "test data and decoder(encoder(x))",
         )
         means = [mean.flatten(1) for mean in tasks.means(model, *arguments(model, coded)).values()]
         if Capability.POSTERIOR in model.offers:
@@ -62,8 +67,49 @@ def draw(
     labels = coded.y if coded.y is not None and coded.y.dim() == 1 else None
     method = {1: "the only dimension", 2: "both dimensions"}.get(codes.shape[-1], "t-SNE")
     named = "Posterior means" if Capability.POSTERIOR in model.offers else "Codes"
-    title = f"{named} of {split} data, {method}"
+    title = f"{named} of test data, {method}"
     drawn["embedding"] = figures.embedding(figures.project(codes), labels, title, data.record["classes"])
+    return drawn
+
+
+@plot.register
+@torch.no_grad()
+def _of_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> dict[str, Figure]:
+    data = data.to(*place_of(model))
+    drawn = {"training": figures_energy.monitors(history)} if history else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        entries = model.event_shape.numel()
+        if isinstance(model, RestrictedBoltzmannMachine) and model.units.width - model.label_dim == entries:
+            drawn["filters"] = figures_energy.filters(model.weight[:entries], tuple(model.event_shape))
+        start = data.test.batch(slice(0, 4)).x
+        frames = torch.cat([watch(model, 4, WATCHED, start=start), watch(model, 4, WATCHED)], 1)
+        machine = isinstance(model, RestrictedBoltzmannMachine)
+        title = "E[x | h] of chains, and their starts" if machine else "draws of chains, and their starts"
+        drawn["chains"] = figures_energy.chains(frames, WATCHED, ["test data"] * 4 + ["base"] * 4, title)
+        if unsampled := no_normaliser(model, adapted(model)):
+            warnings.warn(f"no samples are drawn, and no log Z: {unsampled}", stacklevel=2)
+            return drawn
+        of_chains = "" if model.tractable else f" after {WATCHED[-1]} sweeps"
+        for name, mean in (("samples", False), ("sample_means", True))[: 1 + machine]:
+            values = sample_energy(model, 64, mean=mean, sweeps=WATCHED[-1])
+            drawn[name] = figures.samples(values, tasks.sample_title(model, mean) + of_chains)
+        parts = {name: getattr(data, name).batch(slice(0, 1000)).x for name in ("train", "validation")}
+        number = 1000 if model.tractable else 300
+        of_data = {name: model.free_energy(x) for name, x in parts.items()}
+        drawn["free_energies"] = figures_energy.free_energies(
+            {**of_data, "samples": model.free_energy(sample_energy(model, number, sweeps=WATCHED[-1]))}
+        )
+        forward = ais(model, chains=50, temperatures=TEMPERATURES)
+        start, starts = model_states(model, data, 50)
+        backward = reverse_ais(model, start, starts, temperatures=TEMPERATURES)
+        drawn["log_z"] = figures_energy.log_z_trace(
+            {
+                f"AIS, {_said(forward)}": (forward.betas, forward.log_weights),
+                f"from {starts}, {_said(backward)}": (backward.betas, backward.log_weights),
+            },
+            exact_log_z(model).value if model.tractable else None,
+        )
     return drawn
 
 
@@ -112,3 +158,7 @@ def _depends_on_x(model: Any, batch: Batch) -> bool:
     codes = [tasks.means(model, values, y, mask) for values in (x, x.flip(0))]
     same = all(torch.equal(codes[0][site], codes[1][site]) for site in codes[0])
     return not same or torch.equal(x, x.flip(0))
+
+
+def _said(estimate: LogZ) -> str:
+    return "no estimate" if estimate.stuck else f"{estimate.value:.2f} ± {estimate.error:.2f}"
