@@ -10,7 +10,6 @@ from pyrolatent.errors import InputError, at_least, at_least_one
 from pyrolatent.inference.kernels import Movement, adapted, no_normaliser
 from pyrolatent.inference.partition import in_double
 from pyrolatent.models.arrays import as_tensor, place_of
-from pyrolatent.models.rbm import Layers, RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 SWEEPS = 1000
@@ -45,7 +44,7 @@ def sample_energy(
         InputError: the chains of a kernel over real x did not move, the density has no normaliser, or what is asked for
             does not go with the model, or a model of a type that `place_of` refuses.
     """
-    if mean and not isinstance(model, RestrictedBoltzmannMachine):
+    if mean and not model.has_hidden_units:
         raise InputError(f"{type(model).__name__} has no hidden units given which x has a mean; leave mean out")
     at_least_one(size=size)
     at_least(0, sweeps=sweeps)
@@ -54,7 +53,7 @@ def sample_energy(
         state = model.restore(in_double(model).flat(in_double(model).exact_sample(size)).to(device, dtype))
     else:
         state = _walk(model, size, sweeps, y, kernel)
-    return _shown(model, state, mean)
+    return model.mean_visible(state) if mean else model.visible(state)
 
 
 @torch.no_grad()
@@ -93,7 +92,7 @@ def watch(model: UnnormalisedDensity, size: int, sweeps: Any, *, start: Any = No
         for _ in range(until - done):
             state = move(model, state)
         done = until
-        frames.append(_shown(model, state, mean=done > 0))
+        frames.append(model.mean_visible(state) if done else model.visible(state))
     return torch.stack(frames)
 
 
@@ -120,10 +119,3 @@ def _walk(model: UnnormalisedDensity, size: int, sweeps: int, y: Tensor | None, 
     if move.stuck:
         raise InputError(f"{type(model).__name__} cannot be sampled: {move.stuck}")
     return state
-
-
-def _shown(model: UnnormalisedDensity, state: object, mean: bool) -> Tensor:
-    if mean and isinstance(model, RestrictedBoltzmannMachine):
-        assert isinstance(state, Layers)
-        return model.mean_visible(state)
-    return model.visible(state)

@@ -123,6 +123,11 @@ class UnnormalisedDensity(Model):
         return 1.0
 
     @property
+    def has_hidden_units(self) -> bool:
+        """Whether states hold hidden units, given which x has a mean."""
+        return False
+
+    @property
     def has_conditionals(self) -> bool:
         """Whether there is a Gibbs sampler."""
         return self.levels is not None
@@ -174,6 +179,10 @@ class UnnormalisedDensity(Model):
     def visible(self, state: Any) -> Tensor:
         """The data that a state holds, (chains, *event_shape)."""
         return state.reshape(-1, *self.event_shape)
+
+    def mean_visible(self, state: Any) -> Tensor:
+        """E[x | h] of models with hidden units, (chains, *event_shape), and of others the data that a state holds."""
+        return self.visible(state)
 
     def flat(self, state: Any) -> Tensor:
         """A state as what `chains` keeps, (chains, width)."""
@@ -266,7 +275,3 @@ class UnnormalisedDensity(Model):
             x: values (batch, *event_shape).
         """
         pyro.factor(name, -self.free_energy(x))
-
-    def __str__(self) -> str:
-        size = sum(p.numel() for p in self.parameters())
-        return f"{type(self).__name__} of x {tuple(self.event_shape)}, {size:,} parameters"
