@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pyrolatent.chains import sample_energy
 from pyrolatent.errors import InputError, at_least, at_least_one, only
-from pyrolatent.inference.annealed import summary
-from pyrolatent.inference.draws import FLOATS, labels_for, posterior_means, repeated, simulate, weighed_draws
+from pyrolatent.inference.draws import FLOATS, labels_for, posterior_means, repeated, resampled, simulate
 from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.monte_carlo import log_mean
 from pyrolatent.inference.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.rules import has_posterior, require_latents
 from pyrolatent.models.arrays import as_inputs, as_labels, as_tensor
@@ -219,9 +219,9 @@ def impute(
     """Draws of what is missing, x_missing ~ p(x_missing | x_observed), by sampling importance resampling.
 
     For each draw `particles` latents are drawn and weighed given what is observed, half of them from the prior if the
-    encoder was not trained with gaps (`inference.draws.weighed_draws`), and one of them, drawn by its weight, is
-    decoded and sampled (Rubin 1988). Exact as particles grow; where k-hat says that there are too few, a warning says
-    for how many datapoints.
+    encoder was not trained with gaps (`inference.draws.resampled`), and one of them, drawn by its weight, is decoded
+    and sampled. Exact as particles grow; where k-hat says that there are too few, a warning says for how many
+    datapoints.
 
     Args:
         model: a fitted model.
@@ -250,19 +250,12 @@ def impute(
             count = min(at_once, draws - start)
             values, observed = repeated(x, count), repeated(mask, count)
             labels = None if y is None else repeated(y, count)
-            log_weights, proposed = weighed_draws(model, (values, labels, observed), particles)
-            if not torch.isfinite(log_weights.logsumexp(0)).all():
-                raise InputError(
-                    "log p(x, z) is not finite at the draws of z for some datapoints, so none can be chosen"
-                )
-            chosen = dist.Categorical(logits=log_weights.T).sample()
-            rows = torch.arange(len(chosen), device=x.device)
-            latents = {site: value[chosen, rows] for site, value in proposed.items()}
-            drawn = torch.where(observed, values, model.decode(latents, labels).sample())
+            latents, log_weights = resampled(model, (values, labels, observed), particles)
+            drawn = torch.where(observed, values, model.decode(latents, labels).sample()[0])
             filled.append(drawn.unflatten(0, (count, len(x))))
             all_weights.append(log_weights.unflatten(1, (count, len(x))).flatten(0, 1))
     pooled = torch.cat(all_weights)
-    few = int(too_large(khat(pooled), summary(pooled)[2], len(pooled)).sum())
+    few = int(too_large(khat(pooled), log_mean(pooled)[2], len(pooled)).sum())
     if few:
         warnings.warn(
             f"what is missing rests on a few latents in {few} of {len(x)} datapoints, whose k-hat over {len(pooled)} "

@@ -1,6 +1,5 @@
 """Held-out bounds and log p(x), per datapoint, each with its errors."""
 
-import functools
 import math
 import time
 import warnings
@@ -21,11 +20,12 @@ from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
 from pyrolatent.inference.draws import FLOATS, prior_variances, site_means
 from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.monte_carlo import known, log_mean_of_sums, standard_error
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.partition import Annealing, evaluate_energy
 from pyrolatent.inference.psis import SHORTEST, khat_of_tail, tail_length, too_large
 from pyrolatent.inference.rules import likelihood_name, part_for, same_event_shape
-from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
+from pyrolatent.inference.weights import Weights, arguments, closed_kl, total, weigh
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -137,7 +137,7 @@ def chunk(model: LatentVariableModel, particles: int) -> Chunk:
         terms = {
             "log_weights": weights.log_weights(),
             "reconstruction": weights.expect(weights.log_likelihood).mean(0),
-            "kl": weights.expect(functools.reduce(torch.add, weights.kl.values())).mean(0),
+            "kl": weights.expect(total(weights.kl.values())).mean(0),
         }
         for site in weights.latents:
             terms[f"mean {site}"], terms[f"square {site}"] = _moments(weights, site)
@@ -216,16 +216,12 @@ def score(
         smallest = torch.minimum(smallest, log_weights.min(0).values)
         for name, value in terms.items():
             means[name] = means.get(name, 0.0) + count / particles * value
-    ess = (2 * log_sum - log_square_sum).exp()
-    variance = (1 / ess - 1 / particles).clamp(min=0) * particles / (particles - 1) if particles > 1 else ess * math.nan
     reconstruction, kl = means.pop("reconstruction"), means.pop("kl")
     return Scores(
         reconstruction - kl,
         reconstruction,
         kl,
-        log_sum - math.log(particles),
-        variance.sqrt(),
-        ess,
+        *log_mean_of_sums(log_sum, log_square_sum, particles),
         khat_of_tail(largest.cpu(), smallest.cpu(), particles).to(log_sum),
         _of_sites(means, "mean "),
         {
@@ -412,8 +408,8 @@ def _summarise(
     likelihood = measure != "cross-entropy"
     errors = likelihood and particles > 1
     mcse, bias, low, high = (value.item() for value in draws_interval(evidence, each["mcse"]))
-    known = likelihood and tail_length(particles) >= SHORTEST
-    heavy = too_large(each["khat"], each["ess"], particles) if known else None
+    enough = likelihood and tail_length(particles) >= SHORTEST
+    heavy = too_large(each["khat"], each["ess"], particles) if enough else None
     return Evaluation(
         split=split,
         measure=measure,
@@ -421,7 +417,7 @@ def _summarise(
         reconstruction=each["reconstruction"].mean().item(),
         kl=each["kl"].mean().item(),
         log_evidence=evidence.mean().item() if likelihood else None,
-        log_evidence_se=evidence.std().item() / math.sqrt(n) if likelihood and n > 1 else None,
+        log_evidence_se=known(standard_error(evidence)) if likelihood else None,
         log_evidence_mcse=mcse if errors else None,
         log_evidence_bias=bias if errors else None,
         log_evidence_interval=[low, high] if errors else None,
