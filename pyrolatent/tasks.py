@@ -1,5 +1,6 @@
 """What people do with a fitted model. Data, labels, masks and latents may be tensors, arrays or lists of any type."""
 
+import functools
 import itertools
 import warnings
 from typing import Any
@@ -22,7 +23,6 @@ from pyrolatent.inference.rules import has_posterior, require_latents
 from pyrolatent.models.arrays import as_inputs, as_labels, as_tensor
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.modes import evaluating_alone
-from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 DRAWS = 100
@@ -62,25 +62,34 @@ def sample(
     """
     at_least_one(size=size)
     at_least(0, sweeps=sweeps)
-    options, name = {"sweeps": sweeps, "kernel": kernel}, type(model).__name__
-    if isinstance(model, UnnormalisedDensity):
-        exact = model.tractable and y is None and kernel is None
-        given = only(f"an exact draw of {name}" if exact else name, ("kernel", *["sweeps"] * (not exact)), options)
-        labels = None if y is None else as_labels(model, y, size)
-        return sample_energy(model, size, labels, mean=mean, **given)
-    only(f"{name}, which is drawn from without chains,", (), options)
+    return _sample(model, size, y, mean, {"sweeps": sweeps, "kernel": kernel})
+
+
+@functools.singledispatch
+def _sample(model: Any, size: int, y: Any, mean: bool, options: dict[str, Any]) -> Tensor:
+    only(f"{type(model).__name__}, which is drawn from without chains,", (), options)
     y = labels_for(model, size, y)
     x, latents = simulate(model, size, y)
     return model.decode(latents, y).mean if mean else x
 
 
-def sample_title(model: LatentVariableModel | UnnormalisedDensity, mean: bool) -> str:
+@_sample.register
+def _(model: UnnormalisedDensity, size: int, y: Any, mean: bool, options: dict[str, Any]) -> Tensor:
+    exact, name = model.tractable and y is None and options["kernel"] is None, type(model).__name__
+    given = only(f"an exact draw of {name}" if exact else name, ("kernel", *["sweeps"] * (not exact)), options)
+    return sample_energy(model, size, None if y is None else as_labels(model, y, size), mean=mean, **given)
+
+
+@functools.singledispatch
+def sample_title(model: Any, mean: bool) -> str:
     """What `sample` gives, in the words of a figure's title."""
-    if isinstance(model, UnnormalisedDensity):
-        means = mean and isinstance(model, RestrictedBoltzmannMachine)
-        return "E[x | h] at draws of the hidden units" if means else "draws of x"
     y = "" if not model.label_dim else ", y"
     return f"E[x | z{y}] at draws of z ~ p(z)" if mean else f"draws of x ~ p(x | z{y})"
+
+
+@sample_title.register
+def _(model: UnnormalisedDensity, mean: bool) -> str:
+    return "E[x | h] at draws of the hidden units" if mean and model.has_hidden_units else "draws of x"
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Held-out bounds and log p(x), per datapoint, each with its errors."""
 
+import functools
 import math
 import time
 import warnings
@@ -22,7 +23,7 @@ from pyrolatent.inference.draws import FLOATS, prior_variances, site_means
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.monte_carlo import known, log_mean_of_sums, standard_error
 from pyrolatent.inference.objectives import Inputs
-from pyrolatent.inference.partition import Annealing, evaluate_energy
+from pyrolatent.inference.partition import Annealing, EnergyEvaluation, evaluate_energy
 from pyrolatent.inference.psis import SHORTEST, khat_of_tail, tail_length, too_large
 from pyrolatent.inference.rules import likelihood_name, part_for, same_event_shape
 from pyrolatent.inference.weights import Weights, arguments, closed_kl, total, weigh
@@ -270,17 +271,26 @@ def evaluate(
     Raises:
         InputError: the data does not fit the model, there is no such split, or an option is for others than the model.
     """
-    of_latents = {"particles": particles, "batch_size": batch_size, "on_batch": on_batch, "compile": compile}
-    options, name = {**of_latents, "annealing": annealing}, type(model).__name__
-    if isinstance(model, UnnormalisedDensity):
-        anneals = not model.tractable or (annealing is not None and (annealing.always or annealing.raised > 0))
-        who = name if anneals else f"{name} of exact log Z, but for Annealing(always=True),"
-        given = only(who, ["annealing"] * anneals, options)
-        return evaluate_energy(model, data, split=split, seed=seed, **given)
-    return _evaluate(model, data, split=split, seed=seed, **only(name, of_latents, options))
+    options = {"particles": particles, "batch_size": batch_size, "on_batch": on_batch, "compile": compile}
+    return _evaluate(model, data, {**options, "annealing": annealing}, split=split, seed=seed)
 
 
-def _evaluate(
+@functools.singledispatch
+def _evaluate(model: Any, data: Data, options: dict[str, Any], **about: Any) -> Any:
+    """Evaluates a kind of model with those of all options that it takes."""
+    taken = ("particles", "batch_size", "on_batch", "compile")
+    return _evaluate_latents(model, data, **about, **only(type(model).__name__, taken, options))
+
+
+@_evaluate.register
+def _(model: UnnormalisedDensity, data: Data, options: dict[str, Any], **about: Any) -> EnergyEvaluation:
+    name, annealing = type(model).__name__, options["annealing"]
+    anneals = not model.tractable or (annealing is not None and (annealing.always or annealing.raised > 0))
+    who = name if anneals else f"{name} of exact log Z, but for Annealing(always=True),"
+    return evaluate_energy(model, data, **about, **only(who, ["annealing"] * anneals, options))
+
+
+def _evaluate_latents(
     model: LatentVariableModel,
     data: Data,
     *,
