@@ -18,6 +18,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
 
 S = TypeVar("S")
+Size = float | Tensor
 LogDensity = Callable[[Tensor], tuple[Tensor, ...]]
 """Gives log p(x) up to a constant, (...), of x (..., width), and what else is to be kept of it, each (...)."""
 FIXED_STEP = 0.1
@@ -103,20 +104,18 @@ class GradientKernel(Options):
         return self.moved(model, state, beta)[0]
 
     def moved(
-        self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0, step: float | None = None
+        self, model: UnnormalisedDensity, state: Any, beta: Beta, step: float | None = None
     ) -> tuple[Any, Tensor]:
         """The chains a move later, and the probability with which each was accepted, (chains,)."""
 
         def log_density(x: Tensor) -> tuple[Tensor]:
             return (model.log_density(model.restore(x), beta),)
 
-        step = step or self.step or FIXED_STEP
-        point, probability = self.move(log_density, _real(model, state), step, model.base_scale)
+        size = step or self.step or FIXED_STEP
+        point, probability = self.move(log_density, _real(model, state), size, model.base_scale)
         return model.restore(point.x), probability
 
-    def move(
-        self, log_density: LogDensity, x: Tensor, step: float | Tensor, scale: float | Tensor = 1.0
-    ) -> tuple[Point, Tensor]:
+    def move(self, log_density: LogDensity, x: Tensor, step: Size, scale: Size = 1.0) -> tuple[Point, Tensor]:
         """One move of each chain.
 
         Args:
@@ -150,9 +149,7 @@ class Langevin(GradientKernel):
         """Whether moves are accepted as Metropolis and Hastings do, so that they leave p invariant."""
         return self.adjusted
 
-    def move(
-        self, log_density: LogDensity, x: Tensor, step: float | Tensor, scale: float | Tensor = 1.0
-    ) -> tuple[Point, Tensor]:
+    def move(self, log_density: LogDensity, x: Tensor, step: Size, scale: Size = 1.0) -> tuple[Point, Tensor]:
         """Arguments as in `GradientKernel.move`."""
         size = torch.as_tensor(step).to(x)[..., None] * scale
         point = Point.at(x, log_density)
@@ -182,9 +179,7 @@ class HMC(GradientKernel):
 
     leapfrogs: PositiveInt = 10
 
-    def move(
-        self, log_density: LogDensity, x: Tensor, step: float | Tensor, scale: float | Tensor = 1.0
-    ) -> tuple[Point, Tensor]:
+    def move(self, log_density: LogDensity, x: Tensor, step: Size, scale: Size = 1.0) -> tuple[Point, Tensor]:
         """Arguments as in `GradientKernel.move`."""
         start = point = Point.at(x, log_density)
         size = (step * (0.8 + 0.4 * torch.rand_like(start.log_p)))[..., None] * scale
@@ -216,7 +211,7 @@ class Adapted:
         """The chains a move later, β being one number."""
         return self.moved(model, state, beta)[0]
 
-    def moved(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> tuple[Any, Tensor]:
+    def moved(self, model: UnnormalisedDensity, state: Any, beta: Beta) -> tuple[Any, Tensor]:
         """The chains a move later, and the probability with which each was accepted, (chains,)."""
         return self.kernel.moved(model, state, beta, math.exp(np.interp(float(beta), self.betas, self.log_steps)))
 
