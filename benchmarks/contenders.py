@@ -79,7 +79,7 @@ class Pyrolatent:
 
         import pyrolatent as pl
         from pyrolatent.declaration import build
-        from pyrolatent.inference.fit import Fit, Trainer
+        from pyrolatent.inference.training.loop import Fit, Trainer
 
         pyro.enable_validation(False)
         torch.manual_seed(seed)
@@ -93,8 +93,8 @@ class Pyrolatent:
         self.scored = torch.as_tensor(data[:SCORED], dtype=torch.float32, device=device)
         self.trainer = Trainer(Fit(self.model, loaded, settings), loaded, build("objective", objective))
         self.waiting: list[Any] = []
-        self.trainer.compile(self.trainer.indices()[0])
-        if self.trainer.compiled is None:
+        self.trainer.gradient.compile(self.trainer.indices()[0], self.trainer.factor)
+        if self.trainer.gradient.compiled is None:
             raise RuntimeError("the step could not be compiled")
 
     def train(self, steps: int) -> None:

@@ -28,8 +28,8 @@ from torch.nn import functional
 import pyrolatent as pl
 from benchmarks.training import machine, versions
 from pyrolatent.declaration import build
-from pyrolatent.inference.fit import Fit, Trainer
-from pyrolatent.inference.held_out import pseudo_likelihood
+from pyrolatent.inference.training.held_out import pseudo_likelihood
+from pyrolatent.inference.training.loop import Fit, Trainer
 
 VISIBLE, HIDDEN, BATCH, LR = 784, 500, 100, 0.01
 Parameters = Callable[[], tuple[Tensor, Tensor, Tensor]]
@@ -119,8 +119,8 @@ def of_ours(objective: str, centred: bool, compile: str) -> Callable[[Tensor], M
         trainer.objective.prepare(model)
         waiting: list[Tensor] = []
         if compile == "always":
-            trainer.compile(trainer.indices()[0])
-            if trainer.compiled is None:
+            trainer.gradient.compile(trainer.indices()[0], trainer.factor)
+            if trainer.gradient.compiled is None:
                 raise RuntimeError("the step could not be compiled")
 
         def step() -> None:

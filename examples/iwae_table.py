@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import pyrolatent as pl
-from pyrolatent.inference.fit import choose_device
+from pyrolatent.inference.modes import choose_device
 
 PAPER = {("elbo", 1): 86.76, ("elbo", 5): 86.47, ("elbo", 50): 86.35}
 PAPER |= {("iwae", 1): 86.76, ("iwae", 5): 85.54, ("iwae", 50): 84.78}

@@ -11,8 +11,9 @@ from pyrolatent.errors import InputError, TrainingError, TrustError
 from pyrolatent.experiment import Experiment
 from pyrolatent.inference.annealed import AnnealedEvidence, Bracket, annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.evidence import Evaluation, evaluate
-from pyrolatent.inference.fit import Fit, fit
 from pyrolatent.inference.partition import Annealing
+from pyrolatent.inference.training.fit import fit
+from pyrolatent.inference.training.loop import Fit
 from pyrolatent.models import (
     PCA,
     VAE,

@@ -10,6 +10,7 @@ from pyrolatent.errors import InputError, at_least, at_least_one
 from pyrolatent.inference.kernels import Movement, adapted, no_normaliser
 from pyrolatent.inference.partition import in_double
 from pyrolatent.models.arrays import as_tensor, place_of
+from pyrolatent.models.model import Capability
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 SWEEPS = 1000
@@ -44,10 +45,10 @@ def sample_energy(
         InputError: the chains of a kernel over real x did not move, the density has no normaliser, or what is asked for
             does not go with the model, or a model of a type that `place_of` refuses.
     """
-    if mean and not model.has_hidden_units:
-        raise InputError(f"{type(model).__name__} has no hidden units given which x has a mean; leave mean out")
     at_least_one(size=size)
     at_least(0, sweeps=sweeps)
+    if mean:
+        model.require(Capability.HIDDEN_UNITS, "leave mean out")
     device, dtype = place_of(model)
     if model.tractable and y is None and kernel is None:
         state = model.restore(in_double(model).flat(in_double(model).exact_sample(size)).to(device, dtype))
@@ -92,7 +93,8 @@ def watch(model: UnnormalisedDensity, size: int, sweeps: Any, *, start: Any = No
         for _ in range(until - done):
             state = move(model, state)
         done = until
-        frames.append(model.mean_visible(state) if done else model.visible(state))
+        hidden = Capability.HIDDEN_UNITS in model.offers
+        frames.append(model.mean_visible(state) if done and hidden else model.visible(state))
     return torch.stack(frames)
 
 

@@ -32,9 +32,10 @@ from pyrolatent.inference import distributed
 from pyrolatent.inference.annealed import AnnealedEvidence, annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.draws import labels_for
 from pyrolatent.inference.evidence import Evaluation, evaluate
-from pyrolatent.inference.fit import Fit, choose_device
+from pyrolatent.inference.modes import choose_device
 from pyrolatent.inference.partition import Annealing, EnergyEvaluation, evaluate_energy
 from pyrolatent.inference.psis import khat_threshold
+from pyrolatent.inference.training.loop import Fit
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.unnormalised import UnnormalisedDensity
@@ -141,7 +142,7 @@ def train_command(
     if issubclass(declared.model_class, UnnormalisedDensity | DeterministicModel):
         only(f"train of {declared.model_class.__name__}", (), {"--particles": particles})
     path = output or _new_directory(experiment or Path(_data_name(declared)))
-    path = Path(distributed.agreed(str(path)))
+    path = Path(distributed.broadcast_text(str(path)))
     rows = _Rows(quiet=as_json)
     try:
         run = train(

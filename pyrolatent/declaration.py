@@ -276,6 +276,12 @@ def plain(declaration: Any) -> Any:
     raise InputError(f"an instance of {type(declaration).__name__} cannot be written as a declaration; name it instead")
 
 
+def declared_name(part: Any) -> str:
+    """The name by which a part is declared, or that of its class."""
+    declared = getattr(part, "declaration", type(part).__name__)
+    return declared if isinstance(declared, str) else next(iter(declared))
+
+
 def choices(given: str, valid: Iterable[str]) -> str:
     """`valid: a, b, c; did you mean 'b'?`, for messages."""
     valid = list(valid)

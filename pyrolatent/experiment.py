@@ -31,7 +31,8 @@ from pyrolatent.declaration import (
     validate,
 )
 from pyrolatent.errors import InputError
-from pyrolatent.inference.fit import Fit, fit, training_settings
+from pyrolatent.inference.training.fit import fit, training_settings
+from pyrolatent.inference.training.loop import Fit
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Model
 from pyrolatent.sources import NAMED

@@ -11,11 +11,11 @@ from pyrolatent import figures, tasks
 from pyrolatent.data import Batch, Data
 from pyrolatent.errors import InputError
 from pyrolatent.inference.draws import labels_for
-from pyrolatent.inference.fit import Row
-from pyrolatent.inference.rules import has_posterior
+from pyrolatent.inference.training.loop import Row
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.arrays import place_of
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.model import Capability
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 from pyrolatent.report_energy import draw_energy
 
@@ -52,16 +52,16 @@ def draw(
             x if mask is None else torch.where(mask, x, torch.nan),
             tasks.reconstruct(model, x, y, mask),
             title=f"{split} data and E[x | z] at the mean of q(z | x){note}"
-            if has_posterior(model)
+            if Capability.POSTERIOR in model.offers
             else f"{split} data and decoder(encoder(x))",
         )
         means = [mean.flatten(1) for mean in tasks.means(model, *arguments(model, coded)).values()]
-        if has_posterior(model):
+        if Capability.POSTERIOR in model.offers:
             drawn |= _of_draws(model, data, part.y, means[-1].shape[1])
     codes = torch.zeros_like(torch.cat(means, 1)) if note else torch.cat(means, 1)
     labels = coded.y if coded.y is not None and coded.y.dim() == 1 else None
     method = {1: "the only dimension", 2: "both dimensions"}.get(codes.shape[-1], "t-SNE")
-    named = "Posterior means" if has_posterior(model) else "Codes"
+    named = "Posterior means" if Capability.POSTERIOR in model.offers else "Codes"
     title = f"{named} of {split} data, {method}"
     drawn["embedding"] = figures.embedding(figures.project(codes), labels, title, data.record["classes"])
     return drawn

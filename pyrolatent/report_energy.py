@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from pyrolatent import figures, figures_energy, tasks
 from pyrolatent.chains import sample_energy, watch
 from pyrolatent.data import Data
-from pyrolatent.inference.fit import Row
 from pyrolatent.inference.kernels import adapted, no_normaliser
 from pyrolatent.inference.partition import LogZ, ais, exact_log_z, model_states, reverse_ais
+from pyrolatent.inference.training.loop import Row
 from pyrolatent.models.arrays import place_of
 from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity

@@ -42,8 +42,8 @@ from pyrolatent.errors import InputError, TrustError
 from pyrolatent.experiment import Experiment, FilesIn, declare, read_yaml, source_name, write_yaml
 from pyrolatent.inference import distributed
 from pyrolatent.inference.evidence import Evaluation
-from pyrolatent.inference.fit import Fit, Row
 from pyrolatent.inference.partition import EnergyEvaluation
+from pyrolatent.inference.training.loop import Fit, Row
 from pyrolatent.models.latent import LatentVariableModel
 
 STALE = ("weights.safetensors", "metrics.jsonl", "evaluation.json", "evaluation.safetensors", "samples.npy",

@@ -16,7 +16,7 @@ from pyrolatent.checks import check
 from pyrolatent.errors import InputError, at_least_one, only
 from pyrolatent.experiment import Experiment, override
 from pyrolatent.inference.evidence import evaluate
-from pyrolatent.inference.fit import choose_device
+from pyrolatent.inference.modes import choose_device
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Model

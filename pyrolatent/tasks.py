@@ -19,9 +19,10 @@ from pyrolatent.inference.draws import FLOATS, labels_for, posterior_means, repe
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.monte_carlo import log_mean
 from pyrolatent.inference.psis import khat, khat_threshold, too_large
-from pyrolatent.inference.rules import has_posterior, require_latents
+from pyrolatent.inference.rules import require_latents
 from pyrolatent.models.arrays import as_inputs, as_labels, as_tensor
 from pyrolatent.models.latent import LatentVariableModel, observed_node
+from pyrolatent.models.model import Capability
 from pyrolatent.models.modes import evaluating_alone
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -89,7 +90,8 @@ def sample_title(model: Any, mean: bool) -> str:
 
 @sample_title.register
 def _(model: UnnormalisedDensity, mean: bool) -> str:
-    return "E[x | h] at draws of the hidden units" if mean and model.has_hidden_units else "draws of x"
+    means = mean and Capability.HIDDEN_UNITS in model.offers
+    return "E[x | h] at draws of the hidden units" if means else "draws of x"
 
 
 @torch.no_grad()
@@ -106,7 +108,7 @@ def means(model: LatentVariableModel, x: Any, y: Any = None, mask: Any = None) -
     require_latents(model)
     inputs = as_inputs(model, x, y, mask)
     with evaluating(model, 0), pyro.validation_enabled(False):
-        if not has_posterior(model):
+        if Capability.POSTERIOR not in model.offers:
             return {site: code.mean for site, code in model.encode(*inputs).items()}
         return posterior_means(model, inputs, DRAWS)
 

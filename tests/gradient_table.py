@@ -235,7 +235,7 @@ CASES = {
     "states given draws": Case(beside_model, above_guide, above_score),
 }
 
-OBJECTIVES: dict[str, o.Objective] = {
+OBJECTIVES: dict[str, o.Bound] = {
     "elbo": o.ELBO(particles=K),
     "analytic_elbo": o.AnalyticELBO(particles=K),
     "iwae": o.IWAE(particles=K),

@@ -264,10 +264,10 @@ def test_short_runs_are_not_compiled(
         asked.append(1)
         raise CaptureError("asked")
 
-    monkeypatch.setattr("pyrolatent.inference.fit.compiled", refuse)
+    monkeypatch.setattr("pyrolatent.inference.training.gradient.compiled", refuse)
     fit(vae(), binary_data, epochs=20, batch_size=10, progress=False)
     assert not asked
-    monkeypatch.setattr("pyrolatent.inference.fit.WORTH_COMPILING", 0.0)
+    monkeypatch.setattr("pyrolatent.inference.training.gradient.WORTH_COMPILING", 0.0)
     with pytest.warns(UserWarning, match="uncompiled: asked"):
         fit(vae(), binary_data, epochs=20, batch_size=10, progress=False)
     assert len(asked) == 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrolatent import VAE, Data, Fit, fit
 from pyrolatent.declaration import registered
-from pyrolatent.inference.objectives import AnalyticELBO, Objective
+from pyrolatent.inference.objectives import AnalyticELBO, Bound
 from pyrolatent.inference.weights import weigh
 
 Build = Callable[..., VAE]
@@ -176,7 +176,7 @@ def test_patience_keeps_the_weights_of_the_best_epoch(vae: Build, binary_data: D
     assert AnalyticELBO().bound(kept).mean().item() == pytest.approx(max(bounds), rel=1e-6)
 
 
-class Recording(Objective):
+class Recording(Bound):
     """The analytic bound, remembering each factor that it was asked for with gradients."""
 
     def __init__(self, beta: float) -> None:

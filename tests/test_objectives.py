@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyrolatent import VAE, InputError
-from pyrolatent.inference.objectives import ELBO, VIMCO, AnalyticELBO, Objective
+from pyrolatent.inference.objectives import ELBO, VIMCO, AnalyticELBO, Bound
 from pyrolatent.inference.weights import weigh
 
 PAIRS = [(ELBO, Trace_ELBO), (AnalyticELBO, TraceMeanField_ELBO)]
@@ -47,7 +47,7 @@ def gradient(loss: Tensor, module: nn.Module) -> Tensor:
 @pytest.mark.parametrize("particles", [1, 4])
 @pytest.mark.parametrize(("ours", "pyros"), PAIRS)
 def test_equal_to_pyro_at_the_same_seed(
-    ours: type[Objective], pyros: type[pyro.infer.ELBO], particles: int, with_mask: bool, model: VAE, x: Tensor
+    ours: type[Bound], pyros: type[pyro.infer.ELBO], particles: int, with_mask: bool, model: VAE, x: Tensor
 ) -> None:
     mask = torch.rand(x.shape) < 0.6 if with_mask else None
     args = (model.model, model.guide, x, None, mask)
@@ -60,7 +60,7 @@ def test_equal_to_pyro_at_the_same_seed(
 
 
 @pytest.mark.parametrize("objective", [ELBO, AnalyticELBO])
-def test_loss_and_grads_adds_the_gradients_of_the_loss(objective: type[Objective], model: VAE, x: Tensor) -> None:
+def test_loss_and_grads_adds_the_gradients_of_the_loss(objective: type[Bound], model: VAE, x: Tensor) -> None:
     target = objective(particles=2, beta=0.5)
     loss = seeded(target.differentiable_loss, model.model, model.guide, x)
     expected = gradient(loss, model)
@@ -72,7 +72,7 @@ def test_loss_and_grads_adds_the_gradients_of_the_loss(objective: type[Objective
 
 
 @pytest.mark.parametrize("objective", [ELBO, AnalyticELBO])
-def test_under_svi_and_as_a_module(objective: type[Objective], model: VAE, x: Tensor) -> None:
+def test_under_svi_and_as_a_module(objective: type[Bound], model: VAE, x: Tensor) -> None:
     svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 0.02}), loss=objective(particles=3))
     before = seeded(svi.evaluate_loss, x)
     for _ in range(30):
@@ -114,7 +114,7 @@ def test_beta_scales_the_kl_once(beta: float, particles: int, model: VAE, x: Ten
 
 
 @pytest.mark.parametrize("objective", [ELBO, AnalyticELBO])
-def test_a_reported_bound_has_beta_one_whatever_is_trained(objective: type[Objective], model: VAE, x: Tensor) -> None:
+def test_a_reported_bound_has_beta_one_whatever_is_trained(objective: type[Bound], model: VAE, x: Tensor) -> None:
     weights = weigh(model.generate, model.infer, x, particles=3)
     assert torch.equal(objective(particles=3, beta=4.0).bound(weights), objective(particles=3).bound(weights))
 
@@ -225,7 +225,7 @@ def test_a_site_that_only_one_side_has_is_refused_by_name(missing: str, x: Tenso
 
 @pytest.mark.parametrize("options", [{"particles": 0}, {"particles": 1.5}, {"beta": -0.1}, {"beta": "x"}, {"K": 3}])
 @pytest.mark.parametrize("objective", [ELBO, AnalyticELBO])
-def test_options_out_of_range_are_refused(objective: type[Objective], options: dict[str, Any]) -> None:
+def test_options_out_of_range_are_refused(objective: type[Bound], options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         objective(**options)
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from pyrolatent import VAE, Data, GenerativeNetwork, InputError, Run, evaluate, fit, load_data
 from pyrolatent.declaration import build
-from pyrolatent.inference.fit import still_rising
 from pyrolatent.inference.objectives import IWAE
+from pyrolatent.inference.training.diagnosis import still_rising
 
 Build = Callable[..., VAE]
 STARTED = {"vamp": {"prior": {"vamp": {"components": 8}}}, "bias": {"start_at_data": True}}

@@ -72,7 +72,7 @@ def gaps(
     """
     amortized = draw(model, inputs, draws, keep=0)
     # Where the guide is the exact posterior nothing is amortized and there is nothing better.
-    best = amortized if getattr(model, "exact", False) else None
+    best = amortized if model.exact else None
     try:
         with torch.enable_grad():
             guide = refine(model, *inputs, steps=steps, particles=particles)
@@ -80,11 +80,11 @@ def gaps(
     except InputError:
         pass
     x, _, mask = inputs
-    exact = getattr(model, "log_evidence", None)
+    exact = model.log_evidence(x, mask)
     if exact is None:
         evidence, error, _ = log_mean((amortized if best is None else best).log_weights.double())
     else:
-        evidence = exact(x, mask).detach().double()
+        evidence = exact.detach().double()
         error = torch.zeros_like(evidence)
     # The bounds are means over what is drawn, states of summed-out sites too.
     bounds = [(amortized if each is None else each).log_weights_of_states.double() for each in (best, amortized)]

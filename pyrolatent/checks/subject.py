@@ -22,6 +22,7 @@ from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.rules import likelihood_name, part_for, require_one_observed_site
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.model import Capability
 
 T = TypeVar("T")
 BATCH = 100
@@ -80,8 +81,7 @@ class Subject:
     def __init__(
         self, model: LatentVariableModel, data: Data, *, split: str = "test", size: int = 1000, seed: int = 0
     ) -> None:
-        if not isinstance(model, LatentVariableModel):
-            raise InputError(f"{type(model).__name__} has no posterior that could be checked; fit a vae")
+        model.require(Capability.POSTERIOR, "there is nothing that could be checked; fit a vae")
         part = part_for(model, data, split)
         at_least(LEAST, size=size)
         if len(part) < LEAST:

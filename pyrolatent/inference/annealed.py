@@ -410,11 +410,11 @@ def _batch_size(model: LatentVariableModel, chains: int) -> int:
     return max(1, FLOATS // (chains * model.event_shape.numel()))
 
 
-def _exact(model: Any, inputs: Inputs) -> Tensor | None:
+def _exact(model: LatentVariableModel, inputs: Inputs) -> Tensor | None:
     """log p(x) in closed form, (batch,), where the model has it."""
     x, _, mask = inputs
     with torch.no_grad():
-        return model.log_evidence(x, mask) if hasattr(model, "log_evidence") else None
+        return model.log_evidence(x, mask)
 
 
 def _mean(parts: list[Tensor | None]) -> float | None:

@@ -9,26 +9,26 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from pyrolatent.declaration import Kind, Options, build, component
+from pyrolatent.declaration import Kind, build, component
 from pyrolatent.inference.kernels import Tempering, kernel_of
-from pyrolatent.inference.objectives import Inputs
+from pyrolatent.inference.objectives import Inputs, Objective
+from pyrolatent.models.model import Capability
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 
-class EnergyObjective(Options):
-    """What training of an unnormalised density maximises."""
+class EnergyObjective(Objective):
+    """What training of an unnormalised density maximises, whose products are no part of a `Conditional`."""
 
-    def prepare(self, model: Any) -> None:
-        """Makes what the model keeps from step to step, where it is not there yet; steps then change it in place."""
-
-    def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
-        """Adds a gradient of a mean over the minibatch; returns what it maximises, a sum over the minibatch."""
-        raise NotImplementedError
+    needs = frozenset({Capability.ENERGY})
+    unused = ("kl_warmup", "precision")
+    distributes = False  # chains belong to one process
 
 
 @component("exact_likelihood", "objective")
 class ExactLikelihood(EnergyObjective):
     """log p(x) = -F(x) - log Z with its exact gradient, of models whose log Z can be summed."""
+
+    needs = EnergyObjective.needs | {Capability.LOG_Z}
 
     def accumulate(self, model: UnnormalisedDensity, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
         """Adds the gradient of the mean negative log-likelihood; returns the sum of log p(x)."""

@@ -44,7 +44,7 @@ def wait() -> None:
         _reached(dist.barrier)
 
 
-def agreed(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """The first process's text, in all of them."""
     found = [text]
     if size() > 1:
@@ -52,12 +52,12 @@ def agreed(text: str) -> str:
     return found[0]
 
 
-def share(index: Tensor) -> Tensor:
-    """This process's part of a minibatch, every n-th datapoint."""
+def shard(index: Tensor) -> Tensor:
+    """This process's shard of a minibatch, every n-th datapoint."""
     return index[rank() :: size()] if size() > 1 else index
 
 
-def same(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Gives every process the tensors of the first, in place."""
     if size() > 1:
         for tensor in tensors:
@@ -83,7 +83,7 @@ def average_buffers(module: nn.Module) -> None:
 
 
 def gather(part: Tensor, count: int) -> Tensor:
-    """Joins what `share` has taken apart: (count, ...) from each process's rows, in the original order."""
+    """Joins what `shard` has taken apart: (count, ...) from each process's rows, in the original order."""
     if size() == 1:
         return part
     rows = -(-count // size())

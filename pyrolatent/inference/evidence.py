@@ -309,7 +309,7 @@ def _evaluate_latents(
         raise InputError(f"{len(part)} datapoints cannot be shared by {distributed.size()} processes; start fewer")
     support = observation_support(model, part.batch(slice(0, 1)), data)
     data.check_support(support, f"the {likelihood_name(model)} likelihood")
-    own = distributed.share(torch.arange(len(part), device=part.x.device))
+    own = distributed.shard(torch.arange(len(part), device=part.x.device))
     several: Chunk | None = None
     scores: list[Scores] = []
     done = 0

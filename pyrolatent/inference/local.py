@@ -21,7 +21,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.inference.objectives import AnalyticELBO, Inputs
 from pyrolatent.inference.weights import Program, Score, Weights, weigh
 from pyrolatent.models.conditionals import Conditional
-from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.latent import LatentVariableModel, owner_of
 
 Start = Literal["encoder", "prior"]
 PRIOR_STEPS = 200
@@ -200,7 +200,7 @@ class Local(AnalyticELBO):
         lr: rate of the first step of refinement.
     """
 
-    keeps_state = True  # the amortized bound, for the history
+    compiles = False  # it keeps the amortized bound, for the history
 
     steps: Annotated[int, Ge(0)] = 5
     start: Start = "encoder"
@@ -208,7 +208,7 @@ class Local(AnalyticELBO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.also: dict[str, Tensor] = {}
+        self._amortized: dict[str, Tensor] = {}
         self._nearest: LocalPosterior | None = None
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
@@ -219,13 +219,25 @@ class Local(AnalyticELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The negative refined bound, summed over the minibatch, with both gradients."""
-        owner = getattr(guide, "owner", getattr(guide, "__self__", None))
-        if not isinstance(owner, LatentVariableModel):
+        owner = owner_of(guide)
+        if owner is None:
             raise InputError(
                 "local refines the posterior of a LatentVariableModel; give its model.model and model.guide"
             )
         loss, bound = self._both(owner, model, _inputs(*args, **kwargs), self.beta)
         return loss - (loss + bound).detach()
+
+    def unfit(self, model: Any, inputs: Inputs) -> str | None:
+        """Says that a posterior is no network and family, so that it has no numbers to be made free."""
+        try:
+            encoded(model, inputs)
+        except InputError as error:
+            return str(error)
+        return None
+
+    def extra_losses(self) -> dict[str, Tensor]:
+        """The encoder's own bound."""
+        return self._amortized
 
     def _both(
         self, owner: LatentVariableModel, model: Program, inputs: Inputs, beta: float | Tensor
@@ -242,7 +254,7 @@ class Local(AnalyticELBO):
         target, term = self.target(amortized, beta).sum(), owner.training_term(*inputs)
         encoder = [p for part in guide.numbers for p in part.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(target if term is None else target + term.sum(), encoder, allow_unused=True)
-        self.also = {"train_loss_amortized": -self.bound(amortized).detach().sum()}
+        self._amortized = {"train_loss_amortized": -self.bound(amortized).detach().sum()}
         loss = -self.target(refined, beta).sum()
         for parameter, gradient in zip(encoder, gradients, strict=True):
             # Linear in the parameter with its gradient as the slope: no other parameter is given any of it.

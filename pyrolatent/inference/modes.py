@@ -1,4 +1,4 @@
-"""Running a model without leaving a trace on it or on the random state."""
+"""Where a model runs, and running it without leaving a trace on it or on the random state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from pyrolatent.errors import hold_seed
+from pyrolatent.declaration import choices
+from pyrolatent.errors import InputError, hold_seed
 from pyrolatent.models.arrays import place_of
 from pyrolatent.models.modes import evaluating_alone
 
@@ -29,3 +30,19 @@ def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
         if seed is not None:
             torch.manual_seed(seed)
         yield
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name, "auto" being an accelerator where there is one.
+
+    Raises:
+        InputError: the machine has no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name not in (*available, "auto"):
+        raise InputError(f"there is no device {name!r}; {choices(name, ['auto', *available])}")
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available[name]:
+        raise InputError(f"device was {name!r}, but this machine has none; use auto or cpu")
+    return torch.device(name)

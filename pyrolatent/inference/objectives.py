@@ -1,12 +1,13 @@
-"""Objectives: what training maximises, each a few lines on top of `weigh`.
+"""Objectives: what training maximises. Bounds on log p(x) are a few lines each on top of `weigh`.
 
-Each is a `pyro.infer.ELBO`, so that `SVI(model, guide, optim, loss=ELBO())` and `ELBO()(model, guide)` work, and
+A bound is a `pyro.infer.ELBO`, so that `SVI(model, guide, optim, loss=ELBO())` and `ELBO()(model, guide)` work, and
 returns what Pyro's own classes return: a loss summed over the minibatch, lower is better.
 """
 
 import functools
 import math
 from abc import abstractmethod
+from dataclasses import field
 from typing import Annotated, Any, ClassVar
 
 import pyro.infer
@@ -14,7 +15,7 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from pyrolatent.declaration import Component, Options, component, register
+from pyrolatent.declaration import Component, Options, component, declared_name, register
 from pyrolatent.errors import InputError
 from pyrolatent.inference.weights import (
     Program,
@@ -25,13 +26,81 @@ from pyrolatent.inference.weights import (
     sum_over_states,
     weigh,
 )
-from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.latent import owner_of
+from pyrolatent.models.model import Capability
 
 Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 """x, y, mask."""
 
 
-class Objective(Options, pyro.infer.ELBO):
+class Objective(Options):
+    """What training maximises: by gradients of minibatches, or in steps on all data at once."""
+
+    needs: ClassVar[frozenset[Capability]] = frozenset()
+    """What a model must offer."""
+
+    settings: ClassVar[tuple[str, ...] | None] = None
+    """The settings of `fit` that it has a use for; None: all but the unused."""
+
+    unused: ClassVar[tuple[str, ...]] = ("kl_warmup",)
+    """Settings of `fit` that it has no use for."""
+
+    by_gradient: ClassVar[bool] = True
+    """Whether `accumulate` gives it for minibatches, or `update` for all data at once."""
+
+    epochs: ClassVar[int | None] = None
+    """After how many epochs it is done; None: as many as are declared."""
+
+    compiles: ClassVar[bool] = True
+    """Whether `accumulate` keeps nothing from step to step but what the model holds, so that it can be compiled."""
+
+    takes_masks: ClassVar[bool] = True
+    """Whether values may be missing."""
+
+    adds_training_terms: ClassVar[bool] = True
+    """Whether it counts a model's `training_term`."""
+
+    distributes: ClassVar[bool] = True
+    """Whether several processes can share a minibatch."""
+
+    num_particles: int = field(init=False, repr=False, default=1)
+    """Draws for each datapoint."""
+
+    @property
+    def name(self) -> str:
+        """By which it is declared, or that of its class."""
+        return declared_name(self)
+
+    def unfit(self, model: Any, inputs: Inputs) -> str | None:
+        """Why it cannot train a model, found by a run on these inputs (x, y, mask); None if it can."""
+        return None
+
+    def prepare(self, model: Any) -> None:
+        """Makes what the model keeps from step to step, where it is missing; steps then change it in place."""
+
+    def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
+        """Adds the gradient of the mean negative target of a minibatch to the parameters'.
+
+        Args:
+            model: the model.
+            inputs: x, y, mask.
+            warmup: factor of beta.
+
+        Returns:
+            What is reported, summed over the minibatch; higher is better.
+        """
+        raise NotImplementedError
+
+    def update(self, model: Any, inputs: Inputs) -> None:
+        """One step on all training data, of an objective that is not climbed by gradients."""
+        raise NotImplementedError
+
+    def extra_losses(self) -> dict[str, Tensor]:
+        """Losses of the last minibatch to stand beside `train_loss`, each summed over it."""
+        return {}
+
+
+class Bound(Objective, pyro.infer.ELBO):
     """A bound on log p(x) for each datapoint, to be maximised.
 
     Args:
@@ -46,14 +115,11 @@ class Objective(Options, pyro.infer.ELBO):
     beta: Annotated[float, Ge(0)] = 1.0
     plate: str | None = None
 
-    pathwise: ClassVar[bool] = True
-    """Whether gradients go through the draws, so that every site must be reparameterised or enumerated."""
-
-    scores_again: ClassVar[bool] = False
-    """Whether the guide must score draws again, which some flows cannot."""
+    needs = frozenset({Capability.POSTERIOR, Capability.PATHWISE_DRAWS})
+    unused = ()
 
     def __post_init__(self) -> None:
-        super().__init__(num_particles=self.draws, vectorize_particles=True)
+        pyro.infer.ELBO.__init__(self, num_particles=self.draws, vectorize_particles=True)
         self._found: tuple[Program, Program, dict[Any, int]] | None = None
         self._held_to_rerun: set[Any] = set()
 
@@ -61,6 +127,11 @@ class Objective(Options, pyro.infer.ELBO):
     def draws(self) -> int:
         """Number of draws from the posterior for each datapoint, all in all."""
         return self.particles
+
+    @property
+    def scores_again(self) -> bool:
+        """Whether the guide must score draws again, which some flows cannot."""
+        return Capability.ANY_DRAW_SCORED in self.needs
 
     @property
     def jointly(self) -> bool:
@@ -103,16 +174,7 @@ class Objective(Options, pyro.infer.ELBO):
         return weights
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
-        """Adds the gradient of the mean negative target of a minibatch to the parameters'.
-
-        Args:
-            model: the model.
-            inputs: x, y, mask.
-            warmup: factor of beta.
-
-        Returns:
-            The bound with beta = 1, summed over the minibatch.
-        """
+        """Adds the gradient of the mean negative target of a minibatch; returns the bound with beta = 1, a sum."""
         weights = self.weigh(model.generate, model.infer, *inputs)
         target = self.target(weights, self.beta * warmup)
         term = model.training_term(*inputs)
@@ -127,10 +189,9 @@ class Objective(Options, pyro.infer.ELBO):
         if torch.is_grad_enabled() and called not in self._held_to_rerun:  # once, as it waits for the device
             weights.hold_to_rerun()
             self._held_to_rerun.add(called)
-        owner = getattr(model, "owner", getattr(model, "__self__", None))
-        if torch.is_grad_enabled() and isinstance(owner, LatentVariableModel):
-            term = owner.training_term(*args, **kwargs)
-            target = target if term is None else target + term
+        owner = owner_of(model)
+        term = None if owner is None or not torch.is_grad_enabled() else owner.training_term(*args, **kwargs)
+        target = target if term is None else target + term
         # The value is the bound's, also where the gradient is that of something else.
         value = target + (self.bound(weights, self.beta) - target).detach()
         return -(value if weights.scale is None else weights.scale * value).sum()
@@ -152,7 +213,7 @@ class Objective(Options, pyro.infer.ELBO):
                 f"{name} weighs draws one by one, but the site {site!r} is drawn num_samples times at once; leave "
                 "num_samples out and give particles"
             )
-        for site in weights.without_path if self.pathwise else ():
+        for site in weights.without_path if Capability.PATHWISE_DRAWS in self.needs else ():
             raise InputError(
                 f"{name} needs gradients through the draws of the site {site!r}, but its "
                 f"{type(weights.guide_trace.nodes[site]['fn']).__name__} in the guide has none; use VIMCO or "
@@ -177,16 +238,24 @@ class Objective(Options, pyro.infer.ELBO):
         raise TypeError(f"{type(self).__name__} scores by `weigh`, not by traces of its own")
 
 
-class PyroObjective:
+class PyroObjective(Objective):
     """One of Pyro's own objectives in the training loop.
 
     Args:
-        loss: such as `pyro.infer.Trace_ELBO()`.
+        elbo: such as `pyro.infer.Trace_ELBO()`.
     """
 
-    def __init__(self, loss: Any) -> None:
-        self.elbo = loss
-        self.pathwise = isinstance(loss, pyro.infer.TraceMeanField_ELBO)
+    adds_training_terms = False
+
+    elbo: Any
+
+    def __post_init__(self) -> None:
+        self.needs = needs_of(type(self.elbo))  # type: ignore[misc]
+
+    @property
+    def name(self) -> str:
+        """That of its class."""
+        return type(self.elbo).__name__
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
         """Adds the gradient of Pyro's loss, a mean over the minibatch, and returns the bound, a sum over it."""
@@ -198,8 +267,10 @@ class PyroObjective:
 
 
 @component("squared_error", "objective")
-class SquaredError:
+class SquaredError(Objective):
     """sum_i (x_i - decode(encode(x))_i)^2 over what is observed, of models without a density."""
+
+    needs = frozenset({Capability.CODES})
 
     def loss(self, model: Any, inputs: Inputs) -> Tensor:
         """The squared error of each datapoint, (batch,), in the squared units of x; lower is better."""
@@ -215,14 +286,14 @@ class SquaredError:
 
 
 @component("closed_form", "objective")
-class ClosedForm:
-    """The model's own maximum-likelihood or least-squares solution on all training data at once, in one epoch.
+class ClosedForm(Objective):
+    """The model's own maximum-likelihood or least-squares solution on all training data at once, in one epoch."""
 
-    Attributes:
-        settings: those settings of `fit` that it has a use for.
-    """
-
+    needs = frozenset({Capability.SOLUTION})
     settings = ("objective", "seed", "device")
+    by_gradient = False
+    takes_masks = False
+    epochs = 1
 
     def update(self, model: Any, inputs: Inputs) -> None:
         """Sets the model's parameters to the solution."""
@@ -230,13 +301,11 @@ class ClosedForm:
 
 
 @component("em", "objective")
-class EM:
-    """Expectation-maximisation with the exact posterior on all training data at once, a step an epoch.
+class EM(Objective):
+    """Expectation-maximisation with the exact posterior on all training data at once, a step an epoch."""
 
-    Attributes:
-        settings: those settings of `fit` that it has a use for.
-    """
-
+    needs = frozenset({Capability.EM})
+    by_gradient = False
     settings = ("objective", "epochs", "patience", "seed", "device")
 
     def update(self, model: Any, inputs: Inputs) -> None:
@@ -246,7 +315,7 @@ class EM:
 
 
 @component("elbo", "objective")
-class ELBO(Objective):
+class ELBO(Bound):
     """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), all of it by Monte Carlo.
 
     Kingma and Welling 2014, 1312.6114. With free bits the target has max(free_bits, mean KL) for the KL of each site,
@@ -292,7 +361,7 @@ class AnalyticELBO(ELBO):
 
 
 @component("iwae", "objective")
-class IWAE(Objective):
+class IWAE(Bound):
     """log (1/K) sum_k w_k, w = p(x, z) / q(z | x), for each datapoint (Burda et al. 2016, 1509.00519)."""
 
     particles: Annotated[int, Gt(0)] = 50
@@ -312,7 +381,7 @@ class STL(IWAE):
     does, the bias reaches the model's parameters too.
     """
 
-    scores_again = True
+    needs = Bound.needs | {Capability.ANY_DRAW_SCORED}
 
     particles: Annotated[int, Gt(0)] = 1
 
@@ -332,7 +401,7 @@ class DReG(IWAE):
     by the proof.
     """
 
-    scores_again = True
+    needs = Bound.needs | {Capability.ANY_DRAW_SCORED}
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """sum_k v_k log w_k with v and the parameters of q held and paths scaled by 1 - beta + beta v, (batch,)."""
@@ -343,7 +412,7 @@ class DReG(IWAE):
 
 
 @component("renyi", "objective")
-class Renyi(Objective):
+class Renyi(Bound):
     """log mean_k w_k^(1 - alpha) / (1 - alpha), for each datapoint (Li and Turner 2016, 1602.02311).
 
     alpha = 0 is `iwae`, alpha = 1 the ELBO, alpha = -inf the largest weight (vr-max), alpha = inf the smallest; below
@@ -372,7 +441,7 @@ class Renyi(Objective):
 
 
 @component("combination_iwae", "objective")
-class CombinationIWAE(Objective):
+class CombinationIWAE(Bound):
     """share mean_k log w_k + (1 - share) log mean_k w_k: the CIWAE of Rainforth et al. 2018, 1802.04537.
 
     Args:
@@ -389,7 +458,7 @@ class CombinationIWAE(Objective):
 
 
 @component("multiply_iwae", "objective")
-class MultiplyIWAE(Objective):
+class MultiplyIWAE(Bound):
     """mean_m log mean_k w_mk over M groups of K draws: the MIWAE of Rainforth et al. 2018, 1802.04537.
 
     Not the bound of that name for missing data, which is `iwae` with a mask.
@@ -447,8 +516,7 @@ class VIMCO(IWAE):
     that are summed out need no score: their part of the gradient is exact.
     """
 
-    pathwise = False
-    scores_again = True
+    needs = frozenset({Capability.POSTERIOR, Capability.ANY_DRAW_SCORED})
 
     particles: Annotated[int, Gt(1)] = 10
 
@@ -479,8 +547,7 @@ class ReweightedWakeSleep(IWAE):
     Le et al. 2019, 1805.10469). Weights v = w / sum w are each datapoint's own. For discrete posteriors too.
     """
 
-    pathwise = False
-    scores_again = True
+    needs = frozenset({Capability.POSTERIOR, Capability.ANY_DRAW_SCORED})
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """sum_k v_k (log p(x | z_k) + beta log p(z_k) + log q(z_k | x)), v and the draws held, (batch,)."""
@@ -510,6 +577,19 @@ def weighed(v: Tensor, values: Tensor) -> Tensor:
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     """log of the mean of exponentials, without leaving log space."""
     return values.logsumexp(dim) - math.log(values.shape[dim])
+
+
+def needs_of(target: Any) -> frozenset[Capability]:
+    """What an objective of this class needs, one of Pyro's too."""
+    if issubclass(target, Objective):
+        return target.needs
+    pathwise = {Capability.PATHWISE_DRAWS} if issubclass(target, pyro.infer.TraceMeanField_ELBO) else set()
+    return frozenset({Capability.POSTERIOR}) | pathwise
+
+
+def as_objective(objective: Any) -> Objective:
+    """An objective as the training loop takes it, one of Pyro's in a wrapper."""
+    return objective if isinstance(objective, Objective) else PyroObjective(elbo=objective)
 
 
 for _pyro in ("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO", "RenyiELBO"):

@@ -20,12 +20,12 @@ from torch import Tensor
 from pyrolatent.data import Data, measure_of
 from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference.annealing import anneal
-from pyrolatent.inference.held_out import pseudo_likelihood
 from pyrolatent.inference.kernels import Movement, adapted, no_normaliser, run
 from pyrolatent.inference.modes import evaluating
 from pyrolatent.inference.monte_carlo import known, log_mean, standard_error
 from pyrolatent.inference.objectives import log_mean_exp
 from pyrolatent.inference.rules import same_event_shape
+from pyrolatent.inference.training.held_out import pseudo_likelihood
 from pyrolatent.models.arrays import place_of
 from pyrolatent.models.unnormalised import UnnormalisedDensity, warn_if_constant
 
@@ -512,8 +512,7 @@ def _moving(estimate: LogZ | None) -> list[float] | None:
 
 
 def _classification_error(model: UnnormalisedDensity, part: Any) -> float | None:
-    classify = getattr(model, "classify", None)
-    if classify is None or not model.label_dim or part.y is None or part.y.is_floating_point():
+    if not model.label_dim or part.y is None or part.y.is_floating_point():
         return None
-    wrong = [(classify(x).argmax(-1) != y)[y >= 0] for x, y, _ in part.batches(1000)]
+    wrong = [(model.classify(x).argmax(-1) != y)[y >= 0] for x, y, _ in part.batches(1000)]
     return torch.cat(wrong).double().mean().item()

@@ -1,8 +1,8 @@
 """What goes with what: every declaration that cannot be right is refused here, before any training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -10,17 +10,14 @@ from pyro.distributions import Unit, constraints
 from torch import nn
 
 from pyrolatent.data import Batch, Data, Split
-from pyrolatent.declaration import registered
+from pyrolatent.declaration import declared_name, registered
 from pyrolatent.errors import InputError
-from pyrolatent.inference.contrastive import EnergyObjective, ExactLikelihood
-from pyrolatent.inference.local import Local, encoded
 from pyrolatent.inference.modes import evaluating
-from pyrolatent.inference.objectives import EM, ClosedForm, Objective, SquaredError
-from pyrolatent.inference.score_matching import ScoreMatching
+from pyrolatent.inference.objectives import needs_of
 from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
 from pyrolatent.models.arrays import as_labels, hold_to_divisor, place_of
-from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.latent import LatentVariableModel, observed_node
+from pyrolatent.models.model import Capability, Model
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 
@@ -39,15 +36,20 @@ class Case:
             one = self.data.train.to(*place_of(self.model)).batch(slice(0, 1))
             return weigh(self.model.generate, self.model.infer, *training_arguments(self.model, one))
 
-    @property
-    def has_density(self) -> bool:
-        """Whether the model is one of p(x)."""
-        return not isinstance(self.model, DeterministicModel)
-
-    @property
-    def has_posterior(self) -> bool:
-        """Whether the model has latents and a guide, which alone give a bound."""
-        return has_posterior(self.model)
+    def lacks(self, need: Capability | None, of_what: str = "") -> str | None:
+        """Says that the model does not offer what the objective needs, and which objectives it can be trained by."""
+        if need is None:
+            return None
+        offers = set(self.model.offers)
+        if Capability.POSTERIOR in offers and not self.weights.without_path:
+            offers.add(Capability.PATHWISE_DRAWS)
+        fitting = [name for name, needs in needing().items() if needs <= offers]
+        listed = ", ".join(fitting[:6]) + (", ..." if len(fitting) > 6 else "")
+        otherwise = f", or {OTHERWISE[need]}" if need in OTHERWISE else ""
+        model = type(self.model).__name__
+        return (
+            f"{model} has no {need}{of_what}, which {self.objective.name} needs; declare objective: {listed}{otherwise}"
+        )
 
 
 class Rule(NamedTuple):
@@ -55,13 +57,15 @@ class Rule(NamedTuple):
 
     Attributes:
         refuses: what is refused.
-        instead: what to declare instead.
+        instead: what to declare instead; None where `broken` says it.
         broken: gives the message where the rule is broken, else None; it may also raise the error itself.
+        of: what the models offer that the rule is about; None: all models.
     """
 
     refuses: str
-    instead: str
+    instead: str | None
     broken: Callable[[Case], str | None]
+    of: Capability | None = None
 
 
 def hold_to_rules(model: Any, data: Data, objective: Any) -> None:
@@ -73,9 +77,9 @@ def hold_to_rules(model: Any, data: Data, objective: Any) -> None:
     same_event_shape(model, data)
     case = Case(model, data, objective)
     for rule in RULES:
-        message = rule.broken(case)
-        if message:
-            raise InputError(f"{message}; {rule.instead}")
+        about = rule.of is None or rule.of in model.offers
+        if about and (message := rule.broken(case)):
+            raise InputError(f"{message}; {rule.instead}" if rule.instead else message)
 
 
 def require_data(data: Any) -> None:
@@ -117,14 +121,13 @@ def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
             )
 
 
-def require_latents(model: Any) -> None:
-    """Refuses an unnormalised density where latents are asked for.
+def require_latents(model: Model) -> None:
+    """Refuses a model without latents where these are asked for.
 
     Raises:
-        InputError: it is one.
+        InputError: it has none.
     """
-    if isinstance(model, UnnormalisedDensity):
-        raise InputError(f"{type(model).__name__} has no posterior of latents, from which this is made; fit a vae")
+    model.require(Capability.LATENTS, "this is made from them; fit a vae")
 
 
 def part_for(model: LatentVariableModel, data: Data, split: str) -> Split:
@@ -152,11 +155,6 @@ def part_for(model: LatentVariableModel, data: Data, split: str) -> Split:
     return part
 
 
-def has_posterior(model: Any) -> bool:
-    """Whether a model has latents and a guide, which alone give a bound."""
-    return not isinstance(model, DeterministicModel | UnnormalisedDensity)
-
-
 def domain(support: Any) -> str:
     """The set that a constraint describes, up to a boundary of measure zero."""
     while hasattr(support, "base_constraint"):
@@ -169,55 +167,36 @@ def domain(support: Any) -> str:
     return names.get(str(support), str(support))
 
 
-def declared_name(part: Any) -> str:
-    """The name by which a part is declared, or that of its class."""
-    declared = getattr(part, "declaration", type(getattr(part, "elbo", part)).__name__)
-    return declared if isinstance(declared, str) else next(iter(declared))
-
-
 def likelihood_name(model: LatentVariableModel) -> str:
     """The name by which a model's likelihood is declared."""
     return declared_name(getattr(model.likelihood, "family", model.likelihood))
 
 
-def _solution(case: Case) -> str | None:
-    for objective, method in ((ClosedForm, "solve"), (EM, "em_step")):
-        if isinstance(case.objective, objective) and not hasattr(case.model, method):
-            return f"{type(case.model).__name__} has no {declared_name(case.objective)} solution"
-    return None
+def _lacking(case: Case) -> str | None:
+    missing = case.objective.needs - {Capability.PATHWISE_DRAWS} - case.model.offers
+    return case.lacks(next((need for need in Capability if need in missing), None))
+
+
+def _pathwise(case: Case) -> str | None:
+    if Capability.PATHWISE_DRAWS not in case.objective.needs or not case.weights.without_path:
+        return None
+    sites = ", ".join(case.weights.without_path)
+    return case.lacks(Capability.PATHWISE_DRAWS, f" (of {sites}: discrete, or not reparameterised)")
+
+
+@cache
+def needing() -> dict[str, frozenset[Capability]]:
+    """What each objective that can be declared by name needs."""
+    return {name: needs_of(entry.target) for name, entry in registered("objective").items()}
 
 
 def _complete_data(case: Case) -> str | None:
-    if isinstance(case.objective, ClosedForm) and case.data.train.mask is not None:
-        return f"closed_form is a solution for complete data, but {case.data.name} has a mask"
-    return None
-
-
-def _no_density(case: Case) -> str | None:
-    if not case.has_density and not isinstance(case.objective, SquaredError | ClosedForm):
-        return f"{type(case.model).__name__} has no density, so {declared_name(case.objective)} is not defined for it"
-    return None
-
-
-def _density(case: Case) -> str | None:
-    if case.has_posterior and isinstance(case.objective, SquaredError):
-        return f"{type(case.model).__name__} has a density and is trained by a bound on it, not by squared_error"
-    return None
-
-
-def _energy(case: Case) -> str | None:
-    of_energies = isinstance(case.objective, EnergyObjective)
-    if isinstance(case.model, UnnormalisedDensity) != of_energies:
-        a, b = (
-            ("has no energy", "is of one") if of_energies else ("has an energy and no posterior", "is not of energies")
-        )
-        return f"{type(case.model).__name__} {a}, but {declared_name(case.objective)} {b}"
+    if not case.objective.takes_masks and case.data.train.mask is not None:
+        return f"{case.objective.name} is a solution for complete data, but {case.data.name} has a mask"
     return None
 
 
 def _energy_data(case: Case) -> str | None:
-    if not isinstance(case.model, UnnormalisedDensity):
-        return None
     name = declared_name(case.model)
     if case.data.train.mask is not None:
         return f"{name} is trained on complete data, but {case.data.name} has a mask"
@@ -227,21 +206,10 @@ def _energy_data(case: Case) -> str | None:
     return None
 
 
-def _tractable(case: Case) -> str | None:
-    if isinstance(case.objective, ExactLikelihood) and not case.model.tractable:
-        return f"log Z of {declared_name(case.model)} is a sum over too many states for exact_likelihood"
-    return None
-
-
-def _discrete(case: Case) -> str | None:
-    if isinstance(case.objective, ScoreMatching) and case.model.levels is not None:
-        return f"{declared_name(case.objective)} needs the gradient of log p in x, but x is discrete"
-    return None
-
-
 def _smooth(case: Case) -> str | None:
-    real = isinstance(case.model, UnnormalisedDensity) and case.model.levels is None
-    if real and any(isinstance(module, nn.ReLU) for module in case.model.modules()):
+    if Capability.GRADIENT_IN_X in case.model.offers and any(
+        isinstance(module, nn.ReLU) for module in case.model.modules()
+    ):
         return "score matching, by which energies over real numbers are scored, sees no curvature of rectifiers"
     return None
 
@@ -271,8 +239,6 @@ def _unknown_labels(case: Case) -> str | None:
 
 
 def _parameters(case: Case) -> str | None:
-    if not case.has_posterior:
-        return None
     own = {id(parameter) for parameter in case.model.parameters()}
     for trace in (case.weights.guide_trace, case.weights.model_trace):
         for name in trace.param_nodes:
@@ -283,14 +249,11 @@ def _parameters(case: Case) -> str | None:
 
 
 def _observed_site(case: Case) -> str | None:
-    if case.has_posterior:
-        observed_node(case.weights.model_trace)
+    observed_node(case.weights.model_trace)
     return None
 
 
 def _support(case: Case) -> str | None:
-    if not case.has_posterior:
-        return None
     case.data.check_support(
         observed_node(case.weights.model_trace)["fn"].support,
         f"the {declared_name(getattr(case.model.likelihood, 'family', case.model.likelihood))} likelihood",
@@ -299,8 +262,6 @@ def _support(case: Case) -> str | None:
 
 
 def _latent_supports(case: Case) -> str | None:
-    if not case.has_posterior:
-        return None
     for site in case.weights.latents:
         prior, posterior = (
             domain(trace.nodes[site]["fn"].support) for trace in (case.weights.model_trace, case.weights.guide_trace)
@@ -310,106 +271,54 @@ def _latent_supports(case: Case) -> str | None:
     return None
 
 
-def _pathwise(case: Case) -> str | None:
-    if not case.has_posterior or not getattr(case.objective, "pathwise", False):
-        return None
-    for site in case.weights.without_path:
-        return (
-            f"{declared_name(case.objective)} needs gradients through the draws of {site}, but its posterior "
-            "has none: it is discrete or not reparameterised"
-        )
-    return None
-
-
 def _training_term(case: Case) -> str | None:
-    method = getattr(type(case.model), "training_term", LatentVariableModel.training_term)
-    if method is not LatentVariableModel.training_term and not isinstance(case.objective, Objective):
-        objective = declared_name(case.objective)
-        return f"{type(case.model).__name__} adds a term to the bound, which Pyro's {objective} leaves out"
+    own = type(case.model).training_term is not LatentVariableModel.training_term
+    if own and not case.objective.adds_training_terms:
+        name = case.objective.name
+        return f"{type(case.model).__name__} adds a term to the bound, which Pyro's {name} leaves out"
     return None
 
 
-def _local(case: Case) -> str | None:
-    if case.has_posterior and isinstance(case.objective, Local):
-        with torch.no_grad(), evaluating(case.model):
-            one = case.data.train.to(*place_of(case.model)).batch(slice(0, 1))
-            try:
-                encoded(case.model, training_arguments(case.model, one))
-            except InputError as error:
-                return str(error)
-    return None
+def _unfit(case: Case) -> str | None:
+    with torch.no_grad(), evaluating(case.model):
+        one = case.data.train.to(*place_of(case.model)).batch(slice(0, 1))
+        reason: str | None = case.objective.unfit(case.model, training_arguments(case.model, one))
+        return reason
 
 
-def _scoring_again(case: Case) -> str | None:
-    if not case.has_posterior:
-        return None
-    if getattr(case.objective, "scores_again", False) and not case.model.scores_any_value:
-        posterior = case.model.posterior.family
-        return (
-            f"{declared_name(case.objective)} scores the draws of the posterior again, which "
-            f"{declared_name(posterior)} cannot: its inverse has no closed form"
-        )
-    return None
+WHERE = {
+    Capability.LOG_Z: "energies whose states can be summed",
+    Capability.GRADIENT_IN_X: "energies over real numbers",
+    Capability.PATHWISE_DRAWS: "posteriors that are reparameterised, or summed out",
+    Capability.ANY_DRAW_SCORED: "every posterior but `planar`",
+}
+"""Which models offer what depends on more than their class."""
 
-
-def _objectives(belongs: Callable[[Any], bool], *also: str) -> str:
-    """The names of the objectives of a kind, and others, as `a, b or c`."""
-    *names, last = [*(name for name, entry in registered("objective").items() if belongs(entry.target)), *also]
-    return f"{', '.join(names)} or {last}" if names else last
-
-
-def _is_energy_objective(target: Any) -> bool:
-    return issubclass(target, EnergyObjective)
-
-
-_WITHOUT_PATHS = _objectives(lambda target: issubclass(target, Objective) and not target.pathwise, "TraceGraph_ELBO")
-_SCORES_AGAIN = _objectives(lambda target: issubclass(target, Objective) and target.scores_again)
+OTHERWISE = {
+    Capability.PATHWISE_DRAWS: "a relaxed posterior, or estimator: enumerate",
+    Capability.ANY_DRAW_SCORED: "posterior: iaf, coupling or spline",
+    Capability.CODES: "model: autoencoder",
+}
+"""What else to declare where a model lacks what an objective needs."""
 
 RULES = (
-    Rule(
-        "closed_form or em for a model that has none",
-        "declare another objective",
-        _solution,
-    ),
+    Rule("an objective that needs what the model does not offer (below)", None, _lacking),
     Rule(
         "closed_form on data with missing values",
         "declare objective: em where the model has it, or elbo",
         _complete_data,
     ),
     Rule(
-        "a bound on log p(x) for a model without a density",
-        "declare objective: squared_error, or closed_form where the model has it",
-        _no_density,
-    ),
-    Rule(
-        "squared_error for a model with a density",
-        "declare objective: elbo, or model: autoencoder",
-        _density,
-    ),
-    Rule(
-        "an objective of energies for a model without one, or any other for an energy",
-        f"declare objective: {_objectives(_is_energy_objective)} for energies, elbo for latent-variable models",
-        _energy,
-    ),
-    Rule(
         "an energy over data outside its support, with missing values or of grey values in a cross-entropy",
         "declare other visible units, or how the data are binarized",
         _energy_data,
-    ),
-    Rule(
-        "exact_likelihood where log Z cannot be summed",
-        "declare objective: pcd or cd",
-        _tractable,
-    ),
-    Rule(
-        "score matching over discrete x",
-        "declare objective: pcd or cd",
-        _discrete,
+        of=Capability.ENERGY,
     ),
     Rule(
         "an energy of rectifiers over real numbers",
         "declare a smooth activation, as energy: {mlp: {activation: silu}} does",
         _smooth,
+        of=Capability.ENERGY,
     ),
     Rule(
         "a model of labels on data without them or with others",
@@ -430,42 +339,38 @@ RULES = (
         "a model whose functions use pyro.param",
         "make it a torch.nn.Parameter of the model, or train model.model and model.guide with Pyro's SVI",
         _parameters,
+        of=Capability.POSTERIOR,
     ),
     Rule(
         "a model without an observed site `x`",
         "name the site of the data x",
         _observed_site,
+        of=Capability.POSTERIOR,
     ),
     Rule(
         "data outside the likelihood's support, as grey values under an exactly discrete likelihood; `binarize: "
         "relaxed` goes with bernoulli alone, as a cross-entropy",
         "declare another likelihood, or how the data are binarized or dequantized",
         _support,
+        of=Capability.POSTERIOR,
     ),
     Rule(
         "a prior and a posterior over different sets",
         "declare families over the same set, or map the posterior onto the prior's with posterior: mapped",
         _latent_supports,
+        of=Capability.POSTERIOR,
     ),
-    Rule(
-        "an objective that needs pathwise gradients with a posterior that has none",
-        f"declare objective: {_WITHOUT_PATHS}, a relaxed posterior, or estimator: enumerate",
-        _pathwise,
-    ),
-    Rule(
-        f"an objective that scores draws again ({_SCORES_AGAIN}) with a posterior that cannot (planar)",
-        "declare objective: iwae or elbo, or posterior: iaf, coupling or spline",
-        _scoring_again,
-    ),
+    Rule("an objective that needs gradients through draws that have none (below)", None, _pathwise),
     Rule(
         "local with a posterior that is no network and family (exact, the prior itself, a ladder's)",
         "declare objective: elbo, or for hierarchical_vae inference: bottom_up",
-        _local,
+        _unfit,
     ),
     Rule(
         "a model with a training term of its own under an objective of Pyro's",
         "declare objective: elbo or analytic_elbo",
         _training_term,
+        of=Capability.POSTERIOR,
     ),
 )
 """The rules, in the order in which they are looked at."""
@@ -493,8 +398,22 @@ INTRODUCTION = (
 )
 
 
+OFFERS = ("", "What objectives need and models offer:", "", "| | needed by | offered by |", "| --- | --- | --- |")
+
+
 def page() -> str:
     """The page of the documentation that lists the rules, in Markdown."""
-    rows = [(rule.refuses, rule.instead) for rule in RULES] + list(BUILT_INTO_PARTS)
-    table = [f"| {refuses} | {instead} |" for refuses, instead in rows]
-    return "\n".join([*INTRODUCTION, "| refused | instead |", "| --- | --- |", *table, ""])
+    rows = [(rule.refuses, rule.instead or "an objective that it can be trained by") for rule in RULES]
+    table = [f"| {refuses} | {instead} |" for refuses, instead in [*rows, *BUILT_INTO_PARTS]]
+    models: dict[str, Any] = {name: entry.target for name, entry in registered("model").items()}
+    offers = []
+    for capability in Capability:
+        needed = _listed(name for name, needs in needing().items() if capability in needs)
+        always = _listed(name for name, model in models.items() if capability in model.always_offers)
+        if needed:
+            offers.append(f"| {capability} | {needed} | {WHERE.get(capability, always)} |")
+    return "\n".join([*INTRODUCTION, "| refused | instead |", "| --- | --- |", *table, *OFFERS, *offers, ""])
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

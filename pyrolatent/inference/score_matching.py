@@ -10,6 +10,7 @@ from pyrolatent.declaration import component
 from pyrolatent.inference.contrastive import EnergyObjective
 from pyrolatent.inference.kernels import gradient_in
 from pyrolatent.inference.objectives import Inputs
+from pyrolatent.models.model import Capability
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 
@@ -59,6 +60,8 @@ def denoising_score_matching(model: UnnormalisedDensity, x: Tensor, noise: float
 
 class ScoreMatching(EnergyObjective):
     """A loss of each datapoint that the gradient of log p in x decides."""
+
+    needs = EnergyObjective.needs | {Capability.GRADIENT_IN_X}
 
     def loss(self, model: UnnormalisedDensity, x: Tensor) -> Tensor:
         """The loss, (batch,); lower is better."""

@@ -13,7 +13,7 @@ from pyrolatent.declaration import Kind, PositiveInt, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
 from pyrolatent.models.conditionals import apply_network, filled
-from pyrolatent.models.model import MaskInput, Model
+from pyrolatent.models.model import Capability, MaskInput, Model
 from pyrolatent.models.networks import MLP
 
 
@@ -25,6 +25,8 @@ class DeterministicModel(Model):
         encoder: maps (batch, *event_shape) to (batch, latent_dim).
         decoder: maps (batch, latent_dim) to (batch, *event_shape).
     """
+
+    always_offers = frozenset({Capability.LATENTS, Capability.CODES})
 
     def __init__(self, event_shape: tuple[int, ...], encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__(event_shape)
@@ -112,6 +114,8 @@ class PCA(DeterministicModel):
         event_shape: shape of one datapoint x.
         latent_dim: number of components.
     """
+
+    always_offers = DeterministicModel.always_offers | {Capability.SOLUTION}
 
     def __init__(self, event_shape: tuple[int, ...], *, latent_dim: PositiveInt) -> None:
         size = torch.Size(event_shape).numel()

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
 from pyrolatent.models.conditionals import filled, given_gaps, masked, one_hot
-from pyrolatent.models.model import Model, count_parameters
+from pyrolatent.models.model import Capability, Model, count_parameters
 from pyrolatent.models.modes import evaluating_alone
 
 
@@ -35,6 +35,11 @@ class LatentVariableModel(Model):
         posterior: forward(x, y=None) gives the distribution of z.
     """
 
+    always_offers = frozenset({Capability.DENSITY, Capability.LATENTS, Capability.POSTERIOR})
+
+    exact: bool = False
+    """Whether the guide is the exact posterior."""
+
     def __init__(
         self, event_shape: tuple[int, ...], prior: nn.Module, likelihood: nn.Module, posterior: nn.Module
     ) -> None:
@@ -42,6 +47,11 @@ class LatentVariableModel(Model):
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
+
+    @property
+    def offers(self) -> frozenset[Capability]:
+        """A density and a posterior, and whether the latter scores any value, which some flows do not."""
+        return self.always_offers | ({Capability.ANY_DRAW_SCORED} if self.scores_any_value else set())
 
     @property
     def encoders(self) -> list[nn.Module]:
@@ -53,7 +63,7 @@ class LatentVariableModel(Model):
     def sees_gaps(self) -> bool:
         """Whether q(z | x) can be right where parts of x are missing: it is exact, or its encoders see the mask."""
         seen = [getattr(network, "missing", None) is not None for network in self.encoders]
-        return getattr(self, "exact", False) or (bool(seen) and all(seen))
+        return self.exact or (bool(seen) and all(seen))
 
     @property
     def scores_any_value(self) -> bool:
@@ -180,11 +190,21 @@ class LatentVariableModel(Model):
         """What training maximises besides the bound, (batch,); never part of a reported bound. None here."""
         return None
 
+    def log_evidence(self, x: Any, mask: Any = None) -> Tensor | None:
+        """log p(x) of what is observed, (batch,), nats, where it has a closed form; else None, as here."""
+        return None
+
     def __str__(self) -> str:
         y = ", y" if self.conditional else ""
         parts = {"p(z)": self.prior, f"p(x | z{y})": self.likelihood, f"q(z | x{y})": self.posterior}
         lines = [f"{name:<{9 + len(y)}}= {part}; {count_parameters(part):,}" for name, part in parts.items()]
         return "\n  ".join([super().__str__(), *lines])
+
+
+def owner_of(program: Any) -> LatentVariableModel | None:
+    """The model whose generative function or guide this is; None: it is a function of its own."""
+    owner = getattr(program, "owner", getattr(program, "__self__", None))
+    return owner if isinstance(owner, LatentVariableModel) else None
 
 
 def observed_node(trace: Any) -> Any:

@@ -19,7 +19,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs
 from pyrolatent.models.conditionals import conditional, filled
 from pyrolatent.models.latent import LatentVariableModel
-from pyrolatent.models.model import MaskInput
+from pyrolatent.models.model import Capability, MaskInput
 
 NEWTON = 100
 """Steps to the mode of a posterior, and halvings of one, at most."""
@@ -48,6 +48,8 @@ class LinearGaussian(LatentVariableModel):
         encoder: the network of an amortized approximation.
         mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
     """
+
+    always_offers = LatentVariableModel.always_offers | {Capability.SOLUTION, Capability.EM}
 
     def __init__(
         self,

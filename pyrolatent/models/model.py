@@ -1,7 +1,8 @@
 """What every model says of itself."""
 
 import warnings
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,23 @@ from pyrolatent.errors import InputError
 
 MaskInput = Literal["auto", "always", "never"]
 """Whether encoders are told which entries are missing: "auto" if they are trained on data with a mask."""
+
+
+class Capability(StrEnum):
+    """What a model may offer and an objective may need, in words that stand after "no"."""
+
+    DENSITY = "density of x"
+    LATENTS = "latents"
+    POSTERIOR = "posterior of latents"
+    CODES = "codes without a distribution"
+    ENERGY = "energy F(x)"
+    HIDDEN_UNITS = "hidden units"
+    LOG_Z = "log Z that can be summed"
+    GRADIENT_IN_X = "gradient of log p in x"
+    SOLUTION = "solution in closed form"
+    EM = "steps of expectation-maximisation"
+    PATHWISE_DRAWS = "gradients through the draws of its posterior"
+    ANY_DRAW_SCORED = "posterior that scores values it did not draw itself"
 
 
 class Model(nn.Module):
@@ -30,6 +48,9 @@ class Model(nn.Module):
         fitted: whether `fit` has trained it or a state was loaded, so that training goes on from what was learnt.
     """
 
+    always_offers: ClassVar[frozenset[Capability]] = frozenset()
+    """What every model of the class offers."""
+
     label_dim: int = 0
     conditional: bool = False
     vector_labels: bool = False
@@ -43,6 +64,20 @@ class Model(nn.Module):
         self.event_shape = torch.Size(event_shape)
         self.register_load_state_dict_post_hook(_loaded)
         self._versions: list[int] | None = None
+
+    @property
+    def offers(self) -> frozenset[Capability]:
+        """What can be done with the model; an objective says what it `needs`."""
+        return self.always_offers
+
+    def require(self, capability: Capability, instead: str) -> None:
+        """Refuses to go on with a model that does not offer something.
+
+        Raises:
+            InputError: it does not; `instead` says what to do.
+        """
+        if capability not in self.offers:
+            raise InputError(f"{type(self).__name__} has no {capability}; {instead}")
 
     @property
     def encoders(self) -> list[nn.Module]:

@@ -12,6 +12,7 @@ from pyrolatent.declaration import Kind, PositiveFloat, PositiveInt, build, comp
 from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import one_hot
 from pyrolatent.models.latent import require_labels
+from pyrolatent.models.model import Capability
 from pyrolatent.models.units import CategoricalUnits, LabelledUnits, NormalUnits, bernoulli, softplus
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, warn_if_constant, warn_if_far
 
@@ -53,6 +54,8 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
             to a better likelihood (Melchior, Fischer and Wiskott 2016, 1311.1354); the model is the same.
         spread: standard deviation of the initial weights; small machines gain from more.
     """
+
+    always_offers = UnnormalisedDensity.always_offers | {Capability.HIDDEN_UNITS}
 
     mu: Tensor
     activity: Tensor
@@ -223,11 +226,6 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         if y is not None:
             likely = torch.where(y[:, None] < 0, likely, one_hot(y, self.label_dim))
         return (likely[..., None] * torch.sigmoid(fields)).sum(1)
-
-    @property
-    def has_hidden_units(self) -> bool:
-        """Always."""
-        return True
 
     @property
     def has_conditionals(self) -> bool:

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_numbers
-from pyrolatent.models.model import Model
+from pyrolatent.models.model import Capability, Model
 
 Beta = float | Tensor
 """Where on the path from a base distribution (0) to the model (1): a number, or one for each chain, (chains, 1)."""
@@ -84,6 +84,8 @@ class UnnormalisedDensity(Model):
         hotter: persistent chains at β < 1, (levels * chains, width), empty unless training tempered.
     """
 
+    always_offers = frozenset({Capability.DENSITY, Capability.ENERGY})
+
     chains: Tensor
     hotter: Tensor
     levels: Tensor | None
@@ -101,6 +103,12 @@ class UnnormalisedDensity(Model):
             if saved.shape != own.shape:  # as many as there were in training
                 setattr(self, name, own.new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def offers(self) -> frozenset[Capability]:
+        """A density and an energy, log Z where it can be summed, and a gradient in x where x is real."""
+        found = {Capability.LOG_Z: self.tractable, Capability.GRADIENT_IN_X: self.levels is None}
+        return self.always_offers | {capability for capability, there in found.items() if there}
 
     @property
     def support(self) -> constraints.Constraint:
@@ -121,11 +129,6 @@ class UnnormalisedDensity(Model):
     def base_scale(self) -> Tensor | float:
         """Standard deviations of the base over real x, (width,) or one for all: the units in which chains move."""
         return 1.0
-
-    @property
-    def has_hidden_units(self) -> bool:
-        """Whether states hold hidden units, given which x has a mean."""
-        return False
 
     @property
     def has_conditionals(self) -> bool:
@@ -179,10 +182,6 @@ class UnnormalisedDensity(Model):
     def visible(self, state: Any) -> Tensor:
         """The data that a state holds, (chains, *event_shape)."""
         return state.reshape(-1, *self.event_shape)
-
-    def mean_visible(self, state: Any) -> Tensor:
-        """E[x | h] of models with hidden units, (chains, *event_shape), and of others the data that a state holds."""
-        return self.visible(state)
 
     def flat(self, state: Any) -> Tensor:
         """A state as what `chains` keeps, (chains, width)."""
@@ -249,20 +248,28 @@ class UnnormalisedDensity(Model):
             difference.backward()
         return difference.detach()
 
+    def mean_visible(self, state: Any) -> Tensor:
+        """E[x | h] at the hidden units of a state, (chains, *event_shape), of models that have some."""
+        raise NotImplementedError
+
+    def classify(self, x: Any) -> Tensor:
+        """p(y | x), (batch, label_dim), of models of p(x, y)."""
+        raise NotImplementedError
+
     def observe(self, state: Any) -> None:
-        """Told the data of each training batch; models that keep running means of it override this."""
+        """Hook called with the data of each training batch; models that keep running means override it."""
 
     def monitor(self, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
         """Numbers by which training is watched, from some training data; none that all models have."""
         return {}
 
     def penalise(self, state: Any, weight_decay: float, sparsity_target: float | None, sparsity_cost: float) -> None:
-        """Adds the gradients of regularisers of hidden units, of models that have some.
+        """Adds the gradients of regularisers of hidden units to the parameters', of models that have some.
 
         Raises:
             InputError: the model has none.
         """
-        raise InputError(f"{type(self).__name__} has no hidden units; leave weight_decay and sparsity_target out")
+        self.require(Capability.HIDDEN_UNITS, "leave weight_decay and sparsity_target out")
 
     def adjust_gradients(self) -> None:
         """Called when the gradients are there and before the optimiser; models that change them override this."""

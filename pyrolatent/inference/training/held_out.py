@@ -1,13 +1,14 @@
 """What each kind of model is scored by on held-out data after each epoch: one number, higher is better."""
 
 from collections.abc import Callable
+from functools import partial, singledispatch
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyrolatent.data import Data
-from pyrolatent.inference.objectives import IWAE, AnalyticELBO, Inputs, SquaredError
+from pyrolatent.inference.objectives import IWAE, AnalyticELBO, Bound, Inputs, Objective, SquaredError
 from pyrolatent.inference.score_matching import sliced_score_matching
 from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.unnormalised import UnnormalisedDensity
@@ -28,39 +29,48 @@ class HeldOut(NamedTuple):
     monitor: Callable[[Data], dict[str, float]]
 
 
-def held_out(model: Any, objective: Any = None) -> HeldOut:
+@singledispatch
+def held_out(model: Any, objective: Objective) -> HeldOut:
     """What a model of this kind is scored by.
 
     A bound where there is a posterior, squared error where there is no density, and of unnormalised densities the
     pseudo-likelihood over discrete x and sliced score matching over real x, which need no normaliser. Where the prior
     stands for the posterior the bound has as many draws as the objective: with one draw it says nothing of log p(x).
     """
-    if isinstance(model, DeterministicModel):
-        return HeldOut("validation_loss", lambda inputs: -SquaredError().loss(model, inputs).sum(), lambda data: {})
-    if isinstance(model, UnnormalisedDensity):
-        if model.levels is None:
-            return HeldOut(
-                "validation_loss",
-                lambda inputs: -sliced_score_matching(model, inputs[0]).detach().sum(),
-                lambda data: monitor(model, data),
-            )
+    return HeldOut("validation_elbo", partial(_bound, AnalyticELBO(), model), _nothing)
+
+
+@held_out.register
+def _(model: GenerativeNetwork, objective: Objective) -> HeldOut:
+    return HeldOut("validation_bound", partial(_bound, IWAE(particles=objective.num_particles), model), _nothing)
+
+
+@held_out.register
+def _(model: DeterministicModel, objective: Objective) -> HeldOut:
+    return HeldOut("validation_loss", lambda inputs: -SquaredError().loss(model, inputs).sum(), _nothing)
+
+
+@held_out.register
+def _(model: UnnormalisedDensity, objective: Objective) -> HeldOut:
+    if model.levels is None:
         return HeldOut(
-            "validation_pseudo_likelihood",
-            lambda inputs: pseudo_likelihood(model, inputs[0], entries=1).sum(),
-            lambda data: monitor(model, data),
-        )
-    if isinstance(model, GenerativeNetwork):
-        bound = IWAE(particles=getattr(objective, "num_particles", 1))
-        return HeldOut(
-            "validation_bound",
-            lambda inputs: -bound.differentiable_loss(model.generate, model.infer, *inputs),
-            lambda data: {},
+            "validation_loss",
+            lambda inputs: -sliced_score_matching(model, inputs[0]).detach().sum(),
+            partial(monitor, model),
         )
     return HeldOut(
-        "validation_elbo",
-        lambda inputs: -AnalyticELBO().differentiable_loss(model.generate, model.infer, *inputs),
-        lambda data: {},
+        "validation_pseudo_likelihood",
+        lambda inputs: pseudo_likelihood(model, inputs[0], entries=1).sum(),
+        partial(monitor, model),
     )
+
+
+def _bound(bound: Bound, model: Any, inputs: Inputs) -> Tensor:
+    return -bound.differentiable_loss(model.generate, model.infer, *inputs)
+
+
+def _nothing(data: Data) -> dict[str, float]:
+    return {}
 
 
 @torch.no_grad()

@@ -1,0 +1,109 @@
+"""`fit`: what can be declared about training, and what is refused before it."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import pyro
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import nn
+
+import pyrolatent.inference.warmup  # noqa: F401 (registers the warm-ups)
+from pyrolatent.data import Data
+from pyrolatent.declaration import Component, Kind, build
+from pyrolatent.errors import SEEDS, InputError
+from pyrolatent.inference.modes import choose_device
+from pyrolatent.inference.objectives import as_objective
+from pyrolatent.inference.rules import hold_to_rules, require_data
+from pyrolatent.inference.training.loop import Fit, Trainer, progress_bar
+from pyrolatent.inference.training.validation import hold_to_precision, hold_to_settings, validate_first_batch
+from pyrolatent.models.arrays import place_of
+from pyrolatent.models.model import Model
+from pyrolatent.models.modes import alone
+
+
+def fit(
+    model: Model,
+    data: Data,
+    on_epoch: Callable[[Fit], Any] | None = None,
+    progress: bool = True,
+    *,
+    objective: Annotated[Any, Kind("objective")] = "analytic_elbo",
+    epochs: Annotated[int, Gt(0)] = 300,
+    batch_size: Annotated[int, Gt(0)] = 128,
+    optimizer: Annotated[Any, Kind("optimizer")] = {"Adam": {"lr": 3e-3}},  # noqa: B006 (only read)
+    scheduler: Annotated[Any, Kind("scheduler")] = None,
+    clip_norm: Annotated[float, Gt(0)] | None = None,
+    kl_warmup: Annotated[Any, Kind("warmup")] = None,
+    patience: Annotated[int, Gt(0)] | None = None,
+    seed: Annotated[int, Ge(0), Lt(SEEDS)] = 0,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    compile: Literal["auto", "always", "never"] = "auto",
+    precision: Literal["float32", "bf16"] = "float32",
+) -> Fit:
+    """Trains a model by stochastic variational inference.
+
+    Where torch.distributed has a process group, as under torchrun, the processes share each minibatch.
+
+    Args:
+        model: the model; it is trained in place.
+        data: what it is trained on.
+        on_epoch: called after each epoch with the fit so far; the model then holds that epoch's weights, in evaluation
+            mode.
+        progress: whether to show a progress bar.
+        objective: what is maximised, one of this package's or of Pyro's.
+        epochs: passes over the training data, at most.
+        batch_size: datapoints in a minibatch; the last of an epoch may be smaller, and a single datapoint that is left
+            over joins the one before it.
+        optimizer: a class of `torch.optim`.
+        scheduler: a class of `torch.optim.lr_scheduler`, stepped after each epoch.
+        clip_norm: bound on the norm of the gradient of the loss a datapoint.
+        kl_warmup: how the factor of log p(z) - log q(z | x) in the target rises to 1.
+        patience: stop when the validation bound has not risen for so many epochs, and keep the best weights; it begins
+            when a kl_warmup has ended.
+        seed: of everything that is random in training; the caller's random state is left as it was.
+        device: where to train; "auto" takes an accelerator where there is one.
+        compile: whether the gradient is compiled; "auto" does where a minute or more of training is ahead. Compiled
+            and uncompiled steps draw the same numbers and agree to rounding. What cannot be compiled is trained
+            uncompiled, with a warning.
+        precision: of the products in networks: "bf16" is faster on processors and GPUs that have it. Parameters and
+            all probabilities stay in float32. A model in float64 trains in float64.
+
+    Raises:
+        InputError: a declaration that cannot be right, or data that the model does not fit, before any training.
+        TrainingError: a number that is not finite; the model then holds the state before that step.
+    """
+    given = locals()
+    require_data(data)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"fit was given a {type(model).__name__} as its model; build one, as pl.VAE(data.event_shape, ...)"
+        )
+    settings = training_settings().validate({name: given[name] for name in training_settings().options}, "fit")
+    target, (_, dtype) = choose_device(device), place_of(model)
+    hold_to_precision(model, target, precision)
+    devices = [target] if target.type == "cuda" else []
+    with alone(), torch.enable_grad(), torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
+        torch.manual_seed(seed)
+        maximised = as_objective(build("objective", settings["objective"]))
+        run = Fit(model.to(target), data, {name: value for name, value in settings.items() if value is not None})
+        there = data.to(target, dtype)
+        defaults = {name: option.default for name, option in training_settings().options.items()}
+        hold_to_rules(model, there, maximised)
+        hold_to_settings(model, there, maximised, settings, defaults)
+        several = there.train.batch(torch.randperm(len(there.train))[:1000].to(target))
+        with pyro.validation_enabled(False):
+            model.prepare(several.x, several.mask)
+        trainer = Trainer(run, there, maximised)
+        validate_first_batch(model, there, maximised, batch_size)
+        try:
+            with pyro.validation_enabled(False), progress_bar(progress) as bar:
+                trainer.train(on_epoch, bar)
+        finally:
+            model.eval()
+    return run
+
+
+def training_settings() -> Component:
+    """What can be declared about training, read from the signature of `fit`."""
+    return Component(fit, ("model", "data", "on_epoch", "progress"))

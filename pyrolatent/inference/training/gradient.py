@@ -1,0 +1,92 @@
+"""The gradient of a minibatch, compiled where that pays."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrolatent.data import Split
+from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
+from pyrolatent.inference.objectives import Objective
+from pyrolatent.inference.weights import training_arguments
+from pyrolatent.models.conditionals import networks_in
+from pyrolatent.models.model import Model
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+TIMED = range(5, 25)
+"""The steps whose duration says how long training will take."""
+
+
+class Gradient:
+    """The bound summed over some datapoints, and the gradient of the mean negative target by each parameter.
+
+    Args:
+        model: the model, with whose parameters it is shared.
+        data: the training data, where the model is.
+        objective: what is maximised.
+        settings: `compile` and `precision`, as declared.
+        steps: number of steps of the whole training.
+    """
+
+    def __init__(
+        self, model: Model, data: Split, objective: Objective, settings: Mapping[str, Any], steps: int
+    ) -> None:
+        self.model, self.data, self.objective, self.steps_ahead = model, data, objective, steps
+        self.parameters = list(model.parameters())
+        self.precision = settings["precision"]
+        self.policy = settings["compile"] if self.parameters[0].device.type in ("cpu", "cuda") else "never"
+        self.compiled: Callable[..., Any] | None = None
+        self.size = 0
+        """Datapoints of the minibatches that the compiled program takes."""
+        self._clock = 0.0
+
+    def __call__(self, index: Tensor, factor: Tensor) -> tuple[Any, ...]:
+        """The bound, (), and a gradient or None for each parameter.
+
+        Args:
+            index: numbers of the datapoints.
+            factor: of beta, ().
+        """
+        if self.compiled is not None and len(index) == self.size:
+            found: tuple[Any, ...] = self.compiled(index, factor)
+            return found
+        return self.uncompiled(index, factor)
+
+    def uncompiled(self, index: Tensor, factor: Tensor) -> tuple[Any, ...]:
+        """The same, run step by step."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        inputs = training_arguments(self.model, self.data.batch(index))
+        with networks_in(PRECISIONS[self.precision]):
+            bound = self.objective.accumulate(self.model, inputs, factor)
+        return bound, *(parameter.grad for parameter in self.parameters)
+
+    def is_worth_compiling(self, step: int) -> bool:
+        """Whether to compile before this step: if it was asked for, or if enough of the training is ahead."""
+        if self.policy != "auto":
+            return self.policy == "always"
+        if step in (TIMED.start, TIMED.stop) and self.parameters[0].is_cuda:
+            torch.cuda.synchronize()
+        if step == TIMED.start:
+            self._clock = time.perf_counter()
+        if step != TIMED.stop:
+            return False
+        return (time.perf_counter() - self._clock) / len(TIMED) * (self.steps_ahead - step) > WORTH_COMPILING
+
+    def compile(self, index: Tensor, factor: Tensor) -> None:
+        """Compiles it for minibatches as large as this one, once, or says why it cannot be."""
+        asked, self.policy = self.policy, "never"
+        if not self.objective.compiles:
+            if asked == "always":
+                name = self.objective.name
+                warnings.warn(f"training goes on uncompiled: {name} remembers what a graph would not", stacklevel=5)
+            return
+        try:
+            self.compiled = compiled(self.uncompiled, (index, factor), self.model, self.precision)
+            self.size = len(index)
+        except CaptureError as error:
+            warnings.warn(f"training goes on uncompiled: {error}", stacklevel=5)

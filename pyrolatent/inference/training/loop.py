@@ -1,0 +1,198 @@
+"""The training loop."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from pyrolatent.data import Data, Split
+from pyrolatent.declaration import build
+from pyrolatent.inference import distributed
+from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.objectives import as_objective
+from pyrolatent.inference.training import diagnosis
+from pyrolatent.inference.training.gradient import Gradient
+from pyrolatent.inference.training.held_out import held_out
+from pyrolatent.inference.training.optim import build_optimizer, take_step
+from pyrolatent.inference.weights import arguments, training_arguments
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Fit:
+    """A trained model with how it was trained.
+
+    Attributes:
+        model: the model, holding the weights of `best_epoch` with early stopping, else of the last epoch.
+        data: what it was trained on.
+        settings: what was declared, as in an experiment file.
+        history: a row an epoch: `epoch`, `train_loss` (running mean of the negative bound over the epoch's batches,
+            nats per datapoint, lower is better), `validation_elbo` (nats per datapoint, higher is better),
+            `learning_rate`, `seconds` (of the epoch's training), and other losses that the objective names; in the
+            place of `validation_elbo` what `held_out` says, of models without a bound or without an encoder.
+        best_epoch: the epoch whose weights were kept by early stopping.
+    """
+
+    model: Any
+    data: Data
+    settings: dict[str, Any]
+    history: list[Row] = field(default_factory=list)
+    best_epoch: int | None = None
+
+
+class Trainer:
+    """One training.
+
+    Args:
+        run: the model and the declared settings; its history grows by an epoch at a time.
+        data: what it is trained on, where the model is.
+        objective: what is maximised.
+    """
+
+    def __init__(self, run: Fit, data: Data, objective: Any) -> None:
+        self.run, self.model, self.data, self.settings = run, run.model, data, run.settings
+        self.objective = as_objective(objective)
+        self.held_out = held_out(self.model, self.objective)
+        self.warmup = build("warmup", self.settings["kl_warmup"]) if "kl_warmup" in self.settings else None
+        self.parameters = list(self.model.parameters())
+        self.optimizer, self.scheduler = build_optimizer(self.settings, self.parameters)
+        self.epochs: int = self.objective.epochs or self.settings["epochs"]
+        self.batches = len(self.minibatches(torch.arange(len(data.train))))
+        self.gradient = Gradient(self.model, data.train, self.objective, self.settings, self.batches * self.epochs)
+        self.factor = self.parameters[0].new_ones(())
+        self.steps = 0
+        self.extra: dict[str, float] = {}
+
+    def train(self, on_epoch: Callable[[Fit], Any] | None, bar: Progress) -> None:
+        """All epochs, with validation, schedules and early stopping."""
+        scores: list[float] = []
+        best, best_state = -math.inf, None
+        self.model.fitted = True
+        task = bar.add_task("epoch 1", total=self.batches * self.epochs)
+        distributed.broadcast([*(p.data for p in self.parameters), *self.model.buffers()])
+        if distributed.rank():  # draws of its own from here on
+            torch.manual_seed(self.settings["seed"] + (distributed.rank() << 32))
+        for epoch in range(1, self.epochs + 1):
+            state, started = diagnosis.State(self), time.perf_counter()
+            row: Row = {"epoch": epoch, "train_loss": None, "validation_elbo": None}
+            row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+            training = self.epoch(bar, task)
+            distributed.average_buffers(self.model)
+            row["seconds"] = time.perf_counter() - started
+            validation, watched = self.score(self.data.validation), self.watch()
+            numbers = {"the training bound": training, "the validation score": validation, **watched, **self.extra}
+            if bad := diagnosis.not_finite(self.model, numbers):
+                diagnosis.replay(self, state, epoch, bad)
+            if self.scheduler is not None:
+                take_step(self.scheduler, -validation)
+            scores.append(validation)
+            name = self.held_out.name
+            row |= {"train_loss": -training, name: -validation if name.endswith("loss") else validation}
+            self.run.history.append(row | watched | self.extra)
+            bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
+            warm = epoch >= min(getattr(self.warmup, "epochs", 0), self.epochs)  # a function of the user's has none
+            if "patience" in self.settings and warm and validation > best:
+                best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
+            if on_epoch:
+                self.model.eval()
+                on_epoch(self.run)
+            if self.run.best_epoch is not None and epoch - self.run.best_epoch >= self.settings["patience"]:
+                break
+        if best_state is not None:
+            self.model.load_state_dict(best_state)
+        diagnosis.warn_if_not_converged(self.held_out.name, scores, self.epochs)
+        diagnosis.warn_of_floors(self.model.modules())
+
+    def epoch(self, bar: Progress, task: TaskID) -> float:
+        """One pass over the training data; returns the mean of what is maximised, per datapoint."""
+        if not self.objective.by_gradient:
+            with torch.no_grad():
+                self.objective.update(self.model, training_arguments(self.model, self.data.train.batch(slice(None))))
+            return self.score(self.data.train)
+        self.model.train()
+        total = self.factor.new_zeros(())
+        extra: dict[str, Tensor] = {}
+        for index in self.indices():
+            if self.gradient.compiled is None and self.gradient.is_worth_compiling(self.steps):
+                description = bar.tasks[task].description
+                bar.update(task, description="compiling")
+                self.gradient.compile(distributed.shard(index), self.factor)
+                bar.update(task, description=description)
+            total = total + self.step(index)
+            for name, loss in self.objective.extra_losses().items():
+                extra[name] = extra.get(name, 0.0) + loss
+            bar.advance(task)
+        sums = zip(extra, distributed.total([*extra.values()]) if extra else [], strict=True)
+        self.extra = {name: loss.item() / len(self.data.train) for name, loss in sums}
+        return total.item() / len(self.data.train)
+
+    def step(self, index: Tensor) -> Tensor:
+        """One step of the optimiser on a minibatch; returns the bound with beta = 1, summed over it."""
+        if self.warmup:
+            self.factor.fill_(self.warmup(self.steps / self.batches))
+        own = distributed.shard(index)
+        weight = len(own) / len(index)
+        own = own if len(own) else index[:1]  # a process without a part of the minibatch takes part with weight 0
+        bound, *gradients = self.gradient(own, self.factor)
+        if distributed.size() > 1:
+            parts = [bound * (weight > 0), *(g * weight for g in gradients if g is not None)]
+            bound, *totals = distributed.total(parts)
+            left = iter(totals)
+            gradients = [None if g is None else next(left) for g in gradients]
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if "clip_norm" in self.settings:
+            nn.utils.clip_grad_norm_(self.parameters, self.settings["clip_norm"])
+        self.optimizer.step()
+        self.steps += 1
+        return bound
+
+    def indices(self) -> tuple[Tensor, ...]:
+        """The training data in random order, in minibatches."""
+        order = torch.randperm(len(self.data.train)).to(self.factor.device)
+        distributed.broadcast([order])
+        return self.minibatches(order)
+
+    def minibatches(self, order: Tensor) -> tuple[Tensor, ...]:
+        """An order in minibatches; a single datapoint that is left over, which has no variance, joins those before."""
+        *others, last = order.split(self.settings["batch_size"])
+        if others and len(last) == 1 < self.settings["batch_size"]:
+            return *others[:-1], torch.cat([others[-1], last])
+        return *others, last
+
+    def score(self, split: Split) -> float:
+        """Mean held-out score, with the same noise at each epoch so that epochs can be compared."""
+        total = torch.zeros((), dtype=torch.float64)
+        with torch.no_grad(), evaluating(self.model, self.settings["seed"] + (distributed.rank() << 32)):
+            for index in torch.arange(len(split), device=self.factor.device).split(1000):
+                own = distributed.shard(index)
+                if len(own):
+                    total += self.held_out.score(arguments(self.model, split.batch(own))).item()
+        (total,) = distributed.total([total.to(self.factor)])
+        return total.item() / len(split)
+
+    def watch(self) -> dict[str, float]:
+        """What is watched beside the score."""
+        with evaluating(self.model, self.settings["seed"]):
+            return self.held_out.monitor(self.data)
+
+
+@contextmanager
+def progress_bar(visible: bool) -> Iterator[Progress]:
+    """A bar of steps, with their rate and the time that remains."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not visible, transient=True) as bar:
+        yield bar

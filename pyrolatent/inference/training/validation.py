@@ -1,0 +1,118 @@
+"""What is refused before training: settings that cannot be used, and a first minibatch that goes wrong."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pyrolatent.data import Batch, Data
+from pyrolatent.errors import InputError, only
+from pyrolatent.inference import distributed
+from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.objectives import Objective
+from pyrolatent.inference.rules import likelihood_name
+from pyrolatent.inference.weights import training_arguments, weigh
+from pyrolatent.models.arrays import place_of
+from pyrolatent.models.model import Capability, Model
+from pyrolatent.models.modes import statistics_held, training_mode
+
+
+def hold_to_settings(
+    model: Model, data: Data, objective: Objective, settings: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    """Refuses settings of `fit` that the objective has no use for, or that this model or these processes cannot follow.
+
+    Args:
+        model: the model, where it is to be trained.
+        data: what it is trained on.
+        objective: what is maximised.
+        settings: of `fit`, all of them.
+        defaults: of `fit`.
+
+    Raises:
+        InputError: naming the setting and what to declare.
+    """
+    name, processes = type(model).__name__, distributed.size()
+    if settings["kl_warmup"] is not None and "kl_warmup" in objective.unused:
+        raise InputError(
+            f"kl_warmup scales the KL inside a bound of this package, but the objective is {objective.name}; declare "
+            "objective: elbo or analytic_elbo, or leave kl_warmup out"
+        )
+    takes = [one for one in objective.settings or defaults if one not in objective.unused]
+    changed = {one: settings[one] if settings[one] != defaults[one] else None for one in defaults}
+    only(f"training {name} by {objective.name}", takes, changed)
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise InputError("a model that was built under torch.inference_mode cannot be trained; build it outside")
+    if objective.by_gradient and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("the model has no parameter to train: none of them requires a gradient")
+    if processes > 1 and not objective.distributes:
+        raise InputError(
+            f"{name} keeps chains, which processes do not share, but there are {processes}; train it in one"
+        )
+    if processes > settings["batch_size"]:
+        raise InputError(
+            f"a batch of {settings['batch_size']} datapoints cannot be shared by {processes} processes; declare a "
+            "larger batch_size, or start fewer"
+        )
+    smallest = min(len(data.train), settings["batch_size"]) // processes
+    if smallest < 2 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise InputError(
+            f"batch normalisation needs minibatches of two or more datapoints, but they have {smallest}; declare a "
+            "larger batch_size, or norm: layer"
+        )
+
+
+def hold_to_precision(model: Model, device: torch.device, precision: str) -> None:
+    """Refuses a model in double precision where products are to be in less, before it is moved.
+
+    Raises:
+        InputError: naming both and what to declare.
+    """
+    if place_of(model)[1] == torch.float64 and (precision == "bf16" or device.type == "mps"):
+        what = "device: mps" if device.type == "mps" else "precision: bf16"
+        instead = "device: cpu" if device.type == "mps" else "precision: float32, which leaves the type as it is"
+        raise InputError(
+            f"{what} is for models in float32, but {type(model).__name__} is in float64; call model.float(), or "
+            f"declare {instead}"
+        )
+
+
+def validate_first_batch(model: Any, data: Data, objective: Any, size: int) -> None:
+    """Tells the model of the data's labels and units, and runs it once on a minibatch, validated, before any training.
+
+    Raises:
+        InputError: log-probabilities that are not finite or have no batch dimension; the model is then as before.
+    """
+    first, known, y = data.train.batch(slice(0, size)), (model.vector_labels, model.divisor), data.train.y
+    model.vector_labels = model.conditional and y is not None and y.is_floating_point()
+    model.divisor = data.divisor
+    try:
+        objective.prepare(model)
+        if Capability.POSTERIOR in model.offers:
+            _run(model, first, objective, validate=data.binarize != "relaxed")
+    except BaseException:
+        model.vector_labels, model.divisor = known
+        raise
+
+
+def _run(model: Any, first: Batch, objective: Any, *, validate: bool) -> None:
+    if Capability.ANY_DRAW_SCORED in objective.needs:
+        devices = [first.x.device] if first.x.is_cuda else []
+        with training_mode(model), torch.random.fork_rng(devices=devices), statistics_held():
+            objective.differentiable_loss(model.generate, model.infer, *training_arguments(model, first))
+    with torch.no_grad(), evaluating(model), pyro.validation_enabled(validate):
+        weights = weigh(model.generate, model.infer, *training_arguments(model, first))
+    bad = int((~torch.isfinite(weights.log_likelihood)).flatten(0, -2).any(0).sum())
+    if bad:
+        raise InputError(
+            f"log p(x | z) is not finite for {bad} of the first {len(first.x)} datapoints before any training: the "
+            f"{likelihood_name(model)} likelihood has no finite density there; declare another one"
+        )
+    for site, value in {"x": weights.log_likelihood, **weights.log_prior, **weights.log_posterior}.items():
+        if value.shape[-2:] != (1, len(first.x)):
+            raise InputError(
+                f"the log-probability of the site {site!r} has the shape {tuple(value.shape)} for "
+                f"{len(first.x)} datapoints; give its distribution the batch shape of the data with to_event"
+            )
