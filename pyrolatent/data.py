@@ -173,6 +173,17 @@ class Data:
         """By which integers of the source were divided, 1 where they were not."""
         return divisor(self.record)
 
+    def split(self, name: str) -> Split:
+        """The split of this name, "train", "validation" or "test".
+
+        Raises:
+            InputError: there is none.
+        """
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        if name not in splits:
+            raise InputError(f"there is no split {name!r}; valid: {', '.join(splits)}")
+        return splits[name]
+
     def bits_per_dimension(
         self, log_p: float | None, measure: str, support: constraints.Constraint, mask: Tensor | None = None
     ) -> float | None:

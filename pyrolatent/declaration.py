@@ -22,6 +22,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
+from annotated_types import Gt
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from pyrolatent.errors import InputError
@@ -29,6 +30,8 @@ from pyrolatent.errors import InputError
 Declaration = str | Mapping[str, Any]
 C = TypeVar("C", bound=type)
 Importer = Callable[[str], Any]
+PositiveInt = Annotated[int, Gt(0)]
+PositiveFloat = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)

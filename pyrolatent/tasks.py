@@ -1,5 +1,6 @@
 """What people do with a fitted model. Data, labels, masks and latents may be tensors, arrays or lists of any type."""
 
+import functools
 import itertools
 import warnings
 from typing import Any
@@ -14,16 +15,15 @@ from torch import Tensor
 
 from pyrolatent.chains import sample_energy
 from pyrolatent.errors import InputError, at_least, at_least_one, only
-from pyrolatent.inference.annealed import summary
-from pyrolatent.inference.draws import FLOATS, labels_for, posterior_means, repeated, simulate, weighed_draws
+from pyrolatent.inference.draws import FLOATS, labels_for, posterior_means, repeated, resampled, simulate
 from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.monte_carlo import log_mean
 from pyrolatent.inference.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.rules import require_latents
 from pyrolatent.models.arrays import as_inputs, as_labels, as_tensor
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.model import Capability
 from pyrolatent.models.modes import evaluating_alone
-from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 DRAWS = 100
@@ -63,25 +63,35 @@ def sample(
     """
     at_least_one(size=size)
     at_least(0, sweeps=sweeps)
-    options, name = {"sweeps": sweeps, "kernel": kernel}, type(model).__name__
-    if isinstance(model, UnnormalisedDensity):
-        exact = model.tractable and y is None and kernel is None
-        given = only(f"an exact draw of {name}" if exact else name, ("kernel", *["sweeps"] * (not exact)), options)
-        labels = None if y is None else as_labels(model, y, size)
-        return sample_energy(model, size, labels, mean=mean, **given)
-    only(f"{name}, which is drawn from without chains,", (), options)
+    return _sample(model, size, y, mean, {"sweeps": sweeps, "kernel": kernel})
+
+
+@functools.singledispatch
+def _sample(model: Any, size: int, y: Any, mean: bool, options: dict[str, Any]) -> Tensor:
+    only(f"{type(model).__name__}, which is drawn from without chains,", (), options)
     y = labels_for(model, size, y)
     x, latents = simulate(model, size, y)
     return model.decode(latents, y).mean if mean else x
 
 
-def sample_title(model: LatentVariableModel | UnnormalisedDensity, mean: bool) -> str:
+@_sample.register
+def _(model: UnnormalisedDensity, size: int, y: Any, mean: bool, options: dict[str, Any]) -> Tensor:
+    exact, name = model.tractable and y is None and options["kernel"] is None, type(model).__name__
+    given = only(f"an exact draw of {name}" if exact else name, ("kernel", *["sweeps"] * (not exact)), options)
+    return sample_energy(model, size, None if y is None else as_labels(model, y, size), mean=mean, **given)
+
+
+@functools.singledispatch
+def sample_title(model: Any, mean: bool) -> str:
     """What `sample` gives, in the words of a figure's title."""
-    if isinstance(model, UnnormalisedDensity):
-        means = mean and isinstance(model, RestrictedBoltzmannMachine)
-        return "E[x | h] at draws of the hidden units" if means else "draws of x"
     y = "" if not model.label_dim else ", y"
     return f"E[x | z{y}] at draws of z ~ p(z)" if mean else f"draws of x ~ p(x | z{y})"
+
+
+@sample_title.register
+def _(model: UnnormalisedDensity, mean: bool) -> str:
+    means = mean and Capability.HIDDEN_UNITS in model.offers
+    return "E[x | h] at draws of the hidden units" if means else "draws of x"
 
 
 @torch.no_grad()
@@ -220,9 +230,9 @@ def impute(
     """Draws of what is missing, x_missing ~ p(x_missing | x_observed), by sampling importance resampling.
 
     For each draw `particles` latents are drawn and weighed given what is observed, half of them from the prior if the
-    encoder was not trained with gaps (`inference.draws.weighed_draws`), and one of them, drawn by its weight, is
-    decoded and sampled (Rubin 1988). Exact as particles grow; where k-hat says that there are too few, a warning says
-    for how many datapoints.
+    encoder was not trained with gaps (`inference.draws.resampled`), and one of them, drawn by its weight, is decoded
+    and sampled. Exact as particles grow; where k-hat says that there are too few, a warning says for how many
+    datapoints.
 
     Args:
         model: a fitted model.
@@ -251,19 +261,12 @@ def impute(
             count = min(at_once, draws - start)
             values, observed = repeated(x, count), repeated(mask, count)
             labels = None if y is None else repeated(y, count)
-            log_weights, proposed = weighed_draws(model, (values, labels, observed), particles)
-            if not torch.isfinite(log_weights.logsumexp(0)).all():
-                raise InputError(
-                    "log p(x, z) is not finite at the draws of z for some datapoints, so none can be chosen"
-                )
-            chosen = dist.Categorical(logits=log_weights.T).sample()
-            rows = torch.arange(len(chosen), device=x.device)
-            latents = {site: value[chosen, rows] for site, value in proposed.items()}
-            drawn = torch.where(observed, values, model.decode(latents, labels).sample())
+            latents, log_weights = resampled(model, (values, labels, observed), particles)
+            drawn = torch.where(observed, values, model.decode(latents, labels).sample()[0])
             filled.append(drawn.unflatten(0, (count, len(x))))
             all_weights.append(log_weights.unflatten(1, (count, len(x))).flatten(0, 1))
     pooled = torch.cat(all_weights)
-    few = int(too_large(khat(pooled), summary(pooled)[2], len(pooled)).sum())
+    few = int(too_large(khat(pooled), log_mean(pooled)[2], len(pooled)).sum())
     if few:
         warnings.warn(
             f"what is missing rests on a few latents in {few} of {len(x)} datapoints, whose k-hat over {len(pooled)} "

@@ -28,9 +28,10 @@ from pyrolatent import (
     bidirectional_evidence,
     load_data,
 )
-from pyrolatent.inference.annealed import _betas, _Target, summary
+from pyrolatent.inference.annealed import _betas, _Target
 from pyrolatent.inference.draws import simulate
 from pyrolatent.inference.evidence import score
+from pyrolatent.inference.monte_carlo import log_mean
 
 D = 6
 SMALL: dict[str, Any] = {"encoder": {"mlp": {"hidden": [8]}}, "decoder": {"mlp": {"hidden": [8]}}}
@@ -45,7 +46,7 @@ def anneal(
 ) -> Any:
     """log p(x), its standard error and the effective sample size of each datapoint."""
     with pyro.validation_enabled(False):  # as the public functions do: a trajectory may leave the numbers
-        return summary(_Target(model, (x, None, mask), chains).annealed(_betas(steps, "sigmoid"), 4)[0])
+        return log_mean(_Target(model, (x, None, mask), chains).annealed(_betas(steps, "sigmoid"), 4)[0])
 
 
 def agree(found: Tensor, truth: Tensor, error: Tensor) -> bool:
@@ -146,9 +147,10 @@ def test_weights_have_the_mean_that_theory_gives_them(backwards: bool) -> None:
     """E[w] = p(x) of chains from the prior, E[1 / w] = 1 / p(x) from the exact posterior, whatever the moves."""
     model = linear(noise=1.5)
     x, latents = simulate(model, 3000)
+    betas, sign = _betas(10, "sigmoid"), -1 if backwards else 1
     start = latents if backwards else None
-    log_weights, _ = _Target(model, (x, None, None), 1).annealed(_betas(10, "sigmoid"), 5, start=start)
-    ratios = (log_weights[0] - model.log_evidence(x).detach()).mul(-1 if backwards else 1).exp()
+    log_weights, _ = _Target(model, (x, None, None), 1).annealed(betas[::sign], 5, start=start)
+    ratios = (log_weights[0] - sign * model.log_evidence(x).detach()).exp()
     error = ratios.std() / math.sqrt(len(ratios))
     assert error < 0.05
     assert ratios.log().std() > 0.1

@@ -5,6 +5,7 @@ from typing import Any
 
 import arviz
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import scipy.stats
@@ -21,7 +22,7 @@ from pyrolatent import (
     load_data,
     sample,
 )
-from pyrolatent.inference.draws import simulate
+from pyrolatent.inference.draws import draw, simulate
 from pyrolatent.inference.evidence import active_units, score
 from pyrolatent.inference.psis import too_large
 from pyrolatent.inference.weights import weigh
@@ -54,6 +55,19 @@ def test_khat_is_the_shape_of_pareto_weights(k: float) -> None:
     expected = (190 * k + 10 * 0.5) / 200
     assert abs(found.mean() - expected) < 4 * found.std() / math.sqrt(50) + 0.03
     assert found.std() == pytest.approx((1 + k) / math.sqrt(190), rel=0.4)
+
+
+def test_a_factor_of_the_guide_is_no_part_of_the_weights_of_draws() -> None:
+    """It is no density that was drawn from. Nothing is enumerated, so that the weights of states are all weights."""
+
+    class Penalised(VAE):
+        def infer(self, x: torch.Tensor, y: Any = None, mask: Any = None) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                z = pyro.sample("z", self.posterior(x))
+                pyro.factor("penalty", -z.square().sum(-1), has_rsample=True)
+
+    drawn = draw(Penalised((6,), latent_dim=2), (torch.zeros(3, 6), None, None), 5)
+    assert torch.allclose(drawn.log_weights_of_states, drawn.log_weights, atol=1e-5)
 
 
 def test_equal_weights_have_no_tail() -> None:

@@ -13,7 +13,7 @@ from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import Subject
 from pyrolatent.errors import at_least
 from pyrolatent.inference.draws import prior_variances
-from pyrolatent.inference.evidence import active_units
+from pyrolatent.inference.evidence import ACTIVE, active_units
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ActiveUnits(Check):
     draws: int = 100
 
     name: ClassVar[str] = "active units"
-    source: ClassVar[str] = "1 dimension of variance > 0.01 of the prior's; Burda et al. 2016"
+    source: ClassVar[str] = f"1 dimension of variance > {ACTIVE} of the prior's; Burda et al. 2016"
     asks: ClassVar[str] = "whether the posterior has collapsed to the prior"
     gives_p_value: ClassVar[bool] = False
 

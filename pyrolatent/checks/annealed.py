@@ -13,7 +13,8 @@ from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
 from pyrolatent.checks.subject import Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.annealed import annealed_evidence, bidirectional_evidence, summary
+from pyrolatent.inference.annealed import annealed_evidence, bidirectional_evidence
+from pyrolatent.inference.monte_carlo import log_mean, standard_error
 
 
 def excess(annealed: Tensor, sampled: Tensor, mcse: Tensor) -> tuple[float, float]:
@@ -28,7 +29,7 @@ def excess(annealed: Tensor, sampled: Tensor, mcse: Tensor) -> tuple[float, floa
         mcse: Monte Carlo standard error of `sampled`, (datapoints,).
     """
     difference, n = (annealed - sampled).double(), len(annealed)
-    error = difference.std().item() / math.sqrt(n)
+    error = standard_error(difference)
     expected = float(scipy.stats.t.isf(1e-3, n - 1)) * error + 0.5 * mcse.double().square().mean().item() + 1e-4
     return difference.mean().item(), expected
 
@@ -86,7 +87,7 @@ class AnnealedEvidence(OfChains):
         """The mean difference."""
         found = annealed_evidence(subject.model, subject.data, split=subject.split, **self.settings(subject))
         truth = found.each["log_evidence"]
-        sampled, mcse, _ = summary(subject.drawn(self.draws).log_weights[:, : len(truth)].double().cpu())
+        sampled, mcse, _ = log_mean(subject.drawn(self.draws).log_weights[:, : len(truth)].double().cpu())
         value, threshold = excess(truth, sampled, mcse)
         return self.judged(
             value,

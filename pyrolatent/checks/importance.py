@@ -13,7 +13,7 @@ from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import Subject
 from pyrolatent.errors import at_least
-from pyrolatent.inference.annealed import summary
+from pyrolatent.inference.monte_carlo import log_mean
 from pyrolatent.inference.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.weights import arguments
 
@@ -45,7 +45,7 @@ class KHat(Check):
         at_least(100, draws=self.draws)
         drawn = subject.drawn(self.draws)
         found, threshold = khat(drawn.log_weights), khat_threshold(self.draws)
-        evidence, mcse, ess = summary(drawn.log_weights)
+        evidence, mcse, ess = log_mean(drawn.log_weights)
         worst = found.nan_to_num(-math.inf).argsort(descending=True)[:10]
         shown = subject.part.batch(worst)
         latents = {site: value[0, worst] for site, value in drawn.latents.items()}

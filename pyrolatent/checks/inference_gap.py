@@ -14,9 +14,9 @@ from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import BATCH, Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.annealed import summary
 from pyrolatent.inference.draws import draw
 from pyrolatent.inference.local import refine
+from pyrolatent.inference.monte_carlo import log_mean
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -82,7 +82,7 @@ def gaps(
     x, _, mask = inputs
     exact = model.log_evidence(x, mask)
     if exact is None:
-        evidence, error, _ = summary((amortized if best is None else best).log_weights.double())
+        evidence, error, _ = log_mean((amortized if best is None else best).log_weights.double())
     else:
         evidence = exact.detach().double()
         error = torch.zeros_like(evidence)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import pyro.distributions as dist
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -15,7 +14,7 @@ from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
 from pyrolatent.checks.ranks import fractional_ranks
 from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.draws import FLOATS, repeated, simulate, weighed_draws
+from pyrolatent.inference.draws import FLOATS, repeated, resampled, simulate
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel
@@ -30,8 +29,7 @@ def conditional_draws(
 ) -> Tensor:
     """Draws of single entries of each datapoint given its others, (draws, batch, entries), by importance resampling.
 
-    Latents given the others are resampled by their weights, as `weighed_draws` draws them, exact as particles grow;
-    what is predicted was then not seen.
+    Latents given the others are `resampled`, exact as particles grow; what is predicted was then not seen.
 
     Args:
         model: a model whose likelihood factorises over entries.
@@ -52,9 +50,7 @@ def conditional_draws(
         labels = None if y is None else repeated(y, count)
         rows, hidden = torch.arange(count * batch, device=x.device), predicted.repeat_interleave(batch)
         others.flatten(1)[rows, hidden] = False
-        log_weights, proposed = weighed_draws(model, (several, labels, others), particles)
-        chosen = dist.Categorical(logits=log_weights.T).sample(torch.Size([draws]))
-        latents = {site: value[chosen, rows] for site, value in proposed.items()}
+        latents, _ = resampled(model, (several, labels, others), particles, draws)
         drawn = model.decode(latents, labels).sample().flatten(2)[:, rows, hidden]
         parts.append(drawn.unflatten(1, (count, batch)).mT)
     return torch.cat(parts, -1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrolatent.errors import InputError
+from pyrolatent.inference.monte_carlo import known, standard_error
 from pyrolatent.run import Run
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def differences(scores: Sequence[Tensor], common: Sequence[float] | None = None)
             found.append(None)
             continue
         shared = common[place] ** 2 + common[best] ** 2
-        paired = _standard_error(each - by_datapoint[best]) ** 2
+        paired = standard_error(each - by_datapoint[best]) ** 2
         of_seeds, half_width = seeds[place] + seeds[best], None
         if not math.isnan(of_seeds + paired):
             rest = max(0.0, paired - interaction[place] - interaction[best]) + shared
@@ -312,10 +313,10 @@ def _row(
         runs=[str(run.path) for run in runs],
         seeds=len(runs),
         score=None if scores is None else scores.mean().item(),
-        score_se=None if scores is None else _known(math.hypot(_standard_error(scores.mean(0)), common)),
+        score_se=None if scores is None else known(math.hypot(standard_error(scores.mean(0)), common)),
         score_seeds=None if scores is None else _spread(scores.mean(1)),
         difference=found.value if found else best,
-        difference_se=_known(found.over_datapoints) if found else best,
+        difference_se=known(found.over_datapoints) if found else best,
         difference_seeds=found.over_seeds if found else None,
         half_width=found.half_width if found else None,
         significant=found.significant if found else None,
@@ -381,14 +382,6 @@ def forest(groups: Sequence[Group]) -> "Figure":
         fontsize=8,
     )
     return fig
-
-
-def _known(error: float) -> float | None:
-    return None if math.isnan(error) else error
-
-
-def _standard_error(values: Tensor) -> float:
-    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def _spread(values: Tensor) -> float | None:

@@ -7,30 +7,30 @@ weight prod_t (p(x, z_t) / p(z_t))^(b_t+1 - b_t) has the mean p(x) whatever the 
 move together, in unconstrained coordinates u with the Jacobian of z(u); enumerated sites are summed out of p.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyrolatent.data import Data
 from pyrolatent.errors import InputError, at_least_one
-from pyrolatent.inference.draws import labels_for, simulate
+from pyrolatent.inference.annealing import anneal
+from pyrolatent.inference.draws import labels_for, repeated, simulate
 from pyrolatent.inference.evidence import measure, observation_support
-from pyrolatent.inference.kernels import ACCEPTANCE, hamiltonian
+from pyrolatent.inference.kernels import HMC, adapted_steps
 from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.monte_carlo import known, log_mean, standard_error
 from pyrolatent.inference.objectives import Inputs
 from pyrolatent.inference.result import HeldOutScores, Line
 from pyrolatent.inference.rules import likelihood_name, part_for, require_latents
-from pyrolatent.inference.weights import arguments, weigh
+from pyrolatent.inference.weights import arguments, total, weigh
 from pyrolatent.models.latent import LatentVariableModel
 
 Schedule = Literal["sigmoid", "linear"]
@@ -174,7 +174,7 @@ def annealed_evidence(
             batch = arguments(model, part.batch(slice(start, min(start + batch_size, count))))
             target = _Target(model, batch, chains)
             log_weights, accepted = target.annealed(betas, leapfrog)
-            summaries.append(torch.stack(summary(log_weights)))
+            summaries.append(torch.stack(log_mean(log_weights)))
             acceptance.append(accepted)
             exact.append(_exact(model, batch))
             if on_batch:
@@ -187,7 +187,7 @@ def annealed_evidence(
             evidence.mean().item(), unit, support, None if part.mask is None else part.mask[:count]
         ),
         log_evidence=evidence.mean().item(),
-        log_evidence_se=_standard_error(evidence),
+        log_evidence_se=known(standard_error(evidence)),
         log_evidence_mcse=mcse.square().sum().sqrt().item() / count if chains > 1 else None,
         ess=ess.mean().item(),
         acceptance=torch.cat(acceptance).mean().item(),
@@ -242,12 +242,12 @@ def bidirectional_evidence(
             labels = None if y is None else y[start : start + batch_size]
             x, latents = simulate(model, min(batch_size, size - start), labels)
             target = _Target(model, (x, labels, None), chains)
-            sizes = target.step_sizes(betas, leapfrog)
-            log_weights, accepted = target.annealed(betas, leapfrog, sizes)
-            back, _ = target.annealed(betas, leapfrog, sizes, start=latents)
-            found, _, effective = summary(log_weights)
+            log_steps = target.log_steps(betas, leapfrog)
+            log_weights, accepted = target.annealed(betas, leapfrog, log_steps)
+            back, _ = target.annealed(betas[::-1], leapfrog, log_steps, start=latents)
+            found, _, effective = log_mean(log_weights)
             lower.append(found)
-            upper.append(math.log(chains) - (-back).logsumexp(0))
+            upper.append(-log_mean(back)[0])
             ess.append(effective)
             acceptance.append(accepted)
             exact.append(_exact(model, (x, labels, None)))
@@ -258,7 +258,7 @@ def bidirectional_evidence(
         lower=below.mean().item(),
         upper=above.mean().item(),
         width=(above - below).mean().item(),
-        width_se=_standard_error(above - below),
+        width_se=known(standard_error(above - below)),
         exact=_mean(exact),
         ess=torch.cat(ess).mean().item(),
         acceptance=torch.cat(acceptance).mean().item(),
@@ -267,15 +267,6 @@ def bidirectional_evidence(
         steps=steps,
         each={"lower": below, "upper": above},
     )
-
-
-def summary(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log-mean-exp of log weights (draws, batch), its standard error by the delta method, and the ESS, (batch,)."""
-    draws = len(log_weights)
-    log_sum = log_weights.logsumexp(0)
-    ess = (2 * log_sum - (2 * log_weights).logsumexp(0)).exp()
-    variance = (1 / ess - 1 / draws).clamp(min=0) * draws / (draws - 1) if draws > 1 else ess * math.nan
-    return log_sum - math.log(draws), variance.sqrt(), ess
 
 
 class _Target:
@@ -337,104 +328,89 @@ class _Target:
                     pyro.sample(site, dist.Delta(at, event_dim=self.event_dims[site]))
 
         weights = weigh(self.model.generate, guide, *self.inputs, particles=len(u))
-        prior, joint = functools.reduce(torch.add, weights.log_prior.values()), weights.log_joint
+        prior, joint = total(weights.log_prior.values()), weights.log_joint
         return self._summed(prior) + jacobian, self._summed(joint) + jacobian
 
     def annealed(
-        self, betas: list[float], leapfrog: int, sizes: Tensor | None = None, start: dict[str, Tensor] | None = None
+        self,
+        betas: list[float],
+        leapfrog: int,
+        log_steps: dict[float, Tensor] | None = None,
+        start: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Log weights, (chains, batch), and mean acceptance, (batch,), of chains from the prior to the posterior.
+        """Log weights, (chains, batch), and mean acceptance, (batch,), of chains along a path.
 
         Args:
-            betas: exponents b_0 = 0 ... b_T = 1.
+            betas: exponents, rising from 0 to 1 from the prior to the posterior, or falling from 1 to 0.
             leapfrog: leapfrog steps of each move.
-            sizes: step sizes (T, batch), from `step_sizes` if None.
-            start: exact draws of the latents given x, (batch, ...), from which chains run back to the prior.
+            log_steps: `log_steps` of the path, found here if None.
+            start: exact draws of the latents given x, (batch, ...), where the exponents fall.
         """
-        sizes = self.step_sizes(betas, leapfrog) if sizes is None else sizes
-        state = self._state(self._prior() if start is None else self._repeated(start))
-        log_weights = torch.zeros_like(state.log_prior)
-        accepted, steps = log_weights.new_zeros(log_weights.shape[1:]), range(1, len(betas))
-        for t in steps if start is None else reversed(steps):
-            # Between the increments t and t + 1 of the weight stands a move that leaves f of b_t as it is.
-            if start is None:
-                log_weights = log_weights + (betas[t] - betas[t - 1]) * state.log_likelihood
-            if t < len(betas) - 1:
-                state, probability = self._moved(state, betas[t], sizes[t], leapfrog)
-                accepted = accepted + probability.mean(0) / max(len(betas) - 2, 1)
-            if start is not None:
-                log_weights = log_weights + (betas[t] - betas[t - 1]) * state.log_likelihood
-        return log_weights, accepted
+        path = _Path(self, HMC(leapfrogs=leapfrog), self.log_steps(betas, leapfrog) if log_steps is None else log_steps)
+        u = self.prior() if start is None else self.coordinates(start).expand(self.chains, -1, -1)
+        log_weights, _ = anneal(path, self.state(u), betas)
+        return log_weights, torch.stack(path.accepted).mean(0) if path.accepted else log_weights.new_zeros(u.shape[1])
 
-    def step_sizes(self, betas: list[float], leapfrog: int) -> Tensor:
-        """Step sizes (T, batch) of each datapoint, from pilot chains of their own.
+    def log_steps(self, betas: list[float], leapfrog: int) -> dict[float, Tensor]:
+        """Logarithms of the step sizes of each datapoint, (batch,), from pilot chains of their own, by exponent."""
+        state, between = self.state(self.prior()[:PILOTS]), betas[1:-1]
+        path = _Path(self, HMC(leapfrogs=leapfrog), {})
 
-        Adapted within the chains that are weighed they would depend on these, and the weights would be biased.
-        """
-        state = self._state(self._prior()[:PILOTS])
-        size = state.log_prior.new_full((len(self.inputs[0]),), 0.5)
-        sizes = []
-        for t in [1] * 15 + list(range(1, len(betas) - 1)):
-            state, probability = self._moved(state, betas[min(t, len(betas) - 2)], size, leapfrog)
-            size = size * (0.5 * (probability.mean(0) - ACCEPTANCE)).exp()
-            sizes.append(size)
-        return torch.stack([sizes[14], *sizes[14:]])
+        def move(state: _State, beta: float, log_step: Tensor) -> tuple[_State, Tensor]:
+            path.log_steps[beta] = log_step
+            state = path.move(state, beta)
+            return state, path.accepted[-1]
 
-    def _prior(self) -> Tensor:
+        begin = state.log_likelihood.new_full(state.log_likelihood.shape[1:], math.log(0.5))
+        found = adapted_steps(move, state, between, begin, HMC.target, first=15, each=1, averaged=1)
+        return dict(zip(between, found, strict=True))
+
+    def prior(self) -> Tensor:
         """Coordinates of draws from the prior, (chains, batch, dimensions)."""
         x, y, _ = self.inputs
-        with torch.no_grad(), pyro.plate("particles", self.chains, dim=-2):
-            trace: Any = poutine.trace(poutine.uncondition(self.model.generate)).get_trace(x, y)
-            return self.coordinates({site: trace.nodes[site]["value"] for site in self.transforms})
+        labels = None if y is None else repeated(y, self.chains)
+        _, latents = simulate(self.model, self.chains * len(x), labels)
+        return self.coordinates(latents).unflatten(0, (self.chains, len(x)))
 
-    def _repeated(self, latents: dict[str, Tensor]) -> Tensor:
-        return self.coordinates(latents).expand(self.chains, -1, -1)
-
-    def _state(self, u: Tensor) -> "_State":
-        with torch.no_grad():
-            return _State(u, *self.log_densities(u))
-
-    def _moved(self, state: "_State", beta: float, size: Tensor, leapfrog: int) -> tuple["_State", Tensor]:
-        """One move of Hamiltonian Monte Carlo that leaves f_b as it is; the acceptance probability, (chains, batch)."""
-        slope = functools.partial(self._slope, beta=beta)
-        _, accepted, probability, proposed = hamiltonian(slope, state.u, size, leapfrog)
-        return proposed.where(accepted, state), probability
-
-    def _slope(self, u: Tensor, beta: float) -> tuple[Tensor, Tensor, "_State"]:
-        """log f_b at u, (chains, batch), its gradient, (chains, batch, dimensions), and the state there."""
-        u = u.detach().requires_grad_()
-        with torch.enable_grad():
-            state = _State(u, *self.log_densities(u))
-            (gradient,) = torch.autograd.grad(state.log_density(beta).sum(), u)
-        there = _State(u.detach(), state.log_prior.detach(), state.log_joint.detach())
-        return there.log_density(beta), gradient, there
+    @torch.no_grad()
+    def state(self, u: Tensor) -> "_State":
+        """The state of chains at these coordinates."""
+        log_prior, log_joint = self.log_densities(u)
+        return _State(u, log_joint - log_prior)
 
     def _summed(self, values: Tensor) -> Tensor:
         return values.flatten(0, -3).logsumexp(0) if self.enumerated else values
 
 
-@dataclass(frozen=True)
-class _State:
-    """Coordinates (chains, batch, dimensions) with log p(z) and log p(x, z) there, (chains, batch)."""
+class _State(NamedTuple):
+    """Coordinates of chains, (chains, batch, dimensions), and log p(x | z) there, (chains, batch)."""
 
     u: Tensor
-    log_prior: Tensor
-    log_joint: Tensor
+    log_likelihood: Tensor
 
-    @property
-    def log_likelihood(self) -> Tensor:
-        return self.log_joint - self.log_prior
 
-    def log_density(self, beta: float) -> Tensor:
-        """log f_b."""
-        return torch.lerp(self.log_prior, self.log_joint, beta)
+class _Path:
+    """f_b of a target, and moves with steps of their own for each exponent and datapoint.
 
-    def where(self, chosen: Tensor, other: "_State") -> "_State":
-        return _State(
-            torch.where(chosen.unsqueeze(-1), self.u, other.u),
-            torch.where(chosen, self.log_prior, other.log_prior),
-            torch.where(chosen, self.log_joint, other.log_joint),
-        )
+    Attributes:
+        accepted: mean acceptance of each move, (batch,).
+    """
+
+    def __init__(self, target: _Target, kernel: HMC, log_steps: dict[float, Tensor]) -> None:
+        self.target, self.kernel, self.log_steps = target, kernel, log_steps
+        self.accepted: list[Tensor] = []
+
+    def log_ratio(self, state: _State, before: float, after: float) -> Tensor:
+        return (after - before) * state.log_likelihood
+
+    def move(self, state: _State, beta: float) -> _State:
+        def log_density(u: Tensor) -> tuple[Tensor, Tensor]:
+            log_prior, log_joint = self.target.log_densities(u)
+            return torch.lerp(log_prior, log_joint, beta), log_joint - log_prior
+
+        point, probability = self.kernel.move(log_density, state.u, self.log_steps[beta].exp())
+        self.accepted.append(probability.mean(0))
+        return _State(point.x, *point.terms)
 
 
 def _betas(steps: int, schedule: Schedule) -> list[float]:
@@ -467,7 +443,3 @@ def _exact(model: LatentVariableModel, inputs: Inputs) -> Tensor | None:
 def _mean(parts: list[Tensor | None]) -> float | None:
     known = [part for part in parts if part is not None]
     return torch.cat(known).double().mean().item() if known else None
-
-
-def _standard_error(values: Tensor) -> float | None:
-    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None

@@ -1,8 +1,7 @@
 """Models simulated, x and z ~ p(z, x), at the labels that were asked for, and draws from their posteriors."""
 
-import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from pyrolatent.errors import InputError
 from pyrolatent.inference.objectives import Inputs
-from pyrolatent.inference.weights import Program, Weights, weigh
+from pyrolatent.inference.weights import Program, Weights, total, weigh
 from pyrolatent.models.arrays import as_labels, as_numbers
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -83,12 +82,11 @@ def prior_variances(
         y: labels of the data, of conditional models.
         draws: from the prior.
     """
-    x = as_numbers(model, torch.zeros(()), "x").expand(draws, *model.event_shape)
-    trace: Any = poutine.trace(model.generate).get_trace(x, labels_for(model, draws, of_data=y))
-    nodes = trace.nodes
+    _, latents = simulate(model, draws, labels_for(model, draws, of_data=y))
+    ones = as_numbers(model, torch.ones(()), "x")
     return torch.cat(
         [
-            nodes[site]["value"].reshape(draws, -1).var(0) if site in nodes else x.new_ones(width)
+            latents[site].reshape(draws, -1).var(0) if site in latents else ones.expand(width)
             for site, width in widths.items()
         ]
     )
@@ -209,7 +207,7 @@ def log_posterior_of(
         number = len(next(iter(values.values())))
         with pyro.plate("particles", number, dim=-2):
             trace: Any = poutine.trace(poutine.condition(model.infer, data=values)).get_trace(*inputs)
-        rows.append(_total(trace.nodes[site]["fn"].log_prob(values[site]) for site in values))
+        rows.append(total(trace.nodes[site]["fn"].log_prob(values[site]) for site in values))
     return torch.cat(rows)
 
 
@@ -223,8 +221,8 @@ def _scored(weights: Weights) -> Draws:
     log_weights = weights.log_weights()
     terms = {
         "log_likelihood": weights.log_likelihood,
-        "log_prior": _total(weights.log_prior.values()),
-        "log_posterior": _total(weights.log_posterior.values()),
+        "log_prior": total(weights.log_prior.values()),
+        "log_posterior": weights.log_guide,
     }
     log_states = weights.log_states()
     if log_states is None:
@@ -277,6 +275,31 @@ def weighed_draws(model: LatentVariableModel, inputs: Inputs, particles: int) ->
     return torch.cat(log_weights), {site: torch.cat([each.latents[site] for each in both]) for site in of_q.latents}
 
 
+def resampled(
+    model: LatentVariableModel, inputs: Inputs, particles: int, draws: int = 1
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Draws from p(z | what is observed of x) by sampling importance resampling (Rubin 1988), exact as particles grow.
+
+    Args:
+        model: any latent-variable model.
+        inputs: x, y, mask.
+        particles: number of latents, as `weighed_draws` gives them, that each draw is chosen from by its weight.
+        draws: number for each datapoint, all from the same particles.
+
+    Returns:
+        Latents by site, (draws, batch, ...), and the log weights of what they were chosen from, (particles, batch).
+
+    Raises:
+        InputError: the weights of a datapoint are not finite.
+    """
+    log_weights, proposed = weighed_draws(model, inputs, particles)
+    if not torch.isfinite(log_weights.logsumexp(0)).all():
+        raise InputError("log p(x, z) is not finite at the draws of z for some datapoints, so none can be chosen")
+    chosen = dist.Categorical(logits=log_weights.T).sample(torch.Size([draws]))
+    rows = torch.arange(log_weights.shape[1], device=log_weights.device)
+    return {site: value[chosen, rows] for site, value in proposed.items()}, log_weights
+
+
 def site_means(weights: Weights, site: str) -> Tensor:
     """The mean of a latent site under the guide given each draw of the sites before it, (particles, batch, ...).
 
@@ -294,7 +317,3 @@ def site_means(weights: Weights, site: str) -> Tensor:
 
 def _split(field: Tensor | None, size: int) -> Sequence[Tensor | None]:
     return field.split(AT_ONCE) if field is not None else [None] * -(-size // AT_ONCE)
-
-
-def _total(terms: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, terms)

@@ -21,12 +21,13 @@ from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
 from pyrolatent.inference.draws import FLOATS, prior_variances, site_means
 from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.monte_carlo import known, log_mean_of_sums, standard_error
 from pyrolatent.inference.objectives import Inputs
-from pyrolatent.inference.partition import Annealing, evaluate_energy
+from pyrolatent.inference.partition import Annealing, EnergyEvaluation, evaluate_energy
 from pyrolatent.inference.psis import SHORTEST, khat_of_tail, khat_threshold, tail_length, too_large
 from pyrolatent.inference.result import HeldOutScores, Line, OnStep
 from pyrolatent.inference.rules import likelihood_name, part_for, same_event_shape
-from pyrolatent.inference.weights import Weights, arguments, closed_kl, weigh
+from pyrolatent.inference.weights import Weights, arguments, closed_kl, total, weigh
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.unnormalised import UnnormalisedDensity
 
@@ -178,7 +179,7 @@ def chunk(model: LatentVariableModel, particles: int) -> Chunk:
         terms = {
             "log_weights": weights.log_weights(),
             "reconstruction": weights.expect(weights.log_likelihood).mean(0),
-            "kl": weights.expect(functools.reduce(torch.add, weights.kl.values())).mean(0),
+            "kl": weights.expect(total(weights.kl.values())).mean(0),
         }
         for site in weights.latents:
             terms[f"mean {site}"], terms[f"square {site}"] = _moments(weights, site)
@@ -257,16 +258,12 @@ def score(
         smallest = torch.minimum(smallest, log_weights.min(0).values)
         for name, value in terms.items():
             means[name] = means.get(name, 0.0) + count / particles * value
-    ess = (2 * log_sum - log_square_sum).exp()
-    variance = (1 / ess - 1 / particles).clamp(min=0) * particles / (particles - 1) if particles > 1 else ess * math.nan
     reconstruction, kl = means.pop("reconstruction"), means.pop("kl")
     return Scores(
         reconstruction - kl,
         reconstruction,
         kl,
-        log_sum - math.log(particles),
-        variance.sqrt(),
-        ess,
+        *log_mean_of_sums(log_sum, log_square_sum, particles),
         khat_of_tail(largest.cpu(), smallest.cpu(), particles).to(log_sum),
         _of_sites(means, "mean "),
         {
@@ -317,17 +314,26 @@ def evaluate(
     Raises:
         InputError: the data does not fit the model, there is no such split, or an option is for others than the model.
     """
-    of_latents = {"particles": particles, "batch_size": batch_size, "on_batch": on_batch, "compile": compile}
-    options, name = {**of_latents, "annealing": annealing}, type(model).__name__
-    if isinstance(model, UnnormalisedDensity):
-        anneals = not model.tractable or (annealing is not None and (annealing.always or annealing.raised > 0))
-        who = name if anneals else f"{name} of exact log Z, but for Annealing(always=True),"
-        given = only(who, ["annealing"] * anneals, options)
-        return evaluate_energy(model, data, split=split, seed=seed, on_step=on_step, **given)
-    return _evaluate(model, data, split=split, seed=seed, on_step=on_step, **only(name, of_latents, options))
+    options = {"particles": particles, "batch_size": batch_size, "on_batch": on_batch, "compile": compile}
+    return _evaluate(model, data, {**options, "annealing": annealing}, split=split, seed=seed, on_step=on_step)
 
 
-def _evaluate(
+@functools.singledispatch
+def _evaluate(model: Any, data: Data, options: dict[str, Any], **about: Any) -> Any:
+    """Evaluates a kind of model with those of all options that it takes."""
+    taken = ("particles", "batch_size", "on_batch", "compile")
+    return _evaluate_latents(model, data, **about, **only(type(model).__name__, taken, options))
+
+
+@_evaluate.register
+def _(model: UnnormalisedDensity, data: Data, options: dict[str, Any], **about: Any) -> EnergyEvaluation:
+    name, annealing = type(model).__name__, options["annealing"]
+    anneals = not model.tractable or (annealing is not None and (annealing.always or annealing.raised > 0))
+    who = name if anneals else f"{name} of exact log Z, but for Annealing(always=True),"
+    return evaluate_energy(model, data, **about, **only(who, ["annealing"] * anneals, options))
+
+
+def _evaluate_latents(
     model: LatentVariableModel,
     data: Data,
     *,
@@ -459,8 +465,8 @@ def _summarise(
     likelihood = measure != "cross-entropy"
     errors = likelihood and particles > 1
     mcse, bias, low, high = (value.item() for value in draws_interval(evidence, each["mcse"]))
-    known = likelihood and tail_length(particles) >= SHORTEST
-    heavy = too_large(each["khat"], each["ess"], particles) if known else None
+    enough = likelihood and tail_length(particles) >= SHORTEST
+    heavy = too_large(each["khat"], each["ess"], particles) if enough else None
     return Evaluation(
         split=split,
         measure=measure,
@@ -468,7 +474,7 @@ def _summarise(
         reconstruction=each["reconstruction"].mean().item(),
         kl=each["kl"].mean().item(),
         log_evidence=evidence.mean().item() if likelihood else None,
-        log_evidence_se=evidence.std().item() / math.sqrt(n) if likelihood and n > 1 else None,
+        log_evidence_se=known(standard_error(evidence)) if likelihood else None,
         log_evidence_mcse=mcse if errors else None,
         log_evidence_bias=bias if errors else None,
         log_evidence_interval=[low, high] if errors else None,

@@ -7,20 +7,20 @@ to the base, one number or one for each chain, (chains, 1).
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from annotated_types import Gt
 from torch import Tensor
 
-from pyrolatent.declaration import Options, build, component
+from pyrolatent.declaration import Options, PositiveFloat, PositiveInt, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity
 
-P = TypeVar("P")
-ACCEPTANCE = 0.65
-"""Acceptance that steps are adapted to, which is optimal for Hamiltonian Monte Carlo (Beskos et al. 2013)."""
+S = TypeVar("S")
+Size = float | Tensor
+LogDensity = Callable[[Tensor], tuple[Tensor, ...]]
+"""Gives log p(x) up to a constant, (...), of x (..., width), and what else is to be kept of it, each (...)."""
 FIXED_STEP = 0.1
 """Step of kernels in training, and at which adaptation begins, in standard deviations of the base."""
 PILOTS = 32
@@ -47,6 +47,40 @@ class Gibbs:
         return model.gibbs(state, beta)
 
 
+class Point(NamedTuple):
+    """Where chains stand, with what is known of their density there.
+
+    Attributes:
+        x: (..., width).
+        log_p: log of the density, (...).
+        gradient: ∂ log p / ∂x, (..., width).
+        terms: what else the density gave, each (...).
+    """
+
+    x: Tensor
+    log_p: Tensor
+    gradient: Tensor
+    terms: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def at(cls, x: Tensor, log_density: LogDensity) -> "Point":
+        """The density and its gradient at x."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            log_p, *terms = log_density(x)
+            gradient = gradient_in(x, log_p)
+        return cls(x.detach(), log_p.detach(), gradient, tuple(term.detach() for term in terms))
+
+    def where(self, accepted: Tensor, other: "Point") -> "Point":
+        """This point of the chains that are accepted, the other of the rest."""
+        return Point(
+            torch.where(accepted[..., None], self.x, other.x),
+            torch.where(accepted, self.log_p, other.log_p),
+            torch.where(accepted[..., None], self.gradient, other.gradient),
+            tuple(torch.where(accepted, *each) for each in zip(self.terms, other.terms, strict=True)),
+        )
+
+
 class GradientKernel(Options):
     """Moves along ∇log p over real x, each coordinate in standard deviations of the model's base.
 
@@ -58,7 +92,7 @@ class GradientKernel(Options):
     target: ClassVar[float]
     """The mean acceptance that steps are adapted to."""
 
-    step: Annotated[float, Gt(0)] | None = None
+    step: PositiveFloat | None = None
 
     @property
     def exact(self) -> bool:
@@ -69,13 +103,30 @@ class GradientKernel(Options):
         """The chains a move later, or where they were if it is not accepted."""
         return self.moved(model, state, beta)[0]
 
-    def moved(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> tuple[Any, Tensor]:
+    def moved(
+        self, model: UnnormalisedDensity, state: Any, beta: Beta, step: float | None = None
+    ) -> tuple[Any, Tensor]:
         """The chains a move later, and the probability with which each was accepted, (chains,)."""
-        x, probability = self.propose(model, _real(model, state), beta, FIXED_STEP if self.step is None else self.step)
-        return model.restore(x), probability
 
-    def propose(self, model: UnnormalisedDensity, x: Tensor, beta: Beta, step: float) -> tuple[Tensor, Tensor]:
-        """x after a move of this step, and the probability with which each chain's was accepted."""
+        def log_density(x: Tensor) -> tuple[Tensor]:
+            return (model.log_density(model.restore(x), beta),)
+
+        size = step or self.step or FIXED_STEP
+        point, probability = self.move(log_density, _real(model, state), size, model.base_scale)
+        return model.restore(point.x), probability
+
+    def move(self, log_density: LogDensity, x: Tensor, step: Size, scale: Size = 1.0) -> tuple[Point, Tensor]:
+        """One move of each chain.
+
+        Args:
+            log_density: what the move leaves invariant.
+            x: where the chains stand, (..., width).
+            step: a number, or what broadcasts to (...), in units of `scale`.
+            scale: units of the coordinates, (width,) or one for all.
+
+        Returns:
+            Where they stand afterwards, and the probability with which each was accepted, (...).
+        """
         raise NotImplementedError
 
 
@@ -85,61 +136,61 @@ class Langevin(GradientKernel):
 
     Args:
         adjusted: whether proposals are accepted as Metropolis and Hastings do, so that p is left as it is exactly.
-        steps: moves in one call.
+        steps: moves in one call, whose mean probability of acceptance is given.
     """
 
     target = 0.574  # Roberts and Rosenthal (1998)
 
     adjusted: bool = True
-    steps: Annotated[int, Gt(0)] = 1
+    steps: PositiveInt = 1
 
     @property
     def exact(self) -> bool:
         """Whether moves are accepted as Metropolis and Hastings do, so that they leave p invariant."""
         return self.adjusted
 
-    def propose(self, model: UnnormalisedDensity, x: Tensor, beta: Beta, step: float) -> tuple[Tensor, Tensor]:
-        """x some moves later, and the mean probability with which each chain's were accepted."""
-        size = step * model.base_scale
-        log_p, gradient = _scored(model, x, beta)
-        total = torch.zeros_like(log_p)
+    def move(self, log_density: LogDensity, x: Tensor, step: Size, scale: Size = 1.0) -> tuple[Point, Tensor]:
+        """Arguments as in `GradientKernel.move`."""
+        size = torch.as_tensor(step).to(x)[..., None] * scale
+        point = Point.at(x, log_density)
+        total = torch.zeros_like(point.log_p)
         for _ in range(self.steps):
             noise = torch.randn_like(x)
-            new = x + 0.5 * size**2 * gradient + size * noise
-            new_log_p, new_gradient = _scored(model, new, beta)
-            accepted, probability = torch.ones_like(log_p, dtype=torch.bool), torch.ones_like(log_p)
+            new = Point.at(point.x + 0.5 * size**2 * point.gradient + size * noise, log_density)
             if self.adjusted:
-                back = (x - new - 0.5 * size**2 * new_gradient) / size
-                ratio = new_log_p - log_p - 0.5 * (back.square() - noise.square()).sum(-1)
-                accepted, probability = accept(ratio)
-            x = torch.where(accepted[:, None], new, x)
-            gradient = torch.where(accepted[:, None], new_gradient, gradient)
-            log_p = torch.where(accepted, new_log_p, log_p)
-            total = total + probability / self.steps
-        return x, total
+                back = (point.x - new.x - 0.5 * size**2 * new.gradient) / size
+                accepted, probability = accept(new.log_p - point.log_p - 0.5 * (back**2 - noise**2).sum(-1))
+                new = new.where(accepted, point)
+            point, total = new, total + (probability if self.adjusted else 1.0) / self.steps
+        return point, total
 
 
 @component("hmc", "kernel")
 class HMC(GradientKernel):
     """Hamiltonian Monte Carlo over real x, with momenta drawn anew in each call (Duane et al. 1987; Neal 2011).
 
+    Steps vary by a fifth from chain to chain, which keeps trajectories from closing on themselves.
+
     Args:
         leapfrogs: steps of a trajectory.
     """
 
-    target = ACCEPTANCE
+    target = 0.65  # Beskos et al. (2013)
 
-    leapfrogs: Annotated[int, Gt(0)] = 10
+    leapfrogs: PositiveInt = 10
 
-    def propose(self, model: UnnormalisedDensity, x: Tensor, beta: Beta, step: float) -> tuple[Tensor, Tensor]:
-        """x at the end of a trajectory, or where it was, and the probability of the former."""
-
-        def slope(x: Tensor) -> tuple[Tensor, Tensor, None]:
-            return *_scored(model, x, beta), None
-
-        size = torch.full_like(x[:, 0], step)
-        new, accepted, probability, _ = hamiltonian(slope, x, size, self.leapfrogs, model.base_scale)
-        return torch.where(accepted[:, None], new, x), probability
+    def move(self, log_density: LogDensity, x: Tensor, step: Size, scale: Size = 1.0) -> tuple[Point, Tensor]:
+        """Arguments as in `GradientKernel.move`."""
+        start = point = Point.at(x, log_density)
+        size = (step * (0.8 + 0.4 * torch.rand_like(start.log_p)))[..., None] * scale
+        momentum = torch.randn_like(x)
+        energy = 0.5 * momentum.square().sum(-1) - start.log_p
+        for _ in range(self.leapfrogs):
+            momentum = momentum + 0.5 * size * point.gradient
+            point = Point.at(point.x + size * momentum, log_density)
+            momentum = momentum + 0.5 * size * point.gradient
+        accepted, probability = accept(energy - 0.5 * momentum.square().sum(-1) + point.log_p)
+        return point.where(accepted, start), probability
 
 
 @dataclass(frozen=True)
@@ -160,11 +211,49 @@ class Adapted:
         """The chains a move later, β being one number."""
         return self.moved(model, state, beta)[0]
 
-    def moved(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> tuple[Any, Tensor]:
+    def moved(self, model: UnnormalisedDensity, state: Any, beta: Beta) -> tuple[Any, Tensor]:
         """The chains a move later, and the probability with which each was accepted, (chains,)."""
-        step = math.exp(np.interp(float(beta), self.betas, self.log_steps))
-        x, probability = self.kernel.propose(model, _real(model, state), beta, step)
-        return model.restore(x), probability
+        return self.kernel.moved(model, state, beta, math.exp(np.interp(float(beta), self.betas, self.log_steps)))
+
+
+def adapted_steps(
+    move: Callable[[S, float, Any], tuple[S, Any]],
+    state: S,
+    betas: Sequence[float],
+    log_step: Any,
+    target: float,
+    *,
+    first: int,
+    each: int,
+    averaged: int,
+) -> list[Any]:
+    """Steps with which pilot chains meet a target of acceptance, β by β (Robbins and Monro 1951).
+
+    After each move the logarithm of the step rises by half of what the acceptance exceeds the target by. Within the
+    chains that are weighed the steps would depend on these, and weights would be biased.
+
+    Args:
+        move: takes a state, β and the logarithm of the step, and gives the next state and the mean acceptance.
+        state: where the pilot chains begin.
+        betas: points of the path, in their order.
+        log_step: to begin with, a number or one for each datapoint, as the acceptance is.
+        target: the mean acceptance.
+        first: number of moves at the first β ...
+        each: ... and at each later one.
+        averaged: last moves at a β whose logarithms are averaged.
+
+    Returns:
+        The logarithm of the step at each β.
+    """
+    log_steps = []
+    for place, beta in enumerate(betas):
+        found = []
+        for _ in range(each if place else first):
+            state, acceptance = move(state, beta, log_step)
+            log_step = log_step + 0.5 * (acceptance - target)
+            found.append(log_step)
+        log_steps.append(sum(found[-averaged:]) / len(found[-averaged:]))
+    return log_steps
 
 
 @torch.no_grad()
@@ -197,14 +286,12 @@ def adapted(model: UnnormalisedDensity, declared: Any = None, temperatures: int 
     x = x[torch.arange(PILOTS, device=x.device) % len(x)]
     number = min(temperatures, POINTS_ADAPTED)
     betas = [round(temperatures * (place + 1) / number) / temperatures for place in range(number)] or [1.0]
-    log_step, log_steps = math.log(FIXED_STEP), []
-    for place, beta in enumerate(betas):
-        found = []
-        for _ in range(5 if place else 100):
-            x, probability = kernel.propose(model, x, beta, math.exp(log_step))
-            log_step += 0.5 * (probability.mean().item() - kernel.target)
-            found.append(log_step)
-        log_steps.append(sum(found[-20:]) / len(found[-20:]))
+
+    def move(x: Tensor, beta: float, log_step: float) -> tuple[Tensor, float]:
+        x, probability = kernel.moved(model, x, beta, math.exp(log_step))
+        return x, probability.mean().item()
+
+    log_steps = adapted_steps(move, x, betas, math.log(FIXED_STEP), kernel.target, first=100, each=5, averaged=20)
     return Adapted(kernel, betas, log_steps)
 
 
@@ -308,39 +395,6 @@ def accept(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
     return torch.rand_like(probability) < probability, probability
 
 
-def hamiltonian(
-    slope: Callable[[Tensor], tuple[Tensor, Tensor, P]],
-    x: Tensor,
-    step: Tensor,
-    leapfrogs: int,
-    scale: Tensor | float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor, P]:
-    """One trajectory of Hamiltonian Monte Carlo from each x, with momenta drawn anew (Neal 2011).
-
-    Steps vary by a fifth from chain to chain, which keeps trajectories from closing on themselves.
-
-    Args:
-        slope: gives the log density (...), its gradient (..., width) and whatever else is known at x.
-        x: where trajectories begin, (..., width).
-        step: of the leapfrog, (...) or what broadcasts to it, in units of `scale`.
-        leapfrogs: number of steps.
-        scale: units of the coordinates, (width,).
-
-    Returns:
-        Where they end, which are accepted (...), with which probability (...), and what `slope` knows at the end.
-    """
-    log_p, gradient, known = slope(x)
-    size = (step * (0.8 + 0.4 * torch.rand_like(log_p)))[..., None] * scale
-    momentum = torch.randn_like(x)
-    energy = 0.5 * momentum.square().sum(-1) - log_p
-    for _ in range(leapfrogs):
-        momentum = momentum + 0.5 * size * gradient
-        x = x + size * momentum
-        log_p, gradient, known = slope(x)
-        momentum = momentum + 0.5 * size * gradient
-    return x, *accept(energy - 0.5 * momentum.square().sum(-1) + log_p), known
-
-
 class Tempering:
     """Parallel tempering: chains at several β that exchange their states with their neighbours.
 
@@ -413,14 +467,6 @@ def _real(model: UnnormalisedDensity, state: Any) -> Tensor:
             "gradient of an energy over real numbers"
         )
     return state.detach()
-
-
-def _scored(model: UnnormalisedDensity, x: Tensor, beta: Beta) -> tuple[Tensor, Tensor]:
-    """log of the density of the path and its gradient in x."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        log_p = model.log_density(model.restore(x), beta)
-        return log_p.detach(), gradient_in(x, log_p)
 
 
 def gradient_in(x: Tensor, log_p: Tensor, *, create_graph: bool = False) -> Tensor:

@@ -12,15 +12,17 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyrolatent.data import Data, measure_of
 from pyrolatent.errors import InputError, at_least_one
+from pyrolatent.inference.annealing import anneal
 from pyrolatent.inference.kernels import Movement, adapted, no_normaliser, run
 from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.monte_carlo import known, log_mean, standard_error
 from pyrolatent.inference.objectives import log_mean_exp
 from pyrolatent.inference.result import HeldOutScores, Line, OnStep
 from pyrolatent.inference.rules import same_event_shape
@@ -45,7 +47,6 @@ class LogZ:
         value: the estimate.
         error: its standard error over chains, by the delta method; 0 where it is exact.
         method: "exact", "ais" or "reverse ais".
-        side: "below" or "above" where the estimate is a bound in expectation, else None.
         starts: what reverse chains began at.
         betas: points of the path (points,) and ...
         log_weights: ... the weights of each chain up to there plus log Z_0, (points, chains).
@@ -57,7 +58,6 @@ class LogZ:
     value: float
     error: float
     method: str
-    side: Literal["below", "above"] | None = None
     starts: Starts | None = None
     betas: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
     log_weights: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
@@ -118,22 +118,12 @@ def ais(
         on_step: called with the number of steps done.
     """
     at_least_one(chains=chains, temperatures=temperatures)
-    move = Movement(adapted(model, kernel, temperatures))
+    path = _Path(model, Movement(adapted(model, kernel, temperatures)))
     state = model.base(chains)
-    log_w, kept, betas = _begin(model, state)
-    if improper := no_normaliser(model, move.kernel):
+    _require_finite(model, state)
+    if improper := no_normaliser(model, path.kernel.kernel):
         return LogZ(math.nan, math.nan, "ais", stuck=improper)
-    for k in range(1, temperatures + 1):
-        before, beta = (k - 1) / temperatures, k / temperatures
-        log_w += (model.log_density(state, beta) - model.log_density(state, before)).double()
-        if k < temperatures:
-            state = move(model, state, beta)
-        if k % math.ceil(temperatures / POINTS) == 0 or k == temperatures:
-            kept.append(log_w.clone())
-            betas.append(beta)
-        if on_step:
-            on_step(k)
-    return _estimate(log_w, kept, betas, move, method="ais", side="below")
+    return _log_z(path, state, temperatures, on_step, method="ais")
 
 
 @torch.no_grad()
@@ -160,25 +150,9 @@ def reverse_ais(
         on_step: called with the number of steps done.
     """
     at_least_one(temperatures=temperatures)
-    move, state = Movement(adapted(model, kernel, temperatures)), start
-    log_w, _, _ = _begin(model, state)
-    base = log_w.clone()
-    gathered, betas = [torch.zeros_like(log_w)], [1.0]
-    for k in range(temperatures, 0, -1):
-        before, beta = (k - 1) / temperatures, k / temperatures
-        if k < temperatures:
-            state = move(model, state, beta)
-        log_w += (model.log_density(state, beta) - model.log_density(state, before)).double()
-        if (k - 1) % math.ceil(temperatures / POINTS) == 0:
-            gathered.append(log_w - base)
-            betas.append(before)
-        if on_step:
-            on_step(temperatures - k + 1)
-    # What was gathered from β = 1 down to a point is what lies above it.
-    kept = [log_w - above for above in gathered[::-1]]
-    side: Any = "above" if starts == "exact samples" else None
-    found = _estimate(-log_w, kept, betas[::-1], move, method="reverse ais", side=side, starts=starts)
-    return replace(found, value=-found.value)
+    path = _Path(model, Movement(adapted(model, kernel, temperatures)))
+    _require_finite(model, start)
+    return _log_z(path, start, temperatures, on_step, method="reverse ais", starts=starts)
 
 
 @torch.no_grad()
@@ -206,18 +180,12 @@ def raise_log_prob(
         on_step: called with the number of steps done.
     """
     at_least_one(chains=chains, temperatures=temperatures)
-    move = adapted(model, kernel, temperatures)
+    path = _Path(model, adapted(model, kernel, temperatures))
     state = model.state(x.repeat_interleave(chains, 0))
-    log_w = torch.zeros(len(x) * chains, dtype=torch.float64, device=x.device)
-    for k in range(temperatures, 0, -1):
-        beta = k / temperatures
-        log_w += model.log_density(state, beta).double()
-        state = move(model, state, beta)
-        log_w -= model.log_density(state, beta).double()
-        if on_step:
-            on_step(temperatures - k + 1)
-    log_w += (model.log_density(state, 0.0) - model.base_log_z()).double()
-    return log_mean_exp(log_w.reshape(-1, chains), 1)
+    log_p = (model.log_density(state) - model.base_log_z()).double()
+    told = (lambda step, _: on_step(step)) if on_step else None
+    log_w, _ = anneal(path, path.move(state, 1.0), _betas(temperatures)[::-1], told)
+    return log_mean_exp((log_p + log_w).reshape(-1, chains), 1)
 
 
 def in_double(model: UnnormalisedDensity) -> UnnormalisedDensity:
@@ -365,14 +333,12 @@ def evaluate_energy(
     Raises:
         InputError: the data does not fit the model, or there is no such split.
     """
-    if split not in ("train", "validation", "test"):
-        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
     same_event_shape(model, data)
     data.check_support(model.support, type(model).__name__)
     data = data.to(*place_of(model))
+    part = data.split(split)
     if model.levels is None:
         warn_if_constant(data.train.batch(slice(0, 10_000)).x)
-    part = getattr(data, split)
 
     def told(what: str) -> Callable[[int], Any] | None:
         return (lambda done: on_step(what, done, annealing.temperatures)) if on_step else None
@@ -424,7 +390,7 @@ def evaluate_energy(
         split=split,
         measure=unit,
         log_evidence=evidence,
-        log_evidence_se=_standard_error(log_p) if log_p is not None and len(log_p) > 1 else None,
+        log_evidence_se=None if log_p is None else known(standard_error(log_p)),
         log_evidence_mcse=None if log_z.stuck else uncertain,
         bits_per_dimension=data.bits_per_dimension(evidence, unit, model.support),
         log_z=None if log_z.stuck else log_z.value,
@@ -439,7 +405,7 @@ def evaluate_energy(
         apart=between,
         raised=raised,
         pseudo_likelihood=torch.cat(pseudo).mean().item() if pseudo else None,
-        pseudo_likelihood_se=_standard_error(torch.cat(pseudo)) if pseudo and len(free_energy) > 1 else None,
+        pseudo_likelihood_se=known(standard_error(torch.cat(pseudo))) if pseudo else None,
         free_energy=free_energy.mean().item(),
         datapoints=len(free_energy),
         chains=annealing.chains if forward else None,
@@ -449,7 +415,24 @@ def evaluate_energy(
     )
 
 
-def _begin(model: UnnormalisedDensity, state: Any) -> tuple[Tensor, list[Tensor], list[float]]:
+class _Path(NamedTuple):
+    """The path of a model, and what moves its chains."""
+
+    model: UnnormalisedDensity
+    kernel: Any
+
+    def log_ratio(self, state: Any, before: float, after: float) -> Tensor:
+        return (self.model.log_density(state, after) - self.model.log_density(state, before)).double()
+
+    def move(self, state: Any, beta: float) -> Any:
+        return self.kernel(self.model, state, beta)
+
+
+def _betas(temperatures: int) -> list[float]:
+    return [step / temperatures for step in range(temperatures + 1)]
+
+
+def _require_finite(model: UnnormalisedDensity, state: Any) -> None:
     log_p = model.log_density(state)
     unfit = int((~torch.isfinite(log_p)).sum())
     if unfit:
@@ -457,29 +440,54 @@ def _begin(model: UnnormalisedDensity, state: Any) -> tuple[Tensor, list[Tensor]
             f"the energy of {type(model).__name__} is not finite at {unfit} of {len(log_p)} states where chains begin; "
             "give a large finite energy to what is hardly possible"
         )
-    log_w = torch.full((len(log_p),), float(model.base_log_z()), dtype=torch.float64, device=log_p.device)
-    return log_w, [log_w.clone()], [0.0]
 
 
-def _estimate(log_w: Tensor, kept: list[Tensor], betas: list[float], move: Movement, **about: Any) -> LogZ:
-    w = (log_w - log_w.max()).exp()
+def _log_z(
+    path: _Path,
+    state: Any,
+    temperatures: int,
+    on_step: Callable[[int], Any] | None,
+    method: Literal["ais", "reverse ais"],
+    starts: Starts | None = None,
+) -> LogZ:
+    """log Z by chains from the base, or from states of the model."""
+    backwards = method == "reverse ais"
+    betas = _betas(temperatures)[:: -1 if backwards else 1]
+    passed, kept = [betas[0]], []
+
+    def keep(step: int, log_weights: Tensor) -> None:
+        if step % math.ceil(temperatures / POINTS) == 0 or step == temperatures:
+            passed.append(betas[step])
+            kept.append(log_weights)
+        if on_step:
+            on_step(step)
+
+    log_w, _ = anneal(path, state, betas, keep)
+    along = torch.stack([torch.zeros_like(log_w), *kept])
+    if backwards:  # what was gathered from β = 1 down to a point is what lies above it
+        passed, along = passed[::-1], (along - log_w).flip(0)
+    base = float(path.model.base_log_z())
+    found = _estimate(log_w - base if backwards else log_w + base, path.kernel)
+    return replace(
+        found,
+        value=-found.value if backwards else found.value,
+        method=method,
+        starts=starts,
+        betas=torch.tensor(passed),
+        log_weights=(base + along).cpu(),
+    )
+
+
+def _estimate(log_w: Tensor, move: Movement) -> LogZ:
     # The largest of few weights hide how much larger others can be: if log w is normal, n exp(-s²) chains are
     # effective, s being its standard deviation on the side that decides, above the median.
     variance = 2 * (log_w - log_w.median()).clamp(min=0).square().mean()
-    effective = min((w.sum().square() / w.square().sum()).item(), len(w) * math.exp(-variance))
+    value, error, ess = (number.item() for number in log_mean(log_w))
+    effective = min(ess, len(log_w) * math.exp(-variance))
     few = None
-    if effective < min(FEWEST, len(w) / 5):
-        few = f"{effective:.2g} of {len(w)} chains carry all the weight; give more temperatures"
-    error = (w.std() / w.mean() / math.sqrt(len(w))).item() if len(w) > 1 else math.nan
-    return LogZ(
-        value=log_mean_exp(log_w).item(),
-        error=error,
-        betas=torch.tensor(betas),
-        log_weights=torch.stack(kept).cpu(),
-        acceptance=move.acceptance,
-        stuck=move.stuck or few,
-        **about,
-    )
+    if effective < min(FEWEST, len(log_w) / 5):
+        few = f"{effective:.2g} of {len(log_w)} chains carry all the weight; give more temperatures"
+    return LogZ(value, error, "ais", acceptance=move.acceptance, stuck=move.stuck or few)
 
 
 def apart(forward: LogZ, reverse: LogZ) -> float | None:
@@ -498,10 +506,6 @@ def apart(forward: LogZ, reverse: LogZ) -> float | None:
 def _moving(estimate: LogZ | None) -> list[float] | None:
     """log Z and its error, where chains moved."""
     return None if estimate is None or estimate.stuck else [estimate.value, estimate.error]
-
-
-def _standard_error(values: Tensor) -> float:
-    return values.std().item() / math.sqrt(len(values))
 
 
 def _classification_error(model: UnnormalisedDensity, part: Any) -> float | None:

@@ -196,7 +196,7 @@ class Weights:
     def log_posterior_at(self, values: dict[str, Tensor]) -> Tensor:
         """log q(z | x) over all sites at other values of them, as many as there are draws, (..., particles, batch)."""
         scored = self._scored(self.rerun(values)).sites
-        return _total(scored[site] for site in self.latents)
+        return total(scored[site] for site in self.latents)
 
     @cached_property
     def log_likelihood(self) -> Tensor:
@@ -204,30 +204,30 @@ class Weights:
         nodes = [self.model_trace.nodes[site] for site in _observed(self.model_trace)]
         if not nodes:
             return next(iter(self.latents.values()), torch.zeros(())).new_zeros(1, 1)
-        return _total(map(self._log_prob, nodes))
+        return total(map(self._log_prob, nodes))
 
     def log_observed(self, score: Score = "full") -> Tensor:
         """log p(x | z), less what the guide observes where that is counted, (..., particles, batch), nats."""
         if not (self.with_terms and self.terms):
             return self.log_likelihood
         sites = self.log_guide_sites(score)
-        return self.log_likelihood - _total(sites[site] for site in self.terms)
+        return self.log_likelihood - total(sites[site] for site in self.terms)
 
     @property
     def log_joint(self) -> Tensor:
         """log p(x, z), (..., particles, batch), nats."""
-        return _total([self.log_likelihood, *self.log_prior.values()])
+        return total([self.log_likelihood, *self.log_prior.values()])
 
     @property
     def log_guide(self) -> Tensor:
         """log q(z | x) over all sites, (..., particles, batch), nats."""
-        return _total(self.log_posterior[site] for site in self.latents)
+        return total(self.log_posterior[site] for site in self.latents)
 
     def log_states(self, score: Score = "full") -> Tensor | None:
         """log q over the states that are summed out, (states..., particles, batch), nats; None if there are none."""
         if not self.summed_out:
             return None
-        return _total(self._by_score(score).states.values())
+        return total(self._by_score(score).states.values())
 
     def log_ratio(self, beta: float | Tensor = 1.0, *, score: Score = "full") -> Tensor:
         """log p(x | z) + beta (log p(z) - log q(z | x)), (..., particles, batch); beta = 1 makes a bound.
@@ -239,7 +239,7 @@ class Weights:
         if not self.latents:
             return self.log_observed(score)
         log_q = self.log_guide_sites(score)
-        ratio = _total(
+        ratio = total(
             self.log_prior[site] - log_q[site] if site in self.log_prior else -log_q[site] for site in self.latents
         )
         return self.log_observed(score) + beta * ratio
@@ -390,6 +390,11 @@ class Weights:
         missing = self.plate.nesting + event_dims + (not one) - values.dim()
         values = values.reshape((1,) * missing + values.shape) if missing > 0 else values
         return values.unsqueeze(-1 - self.plate.nesting - event_dims) if one else values
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors that broadcast, at least one."""
+    return functools.reduce(torch.add, terms)
 
 
 def sum_over_states(values: Tensor) -> Tensor:
@@ -767,10 +772,6 @@ def _in_particles(program: Program, particles: int, nesting: int) -> Program:
                 raise InputError(DEEPER.format(f"more than {nesting}", nesting)) from error
 
     return run
-
-
-def _total(terms: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, terms)
 
 
 def arguments(

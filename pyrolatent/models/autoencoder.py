@@ -5,14 +5,13 @@ from typing import Annotated, Any, NoReturn
 
 import pyro.distributions as dist
 import torch
-from annotated_types import Gt
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrolatent.declaration import Kind, build, component
+from pyrolatent.declaration import Kind, PositiveInt, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
-from pyrolatent.models.conditionals import apply_network
+from pyrolatent.models.conditionals import apply_network, filled
 from pyrolatent.models.model import Capability, MaskInput, Model
 from pyrolatent.models.networks import MLP
 
@@ -61,7 +60,7 @@ class DeterministicModel(Model):
         return [self.encoder]
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return apply_network(self.encoder, x if mask is None else torch.where(mask, x, 0.0), mask=mask)
+        return apply_network(self.encoder, filled(x, mask), mask=mask)
 
     def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> NoReturn:
         """Refused: there is no generative function."""
@@ -73,14 +72,7 @@ class DeterministicModel(Model):
     infer = model = guide = simulated = generate
 
     def __str__(self) -> str:
-        size = sum(p.numel() for p in self.parameters())
-        return "\n  ".join(
-            [
-                f"{type(self).__name__} of x {tuple(self.event_shape)}, {size:,} parameters, no density",
-                f"z  = {self.encoder}",
-                f"x' = {self.decoder}",
-            ]
-        )
+        return f"{super().__str__()}, no density\n  z  = {self.encoder}\n  x' = {self.decoder}"
 
 
 @component("autoencoder", "model")
@@ -99,7 +91,7 @@ class Autoencoder(DeterministicModel):
         self,
         event_shape: tuple[int, ...],
         *,
-        latent_dim: Annotated[int, Gt(0)],
+        latent_dim: PositiveInt,
         encoder: Annotated[Any, Kind("network")] = "mlp",
         decoder: Annotated[Any, Kind("network")] = "mlp",
         mask_input: MaskInput = "auto",
@@ -124,7 +116,7 @@ class PCA(DeterministicModel):
 
     always_offers = DeterministicModel.always_offers | {Capability.SOLUTION}
 
-    def __init__(self, event_shape: tuple[int, ...], *, latent_dim: Annotated[int, Gt(0)]) -> None:
+    def __init__(self, event_shape: tuple[int, ...], *, latent_dim: PositiveInt) -> None:
         size = torch.Size(event_shape).numel()
         if latent_dim > size:
             raise InputError(

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import transform_to
+from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint
 
 from pyrolatent.declaration import build
@@ -161,7 +161,7 @@ def given_gaps(part: nn.Module, x: Tensor, y: Tensor | None, mask: Tensor | None
     """
     if mask is None:
         return part(x, y)
-    seen = torch.where(mask, x, 0.0)
+    seen = filled(x, mask)
     return part(seen, y, mask) if isinstance(part, Conditional) else part(seen, y)
 
 
@@ -236,14 +236,17 @@ def masked(distribution: TorchDistributionMixin, mask: Tensor | None) -> TorchDi
     return elementwise.mask(mask).to_event(distribution.event_dim)
 
 
-def filled(x: Tensor, mask: Tensor | None, support: Constraint) -> Tensor:
-    """`x` with a value in the support where it is not observed: NaN behind a mask still gives NaN gradients."""
+def filled(x: Tensor, mask: Tensor | None, support: Constraint = constraints.real) -> Tensor:
+    """`x` with a value in the support, 0 of real numbers, where it is not observed.
+
+    Whatever stands there, a NaN behind a mask gives NaN gradients.
+    """
     return x if mask is None else torch.where(mask, x, value_in(support).to(x))
 
 
 def value_in(support: Constraint) -> Tensor:
     """A value in the support of one element."""
-    while isinstance(support, torch.distributions.constraints.independent):
+    while isinstance(support, constraints.independent):
         support = support.base_constraint
     zero = torch.zeros(())
     if support.is_discrete:

@@ -1,20 +1,18 @@
 """Normalizing flows from Pyro's transforms: posteriors on top of an amortized normal, and priors."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import pyro.distributions.transforms as T
 import torch
-from annotated_types import Gt
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyrolatent.declaration import component
+from pyrolatent.declaration import PositiveFloat, PositiveInt, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.families import Family
 
-Positive = Annotated[int, Gt(0)]
 MIN_SCALE = 1e-3
 
 
@@ -48,7 +46,12 @@ class FlowFamily(Family):
     """Dimensions that it needs, two where it transforms some given others."""
 
     def __init__(
-        self, event_shape: tuple[int, ...], *, layers: Positive = 4, context_dim: Positive = 16, hidden: Positive = 64
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        layers: PositiveInt = 4,
+        context_dim: PositiveInt = 16,
+        hidden: PositiveInt = 64,
     ) -> None:
         nn.Module.__init__(self)
         if len(event_shape) != 1:
@@ -99,7 +102,7 @@ class InverseAutoregressive(FlowFamily):
         **options: those of every flow.
     """
 
-    def __init__(self, event_shape: tuple[int, ...], *, layers: Positive = 2, **options: Any) -> None:
+    def __init__(self, event_shape: tuple[int, ...], *, layers: PositiveInt = 2, **options: Any) -> None:
         super().__init__(event_shape, layers=layers, **options)
 
     def transform(self, latent_dim: int, context_dim: int, hidden: int) -> Any:
@@ -133,9 +136,9 @@ class Spline(FlowFamily):
         self,
         event_shape: tuple[int, ...],
         *,
-        layers: Positive = 2,
-        bins: Positive = 8,
-        bound: Annotated[float, Gt(0)] = 5.0,
+        layers: PositiveInt = 2,
+        bins: PositiveInt = 8,
+        bound: PositiveFloat = 5.0,
         **options: Any,
     ) -> None:
         self.bins, self.bound = bins, bound
@@ -172,7 +175,7 @@ class FlowPrior(nn.Module):
         hidden: width of the hidden layers of the transforms' networks.
     """
 
-    def __init__(self, latent_dim: int, *, layers: Positive = 4, hidden: Positive = 64) -> None:
+    def __init__(self, latent_dim: int, *, layers: PositiveInt = 4, hidden: PositiveInt = 64) -> None:
         super().__init__()
         if latent_dim < 2:
             raise InputError(
@@ -226,9 +229,9 @@ class SplineCouplingPrior(FlowPrior):
         self,
         latent_dim: int,
         *,
-        layers: Positive = 2,
-        bins: Positive = 8,
-        bound: Annotated[float, Gt(0)] = 5.0,
+        layers: PositiveInt = 2,
+        bins: PositiveInt = 8,
+        bound: PositiveFloat = 5.0,
         **options: Any,
     ) -> None:
         self.bins, self.bound = bins, bound

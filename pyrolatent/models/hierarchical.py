@@ -7,19 +7,19 @@ from typing import Annotated, Any, Literal
 import pyro
 import pyro.distributions as dist
 import torch
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, MinLen
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyrolatent.declaration import Kind, build, component
+from pyrolatent.declaration import Kind, PositiveInt, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import apply_network, conditional, filled, given_gaps, masked
 from pyrolatent.models.families import Family
 from pyrolatent.models.latent import LatentVariableModel
-from pyrolatent.models.model import MaskInput
+from pyrolatent.models.model import MaskInput, Model
 
-Dims = Annotated[tuple[Annotated[int, Gt(0)], ...], MinLen(1)]
+Dims = Annotated[tuple[PositiveInt, ...], MinLen(1)]
 MIN_SCALE = 1e-3
 MOST_STATES = 1024
 
@@ -92,8 +92,7 @@ class LayeredModel(LatentVariableModel):
         lines = [f"p(z{top}) = {self.prior}"]
         lines += [f"p(z{level} | z{level + 1}) = {self.layers[level - 1]}" for level in range(top - 1, 0, -1)]
         lines += [f"p(x | z1) = {self.likelihood}", *self._posterior_lines()]
-        size = sum(p.numel() for p in self.parameters())
-        return "\n  ".join([f"{type(self).__name__} of x {tuple(self.event_shape)}, {size:,} parameters", *lines])
+        return "\n  ".join([Model.__str__(self), *lines])
 
     def _posterior_lines(self) -> list[str]:
         given = ["x", *(f"z{level}" for level in range(1, self.depth))]
@@ -133,7 +132,7 @@ class HierarchicalVAE(LayeredModel):
         encoder: Annotated[Any, Kind("network")] = "mlp",
         decoder: Annotated[Any, Kind("network")] = "mlp",
         between: Annotated[Any, Kind("network")] = "mlp",
-        width: Annotated[int, Gt(0)] = 200,
+        width: PositiveInt = 200,
         mask_input: MaskInput = "auto",
     ) -> None:
         shapes = [(dim,) for dim in latent_dims]
@@ -164,7 +163,7 @@ class HierarchicalVAE(LayeredModel):
         """The guide, in the declared direction."""
         if self.inference == "bottom_up":
             return super().infer(x, y, mask)
-        hidden = x if mask is None else torch.where(mask, x, 0.0)
+        hidden = filled(x, mask)
         proposals: list[Any] = []
         for proposal in self.upwards:
             hidden, normal = proposal(hidden, None if proposals else mask)

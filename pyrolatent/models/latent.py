@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
 from pyrolatent.models.conditionals import filled, given_gaps, masked, one_hot
-from pyrolatent.models.model import Capability, Model
+from pyrolatent.models.model import Capability, Model, count_parameters
 from pyrolatent.models.modes import evaluating_alone
 
 
@@ -197,9 +197,8 @@ class LatentVariableModel(Model):
     def __str__(self) -> str:
         y = ", y" if self.conditional else ""
         parts = {"p(z)": self.prior, f"p(x | z{y})": self.likelihood, f"q(z | x{y})": self.posterior}
-        sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-        head = f"{type(self).__name__} of x {tuple(self.event_shape)}, {sum(sizes.values()):,} parameters"
-        return "\n".join([head, *(f"  {name:<{9 + len(y)}}= {part}; {sizes[name]:,}" for name, part in parts.items())])
+        lines = [f"{name:<{9 + len(y)}}= {part}; {count_parameters(part):,}" for name, part in parts.items()]
+        return "\n  ".join([super().__str__(), *lines])
 
 
 def owner_of(program: Any) -> LatentVariableModel | None:

@@ -7,21 +7,20 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer import MCMC, NUTS
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyrolatent.declaration import Kind, build, component
+from pyrolatent.declaration import Kind, PositiveFloat, PositiveInt, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs
 from pyrolatent.models.conditionals import conditional, filled
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, MaskInput
 
-PositiveFloat = Annotated[float, Gt(0)]
 NEWTON = 100
 """Steps to the mode of a posterior, and halvings of one, at most."""
 
@@ -56,7 +55,7 @@ class LinearGaussian(LatentVariableModel):
         self,
         event_shape: tuple[int, ...],
         *,
-        latent_dim: Annotated[int, Gt(0)],
+        latent_dim: PositiveInt,
         noise: Literal["isotropic", "diagonal"] | PositiveFloat = "isotropic",
         precision: PositiveFloat = 1.0,
         min_scale: Annotated[float, Ge(0)] = 1e-3,
@@ -177,10 +176,9 @@ class LinearGaussian(LatentVariableModel):
     def _weighted(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """W' S (x - b), (batch, latent_dim), and alpha I + W' S W, (batch, latent_dim, latent_dim), in double."""
         weight, loc, scale = (values.double() for values in self.likelihood.parameters_flat())
-        inverse = scale**-2
-        inverse = inverse.expand(len(x), -1) if mask is None else torch.where(mask.flatten(1), inverse, 0.0)
-        centred = x.flatten(1).double() - loc
-        centred = centred if mask is None else torch.where(mask.flatten(1), centred, 0.0)
+        seen = None if mask is None else mask.flatten(1)
+        inverse = filled((scale**-2).expand(len(x), -1), seen)
+        centred = filled(x.flatten(1).double() - loc, seen)
         identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
         if mask is None:
             gram = ((weight.T * inverse[0]) @ weight).expand(len(x), -1, -1)
@@ -271,7 +269,7 @@ class LogisticBernoulli(LatentVariableModel):
         self,
         event_shape: tuple[int, ...],
         *,
-        latent_dim: Annotated[int, Gt(0)],
+        latent_dim: PositiveInt,
         precision: PositiveFloat = 1.0,
         posterior: Annotated[Any, Kind("posterior")] = "normal",
         encoder: Annotated[Any, Kind("network")] = "mlp",

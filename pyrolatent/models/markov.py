@@ -10,7 +10,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from pyrolatent.declaration import component
+from pyrolatent.declaration import PositiveFloat, component
 from pyrolatent.errors import InputError, at_least, at_least_one, is_whole
 from pyrolatent.models.arrays import as_numbers, place_of
 from pyrolatent.models.unnormalised import Beta, UnnormalisedDensity, in_real_numbers
@@ -49,7 +49,7 @@ class MarkovNetwork(UnnormalisedDensity):
         *,
         cliques: list[list[int]],
         cardinality: list[int] | Annotated[int, Gt(1)] = 2,
-        spread: Annotated[float, Gt(0)] = 0.01,
+        spread: PositiveFloat = 0.01,
         energies: Any = None,
     ) -> None:
         width = torch.Size(event_shape).numel()

@@ -119,6 +119,9 @@ class Model(nn.Module):
             if callable(begin):
                 begin(x, mask)
 
+    def __str__(self) -> str:
+        return f"{type(self).__name__} of x {tuple(self.event_shape)}, {count_parameters(self):,} parameters"
+
     def run_by_pyro(self) -> None:
         """Told when Pyro's tools run the model, whose optimisers then change its parameters in place."""
         if self._versions is None:
@@ -126,6 +129,11 @@ class Model(nn.Module):
 
     def _versions_now(self) -> list[int]:
         return [parameter._version for parameter in self.parameters()]
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters, each counted once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _loaded(model: Any, keys: Any) -> None:

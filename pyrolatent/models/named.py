@@ -10,7 +10,7 @@ from pyro.distributions import constraints
 from pyro.distributions.transforms import SigmoidTransform, SoftplusTransform
 from torch import Tensor, nn
 
-from pyrolatent.declaration import Component, Kind, build, component, register
+from pyrolatent.declaration import Component, Kind, PositiveFloat, PositiveInt, build, component, register
 from pyrolatent.errors import InputError
 from pyrolatent.models import distributions as ours
 from pyrolatent.models.families import OTHER_PARAMETRISATIONS, Family, continuous
@@ -18,8 +18,6 @@ from pyrolatent.models.families import OTHER_PARAMETRISATIONS, Family, continuou
 _TINY = 1e-6
 """Floor of positive parameters that have no option for one, so that none rounds to zero."""
 
-PositiveInt = Annotated[int, Gt(0)]
-PositiveFloat = Annotated[float, Gt(0)]
 Levels = Annotated[int, Ge(2), Le(65536)]
 Chosen = Literal["predicted", "learned", "learned_each"] | PositiveFloat
 """A positive parameter: predicted by the network for each element, learned (one number, or one for each element of the

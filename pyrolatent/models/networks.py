@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Interval, MinLen
+from annotated_types import Ge, Interval, MinLen
 from torch import Tensor, nn
 from torch.nn import init
 from torch.nn.functional import interpolate
 
-from pyrolatent.declaration import component
+from pyrolatent.declaration import PositiveInt, component
 from pyrolatent.errors import InputError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -27,7 +27,6 @@ Activation = Literal["relu", "tanh", "silu", "gelu", "elu", "softplus", "identit
 Norm = Literal["none", "layer", "batch"]
 LabelEntry = Literal["concat", "embed", "film"]
 Init = Literal["default", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal"]
-PositiveInt = Annotated[int, Gt(0)]
 Probability = Annotated[float, Interval(ge=0, lt=1)]
 
 

@@ -5,20 +5,17 @@ from typing import Annotated, Any, Literal
 
 import pyro.distributions as dist
 import torch
-from annotated_types import Gt, Interval
+from annotated_types import Interval
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyrolatent.declaration import Kind, build, component
+from pyrolatent.declaration import Kind, PositiveFloat, PositiveInt, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models import distributions as ours
 from pyrolatent.models.conditionals import Conditional, one_hot
 from pyrolatent.models.modes import evaluation_mode
 from pyrolatent.models.named import Normal
-
-PositiveInt = Annotated[int, Gt(0)]
-PositiveFloat = Annotated[float, Gt(0)]
 
 
 @component("normal", "prior")

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyrolatent.declaration import Kind, build, component
+from pyrolatent.declaration import Kind, PositiveFloat, PositiveInt, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import one_hot
 from pyrolatent.models.latent import require_labels
@@ -67,11 +66,11 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         event_shape: tuple[int, ...],
         label_dim: int = 0,
         *,
-        hidden: Annotated[int, Gt(0)],
+        hidden: PositiveInt,
         visible: Annotated[Any, Kind("units")] = "bernoulli",
         labels: bool = False,
         centred: bool = True,
-        spread: Annotated[float, Gt(0)] = 0.01,
+        spread: PositiveFloat = 0.01,
     ) -> None:
         event_shape = tuple(event_shape)
         units = build("units", visible, event_shape=event_shape)
@@ -363,10 +362,10 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         units = self.units.of_x
         kind = type(units).__name__.removesuffix("Units").lower()
         label = f" and {self.label_dim} label units" if self.label_dim else ""
-        entries, size = self.event_shape.numel(), sum(p.numel() for p in self.parameters())
+        entries = self.event_shape.numel()
         return "\n".join(
             [
-                f"{type(self).__name__} of x {tuple(self.event_shape)}, {size:,} parameters",
+                super().__str__(),
                 f"  p(x{', y' if label else ''}, h) = exp(b·t + c·h + t W h) / Z",
                 f"  t = {entries} {kind} units{units.values}{label}, h = {len(self.hidden_bias)} binary units",
                 f"  log Z {'by enumeration' if self.tractable else 'by annealed importance sampling'}",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyrolatent.declaration import Kind, component
 from pyrolatent.models.conditionals import conditional, filled, given_gaps, masked
 from pyrolatent.models.latent import require_labels
+from pyrolatent.models.model import Model
 from pyrolatent.models.modes import statistics_held
 from pyrolatent.models.vae import Autoencoding
 
@@ -101,5 +102,4 @@ class SemiSupervisedVAE(Autoencoding):
             f"q(y | x) = {self.classifier}",
             f"q(z | x, y) = {q}",
         ]
-        size = sum(p.numel() for p in self.parameters())
-        return "\n  ".join([f"{type(self).__name__} of x {tuple(self.event_shape)}, {size:,} parameters", *lines])
+        return "\n  ".join([Model.__str__(self), *lines])

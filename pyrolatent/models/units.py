@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyrolatent.declaration import component
+from pyrolatent.declaration import PositiveFloat, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.conditionals import one_hot
 from pyrolatent.models.unnormalised import deviations, warn_if_constant, warn_if_far
@@ -134,7 +134,7 @@ class NormalUnits(Units):
         self,
         event_shape: tuple[int, ...],
         *,
-        scale: Annotated[float, Gt(0)] = 1.0,
+        scale: PositiveFloat = 1.0,
         learned: bool = True,
         min_scale: Annotated[float, Ge(0)] = 1e-3,
     ) -> None:

@@ -282,7 +282,3 @@ class UnnormalisedDensity(Model):
             x: values (batch, *event_shape).
         """
         pyro.factor(name, -self.free_energy(x))
-
-    def __str__(self) -> str:
-        size = sum(p.numel() for p in self.parameters())
-        return f"{type(self).__name__} of x {tuple(self.event_shape)}, {size:,} parameters"

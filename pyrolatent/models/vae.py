@@ -3,10 +3,9 @@
 from typing import Annotated, Any
 
 import pyro
-from annotated_types import Gt
 from torch import Tensor, nn
 
-from pyrolatent.declaration import Kind, build, component
+from pyrolatent.declaration import Kind, PositiveInt, build, component
 from pyrolatent.models.conditionals import conditional
 from pyrolatent.models.latent import LatentVariableModel, require_labels
 from pyrolatent.models.model import MaskInput
@@ -33,7 +32,7 @@ class Autoencoding(LatentVariableModel):
         event_shape: tuple[int, ...],
         label_dim: int = 0,
         *,
-        latent_dim: Annotated[int, Gt(0)],
+        latent_dim: PositiveInt,
         prior: Annotated[Any, Kind("prior")] = "normal",
         likelihood: Annotated[Any, Kind("likelihood")] = "bernoulli",
         posterior: Annotated[Any, Kind("posterior")] = "normal",
@@ -103,7 +102,7 @@ class GenerativeNetwork(LatentVariableModel):
         self,
         event_shape: tuple[int, ...],
         *,
-        latent_dim: Annotated[int, Gt(0)],
+        latent_dim: PositiveInt,
         prior: Annotated[Any, Kind("prior")] = "normal",
         likelihood: Annotated[Any, Kind("likelihood")] = "bernoulli",
         decoder: Annotated[Any, Kind("network")] = "mlp",
