@@ -111,6 +111,9 @@ def component(name: str, *kinds: str) -> Callable[[C], C]:
 
     def decorate(cls: C) -> C:
         entry = Component(cls, validates=True)
+        if cls.__module__.partition(".")[0] != __name__.partition(".")[0]:
+            for kind in kinds:
+                registered(kind)  # this package's own come first, so that they do not take the name back
         for kind in kinds:
             register(kind, name, entry)
         construct = cls.__init__  # type: ignore[misc]
@@ -147,9 +150,9 @@ def register(kind: str, name: str, entry: Component) -> None:
 
 def registered(kind: str) -> dict[str, Component]:
     """Everything that can be declared by name as a `kind`."""
-    for module in _KINDS[kind]:
+    for module in _KINDS.get(kind, ()):
         importlib.import_module(module)
-    return dict(_registry[kind])
+    return dict(_registry.get(kind, {}))
 
 
 def kinds() -> tuple[str, ...]:

@@ -98,11 +98,11 @@ class Experiment:
             return declare(self.model, self.data, self.settings)
 
     @property
-    def model_class(self) -> type:
+    def model_class(self) -> type[Model]:
         """The class of the model; `Model` where a function makes it."""
         with self.importing():
             found = target("model", self.model)
-        return found if isinstance(found, type) else Model
+        return found if isinstance(found, type) and issubclass(found, Model) else Model
 
     @property
     def sources(self) -> dict[str, bytes]:

@@ -48,7 +48,7 @@ from pyrolatent.inference.result import HeldOutScores, OnStep
 from pyrolatent.inference.training.loop import Fit, Row
 from pyrolatent.models.arrays import place_of
 from pyrolatent.models.latent import LatentVariableModel
-from pyrolatent.models.model import Capability
+from pyrolatent.models.model import Capability, count_parameters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -567,7 +567,7 @@ def _write_record(path: Path, fit: Fit, sources: Mapping[str, bytes], *, finishe
         "python": platform.python_version(),
         "finished": finished,
         "best_epoch": fit.best_epoch if finished else None,
-        "parameters": sum(parameter.numel() for parameter in fit.model.parameters()),
+        "parameters": count_parameters(fit.model),
         "data": fit.data.record | {"label_dim": fit.data.label_dim, "vector_labels": fit.model.vector_labels},
         "components": {name: _sha256(source) for name, source in sources.items()},
     }

@@ -14,10 +14,7 @@ import torch
 
 from pyrolatent.errors import InputError, at_least_one, only
 from pyrolatent.experiment import Experiment, override
-from pyrolatent.models.autoencoder import DeterministicModel
-from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, Model
-from pyrolatent.models.unnormalised import UnnormalisedDensity
 from pyrolatent.run import Run, train
 
 PARTICLES = 500
@@ -127,7 +124,7 @@ def sweep(
     ]
     for cell in made:
         _hold_to_comparison(cell, cell.experiment.model_class)
-    if all(issubclass(cell.experiment.model_class, UnnormalisedDensity) for cell in made):
+    if all(Capability.ENERGY in cell.experiment.model_class.always_offers for cell in made):
         only("a sweep over energies", (), {"particles": particles})
     waiting = [cell for cell in made if not cell.trained() or not cell.evaluated() or cell.missing_check()]
     done, failures = len(made) - len(waiting), {}
@@ -182,13 +179,15 @@ def train_cell(cell: Cell) -> None:
         run.check(data, annealed=0, pictures=False)
 
 
-def _hold_to_comparison(cell: Cell, model: type) -> None:
+def _hold_to_comparison(cell: Cell, model: type[Model]) -> None:
     """Refuses what could not be compared or checked by the class of the model; `Model` may become any."""
     (name,) = cell.experiment.declaration["model"]
-    if issubclass(model, DeterministicModel):
+    if Capability.CODES in model.always_offers:
         raise InputError(f"{name} has no density, by which runs could be compared; sweep over others")
-    if cell.checked and model is not Model and not issubclass(model, LatentVariableModel):
-        raise InputError(f"{name} has no posterior that could be checked; leave --check (checked=True) out")
+    if cell.checked and model is not Model and Capability.POSTERIOR not in model.always_offers:
+        raise InputError(
+            f"{name} has no {Capability.POSTERIOR} that could be checked; leave --check (checked=True) out"
+        )
 
 
 def _in_processes(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, str | None]]:

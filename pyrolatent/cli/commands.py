@@ -134,13 +134,13 @@ def train_command(
     """Train an experiment, evaluate it and draw its figures; without arguments, a VAE on embedded digits."""
     from pyrolatent.experiment import override
     from pyrolatent.inference import distributed
-    from pyrolatent.models.autoencoder import DeterministicModel
+    from pyrolatent.models.model import Capability
     from pyrolatent.run import scores
     from pyrolatent.sweep import PARTICLES
 
     overrides = _overrides(set_, {"epochs": epochs, "seed": seed, "device": device, "data": data})
     declared = pl.Experiment.load(experiment, overrides) if experiment else pl.Experiment(**override({}, overrides))
-    if issubclass(declared.model_class, pl.UnnormalisedDensity | DeterministicModel):
+    if declared.model_class.always_offers & {Capability.ENERGY, Capability.CODES}:
         only(f"train of {declared.model_class.__name__}", (), {"--particles": particles})
     path = output or _new_directory(experiment or Path(_data_name(declared)))
     path = Path(distributed.broadcast_text(str(path)))
@@ -168,7 +168,7 @@ def train_command(
     evaluation = None
     try:
         loaded = run.load_data(data_dir)
-        if not isinstance(run.model, DeterministicModel):
+        if Capability.DENSITY in run.model.offers:
             with progress(quiet=as_json) as on_step:
                 evaluation = run.evaluate(loaded, on_step=on_step, **short.get(_way(run.model), {}))
         if distributed.rank():
@@ -447,9 +447,11 @@ def schema_command() -> None:
 
 def _way(model: Any, method: str | None = None, ais: bool = False, raised: int | None = None) -> str:
     """Which of `EVALUATED` is asked for."""
-    if isinstance(model, pl.UnnormalisedDensity):
+    from pyrolatent.models.model import Capability
+
+    if Capability.ENERGY in model.offers:
         exact = "by exact log Z with RAISE" if raised else "by exact log Z"
-        return exact if model.tractable and not ais else "by annealed log Z"
+        return exact if Capability.LOG_Z in model.offers and not ais else "by annealed log Z"
     return "by annealing latents" if method == "annealed" else "by importance sampling"
 
 

@@ -9,7 +9,7 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from pyrolatent.declaration import Kind, build, component
+from pyrolatent.declaration import Kind, PositiveInt, build, component
 from pyrolatent.inference.kernels import Tempering, kernel_of
 from pyrolatent.inference.objectives import Inputs, Objective
 from pyrolatent.models.model import Capability
@@ -52,7 +52,7 @@ class Contrastive(EnergyObjective):
         sparsity_cost: how strongly.
     """
 
-    steps: Annotated[int, Gt(0)] = 1
+    steps: PositiveInt = 1
     kernel: Annotated[Any, Kind("kernel")] = None
     weight_decay: Annotated[float, Ge(0)] = 0.0
     sparsity_target: Annotated[float, Interval(ge=0, le=1)] | None = None
@@ -111,7 +111,7 @@ class PCD(Contrastive):
         restarts: share of the chains that begin anew at the base, at each step.
     """
 
-    chains: Annotated[int, Gt(0)] = 100
+    chains: PositiveInt = 100
     restarts: Annotated[float, Interval(ge=0, le=1)] = 0.0
 
     @torch.no_grad()
@@ -142,7 +142,7 @@ class TemperedPCD(Contrastive):
         levels: number of β, evenly spaced; after each move neighbours may exchange their states.
     """
 
-    chains: Annotated[int, Gt(0)] = 100
+    chains: PositiveInt = 100
     levels: Annotated[int, Gt(1)] = 10
 
     @torch.no_grad()

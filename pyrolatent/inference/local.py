@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from pyrolatent.declaration import component
+from pyrolatent.declaration import PositiveFloat, component
 from pyrolatent.errors import InputError
 from pyrolatent.inference.objectives import AnalyticELBO, Inputs
-from pyrolatent.inference.weights import Program, Score, Weights, weigh
+from pyrolatent.inference.weights import Program, Score, Weights, total, weigh
 from pyrolatent.models.conditionals import Conditional
 from pyrolatent.models.latent import LatentVariableModel, owner_of
 
@@ -204,7 +204,7 @@ class Local(AnalyticELBO):
 
     steps: Annotated[int, Ge(0)] = 5
     start: Start = "encoder"
-    lr: Annotated[float, Gt(0)] = 0.1
+    lr: PositiveFloat = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -281,7 +281,7 @@ def _elbo(weights: Weights, score: Score) -> Tensor:
 
 
 def _closeness_to_prior(weights: Weights) -> Tensor:
-    return -weights.expect(functools.reduce(torch.add, weights.kl.values())).mean(0)
+    return -weights.expect(total(weights.kl.values())).mean(0)
 
 
 def _for_datapoints(posterior: LocalPosterior, count: int) -> LocalPosterior:

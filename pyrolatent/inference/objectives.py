@@ -4,7 +4,6 @@ A bound is a `pyro.infer.ELBO`, so that `SVI(model, guide, optim, loss=ELBO())` 
 returns what Pyro's own classes return: a loss summed over the minibatch, lower is better.
 """
 
-import functools
 import math
 from abc import abstractmethod
 from dataclasses import field
@@ -15,7 +14,7 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from pyrolatent.declaration import Component, Options, component, declared_name, register
+from pyrolatent.declaration import Component, Options, PositiveInt, component, declared_name, register
 from pyrolatent.errors import InputError
 from pyrolatent.inference.weights import (
     Program,
@@ -24,6 +23,7 @@ from pyrolatent.inference.weights import (
     log_sum_over_states,
     plate_nesting,
     sum_over_states,
+    total,
     weigh,
 )
 from pyrolatent.models.latent import owner_of
@@ -111,7 +111,7 @@ class Bound(Objective, pyro.infer.ELBO):
             share.
     """
 
-    particles: Annotated[int, Gt(0)] = 1
+    particles: PositiveInt = 1
     beta: Annotated[float, Ge(0)] = 1.0
     plate: str | None = None
 
@@ -340,7 +340,7 @@ class ELBO(Bound):
         """mean_k log p(x | z_k) - beta KL, (batch,)."""
         kl = self.kl(weights).values()
         ratio = weights.log_observed()
-        return weights.expect(ratio - beta * functools.reduce(torch.add, kl) if kl else ratio).mean(0)
+        return weights.expect(ratio - beta * total(kl) if kl else ratio).mean(0)
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """The bound, with the KL of a site replaced by free_bits where its mean is below, (batch,)."""
@@ -348,7 +348,7 @@ class ELBO(Bound):
             return self.bound(weights, beta)
         by_site = [weights.expect(kl).mean(0) for kl in self.kl(weights).values()]
         counted = [torch.where(kl.mean() > self.free_bits, kl, self.free_bits) for kl in by_site]
-        return weights.expect(weights.log_observed()).mean(0) - beta * functools.reduce(torch.add, counted)
+        return weights.expect(weights.log_observed()).mean(0) - beta * total(counted)
 
 
 @component("analytic_elbo", "objective")
@@ -364,7 +364,7 @@ class AnalyticELBO(ELBO):
 class IWAE(Bound):
     """log (1/K) sum_k w_k, w = p(x, z) / q(z | x), for each datapoint (Burda et al. 2016, 1509.00519)."""
 
-    particles: Annotated[int, Gt(0)] = 50
+    particles: PositiveInt = 50
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """log (1/K) sum_k w_k, (batch,)."""
@@ -383,7 +383,7 @@ class STL(IWAE):
 
     needs = Bound.needs | {Capability.ANY_DRAW_SCORED}
 
-    particles: Annotated[int, Gt(0)] = 1
+    particles: PositiveInt = 1
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """log (1/K) sum_k w_k with the parameters of q held in log q, (batch,)."""
@@ -423,7 +423,7 @@ class Renyi(Bound):
     """
 
     alpha: float = 0.5
-    particles: Annotated[int, Gt(0)] = 50
+    particles: PositiveInt = 50
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """log mean_k w_k^(1 - alpha) / (1 - alpha), (batch,), by its limit where alpha is 1, -inf or inf."""
@@ -449,7 +449,7 @@ class CombinationIWAE(Bound):
     """
 
     share: Annotated[float, Interval(ge=0, le=1)] = 0.5
-    particles: Annotated[int, Gt(0)] = 50
+    particles: PositiveInt = 50
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """share mean_k log w_k + (1 - share) log mean_k w_k, (batch,)."""
@@ -468,8 +468,8 @@ class MultiplyIWAE(Bound):
         particles: number K of draws in each group.
     """
 
-    groups: Annotated[int, Gt(0)] = 8
-    particles: Annotated[int, Gt(0)] = 8
+    groups: PositiveInt = 8
+    particles: PositiveInt = 8
 
     @property
     def draws(self) -> int:
@@ -536,7 +536,7 @@ class VIMCO(IWAE):
         learning_signal = log_mean_exp(held) - baseline
         log_q = weights.log_guide_sites("held")
         scores = [(learning_signal * sum_over_states(log_q[site])).sum(0) for site in weights.drawn]
-        return functools.reduce(torch.add, scores, log_mean_exp(log_weights))
+        return total([log_mean_exp(log_weights), *scores])
 
 
 @component("rws", "objective")

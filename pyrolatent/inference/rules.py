@@ -144,10 +144,9 @@ def part_for(model: LatentVariableModel, data: Data, split: str) -> Split:
     """
     require_latents(model)
     require_data(data)
-    if split not in ("train", "validation", "test"):
-        raise InputError(f"there is no split {split!r}; valid: train, validation, test")
+    part = data.split(split)
     same_event_shape(model, data)
-    part: Split = getattr(data, split).to(*place_of(model))
+    part = part.to(*place_of(model))
     if model.conditional and part.y is None:
         raise InputError(f"{type(model).__name__} is a model of x given y, but {data.name} has no labels; give some")
     if model.label_dim and part.y is not None:
@@ -187,7 +186,7 @@ def _pathwise(case: Case) -> str | None:
 @cache
 def needing() -> dict[str, frozenset[Capability]]:
     """What each objective that can be declared by name needs."""
-    return {name: needs_of(entry.target) for name, entry in registered("objective").items()}
+    return {name: needs_of(entry.target) for name, entry in sorted(registered("objective").items())}
 
 
 def _complete_data(case: Case) -> str | None:
@@ -405,7 +404,7 @@ def page() -> str:
     """The page of the documentation that lists the rules, in Markdown."""
     rows = [(rule.refuses, rule.instead or "an objective that it can be trained by") for rule in RULES]
     table = [f"| {refuses} | {instead} |" for refuses, instead in [*rows, *BUILT_INTO_PARTS]]
-    models: dict[str, Any] = {name: entry.target for name, entry in registered("model").items()}
+    models: dict[str, Any] = {name: entry.target for name, entry in sorted(registered("model").items())}
     offers = []
     for capability in Capability:
         needed = _listed(name for name, needs in needing().items() if capability in needs)

@@ -1,12 +1,9 @@
 """Objectives of energies over real numbers that need neither log Z nor samples: they match ∇log p."""
 
-from typing import Annotated
-
 import torch
-from annotated_types import Gt
 from torch import Tensor
 
-from pyrolatent.declaration import component
+from pyrolatent.declaration import PositiveFloat, PositiveInt, component
 from pyrolatent.inference.contrastive import EnergyObjective
 from pyrolatent.inference.kernels import gradient_in
 from pyrolatent.inference.objectives import Inputs
@@ -84,7 +81,7 @@ class SlicedScoreMatching(ScoreMatching):
         projections: number of directions for each datapoint.
     """
 
-    projections: Annotated[int, Gt(0)] = 1
+    projections: PositiveInt = 1
 
     def loss(self, model: UnnormalisedDensity, x: Tensor) -> Tensor:
         """The loss of each datapoint, (batch,)."""
@@ -99,7 +96,7 @@ class DenoisingScoreMatching(ScoreMatching):
         noise: σ, in standard deviations of the model's base.
     """
 
-    noise: Annotated[float, Gt(0)] = 0.1
+    noise: PositiveFloat = 0.1
 
     def loss(self, model: UnnormalisedDensity, x: Tensor) -> Tensor:
         """The loss of each datapoint, (batch,)."""

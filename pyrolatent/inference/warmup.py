@@ -3,9 +3,9 @@
 import math
 from typing import Annotated
 
-from annotated_types import Gt, Interval
+from annotated_types import Interval
 
-from pyrolatent.declaration import Options, component
+from pyrolatent.declaration import Options, PositiveFloat, PositiveInt, component
 
 
 class Warmup(Options):
@@ -15,7 +15,7 @@ class Warmup(Options):
         epochs: until the factor is 1; it stays there.
     """
 
-    epochs: Annotated[float, Gt(0)]
+    epochs: PositiveFloat
 
     def __call__(self, t: float) -> float:
         """The factor after t epochs."""
@@ -40,7 +40,7 @@ class Cyclical(Warmup):
         share: of each cycle in which the factor rises.
     """
 
-    cycles: Annotated[int, Gt(0)] = 4
+    cycles: PositiveInt = 4
     share: Annotated[float, Interval(gt=0, le=1)] = 0.5
 
     def __call__(self, t: float) -> float:
@@ -60,7 +60,7 @@ class Sigmoid(Warmup):
         steepness: of the rise; the factor is 1/2 at half of the epochs.
     """
 
-    steepness: Annotated[float, Gt(0)] = 10.0
+    steepness: PositiveFloat = 10.0
 
     def __call__(self, t: float) -> float:
         """The factor after t epochs."""

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal
 
 import pyro
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Lt
 from torch import nn
 
 from pyrolatent.data import Data
-from pyrolatent.declaration import Component, Kind, build
+from pyrolatent.declaration import Component, Kind, PositiveFloat, PositiveInt, build
 from pyrolatent.errors import SEEDS, InputError
 from pyrolatent.inference.modes import choose_device
 from pyrolatent.inference.objectives import as_objective
@@ -28,13 +28,13 @@ def fit(
     progress: bool = True,
     *,
     objective: Annotated[Any, Kind("objective")] = "analytic_elbo",
-    epochs: Annotated[int, Gt(0)] = 300,
-    batch_size: Annotated[int, Gt(0)] = 128,
+    epochs: PositiveInt = 300,
+    batch_size: PositiveInt = 128,
     optimizer: Annotated[Any, Kind("optimizer")] = {"Adam": {"lr": 3e-3}},  # noqa: B006 (only read)
     scheduler: Annotated[Any, Kind("scheduler")] = None,
-    clip_norm: Annotated[float, Gt(0)] | None = None,
+    clip_norm: PositiveFloat | None = None,
     kl_warmup: Annotated[Any, Kind("warmup")] = None,
-    patience: Annotated[int, Gt(0)] | None = None,
+    patience: PositiveInt | None = None,
     seed: Annotated[int, Ge(0), Lt(SEEDS)] = 0,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     compile: Literal["auto", "always", "never"] = "auto",
