@@ -135,7 +135,7 @@ def test_energies_beside_autoencoders(experiment: Path) -> None:
     (second,) = sweep(machine | {"model": FIELDS["model"]}, {"objective": ["elbo"]}, "runs", particles=5, **options)
     (group,) = compare([first, second])
     assert sorted("rbm" in row.name for row in group.rows) == [False, True]
-    with pytest.raises(InputError, match="rbm has no posterior of latents to be checked"):
+    with pytest.raises(InputError, match="rbm has no posterior of latents that could be checked"):
         sweep(machine | {"objective": "pcd"}, {"seed": [0]}, "others", checked=True, **options)
     with pytest.raises(InputError, match="pca has no density"):
         sweep(machine | {"model": {"pca": {"latent_dim": 2}}}, {"seed": [0]}, "others", **options)
