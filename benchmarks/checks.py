@@ -33,9 +33,9 @@ from benchmarks.training import machine, versions
 from pyrolatent import LinearGaussian, load_data
 from pyrolatent.checks import CHECKS, AnnealedEvidence, Check, Checks, EvidenceBracket, Subject, check
 from pyrolatent.checks.annealed import excess
-from pyrolatent.data import Data
+from pyrolatent.data.splits import Data
 from pyrolatent.errors import InputError
-from pyrolatent.inference.annealed import annealed_evidence, bidirectional_evidence
+from pyrolatent.inference.evidence.annealed import annealed_evidence, bidirectional_evidence
 from pyrolatent.models.latent import LatentVariableModel
 
 D, L, NOISE = 6, 2, 0.7

@@ -106,7 +106,7 @@ class Pyrolatent:
             torch.cuda.synchronize()
 
     def bound(self) -> float:
-        from pyrolatent.inference.evidence import score
+        from pyrolatent.inference.evidence.importance import score
 
         draws = [score(self.model, self.scored, particles=self.size.particles).log_evidence for _ in range(REPEATS)]
         return torch.stack(draws).mean().item()

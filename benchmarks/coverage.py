@@ -22,8 +22,8 @@ from torch import Tensor
 from benchmarks.checks import Exact, L, linear
 from benchmarks.training import machine, versions
 from pyrolatent import LogisticBernoulli
-from pyrolatent.inference.evidence import draws_interval, score
-from pyrolatent.inference.psis import khat_threshold
+from pyrolatent.inference.evidence.importance import draws_interval, score
+from pyrolatent.inference.evidence.psis import khat_threshold
 
 TOGETHER = 2000
 """Rows that are scored at a time, repetitions beside each other."""

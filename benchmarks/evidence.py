@@ -24,7 +24,7 @@ from torch.nn import functional
 from benchmarks.contenders import vae
 from benchmarks.training import binary_images, machine, versions
 from benchmarks.workloads import WORKLOADS
-from pyrolatent.inference.evidence import compiled_chunk, draws_at_once, score
+from pyrolatent.inference.evidence.importance import compiled_chunk, draws_at_once, score
 
 AGREEMENT = 1e-3  # nats, for each image
 

@@ -28,7 +28,7 @@ from torch.nn import functional
 import pyrolatent as pl
 from benchmarks.training import machine, versions
 from pyrolatent.declaration import build
-from pyrolatent.inference.training.held_out import pseudo_likelihood
+from pyrolatent.inference.evidence.pseudo_likelihood import pseudo_likelihood
 from pyrolatent.inference.training.loop import Fit, Trainer
 
 VISIBLE, HIDDEN, BATCH, LR = 784, 500, 100, 0.01

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 import pyrolatent as pl
-from pyrolatent.inference.evidence import score
+from pyrolatent.inference.evidence.importance import score
 
 DRAWS = [1, 3, 10, 30, 100, 300, 1000, 3000]
 

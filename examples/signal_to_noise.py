@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 import pyrolatent as pl
-from pyrolatent.inference.objectives import ELBO, IWAE, DReG
+from pyrolatent.inference.objectives.bounds import ELBO, IWAE, DReG
 
 DRAWS = [1, 3, 10, 30, 100, 300, 1000]
 REPEATS = 400

@@ -340,7 +340,7 @@ def options_schema(entry: Component) -> dict[str, Any]:
 
 
 _MODELS = ("pyrolatent.models",)
-_OBJECTIVES = ("objectives", "contrastive", "score_matching", "local")
+_OBJECTIVES = ("bounds", "exact", "per_datapoint", "contrastive", "score_matching")
 _KINDS: dict[str, tuple[str, ...]] = {
     "model": _MODELS,
     "prior": _MODELS,
@@ -348,9 +348,9 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "posterior": _MODELS,
     "network": _MODELS,
     "units": _MODELS,
-    "kernel": ("pyrolatent.inference.kernels",),
-    "objective": tuple(f"pyrolatent.inference.{name}" for name in _OBJECTIVES),
-    "warmup": ("pyrolatent.inference.warmup",),
+    "kernel": ("pyrolatent.inference.sampling.kernels",),
+    "objective": tuple(f"pyrolatent.inference.objectives.{name}" for name in _OBJECTIVES),
+    "warmup": ("pyrolatent.inference.objectives.warmup",),
     "optimizer": ("pyrolatent.inference.training.optim",),
     "scheduler": ("pyrolatent.inference.training.optim",),
 }

@@ -9,20 +9,22 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyrolatent import figures, figures_energy, tasks
-from pyrolatent.chains import sample_energy, watch
-from pyrolatent.data import Batch, Data
+from pyrolatent import tasks
+from pyrolatent.data.splits import Batch, Data
 from pyrolatent.errors import InputError
+from pyrolatent.figures import energy as figures_energy
+from pyrolatent.figures import latent as figures
 from pyrolatent.inference.draws import labels_for
-from pyrolatent.inference.kernels import adapted, no_normaliser
-from pyrolatent.inference.partition import LogZ, ais, exact_log_z, model_states, reverse_ais
+from pyrolatent.inference.evidence.energies import LogZ, ais, exact_log_z, model_states, reverse_ais
+from pyrolatent.inference.sampling.chains import sample_energy, watch
+from pyrolatent.inference.sampling.kernels import adapted, no_normaliser
 from pyrolatent.inference.training.loop import Row
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.arrays import place_of
+from pyrolatent.models.energies.density import UnnormalisedDensity
+from pyrolatent.models.energies.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability
-from pyrolatent.models.rbm import RestrictedBoltzmannMachine
-from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 SIDE = 15
 """Points of a latent grid along each dimension."""

@@ -13,18 +13,18 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyrolatent.chains import sample_energy
 from pyrolatent.errors import InputError, at_least, at_least_one, only
+from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import FLOATS, labels_for, posterior_means, repeated, resampled, simulate
-from pyrolatent.inference.modes import evaluating
+from pyrolatent.inference.evidence.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.monte_carlo import log_mean
-from pyrolatent.inference.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.rules import require_latents
+from pyrolatent.inference.sampling.chains import sample_energy
 from pyrolatent.models.arrays import as_inputs, as_labels, as_tensor
+from pyrolatent.models.energies.density import UnnormalisedDensity
+from pyrolatent.models.isolation import evaluating_alone
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.model import Capability
-from pyrolatent.models.modes import evaluating_alone
-from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 DRAWS = 100
 """From a posterior whose mean has no closed form: the error of the mean is a tenth of its standard deviation."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pyrolatent import VAE, Data, load_data
-from pyrolatent.inference.local import refine
+from pyrolatent.inference.refine import refine
 
 # Models this small gain nothing from threads, and lose much where other processes want the same cores.
 torch.set_num_threads(1)

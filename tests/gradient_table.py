@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import dropout
 
 from pyrolatent.errors import InputError
-from pyrolatent.inference import objectives as o
+from pyrolatent.inference.objectives import bounds as o
 
 X = 0.8
 K = 2

@@ -28,9 +28,9 @@ from pyrolatent import (
     bidirectional_evidence,
     load_data,
 )
-from pyrolatent.inference.annealed import _betas, _Target
 from pyrolatent.inference.draws import simulate
-from pyrolatent.inference.evidence import score
+from pyrolatent.inference.evidence.annealed import _betas, _Target
+from pyrolatent.inference.evidence.importance import score
 from pyrolatent.inference.monte_carlo import log_mean
 
 D = 6

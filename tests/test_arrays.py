@@ -34,7 +34,7 @@ from pyrolatent import (
     tasks,
     to_arviz,
 )
-from pyrolatent.inference.partition import evaluate_energy
+from pyrolatent.inference.evidence.energies import evaluate_energy
 
 SMALL: dict[str, Any] = {"encoder": {"mlp": {"hidden": [8]}}, "decoder": {"mlp": {"hidden": [8]}}}
 MODELS: dict[str, Callable[[], Any]] = {

@@ -13,7 +13,8 @@ from sklearn import decomposition
 from torch import Tensor
 
 from pyrolatent import VAE, Data, InputError, Run, evaluate, fit, load_data, reconstruct, sample
-from pyrolatent.inference.objectives import ELBO, SquaredError
+from pyrolatent.inference.objectives.bounds import ELBO
+from pyrolatent.inference.objectives.exact import SquaredError
 from pyrolatent.models import PCA, Autoencoder
 from pyrolatent.tasks import means
 

@@ -23,8 +23,8 @@ from pyrolatent import (
     sample,
 )
 from pyrolatent.inference.draws import draw, simulate
-from pyrolatent.inference.evidence import active_units, score
-from pyrolatent.inference.psis import too_large
+from pyrolatent.inference.evidence.importance import active_units, score
+from pyrolatent.inference.evidence.psis import too_large
 from pyrolatent.inference.weights import weigh
 
 D, L, NOISE = 6, 2, 0.7

@@ -262,11 +262,11 @@ def test_interruption_while_loading_and_while_evaluating(bits: Path, monkeypatch
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyrolatent.run.evaluate", interrupted)
+    monkeypatch.setattr("pyrolatent.experiments.run.evaluate", interrupted)
     assert "out holds the trained model" in refused("train", *SMALL, "--output=out", "--json", code=130)
     assert len(Run.load("out").history) == 2
     assert "interrupted" in refused("evaluate", "out", code=130)
-    monkeypatch.setattr("pyrolatent.experiment.load_data", interrupted)
+    monkeypatch.setattr("pyrolatent.experiments.experiment.load_data", interrupted)
     assert "before the end of the first epoch" in refused("train", code=130)
 
 
@@ -306,7 +306,7 @@ def test_ctrl_c_in_training_keeps_the_last_epoch(bits: Path) -> None:
 
 def test_a_component_of_the_users_own_asks_for_trust(bits: Path) -> None:
     Path("priors.py").write_text(
-        "from pyrolatent.models.priors import NormalPrior\nclass Mine(NormalPrior):\n    pass\n"
+        "from pyrolatent.models.components.priors import NormalPrior\nclass Mine(NormalPrior):\n    pass\n"
     )
     fields = {"model": {"vae": {"latent_dim": 2, "prior": "priors:Mine"}}, "data": str(bits)}
     Path("mine.yaml").write_text(yaml.safe_dump(fields))

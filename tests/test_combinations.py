@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pyrolatent import VAE, Data, InputError, Run, fit, load_data, sample
 from pyrolatent.declaration import registered
-from pyrolatent.inference.evidence import score
-from pyrolatent.inference.objectives import ELBO
+from pyrolatent.inference.evidence.importance import score
+from pyrolatent.inference.objectives.bounds import ELBO
 from pyrolatent.inference.rules import hold_to_rules
 from pyrolatent.inference.weights import training_arguments, weigh
 from pyrolatent.models import ConditionalVAE

@@ -18,7 +18,7 @@ from benchmarks.comparisons import NOISES, cell
 from pyrolatent import Experiment, InputError, evaluate, train
 from pyrolatent.cli import app
 from pyrolatent.experiments.compare import compare, described, differences, forest
-from pyrolatent.run import Run
+from pyrolatent.experiments.run import Run
 
 INTERPOLATED = 1.03
 """Points of the studentised range between degrees of freedom are too large by no more; most at ν from 1 to 1.5."""

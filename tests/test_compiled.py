@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pyrolatent import VAE, Data, evaluate, fit, load_data
 from pyrolatent.declaration import build
 from pyrolatent.inference.compiled import CaptureError, compiled
-from pyrolatent.inference.contrastive import EnergyObjective
-from pyrolatent.inference.evidence import compiled_chunk, draws_at_once, score
+from pyrolatent.inference.evidence.importance import compiled_chunk, draws_at_once, score
+from pyrolatent.inference.objectives.contrastive import EnergyObjective
 from pyrolatent.inference.weights import training_arguments
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no C++ compiler")

@@ -32,7 +32,7 @@ from pyrolatent import (
     to_arviz,
 )
 from pyrolatent.checks.active_units import ActiveUnits
-from pyrolatent.inference.objectives import ELBO
+from pyrolatent.inference.objectives.bounds import ELBO
 from pyrolatent.models import latent
 
 Vector = Callable[[nn.Module], Tensor]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pyrolatent import EnergyModel, InputError, MarkovNetwork
 from pyrolatent import RestrictedBoltzmannMachine as RBM  # noqa: N817
 from pyrolatent.declaration import build
-from pyrolatent.inference.kernels import HMC, Gibbs, Langevin, Tempering, run
-from pyrolatent.inference.score_matching import denoising_score_matching, sliced_score_matching
-from pyrolatent.inference.training.held_out import pseudo_likelihood
+from pyrolatent.inference.evidence.pseudo_likelihood import pseudo_likelihood
+from pyrolatent.inference.objectives.score_matching import denoising_score_matching, sliced_score_matching
+from pyrolatent.inference.sampling.kernels import HMC, Gibbs, Langevin, Tempering, run
 from pyrolatent.models import UnnormalisedDensity
 
 

@@ -20,8 +20,9 @@ from PIL import Image
 from torch.distributions import constraints
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from pyrolatent import sources
-from pyrolatent.data import Split, load_data
+from pyrolatent.data import files as sources
+from pyrolatent.data.load import load_data
+from pyrolatent.data.splits import Split
 from pyrolatent.errors import InputError
 
 PARTS = ("train", "validation", "test")

@@ -8,7 +8,7 @@ from torch import nn
 
 from pyrolatent import VAE, InputError, declaration
 from pyrolatent.declaration import build, component, import_path, importing, plain, validate
-from pyrolatent.models.priors import NormalPrior
+from pyrolatent.models.components.priors import NormalPrior
 
 
 @pytest.fixture

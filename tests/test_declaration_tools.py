@@ -7,9 +7,9 @@ import pytest
 
 from pyrolatent import InputError, declaration
 from pyrolatent.declaration import build, complete, import_paths, plain, schema
-from pyrolatent.experiment import experiment_schema
-from pyrolatent.models.networks import MLP
-from pyrolatent.models.priors import NormalPrior
+from pyrolatent.experiments.experiment import experiment_schema
+from pyrolatent.models.components.networks import MLP
+from pyrolatent.models.components.priors import NormalPrior
 
 # Written out.
 

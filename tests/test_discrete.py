@@ -12,8 +12,8 @@ from scipy.special import expit, logsumexp
 from torch import Tensor
 
 from pyrolatent import Data, InputError, fit, reconstruct
-from pyrolatent.inference.evidence import score
-from pyrolatent.inference.objectives import ELBO, AnalyticELBO
+from pyrolatent.inference.evidence.importance import score
+from pyrolatent.inference.objectives.bounds import ELBO, AnalyticELBO
 from pyrolatent.inference.weights import weigh
 from pyrolatent.models import DiscreteVAE
 

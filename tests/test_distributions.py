@@ -12,8 +12,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from pyrolatent.models import distributions as ours
-from pyrolatent.models.distributions import (
+from pyrolatent.models.components import distributions as ours
+from pyrolatent.models.components.distributions import (
     CategoricalLevels,
     ContinuousBernoulli,
     DiscretizedLogistic,

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 import pyrolatent as pl
 from pyrolatent import Data, EnergyModel, InputError, MarkovNetwork, Run, fit, load_data, sample
 from pyrolatent import RestrictedBoltzmannMachine as RBM  # noqa: N817
-from pyrolatent.chains import sample_energy, watch
 from pyrolatent.cli import app
-from pyrolatent.figures_energy import chains, filters, free_energies, log_z_trace, monitors
-from pyrolatent.inference.contrastive import CD
-from pyrolatent.inference.partition import model_states
+from pyrolatent.figures.energy import chains, filters, free_energies, log_z_trace, monitors
+from pyrolatent.inference.evidence.energies import model_states
+from pyrolatent.inference.objectives.contrastive import CD
 from pyrolatent.inference.rules import hold_to_rules
+from pyrolatent.inference.sampling.chains import sample_energy, watch
 
 MODELS: dict[str, tuple[Any, str]] = {
     "machine": ({"rbm": {"hidden": 3}}, "pcd"),
@@ -56,7 +56,9 @@ def test_every_command_works_for_every_kind(name: str, file: Path, tmp_path: Pat
     monkeypatch.setattr("pyrolatent.pictures.WATCHED", [0, 1, 3])
     monkeypatch.setattr("pyrolatent.pictures.TEMPERATURES", 20)
     monkeypatch.setattr("pyrolatent.cli.commands.SHORT", 20)
-    monkeypatch.setattr("pyrolatent.inference.partition.model_states", functools.partial(model_states, sweeps=50))
+    monkeypatch.setattr(
+        "pyrolatent.inference.evidence.energies.model_states", functools.partial(model_states, sweeps=50)
+    )
     model, objective = MODELS[name]
     written = experiment(tmp_path / "e.yaml", file, model, objective)
     run = str(tmp_path / "run")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrolatent.inference.objectives import ELBO, AnalyticELBO
+from pyrolatent.inference.objectives.bounds import ELBO, AnalyticELBO
 from pyrolatent.inference.weights import weigh
 
 PI = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrolatent import VAE, Data, Family, InputError, LatentVariableModel, evaluate, load_data
-from pyrolatent.data import measure_of
-from pyrolatent.inference.evidence import score
-from pyrolatent.inference.psis import khat_threshold
-from pyrolatent.models.priors import NormalPrior
+from pyrolatent.data.splits import measure_of
+from pyrolatent.inference.evidence.importance import score
+from pyrolatent.inference.evidence.psis import khat_threshold
+from pyrolatent.models.components.priors import NormalPrior
 
 PARTICLES = 64
 

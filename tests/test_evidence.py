@@ -17,8 +17,8 @@ from torch.distributions import kl_divergence
 
 from benchmarks import coverage
 from pyrolatent import LatentVariableModel
-from pyrolatent.inference.evidence import draws_at_once, draws_interval, score
-from pyrolatent.inference.psis import khat
+from pyrolatent.inference.evidence.importance import draws_at_once, draws_interval, score
+from pyrolatent.inference.evidence.psis import khat
 from pyrolatent.inference.weights import weigh
 
 D, L, N = 4, 2, 6

@@ -10,10 +10,10 @@ import torch
 import yaml
 
 from pyrolatent import Experiment, InputError, load_data
-from pyrolatent.experiment import experiment_schema, override, parse_value
+from pyrolatent.experiments.experiment import experiment_schema, override, parse_value
 
 OWN = """
-from pyrolatent.models.priors import NormalPrior
+from pyrolatent.models.components.priors import NormalPrior
 
 class Shifted(NormalPrior):
     def __init__(self, latent_dim: int, *, by: float = 1.0) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyrolatent import Family, InputError
 from pyrolatent.declaration import build, registered
-from pyrolatent.models.named import BY_CLASS, Bernoulli, Normal, named_by_class
+from pyrolatent.models.components.families import BY_CLASS, Bernoulli, Normal, named_by_class
 
 CONSTANTS = {"temperature": 0.5, "total_count": 3, "dim": 3}
 AXES = {

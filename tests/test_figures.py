@@ -12,8 +12,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from pyrolatent import figures
 from pyrolatent.errors import InputError
+from pyrolatent.figures import canvas
+from pyrolatent.figures import latent as figures
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +101,11 @@ def test_what_is_missing_is_blue_and_said(digits):
     fig = figures.reconstructions(x, digits[:1])
     original = fig.axes[0].images[0]
     rgba = original.to_rgba(original.get_array())
-    assert_allclose(rgba[:4, :, :3], np.broadcast_to(figures._MISSING, (4, 8, 3)))
+    assert_allclose(rgba[:4, :, :3], np.broadcast_to(canvas.MISSING, (4, 8, 3)))
     assert_allclose(rgba[4:, :, 0], x[0, 0, 4:], atol=1 / 255)
     assert caption(fig) == "blue: no value"
     colour = shown(figures.samples(x.expand(1, 3, 8, 8)))[0]
-    assert_allclose(colour[0, :4], np.broadcast_to(figures._MISSING, (4, 8, 3)))
+    assert_allclose(colour[0, :4], np.broadcast_to(canvas.MISSING, (4, 8, 3)))
 
 
 def test_reconstructions_in_the_plane_are_points_joined_to_their_originals():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrolatent import VAE, Data, Fit, fit
 from pyrolatent.declaration import registered
-from pyrolatent.inference.objectives import AnalyticELBO, Bound
+from pyrolatent.inference.objectives.bounds import AnalyticELBO, Bound
 from pyrolatent.inference.weights import weigh
 
 Build = Callable[..., VAE]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from pyrolatent import VAE, Data, InputError, RestrictedBoltzmannMachine, Run, TrainingError, fit, load_data
 from pyrolatent.cli import app
-from pyrolatent.inference.evidence import evaluate
+from pyrolatent.inference.evidence.importance import evaluate
 
 Build = Callable[..., VAE]
 Vector = Callable[[nn.Module], Tensor]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pyrolatent import VAE, InputError
 from pyrolatent.declaration import build, registered
-from pyrolatent.inference.objectives import ELBO
+from pyrolatent.inference.objectives.bounds import ELBO
 from pyrolatent.inference.weights import weigh
-from pyrolatent.models.flows import FlowFamily, FlowPrior
+from pyrolatent.models.components.flows import FlowFamily, FlowPrior
 
 DIM = 2
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyrolatent import VAE, Data, DiscreteVAE, InputError, Run, evaluate, fit, impute, load_data
 from pyrolatent.declaration import build
-from pyrolatent.models.networks import Network
+from pyrolatent.models.components.networks import Network
 
 MODELS: dict[str, dict[str, Any]] = {
     "vae": {"latent_dim": 2},

@@ -8,7 +8,7 @@ import torch
 
 from pyrolatent import LinearGaussian, Run, check, evaluate, fit, impute, load_data, pictures, sample
 from pyrolatent.declaration import build
-from pyrolatent.inference.partition import Annealing
+from pyrolatent.inference.evidence.energies import Annealing
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrolatent import VAE, Data, InputError, SemiSupervisedVAE, fit, impute, load_data, sample
-from pyrolatent.inference.objectives import (
+from pyrolatent.inference.objectives.bounds import (
     ELBO,
     IWAE,
     STL,

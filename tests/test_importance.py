@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrolatent import VAE, DiscreteVAE, HierarchicalVAE, InputError, LinearGaussian, fit, load_data
 from pyrolatent.declaration import build
-from pyrolatent.inference.objectives import (
+from pyrolatent.inference.objectives.bounds import (
     ELBO,
     IWAE,
     STL,
@@ -25,9 +25,8 @@ from pyrolatent.inference.objectives import (
     PartiallyIWAE,
     Renyi,
     ReweightedWakeSleep,
-    log_mean_exp,
 )
-from pyrolatent.inference.weights import weigh
+from pyrolatent.inference.weights import log_mean_exp, weigh
 
 TINY = {"mlp": {"hidden": (3,)}}
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyrolatent import VAE, Data, InputError, evaluate, fit, load_data
-from pyrolatent.inference.objectives import ELBO, IWAE
+from pyrolatent.inference.objectives.bounds import ELBO, IWAE
 from pyrolatent.models import LinearGaussian
 
 D, L, N = 6, 2, 120

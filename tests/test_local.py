@@ -28,7 +28,8 @@ from pyrolatent import (
     fit,
     sample,
 )
-from pyrolatent.inference.local import Local, refine
+from pyrolatent.inference.objectives.per_datapoint import Local
+from pyrolatent.inference.refine import refine
 from pyrolatent.inference.weights import weigh
 
 D, L, NOISE = 6, 2, 0.7

@@ -12,7 +12,7 @@ from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
 from pyrolatent import InputError, fit, load_data
-from pyrolatent.inference.evidence import score
+from pyrolatent.inference.evidence.importance import score
 from pyrolatent.models import LogisticBernoulli
 
 

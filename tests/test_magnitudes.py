@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from sklearn import decomposition
 
 from pyrolatent import PCA, InputError, LinearGaussian, LogisticBernoulli, fit, load_data
-from pyrolatent.models.distributions import NegativeBinomial, Poisson
+from pyrolatent.models.components.distributions import NegativeBinomial, Poisson
 
 GENERATOR = np.random.default_rng(0)
 SIGNAL = GENERATOR.normal(size=(600, 2)) @ GENERATOR.normal(size=(2, 5)) + 0.3 * GENERATOR.normal(size=(600, 5))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrolatent import InputError
-from pyrolatent.models import markov
-from pyrolatent.models.markov import MarkovNetwork
+from pyrolatent.models.energies import markov
+from pyrolatent.models.energies.markov import MarkovNetwork
 
 SEVEN = [[1, 2], [1, 3], [3, 4], [3, 5, 6], [5, 6, 7]]
 NETWORKS: dict[str, tuple[list[list[int]], list[int]]] = {

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pyrolatent import VAE, Family, InputError
-from pyrolatent.inference.objectives import ELBO, AnalyticELBO
+from pyrolatent.inference.objectives.bounds import ELBO, AnalyticELBO
 from pyrolatent.inference.weights import weigh
-from pyrolatent.models.conditionals import filled, masked
+from pyrolatent.models.components.conditional import filled, masked
 
 MASK = torch.tensor([[True, False, True, True], [False, False, True, False], [True] * 4, [False] * 4])
 LIKELIHOODS: dict[str, dict[str, Any]] = {

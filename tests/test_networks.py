@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from pyrolatent import VAE, InputError, fit, load_data
 from pyrolatent.declaration import build, registered
-from pyrolatent.models.conditionals import Conditional
-from pyrolatent.models.named import Bernoulli, Normal
-from pyrolatent.models.networks import MLP, Conv, ResidualConv
+from pyrolatent.models.components.conditional import Conditional
+from pyrolatent.models.components.families import Bernoulli, Normal
+from pyrolatent.models.components.networks import MLP, Conv, ResidualConv
 
 CLASSES = 3
 SMALL: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyrolatent import VAE, InputError
-from pyrolatent.inference.objectives import ELBO, VIMCO, AnalyticELBO, Bound
+from pyrolatent.inference.objectives.bounds import ELBO, VIMCO, AnalyticELBO, Bound
 from pyrolatent.inference.weights import weigh
 
 PAIRS = [(ELBO, Trace_ELBO), (AnalyticELBO, TraceMeanField_ELBO)]

@@ -25,7 +25,7 @@ from pyrolatent import (
 )
 from pyrolatent.cli.commands import EVALUATED, app
 from pyrolatent.errors import only
-from pyrolatent.sweep import sweep
+from pyrolatent.experiments.sweep import sweep
 
 SMALL: dict[str, Any] = {"encoder": {"mlp": {"hidden": [4]}}, "decoder": {"mlp": {"hidden": [4]}}}
 BITS = np.random.default_rng(0).integers(2, size=(60, 22)).astype(np.uint8)

@@ -17,9 +17,9 @@ from pyro.infer.importance import psis_diagnostic, vectorized_importance_weights
 from torch import Tensor
 
 from pyrolatent import VAE, Data, InputError, fit
-from pyrolatent.inference import objectives
-from pyrolatent.inference.objectives import ELBO, IWAE, STL, VIMCO, AnalyticELBO, DReG, log_mean_exp
-from pyrolatent.inference.weights import weigh
+from pyrolatent.inference.objectives import bounds as objectives
+from pyrolatent.inference.objectives.bounds import ELBO, IWAE, STL, VIMCO, AnalyticELBO, DReG
+from pyrolatent.inference.weights import log_mean_exp, weigh
 
 W = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
 Pair = tuple[Callable[..., Any], Callable[..., Any]]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyrolatent import Data, EnergyModel, InputError, MarkovNetwork, evaluate, load_data
 from pyrolatent import RestrictedBoltzmannMachine as RBM  # noqa: N817
-from pyrolatent.inference.kernels import HMC, Gibbs, Langevin
-from pyrolatent.inference.partition import Annealing, ais, exact_log_z, raise_log_prob, reverse_ais
+from pyrolatent.inference.evidence.energies import Annealing, ais, exact_log_z, raise_log_prob, reverse_ais
+from pyrolatent.inference.sampling.kernels import HMC, Gibbs, Langevin
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ import pyrolatent as pl
 from pyrolatent.checks.active_units import ActiveUnits
 from pyrolatent.checks.importance import KHat
 from pyrolatent.checks.predictive import PriorPredictive
-from pyrolatent.inference.partition import ais
+from pyrolatent.inference.evidence.energies import ais
 from pyrolatent.pictures import plot
 
 EVENT = (6,)

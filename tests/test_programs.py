@@ -12,7 +12,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyrolatent import VAE, InputError, LatentVariableModel, check, evaluate, fit, load_data
-from pyrolatent.inference.objectives import (
+from pyrolatent.inference.objectives.bounds import (
     ELBO,
     IWAE,
     STL,

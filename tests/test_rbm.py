@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrolatent import InputError, fit, load_data
-from pyrolatent.models.rbm import RestrictedBoltzmannMachine as RBM  # noqa: N817
+from pyrolatent.models.energies.rbm import RestrictedBoltzmannMachine as RBM  # noqa: N817
 
 SIZES = {"bernoulli": (5, "bernoulli"), "categorical": (3, {"categorical": {"levels": 3}})}
 

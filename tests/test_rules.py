@@ -23,7 +23,7 @@ from pyrolatent import (
 )
 from pyrolatent.declaration import build
 from pyrolatent.inference import rules
-from pyrolatent.inference.objectives import as_objective
+from pyrolatent.inference.objectives.base import as_objective
 from pyrolatent.models.model import Capability
 
 BITS = (np.random.default_rng(0).random((30, 4)) < 0.5).astype(np.float32)

@@ -14,8 +14,9 @@ import torch
 import yaml
 
 import pyrolatent as pl
-from pyrolatent import Experiment, InputError, Run, TrustError, run
-from pyrolatent.models.priors import NormalPrior
+from pyrolatent import Experiment, InputError, Run, TrustError
+from pyrolatent.experiments import run
+from pyrolatent.models.components.priors import NormalPrior
 
 ROW = ["epoch", "train_loss", "validation_elbo", "learning_rate", "seconds"]
 OWN = """

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pyrolatent import Run, evaluate
-from pyrolatent.inference.partition import Annealing
+from pyrolatent.inference.evidence.energies import Annealing
 
 RUNS = sorted((Path(__file__).parent / "runs").iterdir())
 

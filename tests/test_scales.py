@@ -32,9 +32,17 @@ from pyrolatent import (
 )
 from pyrolatent.cli import app
 from pyrolatent.declaration import build
-from pyrolatent.inference.kernels import HMC, Langevin, Movement, adapted, no_normaliser
-from pyrolatent.inference.partition import LogZ, _estimate, ais, apart, model_states, raise_log_prob, reverse_ais
-from pyrolatent.inference.score_matching import sliced_score_matching
+from pyrolatent.inference.evidence.energies import (
+    LogZ,
+    _estimate,
+    ais,
+    apart,
+    model_states,
+    raise_log_prob,
+    reverse_ais,
+)
+from pyrolatent.inference.objectives.score_matching import sliced_score_matching
+from pyrolatent.inference.sampling.kernels import HMC, Langevin, Movement, adapted, no_normaliser
 
 UNITS = {
     "a hundredth": (0.01, 0.01, 0.01),
@@ -59,7 +67,9 @@ def _double() -> Iterator[None]:
 @pytest.fixture
 def few_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chains at which reverse annealing begins go a hundred sweeps, which these densities forget their start in."""
-    monkeypatch.setattr("pyrolatent.inference.partition.model_states", functools.partial(model_states, sweeps=100))
+    monkeypatch.setattr(
+        "pyrolatent.inference.evidence.energies.model_states", functools.partial(model_states, sweeps=100)
+    )
 
 
 def normal(units: tuple[float, ...], reference: Any = "flat") -> tuple[EnergyModel, Data, Tensor, float]:

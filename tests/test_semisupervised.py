@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pyrolatent import InputError, evaluate, fit, load_data, reconstruct, sample
-from pyrolatent.inference.evidence import score
-from pyrolatent.inference.objectives import ELBO, AnalyticELBO
+from pyrolatent.inference.evidence.importance import score
+from pyrolatent.inference.objectives.bounds import ELBO, AnalyticELBO
 from pyrolatent.inference.weights import Weights, weigh
 from pyrolatent.models import ConditionalVAE, SemiSupervisedVAE
 

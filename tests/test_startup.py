@@ -14,7 +14,7 @@ import pytest
 
 import pyrolatent
 from pyrolatent import VAE, declaration
-from pyrolatent.chains import SWEEPS
+from pyrolatent.inference.sampling.chains import SWEEPS
 
 HEAVY = ["arviz", "jinja2", "matplotlib", "pandas", "rich", "scipy.stats", "sklearn", "torchvision", "xarray"]
 
@@ -69,7 +69,7 @@ def test_every_public_name_resolves() -> None:
     assert {*pyrolatent.__all__} < {*dir(pyrolatent)}
     # Importing a module makes its name an attribute of the package, which a function of the same name would lose.
     assert {*pyrolatent.__all__}.isdisjoint(module.name for module in pkgutil.iter_modules(pyrolatent.__path__))
-    assert pyrolatent.inference.psis.khat is not None
+    assert pyrolatent.inference.evidence.psis.khat is not None
     with pytest.raises(AttributeError, match="'pyrolatent' has no attribute 'vea'"):
         _ = pyrolatent.vea
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from pyrolatent import InputError, Run, cli, compare
 from pyrolatent.experiments.compare import forest
-from pyrolatent.sweep import Cell, _reason, grid, sweep, train_cell
+from pyrolatent.experiments.sweep import Cell, _reason, grid, sweep, train_cell
 
 SMALL = {"mlp": {"hidden": [8]}}
 FIELDS: dict[str, Any] = {
@@ -50,7 +50,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             else:
                 yield cell, None
 
-    monkeypatch.setattr("pyrolatent.sweep._in_processes", one_by_one)
+    monkeypatch.setattr("pyrolatent.experiments.sweep._in_processes", one_by_one)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -32,10 +32,10 @@ from pyrolatent import (
     tasks,
     to_arviz,
 )
-from pyrolatent.figures import Figure
+from pyrolatent.figures.latent import Figure
+from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import labels_for, simulate
-from pyrolatent.inference.modes import evaluating
-from pyrolatent.models.conditionals import one_hot
+from pyrolatent.models.components.conditional import one_hot
 from pyrolatent.models.hierarchical import LayeredModel
 
 

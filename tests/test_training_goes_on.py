@@ -12,7 +12,7 @@ from torch import nn
 
 from pyrolatent import VAE, Data, GenerativeNetwork, InputError, Run, evaluate, fit, load_data
 from pyrolatent.declaration import build
-from pyrolatent.inference.objectives import IWAE
+from pyrolatent.inference.objectives.bounds import IWAE
 from pyrolatent.inference.training.diagnosis import still_rising
 
 Build = Callable[..., VAE]

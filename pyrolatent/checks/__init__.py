@@ -24,7 +24,7 @@ from pyrolatent.checks.sbc import SbcLatents, SbcLogLikelihood
 from pyrolatent.checks.subject import Simulated, Subject
 from pyrolatent.checks.tarp import Tarp, distances, references_from_data
 from pyrolatent.inference.draws import Draws, draw, joined, log_posterior_of
-from pyrolatent.inference.psis import khat, khat_threshold
+from pyrolatent.inference.evidence.psis import khat, khat_threshold
 
 __all__ = [
     "CHECKS",

@@ -13,7 +13,7 @@ from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import Subject
 from pyrolatent.errors import at_least
 from pyrolatent.inference.draws import prior_variances
-from pyrolatent.inference.evidence import ACTIVE, active_units
+from pyrolatent.inference.evidence.importance import ACTIVE, active_units
 
 
 @dataclass(frozen=True)

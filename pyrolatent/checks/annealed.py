@@ -13,7 +13,7 @@ from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
 from pyrolatent.checks.subject import Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.annealed import annealed_evidence, bidirectional_evidence
+from pyrolatent.inference.evidence.annealed import annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.monte_carlo import log_mean, standard_error
 
 

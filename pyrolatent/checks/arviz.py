@@ -12,12 +12,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrolatent.data import Data
+from pyrolatent.data.splits import Data
 from pyrolatent.errors import InputError, at_least, at_least_one
+from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import draw, labels_for, simulate
-from pyrolatent.inference.evidence import observation_support
-from pyrolatent.inference.modes import evaluating
-from pyrolatent.inference.psis import khat
+from pyrolatent.inference.evidence.importance import observation_support
+from pyrolatent.inference.evidence.psis import khat
 from pyrolatent.inference.rules import likelihood_name, part_for
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel

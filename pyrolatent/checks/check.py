@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyrolatent.checks.panels import Arrays
 from pyrolatent.checks.subject import Subject
-from pyrolatent.data import Data
+from pyrolatent.data.splits import Data
 from pyrolatent.errors import InputError
 from pyrolatent.models.latent import LatentVariableModel
 

@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyrolatent import figures
 from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import Subject
 from pyrolatent.errors import at_least
+from pyrolatent.figures import latent as figures
+from pyrolatent.inference.evidence.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.monte_carlo import log_mean
-from pyrolatent.inference.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.weights import arguments
 
 SHARE = 0.05

@@ -15,9 +15,9 @@ from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import BATCH, Subject
 from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.draws import draw
-from pyrolatent.inference.local import refine
 from pyrolatent.inference.monte_carlo import log_mean
-from pyrolatent.inference.objectives import Inputs
+from pyrolatent.inference.refine import refine
+from pyrolatent.inference.weights import Inputs
 from pyrolatent.models.latent import LatentVariableModel
 
 

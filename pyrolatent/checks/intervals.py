@@ -15,8 +15,7 @@ from pyrolatent.checks.ranks import fractional_ranks
 from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.draws import FLOATS, repeated, resampled, simulate
-from pyrolatent.inference.objectives import Inputs
-from pyrolatent.inference.weights import arguments
+from pyrolatent.inference.weights import Inputs, arguments
 from pyrolatent.models.latent import LatentVariableModel
 
 ENTRIES = 64

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyrolatent import figures
 from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
 from pyrolatent.checks.subject import LEAST, Subject
-from pyrolatent.data import Split
+from pyrolatent.data.splits import Split
 from pyrolatent.errors import InputError, at_least
+from pyrolatent.figures import latent as figures
 from pyrolatent.inference.draws import simulate
 
 NEIGHBOURS = 50

@@ -24,7 +24,7 @@ from pyrolatent.checks.predictive import PosteriorPredictive, PriorPredictive, S
 from pyrolatent.checks.sbc import SbcLatents, SbcLogLikelihood
 from pyrolatent.checks.subject import Subject
 from pyrolatent.checks.tarp import Tarp
-from pyrolatent.data import Data
+from pyrolatent.data.splits import Data
 from pyrolatent.errors import InputError, at_least
 from pyrolatent.models.latent import LatentVariableModel
 

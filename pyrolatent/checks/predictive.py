@@ -17,8 +17,7 @@ from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.draws import FLOATS, draw, repeated, simulate
-from pyrolatent.inference.objectives import Inputs
-from pyrolatent.inference.weights import arguments
+from pyrolatent.inference.weights import Inputs, arguments
 
 Statistic = Callable[[Tensor], Any]
 CORRELATED = 50

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrolatent.data import Data, Split
+from pyrolatent.data.splits import Data, Split
 from pyrolatent.errors import InputError, at_least
+from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import Draws, draw, joined, labels_for, log_posterior_of, simulate
-from pyrolatent.inference.evidence import Scores, measure, observation_support, score
-from pyrolatent.inference.modes import evaluating
-from pyrolatent.inference.objectives import Inputs
+from pyrolatent.inference.evidence.importance import Scores, measure, observation_support, score
 from pyrolatent.inference.rules import likelihood_name, part_for, require_one_observed_site
-from pyrolatent.inference.weights import arguments
+from pyrolatent.inference.weights import Inputs, arguments
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability
 

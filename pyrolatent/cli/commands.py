@@ -132,11 +132,11 @@ def train_command(
     as_json: Json = False,
 ) -> None:
     """Train an experiment, evaluate it and draw its figures; without arguments, a VAE on embedded digits."""
-    from pyrolatent.experiment import override
+    from pyrolatent.experiments.experiment import override
+    from pyrolatent.experiments.run import scores
+    from pyrolatent.experiments.sweep import PARTICLES
     from pyrolatent.inference import distributed
     from pyrolatent.models.model import Capability
-    from pyrolatent.run import scores
-    from pyrolatent.sweep import PARTICLES
 
     overrides = _overrides(set_, {"epochs": epochs, "seed": seed, "device": device, "data": data})
     declared = pl.Experiment.load(experiment, overrides) if experiment else pl.Experiment(**override({}, overrides))
@@ -215,7 +215,7 @@ def evaluate_command(
 
     With --method annealed, log p(x) by annealing from the prior, bracketed on simulated data; written to annealed.json.
     """
-    from pyrolatent.run import scores
+    from pyrolatent.experiments.run import scores
 
     loaded = pl.Run.load(run, trust=trust)
     way = _way(loaded.model, method, ais, raised)
@@ -300,7 +300,8 @@ def sample_command(
     """Draw from the model: an array and a figure in the run, samples, or sample_means with --mean."""
     import torch
 
-    from pyrolatent import figures, tasks
+    from pyrolatent import tasks
+    from pyrolatent.figures import latent as figures
 
     loaded = pl.Run.load(run, trust=trust)
     hold_seed(seed)
@@ -374,8 +375,8 @@ def sweep_command(
     as_json: Json = False,
 ) -> None:
     """Train a grid of experiments in parallel and compare them; what is finished is not trained again."""
-    from pyrolatent.experiment import override, read_yaml
-    from pyrolatent.sweep import sweep
+    from pyrolatent.experiments.experiment import override, read_yaml
+    from pyrolatent.experiments.sweep import sweep
 
     fields = override(read_yaml(experiment), _overrides(set_, {"epochs": epochs}))
     path = output or Path("runs") / f"{experiment.stem}-sweep"
@@ -440,7 +441,7 @@ def components_command(as_json: Json = False) -> None:
 @command("schema")
 def schema_command() -> None:
     """Write the JSON schema of the experiment file, for editors."""
-    from pyrolatent.experiment import experiment_schema
+    from pyrolatent.experiments.experiment import experiment_schema
 
     print(json.dumps(experiment_schema(), indent=2))
 
@@ -458,7 +459,7 @@ def _way(model: Any, method: str | None = None, ais: bool = False, raised: int |
 def _kernel(declared: str | None) -> Any:
     """A kernel as it was declared in YAML."""
     from pyrolatent.declaration import validate
-    from pyrolatent.experiment import parse_value
+    from pyrolatent.experiments.experiment import parse_value
 
     return None if declared is None else validate("kernel", parse_value(declared))
 
@@ -470,7 +471,7 @@ def _overrides(assignments: list[str] | None, given: Mapping[str, Any]) -> dict[
 
 def _assigned(option: str, assignments: list[str], example: str, *, several: bool = False) -> dict[str, Any]:
     """`FIELD=VALUE` as fields and their values, or the list of several values, as YAML reads them."""
-    from pyrolatent.experiment import parse_value
+    from pyrolatent.experiments.experiment import parse_value
 
     found = {}
     for assignment in assignments:

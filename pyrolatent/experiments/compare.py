@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyrolatent.errors import InputError
+from pyrolatent.experiments.run import Run
 from pyrolatent.inference.monte_carlo import known, standard_error
-from pyrolatent.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,8 +13,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyrolatent.errors import InputError
-from pyrolatent.inference.objectives import Inputs
-from pyrolatent.inference.weights import Program, Weights, total, weigh
+from pyrolatent.inference.weights import Inputs, Program, Weights, total, weigh
 from pyrolatent.models.arrays import as_labels, as_numbers
 from pyrolatent.models.latent import LatentVariableModel
 

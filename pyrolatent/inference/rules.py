@@ -9,16 +9,16 @@ import torch
 from pyro.distributions import Unit, constraints
 from torch import nn
 
-from pyrolatent.data import Batch, Data, Split
+from pyrolatent.data.splits import Batch, Data, Split
 from pyrolatent.declaration import declared_name, registered
 from pyrolatent.errors import InputError
-from pyrolatent.inference.modes import evaluating
-from pyrolatent.inference.objectives import needs_of
+from pyrolatent.inference.devices import evaluating
+from pyrolatent.inference.objectives.base import needs_of
 from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
 from pyrolatent.models.arrays import as_labels, hold_to_divisor, place_of
+from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.model import Capability, Model
-from pyrolatent.models.unnormalised import UnnormalisedDensity
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import pyro
 import pyro.distributions as dist
+import pyro.infer
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -21,7 +22,7 @@ from torch.distributions import kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrolatent.errors import InputError
-from pyrolatent.models.modes import statistics_held
+from pyrolatent.models.isolation import statistics_held
 
 Program = Callable[..., Any]
 Score = Literal["full", "frozen", "held"]
@@ -788,3 +789,12 @@ def training_arguments(
     """What a model is called with in training: with the labels if it has any use for them."""
     x, y, mask = batch
     return x, y if model.label_dim else None, mask
+
+
+Inputs = tuple[Tensor, Tensor | None, Tensor | None]
+"""x, y, mask."""
+
+
+def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
+    """log of the mean of exponentials, without leaving log space."""
+    return values.logsumexp(dim) - math.log(values.shape[dim])

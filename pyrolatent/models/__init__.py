@@ -1,18 +1,19 @@
 """What is believed: families, priors, conditionals, networks, and the models made of them."""
 
-from pyrolatent.models import flows, named, priors
 from pyrolatent.models.autoencoder import PCA, Autoencoder
-from pyrolatent.models.conditionals import Conditional
-from pyrolatent.models.energy import EnergyModel
-from pyrolatent.models.families import Family
+from pyrolatent.models.components import families as named
+from pyrolatent.models.components import flows, priors
+from pyrolatent.models.components.conditional import Conditional
+from pyrolatent.models.components.family import Family
+from pyrolatent.models.components.networks import MLP
+from pyrolatent.models.energies.density import UnnormalisedDensity
+from pyrolatent.models.energies.markov import MarkovNetwork
+from pyrolatent.models.energies.neural import EnergyModel
+from pyrolatent.models.energies.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.hierarchical import DiscreteVAE, HierarchicalVAE
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.linear import LinearGaussian, LogisticBernoulli
-from pyrolatent.models.markov import MarkovNetwork
-from pyrolatent.models.networks import MLP
-from pyrolatent.models.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.semisupervised import SemiSupervisedVAE
-from pyrolatent.models.unnormalised import UnnormalisedDensity
 from pyrolatent.models.vae import VAE, ConditionalVAE, GenerativeNetwork
 
 __all__ = [

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from pyrolatent.declaration import Kind, PositiveInt, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
-from pyrolatent.models.conditionals import apply_network, filled
+from pyrolatent.models.components.conditional import apply_network, filled
+from pyrolatent.models.components.networks import MLP
 from pyrolatent.models.model import Capability, MaskInput, Model
-from pyrolatent.models.networks import MLP
 
 
 class DeterministicModel(Model):

@@ -14,8 +14,8 @@ from torch.nn.functional import softplus
 
 from pyrolatent.declaration import Kind, PositiveInt, build, component
 from pyrolatent.errors import InputError
-from pyrolatent.models.conditionals import apply_network, conditional, filled, given_gaps, masked
-from pyrolatent.models.families import Family
+from pyrolatent.models.components.conditional import apply_network, conditional, filled, given_gaps, masked
+from pyrolatent.models.components.family import Family
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import MaskInput, Model
 

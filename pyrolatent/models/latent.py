@@ -17,9 +17,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
-from pyrolatent.models.conditionals import filled, given_gaps, masked, one_hot
+from pyrolatent.models.components.conditional import filled, given_gaps, masked, one_hot
+from pyrolatent.models.isolation import evaluating_alone
 from pyrolatent.models.model import Capability, Model, count_parameters
-from pyrolatent.models.modes import evaluating_alone
 
 
 class LatentVariableModel(Model):

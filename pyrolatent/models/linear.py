@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from pyrolatent.declaration import Kind, PositiveFloat, PositiveInt, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs
-from pyrolatent.models.conditionals import conditional, filled
+from pyrolatent.models.components.conditional import conditional, filled
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, MaskInput
 

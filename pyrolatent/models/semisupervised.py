@@ -9,10 +9,10 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from pyrolatent.declaration import Kind, component
-from pyrolatent.models.conditionals import conditional, filled, given_gaps, masked
+from pyrolatent.models.components.conditional import conditional, filled, given_gaps, masked
+from pyrolatent.models.isolation import statistics_held
 from pyrolatent.models.latent import require_labels
 from pyrolatent.models.model import Model
-from pyrolatent.models.modes import statistics_held
 from pyrolatent.models.vae import Autoencoding
 
 NEVER = -1e9

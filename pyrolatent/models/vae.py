@@ -6,7 +6,7 @@ import pyro
 from torch import Tensor, nn
 
 from pyrolatent.declaration import Kind, PositiveInt, build, component
-from pyrolatent.models.conditionals import conditional
+from pyrolatent.models.components.conditional import conditional
 from pyrolatent.models.latent import LatentVariableModel, require_labels
 from pyrolatent.models.model import MaskInput
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 
-from pyrolatent.data import Batch
+from pyrolatent.data.splits import Batch
 from pyrolatent.errors import TrainingError
 from pyrolatent.inference.weights import training_arguments, weigh
 from pyrolatent.models.model import Capability, Model

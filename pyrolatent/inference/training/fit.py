@@ -8,17 +8,17 @@ import torch
 from annotated_types import Ge, Lt
 from torch import nn
 
-from pyrolatent.data import Data
+from pyrolatent.data.splits import Data
 from pyrolatent.declaration import Component, Kind, PositiveFloat, PositiveInt, build
 from pyrolatent.errors import SEEDS, InputError
-from pyrolatent.inference.modes import choose_device
-from pyrolatent.inference.objectives import as_objective
+from pyrolatent.inference.devices import choose_device
+from pyrolatent.inference.objectives.base import as_objective
 from pyrolatent.inference.rules import hold_to_rules, require_data
 from pyrolatent.inference.training.loop import Fit, Trainer, progress_bar
 from pyrolatent.inference.training.validation import hold_to_precision, hold_to_settings, validate_first_batch
 from pyrolatent.models.arrays import place_of
+from pyrolatent.models.isolation import alone
 from pyrolatent.models.model import Model
-from pyrolatent.models.modes import alone
 
 
 def fit(

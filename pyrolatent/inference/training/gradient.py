@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrolatent.data import Split
+from pyrolatent.data.splits import Split
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
-from pyrolatent.inference.objectives import Objective
+from pyrolatent.inference.objectives.base import Objective
 from pyrolatent.inference.weights import training_arguments
-from pyrolatent.models.conditionals import networks_in
+from pyrolatent.models.components.conditional import networks_in
 from pyrolatent.models.model import Model
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}

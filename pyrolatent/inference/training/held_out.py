@@ -7,11 +7,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrolatent.data import Data
-from pyrolatent.inference.objectives import IWAE, AnalyticELBO, Bound, Inputs, Objective, SquaredError
-from pyrolatent.inference.score_matching import sliced_score_matching
+from pyrolatent.data.splits import Data
+from pyrolatent.inference.evidence.pseudo_likelihood import pseudo_likelihood
+from pyrolatent.inference.objectives.base import Objective
+from pyrolatent.inference.objectives.bounds import IWAE, AnalyticELBO, Bound
+from pyrolatent.inference.objectives.exact import SquaredError
+from pyrolatent.inference.objectives.score_matching import sliced_score_matching
+from pyrolatent.inference.weights import Inputs
 from pyrolatent.models.autoencoder import DeterministicModel
-from pyrolatent.models.unnormalised import UnnormalisedDensity
+from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.vae import GenerativeNetwork
 
 
@@ -71,39 +75,6 @@ def _bound(bound: Bound, model: Any, inputs: Inputs) -> Tensor:
 
 def _nothing(data: Data) -> dict[str, float]:
     return {}
-
-
-@torch.no_grad()
-def pseudo_likelihood(model: UnnormalisedDensity, x: Tensor, *, entries: int | None = None) -> Tensor:
-    """∑_i log p(x_i | all others), (batch,), nats (Besag 1975), without log Z; no bound on log p(x).
-
-    Args:
-        model: over discrete x.
-        x: data (batch, *event_shape).
-        entries: how many entries i are drawn for each datapoint, their mean standing for all; None: all.
-    """
-    assert model.levels is not None
-    flat = x.reshape(len(x), -1)
-    width = flat.shape[1]
-    rows = torch.arange(len(x), device=x.device)
-    chosen = (
-        torch.arange(width, device=x.device).expand(len(x), -1)
-        if entries is None
-        else torch.randint(width, (len(x), entries), device=x.device)
-    )
-    total = torch.zeros(len(x), dtype=flat.dtype, device=x.device)
-    for i in chosen.T:
-        log_p = []
-        for value in range(int(model.levels.max())):
-            other = flat.clone()
-            other[rows, i] = value
-            possible = value < model.levels[i]
-            other[rows, i] = torch.where(possible, other[rows, i], 0)
-            found = -model.free_energy(other.reshape(x.shape))
-            log_p.append(torch.where(possible, found, -torch.inf))
-        own = torch.stack(log_p)[flat[rows, i].long(), rows]
-        total = total + own - torch.stack(log_p).logsumexp(0)
-    return total * (width / chosen.shape[1])
 
 
 @torch.no_grad()

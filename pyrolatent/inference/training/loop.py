@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyrolatent.data import Data, Split
+from pyrolatent.data.splits import Data, Split
 from pyrolatent.declaration import build
 from pyrolatent.inference import distributed
-from pyrolatent.inference.modes import evaluating
-from pyrolatent.inference.objectives import as_objective
+from pyrolatent.inference.devices import evaluating
+from pyrolatent.inference.objectives.base import as_objective
 from pyrolatent.inference.training import diagnosis
 from pyrolatent.inference.training.gradient import Gradient
 from pyrolatent.inference.training.held_out import held_out

@@ -7,16 +7,16 @@ import pyro
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyrolatent.data import Batch, Data
+from pyrolatent.data.splits import Batch, Data
 from pyrolatent.errors import InputError, only
 from pyrolatent.inference import distributed
-from pyrolatent.inference.modes import evaluating
-from pyrolatent.inference.objectives import Objective
+from pyrolatent.inference.devices import evaluating
+from pyrolatent.inference.objectives.base import Objective
 from pyrolatent.inference.rules import likelihood_name
 from pyrolatent.inference.weights import training_arguments, weigh
 from pyrolatent.models.arrays import place_of
+from pyrolatent.models.isolation import statistics_held, training_mode
 from pyrolatent.models.model import Capability, Model
-from pyrolatent.models.modes import statistics_held, training_mode
 
 
 def hold_to_settings(

@@ -1,0 +1,6 @@
+"""What is modelled: splits, how they are loaded, files and named sets."""
+
+from pyrolatent.data.load import load_data
+from pyrolatent.data.splits import Batch, Data, Split
+
+__all__ = ["Batch", "Data", "Split", "load_data"]

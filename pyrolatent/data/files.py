@@ -1,0 +1,410 @@
+"""Files and folders of images of the user's own, read into NumPy arrays.
+
+They are checked here, but neither split, scaled nor drawn; that is `pyrolatent.data.load`. Nothing is ever unpickled.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyrolatent.declaration import choices
+from pyrolatent.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
+
+Array = NDArray[Any]
+CLASSES = 2**20
+"""So many classes there may be; labels beyond it are identifiers of something else."""
+
+
+class Part(NamedTuple):
+    """Datapoints that belong together, before anything is checked.
+
+    Attributes:
+        x: (datapoints, ...).
+        y: labels, (datapoints,) or (datapoints, label_dim).
+        mask: True where observed, of the shape of x.
+    """
+
+    x: Array
+    y: Array | None = None
+    mask: Array | None = None
+
+
+class Source(NamedTuple):
+    """What a source holds.
+
+    Attributes:
+        name: what it is called in messages and records.
+        train: all datapoints, or the training part where the source has a split of its own.
+        validation: the source's own validation part.
+        test: the source's own test part.
+        binarize: how its values are binarized unless something else is declared.
+        levels: number of levels of grey, where the values are grey ink that is not stored in full bytes.
+        classes: names of the classes, where the labels were names.
+    """
+
+    name: str
+    train: Part
+    validation: Part | None = None
+    test: Part | None = None
+    binarize: str = "none"
+    levels: int | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def read_path(path: Path, labels: str | None = None) -> Source:
+    """Reads a file of the user's own, or a folder of images whose sub-folders are the classes.
+
+    Args:
+        path: a folder, or a file that ends in .npy, .npz, .csv or .parquet.
+        labels: name of the label column (.csv, .parquet) or of the label array (.npz).
+
+    Raises:
+        InputError: the path does not exist, or its contents cannot be read, with the file's name and what is wrong.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or folder")
+    suffix = "folder" if path.is_dir() else path.suffix.lower()
+    if suffix not in _READERS:
+        raise InputError(f"{path}: cannot read a file that ends in {path.suffix!r}; {choices(suffix, _READERS)}")
+    if labels is not None and suffix in ("folder", ".npy"):
+        raise InputError(f"{path}: labels={labels!r} names a column or an array, and a {suffix} has none with a name")
+    return _READERS[suffix](path, labels)
+
+
+def read_dataset(dataset: Dataset[Any]) -> Source:
+    """Collects the items x, or (x, y), of a map-style dataset.
+
+    Raises:
+        InputError: it has no length, or its items are of another form or differ in shape.
+    """
+    name = type(dataset).__name__
+    try:
+        size = len(dataset)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InputError(f"{name} has no length; one with __len__ and __getitem__ is expected") from error
+    items = [dataset[i] for i in range(size)]
+    rows = [item if isinstance(item, tuple | list) else (item,) for item in items]
+    if not rows or {len(row) for row in rows} not in ({1}, {2}):
+        raise InputError(f"{name} of {size} items: each item must be x or (x, y)")
+    columns = [[as_array(value, "x") for value in column] for column in zip(*rows, strict=True)]
+    for i, x in enumerate(columns[0]):
+        if x.shape != columns[0][0].shape:
+            raise InputError(
+                f"datapoints differ in size: item 0 has shape {columns[0][0].shape}, item {i} {x.shape}; resize them"
+            )
+    return Source(name, Part(*(np.stack(column) for column in columns)))
+
+
+def as_array(values: Any, what: str) -> Array:
+    """An array, tensor, image or number as a NumPy array.
+
+    Raises:
+        InputError: it is a masked array, whose mask means the opposite of ours.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        raise InputError(f"{what} is a masked array; give {what}.filled(0), and a mask that is True where observed")
+    if isinstance(values, Tensor):
+        values = values.detach().to_dense().cpu()
+        return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
+    return np.asarray(values)
+
+
+def clean(part: Part, name: str, mask: Any = None) -> Part:
+    """Refuses what cannot be modelled.
+
+    Args:
+        part: as it was read.
+        name: what it is called in messages.
+        mask: "nan" where NaN stands for what is not observed.
+
+    Returns:
+        x in the smallest type that holds it, uint8 images with their channels first, 0 where it is not observed; y as
+        int64 classes (N,) or float32 vectors (N, label_dim).
+
+    Raises:
+        InputError: the type or the shape of x, of the labels or of the mask, or values that are not finite.
+    """
+    x, y, observed = part
+    if x.dtype.kind not in "buif":
+        raise InputError(f"{name}: x has dtype {x.dtype}, but real numbers, integers or truth values are expected")
+    if x.ndim < 2:
+        raise InputError(f"{name}: x has shape {x.shape}, but (N, ...) is expected; for one feature give x[:, None]")
+    if x.size == 0:
+        raise InputError(f"{name}: x is empty, of shape {x.shape}")
+    if isinstance(mask, str):
+        if mask != "nan":
+            raise InputError(f"mask was given {mask!r}; an array, or 'nan', is expected")
+        observed = ~np.isnan(x) & (True if observed is None else observed)
+    if observed is not None and (observed.dtype != bool or observed.shape != x.shape):
+        raise InputError(
+            f"{name}: the mask is {observed.dtype} of shape {observed.shape}, but bool of shape {x.shape} is needed"
+        )
+    if observed is not None:
+        x = np.where(observed, x, np.zeros((), x.dtype))
+    x = _smallest(x, name, observed)
+    if x.dtype == np.uint8 and part.x.dtype == np.uint8:
+        x, observed = _channels_first(x), None if observed is None else _channels_first(observed)
+    y = None if y is None else _labels(y, len(x), name)
+    return Part(*(None if field is None else np.ascontiguousarray(field) for field in (x, y, observed)))  # type: ignore[arg-type]
+
+
+def _hold_to_float32(given: Array, rounded: Array, observed: Any, name: str) -> None:
+    """Refuses entries that vary by little more than what float32 rounds them by, such as seconds since 1970."""
+    if given.dtype.itemsize <= rounded.dtype.itemsize:
+        return
+    where = True if observed is None else observed
+    error = np.abs(given - rounded).max(0, where=where, initial=0.0)
+    spread = given.max(0, where=where, initial=-np.inf) - given.min(0, where=where, initial=np.inf)
+    size = np.abs(given).max(0, where=where, initial=0.0)
+    lost = (error > 1e-2 * spread) & (spread > 1e-12 * size)  # below that it is rounding of the float64 numbers
+    if lost.any():
+        first = tuple(int(index) for index in np.argwhere(lost)[0])
+        raise InputError(
+            f"{name}: {int(lost.sum())} entries of x are lost to rounding, the first at index {first}, with values "
+            f"near {size[first]:.4g} that differ by {spread[first]:.2g}, which float32 rounds by {error[first]:.2g}; "
+            "subtract their mean first"
+        )
+
+
+def _smallest(x: Array, name: str, observed: Any = None) -> Array:
+    if x.dtype.kind == "b":
+        return x.astype(np.uint8)
+    if x.dtype.kind == "f":
+        given = x
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
+        bad = np.argwhere(~np.isfinite(x))
+        if len(bad):
+            raise InputError(
+                f"{name}: {len(bad)} of the observed values are NaN or infinite in float32, the first at index "
+                f"{tuple(bad[0].tolist())}; remove them, or give a mask that is False there (for NaN, mask: nan in an "
+                "experiment file, mask='nan' in Python)"
+            )
+        _hold_to_float32(given, x, observed, name)
+        return x
+    low, high = int(x.min()), int(x.max())
+    for dtype in (np.uint8, np.int16, np.int32):
+        if np.iinfo(dtype).min <= low and high <= min(np.iinfo(dtype).max, 2**24):
+            return x.astype(dtype)
+    raise InputError(
+        f"{name}: the integers lie in [{low}, {high}], but float32 is exact to 2**24 only; subtract "
+        "their mean and give floats"
+    )
+
+
+def _channels_first(x: Array) -> Array:
+    if x.ndim == 3:
+        return x[:, None]
+    last = x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3)
+    return np.moveaxis(x, -1, 1) if last else x
+
+
+def _labels(y: Array, size: int, name: str) -> Array:
+    if y.dtype.kind not in "buif" or y.ndim not in (1, 2):
+        raise InputError(f"{name}: labels are {y.dtype} of shape {y.shape}; give (N,) integers or (N, label_dim)")
+    if len(y) != size:
+        raise InputError(f"{name}: there are {len(y)} labels but {size} datapoints")
+    if y.dtype.kind != "f" and y.size == size:
+        if y.min() < -1 or y.max() >= CLASSES:
+            raise InputError(
+                f"{name}: labels lie in [{y.min()}, {y.max()}], but classes are numbered 0, 1, 2, ..., and -1 is "
+                "unknown; give np.unique(labels, return_inverse=True)[1]"
+            )
+        return y.reshape(size).astype(np.int64)
+    given, y = y, y.astype(np.float32).reshape(size, -1)
+    if not np.isfinite(y).all():
+        raise InputError(f"{name}: {int((~np.isfinite(y)).sum())} label values are NaN or infinite; remove them")
+    if given.ndim == 1 and (y == y.round()).all():
+        raise InputError(
+            f"{name}: labels are {given.dtype} of shape {given.shape}, but all whole numbers; give integers if they "
+            "are classes, or shape (N, 1) if they are quantities"
+        )
+    return y
+
+
+def _read_numpy(path: Path, labels: str | None) -> Source:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            # The members of an archive are read one by one, so a truncated one shows only here.
+            arrays = {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+    except (ValueError, OSError, EOFError, BadZipFile, KeyError) as error:
+        # What is no array at all numpy takes for a pickle, and advises to load it.
+        reason = ValueError("it holds no array") if "trust" in str(error) else error
+        raise unreadable(path, reason, "a whole .npy or .npz file of numbers (no objects) is expected") from error
+    if not isinstance(arrays, dict):
+        return Source(path.name, Part(arrays))
+    if len(arrays) == 1 and labels is None:
+        return Source(path.name, Part(next(iter(arrays.values()))))
+    return _split_archive(path, arrays, labels or "y")
+
+
+def _split_archive(path: Path, arrays: Mapping[str, Array], labels: str) -> Source:
+    """Sorts the arrays of an .npz archive into parts by their names."""
+    parts: dict[str, Part] = {}
+    used: list[str] = []
+    for part, ending in {"train": ""}.items() if "x" in arrays else _ENDINGS.items():
+        keys = [f"x{ending}", f"{labels}{ending}", f"mask{ending}"]
+        if keys[0] in arrays:
+            parts[part] = Part(*(arrays.get(key) for key in keys))  # type: ignore[arg-type]
+            used += keys
+    if "train" not in parts:
+        raise InputError(f"{path}: expected an array x, or x_train, but it holds {', '.join(arrays) or 'none'}")
+    for key in arrays:
+        if key not in used:
+            raise InputError(f"{path}: nothing is known of an array {key!r} here; {choices(key, used)}")
+    if labels != "y" and all(part.y is None for part in parts.values()):
+        raise InputError(f"{path}: there are no labels {labels!r}; it holds {', '.join(arrays)}")
+    return Source(path.name, parts["train"], parts.get("validation"), parts.get("test"))
+
+
+def _read_table(path: Path, labels: str | None) -> Source:
+    import pandas as pd
+
+    try:
+        frame = _read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path, engine="pyarrow")
+    except ImportError as error:
+        raise InputError(f"{path}: reading Parquet needs pyarrow; pip install 'pyrolatent[parquet]'") from error
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+        raise unreadable(path, error, "a table with a row of column names is expected") from error
+    frame.columns = frame.columns.map(str)
+    if path.suffix.lower() == ".csv":
+        _check_header(path, list(frame.columns))
+    y = classes = None
+    if labels is not None:
+        if labels not in frame.columns:
+            raise InputError(f"{path}: there is no label column {labels!r}; {choices(labels, frame.columns)}")
+        y, classes = _codes(path, frame.pop(labels))
+    words = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name].dtype)]
+    if words:
+        raise InputError(
+            f"{path}: the columns {', '.join(map(repr, words))} are not numeric; remove them, turn them into numbers "
+            "or name one as labels"
+        )
+    # A column of truth values beside one of numbers would make an array of objects.
+    truths = frame.select_dtypes("bool").columns
+    if len(truths) < len(frame.columns):
+        frame = frame.astype(dict.fromkeys(truths, "uint8"))
+    return Source(path.name, Part(frame.to_numpy(), y), classes=classes)
+
+
+def _read_csv(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    with warnings.catch_warnings():
+        # Without index_col=False a column beyond those that the header names becomes an index, and is lost.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return pd.read_csv(path, index_col=False)
+
+
+def _check_header(path: Path, columns: list[str]) -> None:
+    unnamed = [i for i, name in enumerate(columns) if name.startswith("Unnamed: ")]
+    if unnamed:
+        raise InputError(f"{path}: column {unnamed[0]} has no name; if it numbers the rows, write the file without it")
+    # A frame without column names is written with 0, 1, 2, ... as its header, which is a good one.
+    if all(map(_is_number, columns)) and columns != [str(i) for i in range(len(columns))]:
+        raise InputError(f"{path}: the first row holds numbers ({columns[0]}, ...), but column names are expected")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _codes(path: Path, column: "pd.Series[Any]") -> tuple[Array, tuple[str, ...] | None]:
+    """Labels as numbers; names become 0, 1, ... in their sorted order."""
+    import pandas as pd
+
+    if absent := int(column.isna().sum()):
+        raise InputError(f"{path}: {absent} values of the label column {column.name!r} are missing; remove these rows")
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return column.to_numpy(), None
+    codes, names = pd.factorize(column, sort=True)
+    return codes, tuple(map(str, names))
+
+
+def _read_folder(path: Path, labels: str | None) -> Source:
+    files = image_files(path)
+    if not files:
+        raise InputError(f"{path}: there are no images (png, jpg) in this folder")
+    names = [file.relative_to(path).parts[0] for file in files if file.parent != path]
+    if not names:
+        return Source(path.name, Part(stack_images(files)))
+    if len(names) < len(files):
+        stray = next(file for file in files if file.parent == path)
+        raise InputError(f"{stray}: this image lies beside the sub-folders of the classes; move it into one of them")
+    classes, y = np.unique(names, return_inverse=True)
+    return Source(path.name, Part(stack_images(files), y), classes=tuple(map(str, classes)))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder, in the order of their names."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+
+
+def stack_images(files: list[Path], size: tuple[int, int] | None = None) -> Array:
+    """Images as (datapoints, height, width) if all are grey, else (datapoints, height, width, 3)."""
+    images = [_read_image(file, size) for file in files]
+    for file, image in zip(files, images, strict=True):
+        if image.size != images[0].size:
+            shapes = [f"{i.width} x {i.height}" for i in (images[0], image)]
+            raise InputError(f"images differ in size: {files[0]} is {shapes[0]}, {file} is {shapes[1]}; resize them")
+    mode = "L" if all(image.mode in ("1", "L") for image in images) else "RGB"
+    return np.stack([np.asarray(image.convert(mode)) for image in images])
+
+
+def _read_image(file: Path, size: tuple[int, int] | None) -> "Image.Image":
+    from PIL import Image
+
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            image: Image.Image = opened.copy()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise unreadable(file, error, "a whole image is expected") from error
+    if image.mode.startswith(("I", "F")):
+        raise InputError(
+            f"{file}: more than 8 bits a pixel (mode {image.mode}) cannot be read; save the values as .npy"
+        )
+    return image.convert("L").resize(size, Image.Resampling.BILINEAR) if size else image
+
+
+def unreadable(path: Path, error: Exception, expected: str) -> InputError:
+    """The error of a file that cannot be read as what it should be."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return InputError(f"{path}: cannot be read ({reason}); {expected}")
+
+
+# torchvision takes a second to import, which only its data sets should cost.
+
+
+CIFAR10_RECORDS = 10_000  # in each file
+
+
+_CIFAR10_FILES = tuple(
+    f"cifar-10-batches-bin/{name}.bin" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+)
+
+_ENDINGS = {part: f"_{part}" for part in ("train", "validation", "test")}
+_READERS: dict[str, Callable[[Path, str | None], Source]] = {
+    ".npy": _read_numpy,
+    ".npz": _read_numpy,
+    ".csv": _read_table,
+    ".parquet": _read_table,
+    "folder": _read_folder,
+}

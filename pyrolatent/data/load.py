@@ -1,0 +1,365 @@
+"""Named and own data -> tensors in memory, splits, binarization, masks.
+
+    data = load_data("mnist", binarize="dynamic")
+    for x, y, mask in data.train.batches(128, shuffle=True):
+        ...
+
+Data stay on their device in the smallest type that holds them and are converted batch by batch. What makes the
+validation and test splits what they are (which datapoints, which noise) is drawn by a *data* seed of its own, on the
+CPU, so they are the same for every training seed and every device.
+"""
+
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyrolatent.data.files import Array, Part, Source, as_array, clean, read_dataset, read_path
+from pyrolatent.data.named_sets import NAMED, read_named
+from pyrolatent.data.splits import Data, Split, select
+from pyrolatent.declaration import Component, choices
+from pyrolatent.errors import SEEDS, InputError
+
+Binarize = Literal["dynamic", "static", "threshold", "relaxed", "none"]
+Dequantize = Literal["uniform", "none"]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+def load_data(
+    source: str | Path | Mapping[str, Mapping[str, Any] | None] | Array | Tensor | Dataset[Any],
+    *,
+    binarize: Binarize | None = None,
+    dequantize: Dequantize | None = None,
+    validation: Fraction | None = None,
+    test: Fraction | None = None,
+    labels: Any = None,
+    mask: Any = None,
+    labelled: Annotated[int, Field(gt=0)] | None = None,
+    labelled_share: Fraction | None = None,
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0,
+    data_dir: str | Path | None = None,
+) -> Data:
+    """Loads a named data set, a file, a folder of images, an array or a `Dataset`, and splits it.
+
+    Arrays of shape (N, D) have the event shape (D,). Of whole numbers, uint8 arrays with three or more axes are images,
+    converted from 0..255 to [0, 1], channels first; others are counts. Images of 0 and 1 alone are binary.
+
+    Args:
+        source: one of
+
+            - a name: digits, mnist, fashion-mnist, kmnist, emnist, omniglot, cifar10, svhn, binarized-mnist;
+            - a file: .npy, .npz (x, y, mask, or x_train, y_train, x_test, ...), .csv, .parquet (a row of column names);
+            - a folder of images of one size, whose sub-folders, if any, are the classes;
+            - an array or tensor, or a map-style `Dataset` of x or (x, y);
+            - a mapping of one of the first three to its options, as a declaration has it.
+        binarize: what becomes of grey values p in [0, 1]. "dynamic": 1 with probability p, anew for each training
+            batch, once for validation and test; "static": once for all; "threshold": 1 where p > 1/2; "relaxed": kept,
+            to be trained as a cross-entropy; "none": kept. None is "dynamic" for the named images of ink unless they
+            are dequantized, else "none".
+        dequantize: "uniform" turns an integer k of L levels into (k + u) / L with u ~ Uniform[0, 1), anew for each
+            training batch. L is 256 for uint8, 17 for digits, and for other counts one more than the largest.
+        validation: the part of what is not test that is held out for validation; None is 0.1.
+        test: the part that is held out for test; None is 0.1. A source with its own split takes neither.
+        labels: an array, (N,) or (N, 1) integers, -1 being unknown, or vectors (N, label_dim); or the name of a file's
+            label column or array.
+        mask: bool array of x's shape, True where observed; or "nan": NaN is what is not observed.
+        labelled: number of training labels that are kept, as many of each class as possible, drawn by the data seed;
+            the others become -1, which is unknown.
+        labelled_share: datapoints of known label are repeated until they are this share of the training data, so that
+            every batch holds some of them.
+        seed: the data seed: of the splits, and of all noise that is fixed.
+        data_dir: where named data sets are, before what a declaration says; None is the environment variable
+            PYROLATENT_DATA, else the user's cache.
+
+    Raises:
+        InputError: an unknown name or option, an unreadable file, or data that cannot be modelled as they are.
+    """
+    options: dict[str, Any] = {
+        "binarize": binarize, "dequantize": dequantize, "validation": validation, "test": test, "labels": labels,
+        "mask": mask, "labelled": labelled, "labelled_share": labelled_share, "seed": seed or None,
+        "data_dir": data_dir,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(source, Mapping):
+        source, declared = _only(source)
+        if twice := sorted((given.keys() & declared.keys()) - {"data_dir"}):
+            raise InputError(f"{twice[0]} is declared for {source} and given beside it; give it once")
+        given = {name: value for name, value in declared.items() if value is not None} | given
+    given = Component(load_data, ("source",)).validate(given, f"data.{source}" if isinstance(source, str) else "data")
+    with torch.inference_mode(False):  # whose tensors no gradient could go through
+        return _assemble(*_read(source, given), given)
+
+
+def _only(declaration: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    if len(declaration) != 1:
+        listed = ", ".join(map(str, declaration)) or "none"
+        raise InputError(f"data takes one source with its options, but was given {len(declaration)}: {listed}")
+    ((source, options),) = declaration.items()
+    if options is not None and not isinstance(options, Mapping):
+        raise InputError(f"data.{source} takes its options as a mapping, but was given {options!r}")
+    return source, options or {}
+
+
+def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
+    """The source's arrays, and the name or path that declares it, if it has one."""
+    if isinstance(source, str) and source in NAMED:
+        for option in ("labels", "mask"):
+            if option in given:
+                raise InputError(f"{source} has labels and a mask of its own or none; {option} goes with your own data")
+        return read_named(source, given.get("data_dir")), source
+    labels, mask = given.get("labels"), given.get("mask")
+    key = None
+    if isinstance(source, str | Path):
+        path = Path(source).expanduser()
+        if not path.exists() and isinstance(source, str) and not path.suffix and len(path.parts) == 1:
+            raise InputError(
+                f"there is no data set {source!r}; {choices(source, NAMED)}; or the path of a .npy, .npz, .csv "
+                "or .parquet file or of a folder of images"
+            )
+        read = read_path(path, labels if isinstance(labels, str) else None)
+        key = str(path.resolve())
+    elif isinstance(source, Dataset):
+        read = read_dataset(source)
+    elif isinstance(source, np.ndarray | Tensor):
+        read = Source("array", Part(as_array(source, "x")))
+    else:
+        raise InputError(f"data cannot be a {type(source).__name__}; give a name, a path, an array or a Dataset")
+    if "data_dir" in given:
+        raise InputError(f"data_dir is where named data sets are, but {read.name} is your own; leave it out")
+    if isinstance(labels, str) and key is None:
+        raise InputError(f"labels={labels!r} names a column, but the data are in memory; give the labels themselves")
+    beside = {
+        field: as_array(value, option)
+        for field, option, value in (("y", "labels", labels), ("mask", "mask", mask))
+        if value is not None and not isinstance(value, str)
+    }
+    if beside and read.test is not None:
+        raise InputError(f"{read.name} has a test part of its own; put labels and masks for each part into the file")
+    return read._replace(train=read.train._replace(**beside)), None if beside else key
+
+
+def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
+    own = {"train": source.train, "validation": source.validation, "test": source.test}
+    parts = {name: clean(part, _called(source.name, name), given.get("mask")) for name, part in own.items() if part}
+    _warn_of_empty_classes(parts.values(), source.name)
+    levels, factor = _scale(source, parts)
+    binarize, dequantize = _noise(source, parts, given, factor, levels)
+    seed = given.get("seed", 0)
+    # On the CPU whatever the device, so that the same seed means the same data everywhere.
+    generator = torch.Generator().manual_seed(seed)
+    whole = {
+        name: Split(torch.from_numpy(part.x), _tensor(part.y), _tensor(part.mask), factor, levels=levels)
+        for name, part in parts.items()
+    }
+    for held in ("test", "validation"):
+        if held in whole and held in given:
+            raise InputError(f"{source.name} has a {held} part of its own; leave {held}={given[held]} out")
+        if held not in whole:
+            whole["train"], whole[held] = _hold_out(whole["train"], given.get(held, 0.1), held, source.name, generator)
+    # Training comes last, so that the evaluation splits are the same whether it draws here or in each batch.
+    fixed = {name: _prepare(whole[name], binarize, dequantize)._fixed(generator) for name in ("validation", "test")}
+    train = _prepare(whole["train"], binarize, dequantize)
+    splits = {"train": train._fixed(generator) if binarize == "static" else train, **fixed}
+    if "labelled" in given:
+        y = _forget(splits["train"].y, given["labelled"], source.name, torch.Generator().manual_seed(seed))
+        splits["train"] = dataclasses.replace(splits["train"], y=y)
+    if "labelled_share" in given:
+        splits["train"] = _repeat_labelled(splits["train"], given["labelled_share"], source.name)
+
+    _warn_of_unobserved(splits["train"].mask, source.name)
+    event_shape = tuple(train.x.shape[1:])
+    options = {name: value for name, value in given.items() if key and value != _default(name, source, dequantize)}
+    if "data_dir" in options:
+        options["data_dir"] = str(Path(options["data_dir"]).expanduser().resolve())
+    record = {
+        "source": key or source.name,
+        "binarize": binarize,
+        "dequantize": dequantize,
+        "labelled": given.get("labelled"),
+        "labelled_share": given.get("labelled_share"),
+        "seed": seed,
+        "sizes": {name: len(split) for name, split in splits.items()},
+        "factor": factor,
+        "levels": levels,
+        "event_shape": list(event_shape),
+        "classes": list(source.classes) if source.classes else None,
+        "training_sha256": _digest(splits["train"]),
+        "evaluation_sha256": _digest(splits["validation"], splits["test"]),
+    }
+    return Data(
+        name=source.name,
+        event_shape=event_shape,
+        label_dim=_label_dim(split.y for split in splits.values()),
+        binarize=binarize,
+        dequantize=dequantize,
+        declaration={key: options} if key and options else key,
+        record=record,
+        **splits,
+    )
+
+
+def _default(option: str, source: Source, dequantize: str | None) -> Any:
+    defaults = {"binarize": "none" if dequantize else source.binarize, "dequantize": "none", "seed": 0}
+    return defaults.get(option, 0.1 if option in ("validation", "test") else None)
+
+
+def _called(name: str, part: str) -> str:
+    return name if part == "train" else f"{name} ({part})"
+
+
+def _scale(source: Source, parts: Mapping[str, Part]) -> tuple[int | None, float]:
+    """Number of levels of integer x, None if it has none, and the factor that converts x; refuses parts that differ."""
+    first = parts["train"].x
+    for name, part in parts.items():
+        if part.x.shape[1:] != first.shape[1:] or (part.x.dtype.kind == "f") != (first.dtype.kind == "f"):
+            raise InputError(
+                f"{_called(source.name, name)}: datapoints are {part.x.dtype} of shape {part.x.shape[1:]}, but "
+                f"those of the training part are {first.dtype} of shape {first.shape[1:]}"
+            )
+        if (part.y is None) != (parts["train"].y is None):
+            raise InputError(f"{_called(source.name, name)}: either all parts have labels or none")
+    original = source.train.x.dtype
+    if original.kind in "bf":
+        return None, 1.0
+    if source.levels:
+        return source.levels, 1 / (source.levels - 1)
+    low, high = _range(parts)
+    if original == np.uint8:
+        # Images that hold 0 and 1 alone are binary, not black.
+        return 256, 1 / 255 if first.ndim > 2 and high > 1 else 1.0
+    return (int(high) + 1 if low >= 0 else None), 1.0
+
+
+def _noise(
+    source: Source, parts: Mapping[str, Part], given: Mapping[str, Any], factor: float, levels: int | None
+) -> tuple[str | None, str | None]:
+    """What is declared of binarization and dequantization, or the source's default; refuses what cannot be."""
+    dequantize = None if given.get("dequantize", "none") == "none" else given["dequantize"]
+    declared = given.get("binarize", _default("binarize", source, dequantize))
+    binarize = None if declared == "none" else declared
+    if dequantize and binarize:
+        raise InputError(
+            f"{source.name}: binarize: {binarize} and dequantize: {dequantize} exclude each other; keep one"
+        )
+    if dequantize and levels is None:
+        kind = source.train.x.dtype
+        raise InputError(f"{source.name}: dequantize needs integers that are not negative, but x is {kind}")
+    low, high = (factor * value for value in _range(parts))
+    if binarize and not 0 <= low <= high <= 1:
+        raise InputError(
+            f"{source.name}: binarize: {binarize} takes values in [0, 1], but x is in [{low:.4g}, {high:.4g}]; scale it"
+        )
+    return binarize, dequantize
+
+
+def _range(parts: Mapping[str, Part]) -> tuple[float, float]:
+    return min(float(p.x.min()) for p in parts.values()), max(float(p.x.max()) for p in parts.values())
+
+
+def _hold_out(split: Split, fraction: float, held: str, name: str, generator: torch.Generator) -> tuple[Split, Split]:
+    size = len(split)
+    count = round(fraction * size)
+    if not 0 < count < size:
+        raise InputError(
+            f"{name}: {fraction:g} of {size} datapoints for {held} leaves {count} there and {size - count} for the "
+            f"rest, but each needs at least 1; give more data or another {held} fraction"
+        )
+    order = torch.randperm(size, generator=generator)
+    rest, taken = order[count:].sort().values, order[:count].sort().values
+    return _take(split, rest), _take(split, taken)
+
+
+def _take(split: Split, index: Tensor) -> Split:
+    x, y, mask = (select(field, index) for field in (split.x, split.y, split.mask))
+    return dataclasses.replace(split, x=x, y=y, mask=mask)
+
+
+def _prepare(split: Split, binarize: str | None, dequantize: str | None) -> Split:
+    """A split of raw values with its threshold, or with the noise that it draws."""
+    if binarize == "threshold":
+        return dataclasses.replace(split, x=(split.x > 0.5 / split.factor).to(torch.uint8), factor=1.0)
+    if binarize in ("dynamic", "static"):
+        return dataclasses.replace(split, noise="binarize")
+    return dataclasses.replace(split, noise="dequantize") if dequantize else split
+
+
+def _digest(*splits: Split) -> str:
+    digest = hashlib.sha256()
+    for split in splits:
+        for field in (split.x, split.y, split.mask):
+            digest.update(b"none" if field is None else f"{field.dtype} {tuple(field.shape)}".encode())
+            if field is not None:
+                digest.update(np.ascontiguousarray(field.numpy()).data)
+    return digest.hexdigest()
+
+
+def _forget(y: Tensor | None, labelled: int, name: str, generator: torch.Generator) -> Tensor:
+    """Labels of which `labelled` are kept, classes in turn, and the others are -1."""
+    if y is None or y.ndim != 1:
+        raise InputError(f"{name} has no class labels of which labelled: {labelled} could be kept; leave labelled out")
+    known = int((y >= 0).sum())
+    if labelled > known:
+        raise InputError(f"labelled was {labelled}, but {name} has {known} training labels")
+    order = torch.randperm(len(y), generator=generator)
+    order = order[y[order] >= 0]
+    turn = torch.empty_like(y)  # the how-many-th of its class each datapoint is
+    for label in y[y >= 0].unique():
+        members = order[y[order] == label]
+        turn[members] = torch.arange(len(members))
+    kept = order[turn[order].argsort(stable=True)[:labelled]]
+    return torch.full_like(y, -1).scatter(0, kept, y[kept])
+
+
+def _repeat_labelled(train: Split, share: float, name: str) -> Split:
+    known = torch.tensor([]) if train.y is None or train.y.ndim != 1 else (train.y >= 0).nonzero().squeeze(1)
+    unknown = len(train) - len(known)
+    if not len(known) or not unknown:
+        raise InputError(f"{name} has no known labels beside unknown ones, of which labelled_share is; leave it out")
+    wanted = round(share / (1 - share) * unknown)
+    index = torch.cat([torch.arange(len(train)), known.repeat(-(-wanted // len(known)))[len(known) : wanted]])
+    fields = {field: select(getattr(train, field), index) for field in ("x", "y", "mask")}
+    return dataclasses.replace(train, **fields)
+
+
+def _warn_of_unobserved(mask: Tensor | None, name: str) -> None:
+    """Names entries of x that no training datapoint has, of which a model learns nothing."""
+    never = torch.empty(0) if mask is None else (~mask.any(0)).flatten().nonzero().flatten()
+    if len(never):
+        listed = ", ".join(map(str, never[:5].tolist())) + ", ..." * (len(never) > 5)
+        warnings.warn(
+            f"{name}: {len(never)} entries of x (from 0: {listed}) are observed in no training datapoint, so that "
+            "nothing is learnt of them, and what is imputed there is made up; leave them out",
+            stacklevel=4,
+        )
+
+
+def _warn_of_empty_classes(parts: Iterable[Part], name: str) -> None:
+    """Names classes that no datapoint has, which a model has room for all the same."""
+    found = [part.y[part.y >= 0] for part in parts if part.y is not None and part.y.ndim == 1]
+    classes = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+    missing = int(classes.max(initial=-1)) + 1 - len(classes)
+    if missing:
+        first = np.setdiff1d(np.arange(len(classes) + min(missing, 5)), classes)[:5]
+        listed = ", ".join(map(str, first)) + ", ..." * (missing > len(first))
+        warnings.warn(
+            f"{name}: no datapoint has label {listed}, but models will have classes 0 to {classes.max()}; number the "
+            "classes that there are 0, 1, 2, ... to have these alone",
+            stacklevel=4,
+        )
+
+
+def _label_dim(labels: Iterable[Tensor | None]) -> int:
+    widths = [y.shape[1] if y.ndim == 2 else int(y.max()) + 1 for y in labels if y is not None]
+    return max(widths, default=0)
+
+
+def _tensor(field: Array | None) -> Tensor | None:
+    return None if field is None else torch.from_numpy(field)

@@ -1,0 +1,294 @@
+"""Data in memory: splits, and the batches that a model sees."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyrolatent.errors import InputError, at_least_one
+
+CHUNK = 4096  # datapoints that are converted or drawn at a time, so that no float copy of a whole data set is made
+
+
+class Batch(NamedTuple):
+    """Datapoints as a model sees them.
+
+    Attributes:
+        x: (batch, *event_shape), in the split's floating type.
+        y: class labels (batch,), int64, or vectors (batch, label_dim), in the same type; None without labels.
+        mask: (batch, *event_shape), bool, True where x is observed; None where everything is.
+            Unobserved values carry no meaning.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    """One of train, validation and test.
+
+    A batch is `x * factor`, or, where noise is drawn anew for each batch,
+
+        binarize:    1 if u < x * factor else 0       u ~ Uniform[0, 1)
+        dequantize:  (x + u) / levels
+
+    Attributes:
+        x: (datapoints, *event_shape), in the smallest type that holds it.
+        y: labels (datapoints,), int64, or (datapoints, label_dim), float32.
+        mask: (datapoints, *event_shape), bool, True where observed; x is 0 elsewhere.
+        factor: what converts x to the values that are modelled.
+        noise: the noise that is drawn anew for each batch, if any.
+        levels: number of levels of integer x, where it is known.
+        dtype: floating type of batches; noise is drawn in float32, so that it is the same in every type.
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+    mask: Tensor | None = None
+    factor: float = 1.0
+    noise: Literal["binarize", "dequantize"] | None = None
+    levels: int | None = None
+    dtype: torch.dtype = torch.float32
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, index: Tensor | slice) -> Batch:
+        """Selects and converts datapoints; noise comes from torch's global generator of the device.
+
+        Args:
+            index: (batch,), int64, or a slice.
+        """
+        x, y, mask = (select(field, index) for field in (self.x, self.y, self.mask))
+        vectors = y is not None and y.is_floating_point()
+        return Batch(self._convert(x).to(self.dtype), y.to(self.dtype) if vectors else y, mask)
+
+    def batches(self, size: int, *, shuffle: bool = False) -> Iterator[Batch]:
+        """All datapoints once, in batches; the last one is smaller if the size does not divide their number.
+
+        Args:
+            size: datapoints a batch.
+            shuffle: in an order drawn from torch's global generator (of the CPU, the same on every device).
+
+        Raises:
+            InputError: the size is not positive.
+        """
+        at_least_one(size=size)
+        if shuffle:
+            order = torch.randperm(len(self)).to(self.x.device)
+            return (self.batch(index) for index in order.split(size))
+        return (self.batch(slice(start, start + size)) for start in range(0, len(self), size))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Split":
+        """The same split on another device, with batches of another floating type if one is given."""
+        return dataclasses.replace(
+            self,
+            x=self.x.to(device),
+            y=None if self.y is None else self.y.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+            dtype=dtype or self.dtype,
+        )
+
+    def _convert(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if self.noise is None:
+            return x.to(torch.float32) if self.factor == 1 else x.to(torch.float32) * self.factor
+        u = torch.rand(x.shape, generator=generator, dtype=torch.float32, device=x.device)
+        if self.noise == "binarize":
+            return (u < x * self.factor).to(torch.float32)
+        # Rounding can carry the largest value to 1, where a logit is infinite.
+        return ((x + u) / (self.levels or 1)).clamp(max=1 - 2**-24)
+
+    def _fixed(self, generator: torch.Generator) -> "Split":
+        """The same split with its noise drawn once and for all."""
+        if self.noise is None:
+            return self
+        stored = torch.uint8 if self.noise == "binarize" else torch.float32
+        x = torch.cat([self._convert(rows, generator).to(stored) for rows in self.x.split(CHUNK)])
+        return dataclasses.replace(self, x=x, factor=1.0, noise=None)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Data:
+    """Three splits of the same kind of datapoint, with everything that was chosen in making them.
+
+    Attributes:
+        name: what the data are called.
+        train: the split to fit.
+        validation: the split to choose by; fixed by the data seed.
+        test: the split to report; fixed by the data seed.
+        event_shape: shape of one datapoint.
+        label_dim: number of classes, or width of label vectors; 0 without labels.
+        binarize: "dynamic", "static", "threshold", "relaxed" (grey values, trained as a cross-entropy) or None.
+        dequantize: "uniform" or None.
+        declaration: what re-creates the data through `load_data`; None for arrays in memory.
+        record: every choice in types that JSON knows, and `training_sha256` and `evaluation_sha256`, hashes of the
+            training part, and of validation and test, as stored.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    event_shape: tuple[int, ...]
+    label_dim: int
+    binarize: str | None
+    dequantize: str | None
+    declaration: str | dict[str, Any] | None
+    record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{size:,} {split}" for split, size in self.record["sizes"].items())
+        return f"Data({self.name}: {sizes}; event_shape={self.event_shape}, label_dim={self.label_dim})"
+
+    @property
+    def divisor(self) -> float:
+        """By which integers of the source were divided, 1 where they were not."""
+        return divisor(self.record)
+
+    def split(self, name: str) -> Split:
+        """The split of this name, "train", "validation" or "test".
+
+        Raises:
+            InputError: there is none.
+        """
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        if name not in splits:
+            raise InputError(f"there is no split {name!r}; valid: {', '.join(splits)}")
+        return splits[name]
+
+    def bits_per_dimension(
+        self, log_p: float | None, measure: str, support: constraints.Constraint, mask: Tensor | None = None
+    ) -> float | None:
+        """Bits for each observed entry of images of discrete levels, by the mean of log p(x) over datapoints.
+
+            -log p(x) / (D log 2) + log₂ L
+
+        D is the mean number of observed entries of a datapoint. A dequantized level k became (k + u) / L, of a density
+        L times that of k + u, whose mean over u bounds the mass of k (Theis et al. 2016, 1511.01844); of a mass L is 1.
+
+        Args:
+            log_p: nats; None has no bits.
+            measure: what they are of, as `measure_of` says it.
+            support: of the density or mass.
+            mask: (datapoints, *event_shape), True where observed.
+
+        Returns:
+            None of what is no image of two or three axes, of one-hot vectors, and of densities that are not of
+            dequantized levels.
+        """
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        image = len(self.event_shape) in (2, 3) and not isinstance(support, type(constraints.one_hot))
+        dequantized = self.dequantize is not None and measure.startswith("density")
+        entries = math.prod(self.event_shape) if mask is None else mask.sum().item() / len(mask)
+        if log_p is None or not image or not entries or not (dequantized or measure == "mass"):
+            return None
+        return -log_p / (entries * math.log(2)) + math.log2(self.record["levels"] if dequantized else 1)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Data":
+        """The same data on another device, with batches of another floating type if one is given."""
+        train, validation, test = (split.to(device, dtype) for split in (self.train, self.validation, self.test))
+        return dataclasses.replace(self, train=train, validation=validation, test=test)
+
+    def check_support(self, constraint: constraints.Constraint, density: str) -> None:
+        """Holds the values against the support of a density, so that training does not begin with an error in it.
+
+        A support that depends on parameters cannot be checked, and passes.
+
+        Args:
+            constraint: the support of its elementwise distribution.
+            density: what it is called in the message: "the normal likelihood".
+
+        Raises:
+            InputError: an observed value lies outside, or the data are declared `relaxed` and the likelihood is not
+                a Bernoulli.
+        """
+        while isinstance(constraint, constraints.independent):
+            constraint = constraint.base_constraint
+        boolean = isinstance(constraint, type(constraints.boolean))
+        if self.binarize == "relaxed":
+            if not boolean:
+                raise InputError(
+                    f"{self.name} is declared binarize: relaxed, which goes with the bernoulli likelihood alone, but "
+                    f"there is {density}; declare binarize: none to model grey values by a density"
+                )
+            return
+        if constraints.is_dependent(constraint):
+            return
+        device = self.train.x.device
+        # The check draws batches as training does, and must not move its random numbers.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for x, mask in self._values():
+                if mask is not None and constraint.event_dim > 0:
+                    continue  # what is not observed leaves the whole event undecided
+                if not (constraint.check(x) | (False if mask is None else ~mask)).all():
+                    raise InputError(self._outside(constraint, boolean, density))
+
+    def _outside(self, constraint: constraints.Constraint, boolean: bool, density: str) -> str:
+        observed = [x if mask is None else x[mask] for x, mask in self._values()]
+        low, high = min(x.min().item() for x in observed if len(x)), max(x.max().item() for x in observed if len(x))
+        values = f"{self.name} holds values in [{low:.4g}, {high:.4g}]"
+        defined = f"{density} is defined on {_SETS.get(str(constraint), str(constraint))}"
+        if boolean and low >= 0 and high <= 1:
+            return (
+                f"{values} that are not all 0 or 1, but {defined}: declare binarize: dynamic, static or threshold, "
+                "or relaxed to train on grey values as a cross-entropy"
+            )
+        counts = low >= 0 and all(bool((x == x.round()).all()) for x in observed)
+        fitting = "poisson or negative_binomial" if counts else "normal or student_t"
+        return (
+            f"{values} of which some lie outside, but {defined}: declare one of such values, as the likelihood "
+            f"{fitting}, or transform x"
+        )
+
+    def _values(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The values as they are modelled; one batch stands for a split where noise decides what they are."""
+        for split in (self.train, self.validation, self.test):
+            for x, _, mask in split.batches(CHUNK):
+                yield x, mask
+                if split.noise is not None:
+                    break
+
+
+def divisor(record: Mapping[str, Any]) -> float:
+    """By which integers were divided, from the record of data; that of an older run may not say."""
+    if record.get("dequantize"):
+        return float(record["levels"])
+    return round(1 / record.get("factor", 1.0), 6)
+
+
+def measure_of(kind: str, record: Mapping[str, Any]) -> str:
+    """What nats are of: a density also says of what, by the record of the data; other kinds are what they are.
+
+    Args:
+        kind: "mass", "density", ...; "density (dequantized)" is how older runs have it.
+        record: of the data.
+    """
+    if kind not in ("density", "density (dequantized)"):
+        return kind
+    if record.get("dequantize"):
+        return f"density (of [0, 1], dequantized over {record['levels']} levels)"
+    return "density (in the units of the data)" if divisor(record) == 1 else "density (of [0, 1])"
+
+
+def select(field: Any, index: Tensor | slice) -> Any:
+    """The rows of a field that are asked for; None of None."""
+    if field is None or isinstance(index, slice):
+        return None if field is None else field[index]
+    return field.index_select(0, index.to(field.device))
+
+
+_SETS = {
+    "Boolean()": "{0, 1}",
+    "Interval(lower_bound=0.0, upper_bound=1.0)": "[0, 1]",
+    "GreaterThan(lower_bound=0.0)": "(0, inf)",
+    "GreaterThanEq(lower_bound=0.0)": "[0, inf)",
+    "IntegerGreaterThan(lower_bound=0)": "{0, 1, 2, ...}",
+}

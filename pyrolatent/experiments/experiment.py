@@ -1,0 +1,284 @@
+"""Experiment: a model, its data and its training as one declaration, in Python and in YAML."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pyrolatent.data.load import load_data
+from pyrolatent.data.named_sets import NAMED
+from pyrolatent.data.splits import Data
+from pyrolatent.declaration import (
+    Component,
+    build,
+    choices,
+    complete,
+    import_paths,
+    importing,
+    kinds,
+    options_schema,
+    plain,
+    schema,
+    target,
+    validate,
+)
+from pyrolatent.errors import InputError
+from pyrolatent.experiments.user_components import FilesIn, source_name
+from pyrolatent.inference.training.fit import fit, training_settings
+from pyrolatent.inference.training.loop import Fit
+from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.model import Model
+
+DEFAULT_MODEL: Mapping[str, Any] = {"vae": {"latent_dim": 10}}
+DEFAULT_DATA = "digits"
+
+
+class Experiment:
+    """What is to be trained, on what, and how; validated when it is made, before any work.
+
+    Args:
+        model: declaration of a model.
+        data: declaration of data: a name, a path, or one of them with the options of `load_data`.
+        directory: where import paths and relative data paths are looked for first.
+        **settings: the keyword-only parameters of `fit`: objective, epochs, batch_size, optimizer, ..., seed.
+
+    Attributes:
+        files: what imports components of the user's own, each file once, so that what is recorded is what was used.
+
+    Raises:
+        InputError: naming the field that cannot be right and the nearest valid one.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any = DEFAULT_MODEL,
+        data: Any = DEFAULT_DATA,
+        directory: Path | None = None,
+        **settings: Any,
+    ) -> None:
+        optional = training_settings().options
+        for name, value in {"model": model, "data": data, **settings}.items():
+            if name not in ("model", "data", *optional):
+                raise InputError(f"an experiment has no field {name!r}; {choices(name, ['model', 'data', *optional])}")
+            if value is None and (name not in optional or optional[name].default is not None):
+                raise InputError(
+                    f"{name} was given as null, which is how a run records an instance or data in memory; declare it"
+                )
+        self.directory = directory
+        self.files = FilesIn(directory)
+        self.data = _validated_data(data)
+        with self.importing():
+            self.settings = training_settings().validate(settings, "experiment")
+            self.model = validate("model", model)
+
+    @classmethod
+    def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> "Experiment":
+        """Reads an experiment file.
+
+        Args:
+            path: a YAML file.
+            overrides: dotted paths of fields to their values, such as {"model.vae.latent_dim": 20}.
+        """
+        fields = read_yaml(path)
+        return cls(**override(fields, overrides or {}), directory=path.resolve().parent)
+
+    @property
+    def declaration(self) -> dict[str, Any]:
+        """The experiment in full, defaults written out, in YAML's own types; null for an instance or data in memory."""
+        with self.importing():
+            return declare(self.model, self.data, self.settings)
+
+    @property
+    def model_class(self) -> type[Model]:
+        """The class of the model; `Model` where a function makes it."""
+        with self.importing():
+            found = target("model", self.model)
+        return found if isinstance(found, type) and issubclass(found, Model) else Model
+
+    @property
+    def sources(self) -> dict[str, bytes]:
+        """The files of the user's own components that the experiment names, by their place in a run."""
+        return {source_name(path): self.files.source(path) for path in import_paths(self.declaration)}
+
+    def to_yaml(self) -> str:
+        """The declaration as the text of an experiment file."""
+        return write_yaml(self.declaration)
+
+    def load_data(self, data_dir: Path | None = None) -> Data:
+        """Loads the data that the experiment declares."""
+        source = self.data
+        if isinstance(source, str | Mapping):
+            name, *options = (source,) if isinstance(source, str) else next(iter(source.items()))
+            beside = self.directory / str(name) if self.directory is not None else None
+            if beside is not None and name not in NAMED and beside.exists():
+                source = {str(beside): options[0]} if options else str(beside)
+        return load_data(source, data_dir=data_dir) if data_dir else load_data(source)
+
+    def build(self, data: Data) -> LatentVariableModel:
+        """Builds the model for this data; the seed decides its initial weights."""
+        with self.importing(), torch.random.fork_rng():
+            torch.manual_seed(self.settings.get("seed", 0))
+            return build("model", self.model, event_shape=data.event_shape, label_dim=data.label_dim)
+
+    def fit(
+        self,
+        model: LatentVariableModel,
+        data: Data,
+        on_epoch: Callable[[Fit], Any] | None = None,
+        progress: bool = True,
+    ) -> Fit:
+        """Trains a model as declared."""
+        with self.importing():
+            return fit(model, data, on_epoch, progress, **self.settings)
+
+    def importing(self) -> AbstractContextManager[None]:
+        """The context in which import paths mean files beside the experiment first."""
+        return importing(self.files)
+
+
+def declare(model: Any, data: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's fields in full, in YAML's own types; null for what is an instance or in memory.
+
+    Args:
+        model: declaration of a model, or a model.
+        data: declaration of data, or data.
+        settings: keyword-only parameters of `fit`; those left out are given their defaults.
+    """
+    settings = {name: parameter.default for name, parameter in training_settings().options.items()} | dict(settings)
+    given = {name: value for name, value in settings.items() if value is not None}
+    return {
+        "model": _spelled("model", model),
+        "data": _spelled("data", str(data) if isinstance(data, Path) else data),
+        **{name: _spelled(name, value) for name, value in given.items()},
+    }
+
+
+def write_yaml(fields: Mapping[str, Any]) -> str:
+    """The text of a YAML mapping, in the order of its keys; what is innermost stands on one line."""
+    return yaml.safe_dump(dict(fields), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping.
+
+    Raises:
+        InputError: no such file, no valid YAML, or something else than a mapping of names.
+    """
+    try:
+        fields = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; an experiment file was expected") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file; an experiment file in YAML was expected") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {_reason(error)}") from error
+    if fields is None:
+        return {}
+    if not isinstance(fields, dict):
+        raise InputError(f"{path} holds a {type(fields).__name__}, but a mapping of model, data, ... was expected")
+    for key in _keys(fields):
+        if not isinstance(key, str):
+            raise InputError(f"{path}: {key!r} stands where a name was expected; write it in quotes if it is one")
+    return fields
+
+
+def parse_value(text: str) -> Any:
+    """A value as YAML reads it: `20` is a number, `[200, 100]` a list."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{text!r} is not a value that YAML can read") from error
+
+
+def override(fields: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces fields by dotted path: `model.vae.prior.vamp.components`.
+
+    Names and options take turns along a path, and a place holds one name: another one replaces it with its options.
+    """
+    result = dict(fields)
+    for path, value in values.items():
+        keys = path.split(".")
+        if not all(keys):
+            raise InputError(f"{path!r} is not a field; write it as model.vae.latent_dim")
+        defaults = {"model": DEFAULT_MODEL, "data": DEFAULT_DATA}
+        result[keys[0]] = _set(result.get(keys[0], defaults.get(keys[0])), keys[1:], value, is_name=True)
+    return result
+
+
+def experiment_schema() -> dict[str, Any]:
+    """JSON schema of an experiment file."""
+    settings = options_schema(training_settings())
+    data_options = options_schema(Component(load_data, ("source",)))
+    definitions = {kind: schema(kind) for kind in kinds()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "pyrolatent experiment",
+        "type": "object",
+        "properties": {
+            "model": {"$ref": "#/$defs/model"},
+            "data": {
+                "anyOf": [
+                    {"type": "string", "description": "a named data set, or the path of a file or folder"},
+                    {"type": "object", "additionalProperties": data_options, "minProperties": 1, "maxProperties": 1},
+                ]
+            },
+            **settings["properties"],
+        },
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def _set(place: Any, keys: list[str], value: Any, *, is_name: bool) -> Any:
+    if not keys:
+        return value
+    if isinstance(place, str):
+        place = {place: {}}
+    inside = dict(place) if isinstance(place, Mapping) else {}
+    kept = {name: inside[name] for name in inside if name == keys[0]} if is_name else inside
+    return kept | {keys[0]: _set(inside.get(keys[0]), keys[1:], value, is_name=not is_name)}
+
+
+def _validated_data(data: Any) -> Any:
+    if isinstance(data, Mapping) and len(data) == 1:
+        ((source, options),) = data.items()
+        if isinstance(options, Mapping):
+            Component(load_data, ("source",)).validate(options, f"data.{source}")
+    return data
+
+
+def _spelled(field: str, value: Any) -> Any:
+    """One field in full; a component that was constructed is spelled by its own declaration, if it has one."""
+    try:
+        return plain(complete(field, getattr(value, "declaration", value)) if field in kinds() else value)
+    except InputError:
+        return None
+
+
+def _keys(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _keys(part)
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, reading 1e-3 as a number as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)

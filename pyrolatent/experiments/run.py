@@ -1,0 +1,603 @@
+"""Run: one directory on disk that holds a trained model and everything about it.
+
+experiment.yaml       the declaration in full; `pyrolatent train experiment.yaml` trains it again
+weights.safetensors   the model's state: of the last finished epoch, or of the best one after early stopping
+metrics.jsonl         a row an epoch: epoch, train_loss, validation_elbo, learning_rate, seconds
+record.json           versions, the data's record with its hash, the hashes of components of the user's own, whether
+                      training came to its end
+evaluation.json       held-out scores; evaluation.safetensors, those of each datapoint
+checks.json           verdicts on whether the model can be believed; annealed.json, its evidence by annealing
+draws.nc              draws, predictions and data for ArviZ
+figures/              pictures
+samples.npy           draws that were asked for; sample_means.npy, their means
+my_module.py          copies of the files of components of the user's own
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pyrolatent.data.load import load_data
+from pyrolatent.data.splits import Data, divisor, measure_of
+from pyrolatent.declaration import build, choices, import_paths, importing
+from pyrolatent.errors import InputError, TrustError
+from pyrolatent.experiments.experiment import Experiment, declare, read_yaml, write_yaml
+from pyrolatent.experiments.user_components import FilesIn, source_name
+from pyrolatent.inference import distributed
+from pyrolatent.inference.devices import choose_device
+from pyrolatent.inference.draws import labels_for
+from pyrolatent.inference.evidence.annealed import AnnealedEvidence, Bracket, annealed_evidence, bidirectional_evidence
+from pyrolatent.inference.evidence.importance import evaluate
+from pyrolatent.inference.evidence.result import HeldOutScores, OnStep
+from pyrolatent.inference.training.loop import Fit, Row
+from pyrolatent.models.arrays import place_of
+from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.model import Capability, count_parameters
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pyrolatent.checks import Checks
+
+STALE = ("weights.safetensors", "metrics.jsonl", "evaluation.json", "evaluation.safetensors", "samples.npy",
+         "sample_means.npy", "checks.json", "annealed.json", "draws.nc")  # fmt: skip
+"""What says something of the model that was in the directory before."""
+
+
+class Run:
+    """A trained model on disk.
+
+    Made by `Run.save` and `train`, read by `Run.load`; every file is written beside its old version and then put in
+    its place, so that a crash at any moment leaves a readable state.
+
+    Attributes:
+        path: the directory.
+        declaration: what stands in experiment.yaml.
+        record: what stands in record.json.
+        written: the files that this object has written into the directory, in their order.
+    """
+
+    def __init__(self, path: Path, *, model: LatentVariableModel | None = None, trust: bool = False) -> None:
+        self.path = path
+        self._given, self._trust, self._files = model, trust, FilesIn(path)
+        if not (path / "experiment.yaml").is_file():
+            raise InputError(
+                f"{path} is not a run: it holds no experiment.yaml; give a directory that train has written"
+            )
+        self.declaration = read_yaml(path / "experiment.yaml")
+        self.record: dict[str, Any] = self._json("record.json")
+        self.written: list[Path] = []
+
+    @classmethod
+    def save(cls, path: str | Path, fit: Fit, *, overwrite: bool = False) -> "Run":
+        """Writes a fit.
+
+        Args:
+            path: the directory, made if it is not there.
+            fit: what `pyrolatent.fit` returned.
+            overwrite: whether a run that is there may be replaced.
+        """
+        path = Path(path)
+        declaration, sources = _declaration(fit)
+        claim(path, overwrite)
+        _begin(path, fit, declaration, sources)
+        _write_state(path, fit)
+        _write_record(path, fit, sources, finished=True)
+        return cls.load(path, model=fit.model)
+
+    @classmethod
+    def load(cls, path: str | Path, *, model: LatentVariableModel | None = None, trust: bool = False) -> "Run":
+        """Reads a run and gives its model back, bit for bit.
+
+        Args:
+            path: the directory.
+            model: a model of the same shape to be given the weights, for runs whose model was built of instances.
+            trust: whether the copies of the user's own components in the run may be imported and so executed.
+
+        Raises:
+            InputError: the directory is not a run, or its model cannot be rebuilt from its declaration.
+            TrustError: the run needs a component of the user's own and `trust` was not given.
+        """
+        run = cls(Path(path), model=model, trust=trust)
+        _ = run.model
+        return run
+
+    @cached_property
+    def model(self) -> LatentVariableModel:
+        """The trained model, in evaluation mode and its weights' type, on the CPU unless it was given."""
+        model = self._given
+        if model is None:
+            if self.declaration.get("model") is None:
+                raise InputError(
+                    f"{self.path} was trained with a model built of instances and cannot be rebuilt from its "
+                    "declaration; use Run.load(path, model=...)"
+                )
+            with self.importing(), torch.random.fork_rng(devices=[]):
+                event_shape, label_dim = tuple(self._recorded("event_shape")), self._recorded("label_dim")
+                model = build("model", self.declaration["model"], event_shape=event_shape, label_dim=label_dim)
+        weights = self._weights()
+        try:
+            model.to(next((value.dtype for value in weights.values() if value.is_floating_point()), None))
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"the weights in {self.path} do not fit the model: {reason}") from error
+        model.vector_labels = bool(self._recorded("vector_labels", default=False))
+        model.divisor = divisor(self.record.get("data", {}))
+        return model.eval()
+
+    @property
+    def history(self) -> list[Row]:
+        """The rows of metrics.jsonl."""
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return []
+        rows: list[Any] = []
+        try:
+            for line in file.read_text(encoding="utf-8").splitlines():
+                rows.append(json.loads(line))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read after line {len(rows)}: {error}") from error
+        return rows
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """The contents of evaluation.json, whose measure says of what a density is, in older runs too."""
+        if not (self.path / "evaluation.json").is_file():
+            return None
+        found = self._json("evaluation.json")
+        if "measure" in found:
+            found["measure"] = measure_of(found["measure"], self.record.get("data", {}))
+        return found
+
+    @property
+    def checks(self) -> dict[str, Any] | None:
+        """The contents of checks.json."""
+        return self._json("checks.json") if (self.path / "checks.json").is_file() else None
+
+    @property
+    def annealed(self) -> dict[str, Any] | None:
+        """The contents of annealed.json."""
+        return self._json("annealed.json") if (self.path / "annealed.json").is_file() else None
+
+    @property
+    def evaluation_each(self) -> dict[str, Tensor]:
+        """The scores of each datapoint, (datapoints,), nats."""
+        file = self.path / "evaluation.safetensors"
+        if not file.is_file():
+            raise InputError(f"{self.path} has not been evaluated; pyrolatent evaluate {self.path}")
+        return safetensors.torch.load_file(file)
+
+    def load_data(self, data_dir: Path | None = None) -> Data:
+        """Loads the data that the run was trained on.
+
+        Raises:
+            InputError: they were arrays in memory, or are not what they were.
+        """
+        declared = self.declaration.get("data")
+        if declared is None:
+            raise InputError(f"{self.path} was trained on data in memory; give the same data to the Python functions")
+        data = load_data(declared, data_dir=data_dir) if data_dir else load_data(declared)
+        was, now = self._recorded("evaluation_sha256"), data.record["evaluation_sha256"]
+        if was != now:
+            raise InputError(
+                f"the data of {self.path} have changed since training: the validation and test parts hashed to "
+                f"{was[:12]} and now hash to {now[:12]}; restore them, or train again"
+            )
+        return data
+
+    def label(self, text: str) -> Any:
+        """A label of the run's data as a user writes it, for one datapoint.
+
+        Args:
+            text: the name or the number of a class, or the numbers of a label vector joined by commas.
+
+        Returns:
+            The class, or the vector (label_dim,).
+
+        Raises:
+            InputError: the model knows no labels, or no such one.
+        """
+        model, names = self.model, self._recorded("classes", default=None) or []
+        if not model.label_dim:
+            raise InputError(f"label was {text!r}, but {type(model).__name__} knows no labels; leave it out")
+        if text in names and not model.vector_labels:
+            return names.index(text)
+        try:
+            if model.vector_labels:
+                return [float(number) for number in text.split(",")]
+            return int(text)
+        except ValueError:
+            if model.vector_labels:
+                takes = f"{model.label_dim} numbers joined by commas"
+            else:
+                takes = "a class: " + (choices(text, names) if names else f"0 to {model.label_dim - 1}")
+            raise InputError(f"label was {text!r}; {type(model).__name__} takes {takes}") from None
+
+    def evaluate(self, data: Data | None = None, *, device: str | None = None, **options: Any) -> HeldOutScores:
+        """Scores the model on held-out data and writes evaluation.json, as `write_evaluation` does.
+
+        Args:
+            data: what it was trained on; None loads it.
+            device: where to compute; None is where it was trained.
+            **options: of `pyrolatent.evaluate`.
+        """
+        with self._at(device, data) as (model, data):
+            found: HeldOutScores = evaluate(model, data, **options)
+        if not distributed.rank():
+            self.write_evaluation(found)
+        return found
+
+    def anneal(
+        self,
+        data: Data | None = None,
+        *,
+        split: str = "test",
+        size: int = 100,
+        device: str | None = None,
+        on_step: OnStep | None = None,
+        **options: Any,
+    ) -> tuple[AnnealedEvidence, Bracket]:
+        """Anneals log p(x) of held-out data and brackets that of as many simulated ones; writes annealed.json.
+
+        Args:
+            data: what it was trained on; None loads it.
+            split: the part of the data.
+            size: datapoints, from the first.
+            device: where to compute; None is where it was trained.
+            on_step: told of the datapoints that are done.
+            **options: `chains`, `steps`, ... of `annealed_evidence` and `bidirectional_evidence`.
+        """
+        if Capability.POSTERIOR not in self.model.offers:
+            raise InputError(
+                f"{type(self.model).__name__} in {self.path} has no latents to anneal; leave --method out, by which "
+                "log Z of energies is annealed where it is not exact, or train a vae"
+            )
+
+        def told(before: int) -> Callable[[int], Any] | None:
+            return (lambda done: on_step("annealing", before + done, 2 * size)) if on_step else None
+
+        with self._at(device, data) as (model, data):
+            y = labels_for(model, size, of_data=getattr(data, split).y)
+            found = annealed_evidence(model, data, split=split, size=size, on_batch=told(0), **options)
+            bracket = bidirectional_evidence(model, size=size, y=y, on_batch=told(found.datapoints), **options)
+        self.write_json("annealed", {"evidence": _fields(found), "bracket": _fields(bracket)})
+        return found, bracket
+
+    def check(
+        self, data: Data | None = None, *, device: str | None = None, pictures: bool = True, **options: Any
+    ) -> "Checks":
+        """Asks whether the model can be believed, and writes the verdicts to checks.json.
+
+        Args:
+            data: what it was trained on; None loads it.
+            device: where to compute; None is where it was trained.
+            pictures: whether to write the figures of the checks, and draws.nc for ArviZ, too.
+            **options: of `pyrolatent.check`.
+        """
+        from pyrolatent.checks import check
+
+        with self._at(device, data) as (model, data):
+            found = check(model, data, **options)
+        self.write_json("checks", found.json())
+        if pictures:
+            self.write_netcdf("draws", found.to_arviz(seed=options.get("seed", 0)))
+            self.write_figures(found.figures())
+        return found
+
+    def plot(self, data: Data | None = None) -> list[Path]:
+        """Draws every figure that a model of this kind has, on the CPU, into figures/.
+
+        Args:
+            data: what it was trained on; None loads it.
+        """
+        from pyrolatent.pictures import plot
+
+        with self._at("cpu", data) as (model, data):
+            return self.write_figures(plot(model, data, self.history))
+
+    def write_evaluation(self, evaluation: HeldOutScores) -> Path:
+        """Writes held-out scores to evaluation.json and those of each datapoint to evaluation.safetensors."""
+        _write(self.path / "evaluation.safetensors", safetensors.torch.save(evaluation.each))
+        return self.write_json("evaluation", scores(evaluation))
+
+    def write_json(self, name: str, contents: Mapping[str, Any]) -> Path:
+        """Writes NAME.json."""
+        self.written.append(_write_json(self.path / f"{name}.json", contents))
+        return self.written[-1]
+
+    def write_netcdf(self, name: str, groups: Any) -> Path:
+        """Writes what `to_arviz` gave as NAME.nc."""
+        path = self.path / f"{name}.nc"
+        with tempfile.TemporaryDirectory(dir=self.path) as directory:
+            groups.to_netcdf(str(Path(directory) / path.name), engine="h5netcdf")
+            os.replace(Path(directory) / path.name, path)
+        self.written.append(path)
+        return path
+
+    def write_figures(self, figures: Mapping[str, "Figure"]) -> list[Path]:
+        """Writes figures as PNG files into figures/."""
+        paths = [self.path / "figures" / f"{name}.png" for name in figures]
+        for path, figure in zip(paths, figures.values(), strict=True):
+            with _replacing(path) as file:
+                figure.savefig(file, format="png")
+        self.written += paths
+        return paths
+
+    def write_array(self, name: str, values: Tensor) -> Path:
+        """Writes an array as NAME.npy."""
+        path = self.path / f"{name}.npy"
+        with _replacing(path) as file:
+            np.save(file, values.cpu().numpy(), allow_pickle=False)
+        self.written.append(path)
+        return path
+
+    @contextmanager
+    def _at(self, device: str | None, data: Data | None) -> Iterator[tuple[Any, Data]]:
+        """The model on a device, from which it comes back to where it is, and data; None is that of its training."""
+        data, (before, _) = self.load_data() if data is None else data, place_of(self.model)
+        try:
+            yield self.model.to(choose_device(device or self.declaration.get("device", "auto"))), data
+        finally:
+            self.model.to(before)
+
+    def importing(self) -> AbstractContextManager[None]:
+        """The context in which import paths mean the copies in this run, if they are trusted."""
+        return importing(self._import)
+
+    def _import(self, path: str) -> Any:
+        name = source_name(path)
+        if not self._trust:
+            raise TrustError(
+                f"{self.path} uses the component {path}, which is code from outside the package ({name} in the run); "
+                "read it, then load the run with --trust (trust=True)"
+            )
+        recorded = self._recorded(name, "components")
+        found = _sha256(self._files.source(path)) if (self.path / name).is_file() else None
+        if found != recorded:
+            raise TrustError(
+                f"{self.path / name} is not the file that {path} was trained with: its hash should be {recorded}, but "
+                f"{f'is {found}' if found else 'it is not there'}; restore it, or train again"
+            )
+        return self._files(path)
+
+    def _recorded(self, name: str, part: str = "data", default: Any = ...) -> Any:
+        try:
+            return self.record[part][name]
+        except (KeyError, TypeError) as error:
+            if default is not ...:
+                return default
+            raise InputError(f"{self.path / 'record.json'} holds no {part}.{name}; train again") from error
+
+    def _weights(self) -> dict[str, Tensor]:
+        file = self.path / "weights.safetensors"
+        if not file.is_file():
+            raise InputError(
+                f"{self.path} holds no weights yet: its training stopped before the end of the first epoch"
+            )
+        try:
+            return safetensors.torch.load_file(file)
+        except SafetensorError as error:
+            raise InputError(f"{file} cannot be read ({error}); restore it, or train the run again") from error
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path / name} cannot be read: {error}") from error
+
+
+def train(
+    experiment: Experiment,
+    output: str | Path,
+    *,
+    data_dir: Path | None = None,
+    overwrite: bool = False,
+    tensorboard: bool = False,
+    progress: bool = True,
+    on_epoch: Callable[[Fit], Any] | None = None,
+) -> Run:
+    """Trains an experiment into a directory, which holds the state of the last finished epoch at any time.
+
+    Of several processes under torchrun the first writes; the directory must be one that all of them see.
+
+    Args:
+        experiment: what to train.
+        output: the directory of the run.
+        data_dir: where named data sets are.
+        overwrite: whether a run that is there may be replaced.
+        tensorboard: whether to write the metrics for TensorBoard too.
+        progress: whether to show a progress bar.
+        on_epoch: called after each epoch.
+    """
+    output = Path(output)
+    data = experiment.load_data(data_dir)
+    model = experiment.build(data)
+    declaration, sources = experiment.declaration | {"data": data.declaration}, experiment.sources
+    board = _tensorboard() if tensorboard else None
+    writes = distributed.rank() == 0
+    if writes:
+        claim(output, overwrite)
+    writer: Any = None
+
+    def save(fit: Fit) -> None:
+        nonlocal writer
+        row = fit.history[-1]
+        if len(fit.history) == 1:
+            _begin(output, fit, declaration, sources)
+            writer = board(str(output / "tensorboard")) if board else None
+        _write_state(output, fit)
+        if writer is not None:
+            for name in row.keys() - {"epoch", "seconds"}:
+                if row[name] is not None:
+                    writer.add_scalar(name, row[name], row["epoch"])
+        if on_epoch:
+            on_epoch(fit)
+
+    try:
+        fit = experiment.fit(model, data, save if writes else None, progress and writes)
+    except BaseException:
+        with suppress(OSError):  # a directory that is not empty stays
+            output.rmdir()
+        raise
+    finally:
+        if writer is not None:
+            writer.close()
+    if writes:
+        _write_state(output, fit)
+        _write_record(output, fit, sources, finished=True)
+    distributed.wait()
+    return Run.load(output, model=fit.model)
+
+
+def scores(evaluation: HeldOutScores) -> dict[str, Any]:
+    """An evaluation as evaluation.json holds it: without `log_evidence` where there is no likelihood; null for NaN."""
+    fields = _without_nan(_fields(evaluation))
+    for name in ("classification_error", "left_out", "given"):  # of some models alone
+        if fields.get(name) in (None, []):
+            fields.pop(name, None)
+    if evaluation.measure != "cross-entropy":
+        return fields
+    return {name: value for name, value in fields.items() if not name.startswith("log_evidence")}
+
+
+def _fields(scores: Any) -> dict[str, Any]:
+    """The fields of scores without those of each datapoint."""
+    return {name: value for name, value in asdict(replace(scores, each={})).items() if name != "each"}
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN, which JSON does not know, as None, at any depth."""
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def claim(path: Path, overwrite: bool) -> None:
+    """Makes the directory of a run; a run that is there is kept until there is something to put in its place.
+
+    Raises:
+        InputError: there is something in it that would be lost, or it cannot be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        occupied = any(path.iterdir())
+    except OSError as error:
+        raise InputError(f"{path} cannot be the directory of a run: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be the directory of a run: it may not be written to")
+    if occupied and not overwrite:
+        raise InputError(f"{path} is not empty; choose another output, or --overwrite (overwrite=True)")
+    if occupied and not (path / "experiment.yaml").is_file():
+        raise InputError(f"{path} is not empty and is not a run, so it is not overwritten; choose another output")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` when all of it is on disk."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _write(path: Path, contents: bytes) -> Path:
+    """Writes a file so that at any moment either its old or its new version is there."""
+    with _replacing(path) as file:
+        file.write(contents)
+    return path
+
+
+def _write_json(path: Path, contents: Mapping[str, Any]) -> Path:
+    return _write(path, (json.dumps(contents, indent=2) + "\n").encode())
+
+
+def _begin(path: Path, fit: Fit, declaration: Mapping[str, Any], sources: Mapping[str, bytes]) -> None:
+    """Writes what stays the same from epoch to epoch; of a run that was there the weights go first."""
+    for stale in STALE:
+        (path / stale).unlink(missing_ok=True)
+    for stale in ("figures", "tensorboard"):
+        shutil.rmtree(path / stale, ignore_errors=True)
+    _write(path / "experiment.yaml", write_yaml(declaration).encode())
+    for name, source in sources.items():
+        _write(path / name, source)
+    _write_record(path, fit, sources, finished=False)
+
+
+def _write_state(path: Path, fit: Fit) -> None:
+    """Writes weights and then metrics, so that no row is without its weights."""
+    state = {name: value.detach().cpu().contiguous() for name, value in fit.model.state_dict().items()}
+    _write(path / "weights.safetensors", safetensors.torch.save(state))
+    _write(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in fit.history).encode())
+
+
+def _write_record(path: Path, fit: Fit, sources: Mapping[str, bytes], *, finished: bool) -> None:
+    record = {
+        "pyrolatent": version("pyrolatent"),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "python": platform.python_version(),
+        "finished": finished,
+        "best_epoch": fit.best_epoch if finished else None,
+        "parameters": count_parameters(fit.model),
+        "data": fit.data.record | {"label_dim": fit.data.label_dim, "vector_labels": fit.model.vector_labels},
+        "components": {name: _sha256(source) for name, source in sources.items()},
+    }
+    _write_json(path / "record.json", record)
+
+
+def _declaration(fit: Fit) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What can be declared of a fit made in Python, and the files of the user's own components that it names.
+
+    A model whose code is not in a file that can be found again is recorded as an instance.
+    """
+    files = FilesIn(None)
+    declaration = declare(fit.model, fit.data.declaration, fit.settings)
+    try:
+        return declaration, {source_name(path): files.source(path) for path in import_paths(declaration)}
+    except InputError:
+        return declaration | {"model": None}, {}
+
+
+def _sha256(source: bytes) -> str:
+    return hashlib.sha256(source).hexdigest()
+
+
+def _tensorboard() -> Callable[[str], Any]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "tensorboard is not installed; pip install 'pyrolatent[tensorboard]', or leave it out"
+        ) from None
+    return SummaryWriter

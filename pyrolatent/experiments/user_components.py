@@ -1,0 +1,100 @@
+"""Components of the user's own: files beside an experiment, imported and recorded."""
+
+import hashlib
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pyrolatent.declaration import (
+    choices,
+    import_path,
+)
+from pyrolatent.errors import InputError
+
+
+class FilesIn:
+    """Imports components from the Python files of a directory, each file once.
+
+    Args:
+        directory: where `package.module` is looked for as `package/module.py`; what is not there is imported from the
+            Python path, as is everything if it is None.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self.directory = directory
+        self._sources: dict[str, bytes] = {}
+        self._modules: dict[str, ModuleType] = {}
+
+    def __call__(self, path: str) -> Any:
+        """Imports `package.module:Name`."""
+        module, _, name = path.partition(":")
+        file = self._file(path)
+        if file is None:
+            return import_path(path)
+        if module not in self._modules:
+            self._modules[module] = _execute(self.source(path), file, module)
+        loaded = self._modules[module]
+        if not hasattr(loaded, name):
+            raise InputError(f"{path}: {file} has no {name!r}; {choices(name, _public(loaded))}")
+        return getattr(loaded, name)
+
+    def source(self, path: str) -> bytes:
+        """What the file of a component held when it was first read.
+
+        Raises:
+            InputError: it has no file that could be read.
+        """
+        module = path.partition(":")[0]
+        if module not in self._sources:
+            file = self._file(path) or _installed(path)
+            try:
+                self._sources[module] = file.read_bytes()
+            except OSError as error:
+                raise InputError(f"{path}: {file} cannot be read: {error.strerror}") from error
+        return self._sources[module]
+
+    def _file(self, path: str) -> Path | None:
+        file = self.directory / source_name(path) if self.directory is not None else None
+        return file if file is not None and file.is_file() else None
+
+
+def source_name(path: str) -> str:
+    """The file that holds an import path, relative to the directory it is imported from."""
+    return path.partition(":")[0].replace(".", "/") + ".py"
+
+
+def _execute(source: bytes, file: Path, name: str) -> ModuleType:
+    """Makes a module of a file's text.
+
+    The text itself is executed: the import system would prefer a byte code file beside it, which nobody has hashed.
+    Other directories may hold other files of the same name, so the module is known by its place and what is in it.
+    """
+    unique = f"{name}_{hashlib.sha256(bytes(file.resolve()) + source).hexdigest()[:12]}"
+    if unique not in sys.modules:
+        module = ModuleType(unique)
+        module.__file__ = str(file)
+        module.__package__ = name.rpartition(".")[0]
+        sys.modules[unique] = module
+        try:
+            exec(compile(source, str(file), "exec"), vars(module))
+        except Exception as error:
+            del sys.modules[unique]
+            reason = " ".join(str(error).split())
+            raise InputError(f"{file} cannot be imported: {type(error).__name__}: {reason}") from error
+    return sys.modules[unique]
+
+
+def _installed(path: str) -> Path:
+    """The file of a component on the Python path."""
+    import_path(path)
+    try:
+        return Path(inspect.getsourcefile(importlib.import_module(path.partition(":")[0])) or "")
+    except TypeError as error:  # a built-in module
+        raise InputError(f"{path} has no source file that could be kept with the run") from error
+
+
+def _public(module: Any) -> list[str]:
+    return [name for name, value in vars(module).items() if isinstance(value, type) and not name.startswith("_")]

@@ -1,0 +1,285 @@
+"""Matplotlib figures of training, reconstructions, samples and latent codes: arrays in, a `Figure` out.
+
+Nothing here touches pyplot, so figures can be made in threads and without a display. Values of shape (n, H, W) or
+(n, 1, H, W) are drawn as grey images, (n, 3, H, W) in colour, (n, 2) as points in the plane where they are samples or
+reconstructions, and all others as profiles of their flattened entries.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from matplotlib import color_sequences
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from pyrolatent.errors import InputError
+from pyrolatent.figures.canvas import (
+    COLOURS,
+    MUTED,
+    Array,
+    Values,
+    add_caption,
+    as_array,
+    draw_grid,
+    new_figure,
+    plane,
+    scatter,
+    tick_labels,
+    tidy,
+    with_decimals,
+    with_title,
+)
+
+_COLUMNS = 10  # pairs of an original and a reconstruction side by side
+_MAX_LEGEND = 20  # classes
+
+
+def training_curve(history: Sequence[Mapping[str, float | None]]) -> Figure:
+    """Bound against epoch, in training and validation; squared error of models without a density.
+
+    Args:
+        history: one row an epoch with `epoch`, `train_loss` (negative bound, nats a datapoint, or squared error, lower
+            is better) and `validation_elbo` or `validation_bound` (nats a datapoint, higher is better; None or absent
+            where it was not evaluated) or, of models without a density, `validation_loss`.
+
+    Raises:
+        InputError: the history is empty.
+    """
+    if not history:
+        raise InputError("history has 0 epochs; a training curve needs at least 1")
+    epoch, loss, elbo, bound, error = (
+        np.array([row.get(key) for row in history], dtype=np.float64)
+        for key in ("epoch", "train_loss", "validation_elbo", "validation_bound", "validation_loss")
+    )
+    fig = new_figure(6, 3.6)
+    axes = fig.add_subplot()
+    marker = "o" if len(history) <= 20 else ""  # one epoch makes no line
+    axes.set_xlim(epoch.min() - 0.5, epoch.max() + 0.5)
+    if np.isfinite(error).any():
+        training, validation, names = loss, error, ("training", "validation")
+        axes.set_ylabel("squared error a datapoint, lower is better")
+    else:
+        of_bound = np.isfinite(bound).any()
+        training, validation = -loss, bound if of_bound else elbo
+        names = "training (−train_loss)", "validation bound" if of_bound else "validation ELBO"
+        axes.set_ylabel("bound [nats a datapoint], higher is better")
+    axes.plot(epoch, training, color=MUTED, marker=marker, markersize=4, label=names[0])
+    evaluated = ~np.isnan(validation)
+    if evaluated.any():
+        best = np.nanargmax(-validation if validation is error else validation)
+        label = f"{names[1]} (best {with_decimals(validation[best], 2)}, epoch {epoch[best]:.0f})"
+        axes.plot(epoch[evaluated], validation[evaluated], color=COLOURS[0], marker=marker, markersize=4, label=label)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(axis="y", color="0.92")
+    fig.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=2)
+    tidy(axes)
+    return fig
+
+
+def reconstructions(
+    originals: Values, means: Values, names: tuple[str, str] = ("original", "reconstruction"), title: str = ""
+) -> Figure:
+    """Originals and, below each, its reconstruction; points in the plane are joined instead.
+
+    Args:
+        originals: (n, *event_shape).
+        means: (n, *event_shape), means of the likelihood given codes of the originals.
+        names: what the two are called.
+        title: what the figure shows.
+
+    Raises:
+        InputError: the shapes differ, or n is 0.
+    """
+    above, below = as_array(originals), as_array(means)
+    if above.shape != below.shape:
+        raise InputError(f"originals have shape {above.shape} and means {below.shape}; they must be the same")
+    if above.shape[1:] == (2,):
+        fig = new_figure(5, 4.2)
+        axes = plane(fig)
+        axes.plot(*np.stack([above, below]).transpose(2, 0, 1), color="0.75", linewidth=0.6, zorder=0)
+        for points, colour, label in ((above, MUTED, names[0]), (below, COLOURS[0], names[1])):
+            scatter(axes, points, color=colour, label=label)
+        axes.legend(frameon=False, fontsize=8)
+        return with_title(fig, title)
+    columns = min(len(above), _COLUMNS)
+    lines = -(-len(above) // columns)
+    pitch = 2.2  # rows from one line of pairs to the next
+    fig, axes = draw_grid(
+        np.concatenate([above, below]),
+        cells=[(i % columns, i // columns * pitch + row) for row in (0, 1) for i in range(len(above))],
+        size=(columns, (lines - 1) * pitch + 2),
+    )
+    axes.set_yticks([line * pitch + row + 0.5 for line in range(lines) for row in (0, 1)], [*names] * lines)
+    return with_title(fig, title)
+
+
+def samples(values: Values, title: str = "") -> Figure:
+    """Draws, in a grid as nearly square as their number allows, or points in the plane.
+
+    Args:
+        values: (n, *event_shape).
+        title: what the figure shows.
+
+    Raises:
+        InputError: n is 0.
+    """
+    drawn = as_array(values)
+    if drawn.shape[1:] == (2,):
+        fig = new_figure(5, 4.2)
+        scatter(plane(fig), drawn, color=COLOURS[0], alpha=0.7)
+        return with_title(fig, title)
+    columns = int(np.ceil(np.sqrt(len(drawn))))
+    cells = [(i % columns, i // columns) for i in range(len(drawn))]
+    return with_title(draw_grid(drawn, cells, size=(columns, -(-len(drawn) // columns)))[0], title)
+
+
+def latent_grid(values: Values, side: int, axes_quantiles: Values, title: str = "") -> Figure:
+    """A seamless mosaic of what is decoded over a grid of the first two latent dimensions, or a line of the only one.
+
+    z₁ grows to the right and z₂ upwards, and the first dimension varies slowest in `values`, as in
+    `torch.cartesian_prod(axes_quantiles, axes_quantiles)`.
+
+    Args:
+        values: (side * side, *event_shape); `values[i * side + j]` is decoded from z₁ = q₁[i], z₂ = q₂[j]. Of one
+            dimension (side, *event_shape).
+        side: number of grid points along each dimension.
+        axes_quantiles: latent values q of the grid points: (side,) for both dimensions, (2, side), or (1, side) of the
+            only one.
+        title: what the figure shows.
+
+    Raises:
+        InputError: the number of values or of quantiles does not fit `side`.
+    """
+    decoded, quantiles = as_array(values), as_array(axes_quantiles)
+    if quantiles.shape not in ((side,), (1, side), (2, side)):
+        raise InputError(f"axes_quantiles has shape {quantiles.shape}; expected ({side},), (1, {side}) or (2, {side})")
+    rows = 1 if quantiles.shape == (1, side) else side
+    if len(decoded) != side * rows:
+        raise InputError(f"values holds {len(decoded)} entries; a grid of side {side} needs {side * rows}")
+    cells = [(i, rows - 1 - j) for i in range(side) for j in range(rows)]
+    fig, axes = draw_grid(decoded, cells, size=(side, rows), gap=0.0)
+    ticks = np.arange(0, side, -(-side // 15))  # more labels would run into each other
+    horizontal, vertical = np.broadcast_to(quantiles, (2, side))
+    axes.set_xticks(ticks + 0.5, tick_labels(horizontal[ticks]))
+    axes.set_xlabel("$z_1$" if rows > 1 else "$z$")
+    fig.set_figheight(fig.get_figheight() + 0.3)
+    if rows > 1:
+        axes.set_yticks(side - ticks - 0.5, tick_labels(vertical[ticks]))
+        axes.set_ylabel("$z_2$")
+    return with_title(fig, title)
+
+
+def label_grid(values: Values, classes: int, names: Sequence[str] | None = None, title: str = "") -> Figure:
+    """What is decoded with the latent held along each row and the class varied.
+
+    Args:
+        values: (rows * classes, *event_shape), the class varying fastest.
+        classes: number of classes.
+        names: what they are called; None, their numbers.
+        title: what the figure shows.
+
+    Raises:
+        InputError: the number of values is no multiple of the classes.
+    """
+    decoded = as_array(values)
+    rows, rest = divmod(len(decoded), classes)
+    if rest:
+        raise InputError(f"values holds {len(decoded)} entries; a grid of {classes} classes needs a multiple of that")
+    fig, axes = draw_grid(decoded, [(j, i) for i in range(rows) for j in range(classes)], size=(classes, rows))
+    axes.set_xticks(np.arange(classes) + 0.5, names or [str(label) for label in range(classes)])
+    axes.set_xlabel("class $y$")
+    axes.set_yticks(np.arange(rows) + 0.5, [f"$z^{{({i + 1})}}$" for i in range(rows)])
+    return with_title(fig, title)
+
+
+def embedding(
+    codes: Values,
+    labels: Values | None = None,
+    title: str = "Latent codes",
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """Codes in the plane, coloured by class; where all codes are one, a line that says so.
+
+    Args:
+        codes: (n, 2), for example from `project`.
+        labels: (n,) integers, or None for a single colour. Up to 20 classes have a legend; beyond, colours repeat.
+        title: what the figure shows.
+        names: what the classes are called; None, their numbers, -1 being unknown.
+
+    Raises:
+        InputError: codes that are not in the plane, or another number of labels than of codes.
+    """
+    points = as_array(codes)
+    if points.shape[1:] != (2,):
+        raise InputError(f"codes have shape {points.shape}; expected (n, 2): project() gives that")
+    classes, index = np.unique(as_array(np.zeros(len(points)) if labels is None else labels), return_inverse=True)
+    if index.shape != (len(points),):
+        raise InputError(
+            f"labels have shape {index.shape} and there are {len(points)} codes; expected one label a code"
+        )
+    fig = new_figure(5.4, 4.4)
+    axes = fig.add_subplot()
+    axes.set_title(title, fontsize=10)
+    axes.set_aspect("equal", adjustable="datalim")
+    tidy(axes)
+    if len(points) > 1 and not np.ptp(points, axis=0).any():
+        said = f"all {len(points)} codes are equal:\nq(z | x) does not depend on x"
+        axes.text(0.5, 0.5, said, ha="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+        return fig
+    if not np.ptp(points[:, 1]):  # of one dimension, there is nothing upwards
+        axes.set_yticks([])
+    if labels is None:
+        scatter(axes, points, color=COLOURS[0], alpha=0.7)
+        return fig
+    colours = np.asarray(COLOURS if len(classes) <= len(COLOURS) else color_sequences["tab20"])
+    colours = colours[np.arange(len(classes)) % len(colours)]
+    scatter(axes, points, color=colours[index], alpha=0.8)
+    if len(classes) <= _MAX_LEGEND:
+        handles = [
+            Line2D([], [], linestyle="", marker="o", markersize=5, color=colour, label=_class(int(label), names))
+            for colour, label in zip(colours, classes, strict=True)
+        ]
+        fig.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8, handletextpad=0.1)
+    else:
+        add_caption(fig, f"{len(classes)} classes; colours repeat")
+    return fig
+
+
+def project(codes: Values, method: Literal["tsne", "pca"] = "tsne", seed: int = 0) -> Array:
+    """Codes in the plane, (n, 2).
+
+    One dimension is padded with zeros and two are returned as they are. t-SNE needs about three neighbours for each
+    unit of a perplexity of at least five, so fewer than 16 codes are projected by PCA whatever the method.
+
+    Args:
+        codes: (n, latent_dim).
+        method: `tsne` (van der Maaten and Hinton 2008; perplexity 30, or (n − 1) / 3 where that is less) or `pca`.
+        seed: of t-SNE; PCA has no randomness.
+
+    Raises:
+        InputError: an unknown method, or codes that are not a matrix.
+    """
+    if method not in ("tsne", "pca"):
+        raise InputError(f"unknown method {method!r}; expected 'tsne' or 'pca'")
+    points = as_array(codes)
+    if points.ndim != 2:
+        raise InputError(f"codes have shape {points.shape}; expected (n, latent_dim)")
+    n, latent_dim = points.shape
+    if latent_dim <= 2:
+        return np.pad(points, ((0, 0), (0, 2 - latent_dim)))
+    if not np.ptp(points, axis=0).any():  # a single code or a collapsed posterior: no direction to project on
+        return np.zeros((n, 2))
+    perplexity = min(30.0, (n - 1) / 3)
+    if method == "pca" or perplexity < 5:
+        return np.asarray(PCA(2).fit_transform(points), dtype=np.float64)
+    return np.asarray(TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(points), np.float64)
+
+
+def _class(label: int, names: Sequence[str] | None) -> str:
+    return "unknown" if label < 0 else names[label] if names else str(label)

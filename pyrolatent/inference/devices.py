@@ -1,0 +1,48 @@
+"""Where a model runs, and running it without leaving a trace on it or on the random state."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from pyrolatent.declaration import choices
+from pyrolatent.errors import InputError, hold_seed
+from pyrolatent.models.arrays import place_of
+from pyrolatent.models.isolation import evaluating_alone
+
+
+@contextmanager
+def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """Within this context a model is in evaluation mode, runs alone, and draws do not move the caller's random state.
+
+    Args:
+        model: its modules go back to the modes they had.
+        seed: of the draws within; None continues the caller's.
+
+    Raises:
+        InputError: the seed is no whole number from 0 to 2**63 - 1, or a model of a type that `place_of` refuses.
+    """
+    hold_seed(seed)
+    device, _ = place_of(model)
+    devices = [device] if device.type == "cuda" else []
+    with evaluating_alone(model), torch.random.fork_rng(devices=devices):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name, "auto" being an accelerator where there is one.
+
+    Raises:
+        InputError: the machine has no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name not in (*available, "auto"):
+        raise InputError(f"there is no device {name!r}; {choices(name, ['auto', *available])}")
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available[name]:
+        raise InputError(f"device was {name!r}, but this machine has none; use auto or cpu")
+    return torch.device(name)

@@ -1,0 +1,1 @@
+"""log p(x), and how far an estimate of it can be trusted."""

@@ -1,0 +1,523 @@
+"""Held-out bounds and log p(x), per datapoint, each with its errors."""
+
+import functools
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from pyrolatent.data.splits import Batch, Data, measure_of
+from pyrolatent.errors import InputError, at_least_one, only
+from pyrolatent.inference import distributed
+from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
+from pyrolatent.inference.devices import evaluating
+from pyrolatent.inference.draws import FLOATS, prior_variances, site_means
+from pyrolatent.inference.evidence.energies import Annealing, EnergyEvaluation, evaluate_energy
+from pyrolatent.inference.evidence.psis import SHORTEST, khat_of_tail, khat_threshold, tail_length, too_large
+from pyrolatent.inference.evidence.result import HeldOutScores, Line, OnStep
+from pyrolatent.inference.monte_carlo import known, log_mean_of_sums, standard_error
+from pyrolatent.inference.rules import likelihood_name, part_for, same_event_shape
+from pyrolatent.inference.weights import Inputs, Weights, arguments, closed_kl, total, weigh
+from pyrolatent.models.energies.density import UnnormalisedDensity
+from pyrolatent.models.latent import LatentVariableModel, observed_node
+
+ACTIVE = 0.01
+"""Variance of a posterior mean over the data from which a latent dimension counts as active."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What importance sampling says about each datapoint of a batch; nats, higher is better but for `kl`.
+
+    Attributes:
+        elbo: E_q[log p(x | z)] - KL, (batch,).
+        reconstruction: E_q[log p(x | z)], (batch,).
+        kl: KL(q(z | x) || p(z)) over all sites, (batch,).
+        log_evidence: log (1/K) sum_k w_k, (batch,); a lower bound in expectation.
+        mcse: Monte Carlo standard error of `log_evidence`, (batch,), by the delta method; NaN for one draw.
+        ess: effective sample size (sum w)^2 / sum w^2, (batch,), between 1 and K.
+        khat: `psis.khat` of the weights, (batch,).
+        means: posterior mean of each site, (batch, dimensions).
+        noise: Monte Carlo variance of `means`, 0 where they are in closed form; unknown, and 0, of one draw.
+        kl_dimensions: KL of each dimension of each site whose prior and posterior factorise, (batch, dimensions).
+    """
+
+    elbo: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    log_evidence: Tensor
+    mcse: Tensor
+    ess: Tensor
+    khat: Tensor
+    means: dict[str, Tensor]
+    noise: dict[str, Tensor]
+    kl_dimensions: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation(HeldOutScores):
+    """Held-out scores of a model, means over datapoints in nats; a field is None where it is not defined.
+
+    Attributes:
+        split: which part of the data.
+        measure: what the nats are of: "mass", "density (in the units of the data)", "density (of [0, 1])", "density (of
+            [0, 1], dequantized over 256 levels)", "mixed ..." or "cross-entropy". Numbers of different measures cannot
+            be compared.
+        elbo: evidence lower bound; higher is better.
+        reconstruction: its term E_q[log p(x | z)].
+        kl: its term KL(q(z | x) || p(z)).
+        log_evidence: log p(x) by importance sampling; None for a cross-entropy, which is not a likelihood.
+        log_evidence_se: its standard error over datapoints.
+        log_evidence_mcse: its Monte Carlo standard error of the draws.
+        log_evidence_bias: by how much it is expected to be too low, the logarithm of a mean being concave; only a lower
+            limit where k-hat is too large.
+        log_evidence_interval: the ends of its 95 % interval over draws for these datapoints, `draws_interval`.
+        ess: mean effective sample size of the draws.
+        khat_share: share of datapoints whose k-hat is too large (`psis.too_large`), so that the errors of the draws say
+            little; None of fewer than 21 draws.
+        kl_per_dimension: KL of each latent dimension; None where the posterior does not factorise.
+        active_units: number of latent dimensions, labels not among them, whose posterior mean varies over the data by
+            more than 0.01 of the prior's variance, which is 1 where Burda et al. 2016 (1509.00519) say 0.01, the Monte
+            Carlo variance of a mean without closed form taken off; None of one datapoint or one draw, which have none.
+        datapoints: number of datapoints.
+        particles: draws for each datapoint.
+        bits_per_dimension: `Data.bits_per_dimension` of log p(x), of images of discrete or dequantized levels.
+        classification_error: share of known labels that the most probable one under q(y | x) misses, of models with
+            a latent label; None where no label is known.
+        left_out: factors and observed sites of the guide, which training counts and a proposal does not.
+        given: "y" where all of it is of x given y, which cannot be compared with what is of x alone.
+        each: the bound, and log p(x) where there is one, of each datapoint, (datapoints,), float64.
+    """
+
+    split: str
+    measure: str
+    elbo: float
+    reconstruction: float
+    kl: float
+    log_evidence: float | None
+    log_evidence_se: float | None
+    log_evidence_mcse: float | None
+    log_evidence_bias: float | None
+    log_evidence_interval: list[float] | None
+    ess: float | None
+    khat_share: float | None
+    kl_per_dimension: list[float] | None
+    active_units: int | None
+    datapoints: int
+    particles: int
+    bits_per_dimension: float | None = None
+    classification_error: float | None = None
+    left_out: list[str] = field(default_factory=list)
+    given: str | None = None
+    each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def title(self) -> str:
+        """What the scores are of, to be printed above them."""
+        return super().title + ", of x given y" * bool(self.given)
+
+    def rows(self) -> list[Line]:
+        """A line for each score, to be printed."""
+        rows: list[Line] = [
+            ("elbo", f"{self.elbo:.3f}", "higher is better"),
+            ("reconstruction", f"{self.reconstruction:.3f}", ""),
+            ("kl", f"{self.kl:.3f}", ""),
+        ]
+        of_draws: list[Line] = []
+        if self.log_evidence is None:
+            rows.append(("log_evidence", "none", "a cross-entropy on grey values is no likelihood"))
+        else:
+            if self.log_evidence_interval is not None:
+                low, high = self.log_evidence_interval
+                worth = "expected of the draws; the interval allows for it"
+                if self.khat_share:
+                    worth = "at least: only a lower limit where k-hat is too large, and so is the interval's upper end"
+                of_draws = [
+                    ("  interval", f"{low:.3f}", f"to {high:.3f}, 95 % over draws for these datapoints"),
+                    ("  bias", f"{-(self.log_evidence_bias or 0.0):.2g}", worth),
+                ]
+            mcse = self.log_evidence_mcse
+            rows += self.evidence_rows([] if mcse is None else [f"± {mcse:.2g} of the draws"], *of_draws)
+        if self.ess is not None:
+            rows.append(("ess", f"{self.ess:.1f}", f"of {self.particles} draws"))
+        if self.khat_share is not None:
+            threshold = khat_threshold(self.particles)
+            rows.append(("k-hat", f"{self.khat_share:.1%}", f"of the datapoints above {threshold:.2f}"))
+        if self.active_units is not None:
+            rows.append(("active_units", str(self.active_units), ""))
+        if self.left_out:
+            rows.append(("left out", ", ".join(self.left_out), "terms of the guide that training counts"))
+        if self.classification_error is not None:
+            rows.append(("classification_error", f"{self.classification_error:.2%}", ""))
+        return rows
+
+
+Chunk = Callable[..., dict[str, Tensor]]
+"""Some draws of each datapoint, scored: (x, y, mask) to the terms of `score`."""
+
+
+def chunk(model: LatentVariableModel, particles: int) -> Chunk:
+    """Scores this many draws at a time; what it gives is added up by `score`.
+
+    Returns:
+        A function of x, y and mask to the log-weights, (draws, batch), and to the means over draws of log p(x | z), of
+        the KL, of each site and of the KL of each of its dimensions.
+    """
+
+    def scored(x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Tensor]:
+        weights = weigh(model.generate, model.infer, x, y, mask, particles=particles, again=False)
+        terms = {
+            "log_weights": weights.log_weights(),
+            "reconstruction": weights.expect(weights.log_likelihood).mean(0),
+            "kl": weights.expect(total(weights.kl.values())).mean(0),
+        }
+        for site in weights.latents:
+            terms[f"mean {site}"], terms[f"square {site}"] = _moments(weights, site)
+            by_dimension = _kl_dimensions(weights, site)
+            if by_dimension is not None:
+                terms[f"kl {site}"] = by_dimension
+        return terms
+
+    return scored
+
+
+def compiled_chunk(model: LatentVariableModel, particles: int, inputs: Inputs) -> Chunk:
+    """`chunk` as a compiled graph for batches like these inputs, and uncompiled for others.
+
+    Raises:
+        CaptureError: the model depends on values in Python, or there is no compiler.
+    """
+    uncompiled = chunk(model, particles)
+    names: list[str] = []
+
+    def run(*batch: Any) -> tuple[Tensor, ...]:
+        terms = uncompiled(*batch)
+        names[:] = terms
+        return tuple(terms.values())
+
+    program = compiled(run, inputs, model)
+
+    def scored(*batch: Any) -> dict[str, Tensor]:
+        if batch[0].shape != inputs[0].shape:
+            return uncompiled(*batch)
+        return dict(zip(names, program(*batch), strict=True))
+
+    return scored
+
+
+def draws_at_once(x: Tensor, particles: int, floats: int = FLOATS) -> int:
+    """How many draws of each datapoint of a batch are decoded at a time."""
+    return max(1, min(particles, floats // x.numel()))
+
+
+@torch.no_grad()
+def score(
+    model: LatentVariableModel,
+    x: Tensor,
+    y: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    particles: int = 5000,
+    floats: int = FLOATS,
+    several: Chunk | None = None,
+) -> Scores:
+    """Scores a batch by importance sampling with the posterior as proposal, in chunks that stay in log space.
+
+    Args:
+        model: any latent-variable model.
+        x: data (batch, *event_shape).
+        y: labels of conditional models.
+        mask: True where x is observed; what is not is left out of the likelihood, so this is log p of the rest.
+        particles: number K of draws for each datapoint.
+        floats: bound on the numbers decoded at a time.
+        several: what scores `draws_at_once(x, particles, floats)` draws, by default `chunk`.
+    """
+    at_once = draws_at_once(x, particles, floats)
+    several = several or chunk(model, at_once)
+    log_sum = log_square_sum = x.new_full((len(x),), -math.inf)
+    largest, smallest, kept = x.new_empty(0, len(x)), x.new_full((len(x),), math.inf), tail_length(particles) + 1
+    means: dict[str, Tensor] = {}
+    for start in range(0, particles, at_once):
+        count = min(at_once, particles - start)
+        terms = (several if count == at_once else chunk(model, count))(x, y, mask)
+        log_weights = terms.pop("log_weights")
+        log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
+        log_square_sum = torch.logaddexp(log_square_sum, (2 * log_weights).logsumexp(0))
+        largest = torch.cat([largest, log_weights])
+        largest = largest.topk(min(kept, len(largest)), 0).values
+        smallest = torch.minimum(smallest, log_weights.min(0).values)
+        for name, value in terms.items():
+            means[name] = means.get(name, 0.0) + count / particles * value
+    reconstruction, kl = means.pop("reconstruction"), means.pop("kl")
+    return Scores(
+        reconstruction - kl,
+        reconstruction,
+        kl,
+        *log_mean_of_sums(log_sum, log_square_sum, particles),
+        khat_of_tail(largest.cpu(), smallest.cpu(), particles).to(log_sum),
+        _of_sites(means, "mean "),
+        {
+            site: (square - means[f"mean {site}"].square()).clamp(min=0) / max(1, particles - 1)
+            for site, square in _of_sites(means, "square ").items()
+        },
+        _of_sites(means, "kl "),
+    )
+
+
+def _of_sites(terms: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in terms.items() if name.startswith(prefix)}
+
+
+def evaluate(
+    model: LatentVariableModel | UnnormalisedDensity,
+    data: Data,
+    *,
+    split: str = "test",
+    particles: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    on_batch: Callable[[int], Any] | None = None,
+    annealing: Annealing | None = None,
+    compile: Literal["auto", "always", "never"] | None = None,
+    on_step: OnStep | None = None,
+) -> Any:
+    """Held-out bound, its parts, and log p(x) by importance sampling (Burda et al. 2016, 1509.00519).
+
+    Where torch.distributed has a process group, as under torchrun, the processes share the datapoints.
+
+    Args:
+        model: a fitted model; it is evaluated where its parameters are.
+        data: data with the event shape and in the support of the model's likelihood.
+        split: "train", "validation" or "test".
+        particles: number of draws for each datapoint; None is 5,000. This and what follows but `seed`, `annealing` and
+            `on_step` are for models with latents alone.
+        batch_size: datapoints at a time; None is 100.
+        seed: seed of the draws.
+        on_batch: called with the number of datapoints done, all processes together.
+        annealing: how log Z of an unnormalised density is estimated, where it is.
+        compile: whether the scoring is compiled; "auto", which None is, does where a minute or more of it is ahead.
+        on_step: called with what is being done, how much of it is done, and of how much.
+
+    Returns:
+        An `Evaluation`, or an `EnergyEvaluation` of an unnormalised density.
+
+    Raises:
+        InputError: the data does not fit the model, there is no such split, or an option is for others than the model.
+    """
+    options = {"particles": particles, "batch_size": batch_size, "on_batch": on_batch, "compile": compile}
+    return _evaluate(model, data, {**options, "annealing": annealing}, split=split, seed=seed, on_step=on_step)
+
+
+@functools.singledispatch
+def _evaluate(model: Any, data: Data, options: dict[str, Any], **about: Any) -> Any:
+    """Evaluates a kind of model with those of all options that it takes."""
+    taken = ("particles", "batch_size", "on_batch", "compile")
+    return _evaluate_latents(model, data, **about, **only(type(model).__name__, taken, options))
+
+
+@_evaluate.register
+def _(model: UnnormalisedDensity, data: Data, options: dict[str, Any], **about: Any) -> EnergyEvaluation:
+    name, annealing = type(model).__name__, options["annealing"]
+    anneals = not model.tractable or (annealing is not None and (annealing.always or annealing.raised > 0))
+    who = name if anneals else f"{name} of exact log Z, but for Annealing(always=True),"
+    return evaluate_energy(model, data, **about, **only(who, ["annealing"] * anneals, options))
+
+
+def _evaluate_latents(
+    model: LatentVariableModel,
+    data: Data,
+    *,
+    split: str,
+    seed: int,
+    on_step: OnStep | None,
+    particles: int = 5000,
+    batch_size: int = 100,
+    on_batch: Callable[[int], Any] | None = None,
+    compile: Literal["auto", "always", "never"] = "auto",
+) -> Evaluation:
+    at_least_one(particles=particles, batch_size=batch_size)
+    if compile not in ("auto", "always", "never"):
+        raise InputError(f"compile was {compile!r}; valid: auto, always, never")
+    part = part_for(model, data, split)
+    if len(part) < distributed.size():
+        raise InputError(f"{len(part)} datapoints cannot be shared by {distributed.size()} processes; start fewer")
+    support = observation_support(model, part.batch(slice(0, 1)), data)
+    data.check_support(support, f"the {likelihood_name(model)} likelihood")
+    own = distributed.shard(torch.arange(len(part), device=part.x.device))
+    several: Chunk | None = None
+    scores: list[Scores] = []
+    done = 0
+    with pyro.validation_enabled(False), evaluating(model, seed + (distributed.rank() << 32)):
+        for index in own.split(batch_size):
+            inputs, started = arguments(model, part.batch(index)), time.perf_counter()
+            if compile == "always" and not scores:
+                several = _compiled(model, inputs, particles)
+            scores.append(score(model, *inputs, particles=particles, several=several))
+            if compile == "auto" and len(scores) == 1:
+                ahead = (time.perf_counter() - started) * (len(own) / len(index) - 1)
+                several = _compiled(model, inputs, particles) if ahead > WORTH_COMPILING else None
+            done += len(index)
+            together = min(done * distributed.size(), len(part))
+            if on_batch:
+                on_batch(together)
+            if on_step:
+                on_step(f"log p(x), {particles} draws", together, len(part))
+    joined = _joined(scores, len(part))
+    widths = {site: mean.shape[-1] for site, mean in joined.means.items() if site != model.label_site}
+    with pyro.validation_enabled(False), evaluating(model, seed):
+        prior = prior_variances(model, widths, part.y)
+    found = _summarise(joined, split, measure(model, data, support), particles, [*widths], prior)
+    left_out = _terms_of_the_guide(model, arguments(model, part.batch(slice(0, 1))))
+    return replace(
+        found,
+        bits_per_dimension=data.bits_per_dimension(found.log_evidence, found.measure, support, part.mask),
+        classification_error=_classification_error(joined, model.label_site, part.y),
+        left_out=left_out,
+        given="y" if model.conditional else None,
+    )
+
+
+@torch.no_grad()
+def _compiled(model: LatentVariableModel, inputs: Inputs, particles: int) -> Chunk | None:
+    try:
+        return compiled_chunk(model, draws_at_once(inputs[0], particles), inputs)
+    except CaptureError as error:
+        warnings.warn(f"evaluation goes on uncompiled: {error}", stacklevel=3)
+        return None
+
+
+@torch.no_grad()
+def _terms_of_the_guide(model: LatentVariableModel, inputs: Inputs) -> list[str]:
+    with evaluating(model):
+        return weigh(model.generate, model.infer, *inputs).terms
+
+
+def _joined(scores: list[Scores], count: int) -> Scores:
+    """The scores of all datapoints in their order, those of other processes among them."""
+
+    def joined(values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {name: joined([value[name] for value in values]) for name in values[0]}
+        return distributed.gather(torch.cat(values), count)
+
+    return Scores(*(joined([getattr(score, field.name) for score in scores]) for field in fields(Scores)))
+
+
+def measure(model: LatentVariableModel, data: Data, support: Constraint) -> str:
+    """What the nats of a likelihood on this data are of: a mass, a density, a mixture of both, or a cross-entropy."""
+    if data.binarize == "relaxed":
+        return "cross-entropy"
+    family = getattr(model.likelihood, "family", None)
+    named = getattr(family, "measure", "mass" if support.is_discrete else "density")
+    return measure_of(named, data.record)
+
+
+@torch.no_grad()
+def observation_support(model: LatentVariableModel, one: Batch, data: Data) -> Constraint:
+    """The support of p(x | z), from one datapoint."""
+    same_event_shape(model, data)
+    with evaluating(model):
+        trace: Any = poutine.trace(poutine.uncondition(model.generate)).get_trace(*arguments(model, one))
+    return observed_node(trace)["fn"].support
+
+
+def _moments(weights: Weights, site: str) -> tuple[Tensor, Tensor]:
+    """Means over draws of a site's posterior mean given the sites above it, and of its square, (batch, dimensions)."""
+    means = site_means(weights, site)
+    first, second = (moment.mean(0).reshape(means.shape[1], -1) for moment in (means, means.square()))
+    return first, second
+
+
+def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
+    """The KL of each dimension of a site, (batch, dimensions); None where prior or posterior does not factorise."""
+    prior, posterior = (trace.nodes[site]["fn"] for trace in (weights.model_trace, weights.guide_trace))
+    if not all(isinstance(d, dist.Independent) and not d.base_dist.event_shape for d in (prior, posterior)):
+        return None
+    kl = closed_kl(posterior.base_dist, prior.base_dist) if weights.has_closed_kl(site) else None
+    if kl is None:
+        draws = weights.guide_trace.nodes[site]["value"]
+        kl = posterior.base_dist.log_prob(draws) - prior.base_dist.log_prob(draws)
+    kl = weights.expect(weights.with_particles(kl, posterior.event_dim), posterior.event_dim).mean(0)
+    return kl.reshape(len(kl), -1)
+
+
+def _summarise(
+    scores: Scores, split: str, measure: str, particles: int, latent: list[str], prior: Tensor
+) -> Evaluation:
+    names = ("elbo", "reconstruction", "kl", "ess", "mcse", "khat")
+    each = {name: getattr(scores, name).double().cpu() for name in names}
+    evidence = scores.log_evidence.double().cpu()
+    n = len(evidence)
+    means, noise = (torch.cat([values[site] for site in latent], -1) for values in (scores.means, scores.noise))
+    active = active_units(means, noise, prior.to(means)) if n > 1 and particles > 1 else None
+    factorised = scores.kl_dimensions.keys() == scores.means.keys()
+    by_dimension = torch.cat([*scores.kl_dimensions.values()], -1).mean(0).tolist() if factorised else None
+    likelihood = measure != "cross-entropy"
+    errors = likelihood and particles > 1
+    mcse, bias, low, high = (value.item() for value in draws_interval(evidence, each["mcse"]))
+    enough = likelihood and tail_length(particles) >= SHORTEST
+    heavy = too_large(each["khat"], each["ess"], particles) if enough else None
+    return Evaluation(
+        split=split,
+        measure=measure,
+        elbo=each["elbo"].mean().item(),
+        reconstruction=each["reconstruction"].mean().item(),
+        kl=each["kl"].mean().item(),
+        log_evidence=evidence.mean().item() if likelihood else None,
+        log_evidence_se=known(standard_error(evidence)) if likelihood else None,
+        log_evidence_mcse=mcse if errors else None,
+        log_evidence_bias=bias if errors else None,
+        log_evidence_interval=[low, high] if errors else None,
+        ess=each["ess"].mean().item() if likelihood else None,
+        khat_share=None if heavy is None else heavy.double().mean().item(),
+        kl_per_dimension=by_dimension,
+        active_units=None if active is None else int(active.sum()),
+        datapoints=n,
+        particles=particles,
+        each={"elbo": each["elbo"]} | ({"log_evidence": evidence} if likelihood else {}),
+    )
+
+
+def draws_interval(log_evidence: Tensor, mcse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Monte Carlo error m of a mean log p(x), its expected downward bias b, and the ends of its 95 % interval.
+
+        [v - 1.96 m, v + b + 1.96 m],  v = (1/N) ∑_n log p(x_n),  m² = (1/N²) ∑_n s_n²,  b = (1/2N) ∑_n s_n²
+
+    log (1/K) ∑_k w_k is below log p(x) by half its variance to first order, which does not average out over datapoints.
+
+    Args:
+        log_evidence: importance-sampled log p(x), (..., datapoints), nats.
+        mcse: its Monte Carlo errors s, (..., datapoints).
+
+    Returns:
+        m, b and both ends, (...,).
+    """
+    mean, variance = log_evidence.mean(-1), mcse.square().mean(-1)
+    error, bias = (variance / mcse.shape[-1]).sqrt(), variance / 2
+    return error, bias, mean - 1.96 * error, mean + bias + 1.96 * error
+
+
+def active_units(means: Tensor, noise: Tensor, prior: Tensor | float = 1.0) -> Tensor:
+    """Which dimensions' posterior means vary over the data by more than 0.01 prior variances, (dimensions,), bool.
+
+    Args:
+        means: (datapoints, dimensions).
+        noise: their Monte Carlo variance (datapoints, dimensions), which is taken off; 0 of a closed form.
+        prior: the variance of each dimension under the prior, (dimensions,).
+    """
+    return means.var(0) - noise.mean(0) > ACTIVE * prior
+
+
+def _classification_error(scores: Scores, label_site: str | None, y: Tensor | None) -> float | None:
+    if label_site is None or y is None or not (y >= 0).any():
+        return None
+    return (scores.means[label_site].argmax(-1) != y)[y >= 0].double().mean().item()

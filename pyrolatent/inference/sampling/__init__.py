@@ -1,0 +1,1 @@
+"""Markov chains: what moves them, annealing, and what they draw."""

@@ -1,0 +1,1 @@
+"""Parts of latent-variable models: families, networks, priors and flows."""

@@ -1,0 +1,1 @@
+"""Densities known up to their normaliser."""
