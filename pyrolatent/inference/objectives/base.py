@@ -13,6 +13,9 @@ from pyrolatent.inference.weights import (
 )
 from pyrolatent.models.model import Capability
 
+PAIR = frozenset({Capability.DENSITY, Capability.POSTERIOR})
+"""What every bound needs: a generative function and a guide."""
+
 
 class Objective(Options):
     """What training maximises: by gradients of minibatches, or in steps on all data at once."""
@@ -114,7 +117,7 @@ def needs_of(target: Any) -> frozenset[Capability]:
     if issubclass(target, Objective):
         return target.needs
     pathwise = {Capability.PATHWISE_DRAWS} if issubclass(target, pyro.infer.TraceMeanField_ELBO) else set()
-    return frozenset({Capability.POSTERIOR}) | pathwise
+    return PAIR | pathwise
 
 
 def as_objective(objective: Any) -> Objective:

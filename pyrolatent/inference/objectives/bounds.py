@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyrolatent.declaration import Component, PositiveInt, component, register
 from pyrolatent.errors import InputError
-from pyrolatent.inference.objectives.base import Objective
+from pyrolatent.inference.objectives.base import PAIR, Objective
 from pyrolatent.inference.weights import (
     Inputs,
     Program,
@@ -47,7 +47,7 @@ class Bound(Objective, pyro.infer.ELBO):
     beta: Annotated[float, Ge(0)] = 1.0
     plate: str | None = None
 
-    needs = frozenset({Capability.POSTERIOR, Capability.PATHWISE_DRAWS})
+    needs = PAIR | {Capability.PATHWISE_DRAWS}
     unused = ()
 
     def __post_init__(self) -> None:
@@ -372,7 +372,7 @@ class VIMCO(IWAE):
     that are summed out need no score: their part of the gradient is exact.
     """
 
-    needs = frozenset({Capability.POSTERIOR, Capability.ANY_DRAW_SCORED})
+    needs = PAIR | {Capability.ANY_DRAW_SCORED}
 
     particles: Annotated[int, Gt(1)] = 10
 
@@ -403,7 +403,7 @@ class ReweightedWakeSleep(IWAE):
     Le et al. 2019, 1805.10469). Weights v = w / sum w are each datapoint's own. For discrete posteriors too.
     """
 
-    needs = frozenset({Capability.POSTERIOR, Capability.ANY_DRAW_SCORED})
+    needs = PAIR | {Capability.ANY_DRAW_SCORED}
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """sum_k v_k (log p(x | z_k) + beta log p(z_k) + log q(z_k | x)), v and the draws held, (batch,)."""

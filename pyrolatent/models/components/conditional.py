@@ -161,7 +161,7 @@ def given_gaps(part: nn.Module, x: Tensor, y: Tensor | None, mask: Tensor | None
     """
     if mask is None:
         return part(x, y)
-    seen = filled(x, mask)
+    seen = torch.where(mask, x, 0.0)  # floats, also of whole numbers
     return part(seen, y, mask) if isinstance(part, Conditional) else part(seen, y)
 
 

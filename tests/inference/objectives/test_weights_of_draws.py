@@ -221,7 +221,9 @@ def test_every_objective_trains_under_fit_and_under_svi(objective: str) -> None:
 @pytest.mark.parametrize("objective", ["stl", "dreg"])
 def test_a_flow_that_cannot_score_again_is_refused(objective: str) -> None:
     data = load_data((torch.rand(30, 4) < 0.5).float())
-    with pytest.raises(InputError, match=f"{objective} scores the draws of the posterior again, which planar cannot"):
+    with pytest.raises(
+        InputError, match=f"no posterior that scores values it did not draw itself, which {objective} needs"
+    ):
         fit(VAE((4,), latent_dim=2, posterior="planar"), data, objective=objective, progress=False)
 
 

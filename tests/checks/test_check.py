@@ -103,7 +103,7 @@ def test_which_check_catches_which_wrong_posterior(how: str) -> None:
 
 
 def test_the_page_holds_that_table() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "checks.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "checks.md").read_text(encoding="utf-8")
     rows = {tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]) for line in page.splitlines()}
     for name, row in CAUGHT.items():
         cells = ("either" if cell is None else cell for cell in row)

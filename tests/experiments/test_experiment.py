@@ -227,7 +227,7 @@ def test_schema_is_json_and_knows_every_field() -> None:
 
 def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (python,), (declared,) = (re.findall(rf"```{language}\n(.*?)```", text, re.S) for language in ("python", "yaml"))
     quick = python.replace("epochs=20", "epochs=1").replace(
         'split="test")  # .verdicts', 'split="test", annealed=0)  # .verdicts'

@@ -181,7 +181,7 @@ def test_fit_by_every_objective_reaches_the_maximum(objective: str, settings: di
 def test_a_closed_form_that_there_is_not_is_refused() -> None:
     with pytest.raises(InputError, match="isotropic alone; declare objective: em"):
         linear(noise="diagonal").solve(observed(False)[0])
-    with pytest.raises(InputError, match="VAE has no em solution"):
+    with pytest.raises(InputError, match="VAE has no steps of expectation-maximisation, which em needs"):
         fit(VAE((D,), latent_dim=2, likelihood="normal"), sampled(50)[1], progress=False, objective="em")
 
 

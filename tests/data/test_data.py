@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from pyrolatent.data import files as sources
 from pyrolatent.data.load import load_data
+from pyrolatent.data.named_sets import NAMED
 from pyrolatent.data.splits import Split
 from pyrolatent.errors import InputError
 
@@ -795,13 +796,13 @@ def test_binarized_mnist_is_as_in_its_files(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("name", [name for name in sources.NAMED if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in NAMED if name != "digits"])
 def test_a_failed_download_says_which_files_to_put_where(tmp_path: Path, name: str) -> None:
     root = tmp_path / "data"
     with pytest.raises(InputError, match=f"^{name} is not in {root} and could not be downloaded") as caught:
         load_data(name, data_dir=root)
     assert "\n" not in str(caught.value)
-    assert all(file in str(caught.value) for file in sources.NAMED[name].files)
+    assert all(file in str(caught.value) for file in NAMED[name].files)
     assert not list(root.iterdir())
 
 
@@ -826,7 +827,7 @@ def test_the_archive_of_cifar10_is_unpacked(tmp_path: Path, monkeypatch: pytest.
 
     def fetch(url: str, root: str, filename: str, md5: str) -> None:
         with tarfile.open(Path(root, filename), "w:gz") as archive:
-            for file in sources.NAMED["cifar10"].files:
+            for file in NAMED["cifar10"].files:
                 member = tarfile.TarInfo(file)
                 member.size = 2 * 3073
                 archive.addfile(member, io.BytesIO(bytes(member.size)))

@@ -11,7 +11,13 @@ from pyrolatent.inference.evidence.energies import Annealing
 RUNS = sorted((Path(__file__).parent / "runs").iterdir())
 
 
-@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+SLOW = {"energy"}  # whose steps of HMC are adapted again
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param(folder, marks=[pytest.mark.slow] * (folder.name in SLOW), id=folder.name) for folder in RUNS],
+)
 def test_a_run_of_an_earlier_version_loads(folder: Path) -> None:
     run = Run.load(folder)
     assert len(run.history) == (1 if folder.name == "pca" else 2)

@@ -4,8 +4,9 @@ import pytest
 from gradient_table import CASES, OBJECTIVES, distances
 
 from pyrolatent import InputError
+from pyrolatent.models.model import Capability
 
-PATHWISE = [name for name in OBJECTIVES if OBJECTIVES[name].pathwise]
+PATHWISE = [name for name in OBJECTIVES if Capability.PATHWISE_DRAWS in OBJECTIVES[name].needs]
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])

@@ -1,4 +1,4 @@
-"""Every objective's gradient against its exact value: `python tests/gradient_table.py` prints the table.
+"""Every objective's gradient against its exact value; running this file prints the table.
 
 Each datapoint has parameters of its own, all equal, so that one backward pass gives as many independent estimates of
 the gradient as there are datapoints. The truth is a sum over all draws: quadrature over normal noise, enumeration of

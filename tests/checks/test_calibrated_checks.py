@@ -11,7 +11,7 @@ from benchmarks.checks import LEVELS, MISTAKES, RIGHT, false_alarms, false_alarm
 from pyrolatent.checks import CHECKS
 from pyrolatent.checks.check import measured
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 CONSERVATIVE = {"held-out copies"}
 FINDS = {"held-out copies": "held-out rows are training rows", "memorisation": "samples are training rows"}
