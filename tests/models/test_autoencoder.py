@@ -159,7 +159,7 @@ def test_what_does_not_go_together_is_refused(data: Data) -> None:
         PCA(EVENT, latent_dim=3).solve(torch.randn(2, *EVENT))
     with pytest.raises(InputError, match="VAE has no codes without a distribution, which squared_error needs"):
         fit(VAE(EVENT, latent_dim=2, likelihood="normal"), data, progress=False, objective="squared_error")
-    with pytest.raises(InputError, match="Autoencoder has no closed_form solution"):
+    with pytest.raises(InputError, match="Autoencoder has no solution in closed form"):
         fit(MODELS["Autoencoder"](), data, progress=False, objective="closed_form")
 
 
