@@ -19,17 +19,17 @@ def _homes() -> dict[str, str]:
     from pathlib import Path
 
     stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom) and node.module != __name__]
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     return {alias.name: str(node.module) for node in imports for alias in node.names}
 
 
 def __getattr__(name: str) -> Any:
     if name == "__all__":
         return sorted(_homes())
-    if name in _homes():
+    if _homes().get(name, __name__) != __name__:
         globals()[name] = getattr(import_module(_homes()[name]), name)
         return globals()[name]
-    if find_spec(f"{__name__}.{name}"):
+    if name.isidentifier() and find_spec(f"{__name__}.{name}"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

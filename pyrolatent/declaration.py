@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from annotated_types import Gt
@@ -43,11 +43,20 @@ class Kind:
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
 class Options:
-    """Base of components that take nothing but options: a subclass is a keyword-only dataclass of them."""
+    """Base of components that take nothing but options: a subclass is a keyword-only dataclass of them.
+
+    They are validated when it is built, and do not change afterwards.
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclass(kw_only=True, eq=False, repr=False)(cls)
+        _validate_when_built(cls, None, Component(cls, validates=True))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_built" in vars(self) and name in {one.name for one in fields(self)}:  # type: ignore[arg-type]
+            raise InputError(f"{name} of {type(self).__name__} is given when it is built; build another one")
+        super().__setattr__(name, value)
 
 
 @dataclass(frozen=True)
@@ -116,35 +125,52 @@ def component(name: str, *kinds: str) -> Callable[[C], C]:
                 registered(kind)  # this package's own come first, so that they do not take the name back
         for kind in kinds:
             register(kind, name, entry)
-        construct = cls.__init__  # type: ignore[misc]
-
-        @functools.wraps(construct)
-        def validated(self: Any, *args: Any, **kwargs: Any) -> None:
-            if next(base for base in type(self).__mro__ if base in _components) is not cls:
-                construct(self, *args, **kwargs)  # a component that extends this one has validated its own options
-                return
-            supplied = {key: kwargs.pop(key) for key in entry.supplied if key in kwargs}
-            options = entry.validate(kwargs, name)
-            construct(self, *args, **supplied, **options)
-            if type(self) is cls:
-                self.declaration = {name: options} if options else name  # type: ignore[attr-defined]
-
-        validated.__signature__ = _written_out(construct, entry)  # type: ignore[attr-defined]
-        cls.__init__ = validated  # type: ignore[misc]
-        _components.add(cls)
+        _validate_when_built(cls, name, entry)
         return cls
 
     return decorate
+
+
+def _validate_when_built(cls: type, name: str | None, entry: Component) -> None:
+    """Makes the constructor of a class hold its options against its signature, and keep them as its `declaration`.
+
+    Args:
+        cls: the class.
+        name: by which it is declared; None: it is not.
+        entry: its signature.
+    """
+    own = cls.__init__  # type: ignore[misc]
+    construct = own.__wrapped__ if cls in _components else own
+
+    @functools.wraps(construct)
+    def validated(self: Any, *args: Any, **kwargs: Any) -> None:
+        if next(base for base in type(self).__mro__ if base in _components) is not cls:
+            construct(self, *args, **kwargs)  # a component that extends this one has validated its own options
+            return
+        supplied = {key: kwargs.pop(key) for key in entry.supplied if key in kwargs}
+        options = entry.validate(kwargs, name or cls.__name__)
+        construct(self, *args, **supplied, **options)
+        if type(self) is cls and name:
+            self.declaration = {name: options} if options else name  # type: ignore[attr-defined]
+        if isinstance(self, Options):
+            vars(self)["_built"] = True
+
+    validated.__signature__ = _written_out(construct, entry)  # type: ignore[attr-defined]
+    cls.__init__ = validated  # type: ignore[misc]
+    _components.add(cls)
 
 
 def register(kind: str, name: str, entry: Component) -> None:
     """Makes a class or function of another library declarable by name.
 
     Raises:
-        InputError: there is no such kind of component.
+        InputError: there is no such kind of component, or another one has the name.
     """
     if kind not in _registry:
         raise InputError(f"there is no kind of component {kind!r} for {name!r}; {choices(kind, _registry)}")
+    known = _registry[kind].get(name)
+    if known is not None and _origin(known.target) != _origin(entry.target):
+        raise InputError(f"{kind} {name!r} is {'.'.join(_origin(known.target))} already; choose another name")
     _registry[kind][name] = entry
 
 
@@ -197,10 +223,23 @@ def build(kind: str, declaration: Any, **supplied: Any) -> Any:
         )
     if not entry.validates:
         options = entry.validate(options, name)
-    built = entry.target(**{key: supplied[key] for key in entry.supplied if key in supplied}, **options)
+    given = {key: supplied[key] for key in entry.supplied if key in supplied}
+    try:
+        built = entry.target(**given, **options)
+    except (TypeError, ValueError) as error:
+        if entry.validates or ":" in name:
+            raise
+        raise InputError(f"{kind} {name} cannot be built: {' '.join(str(error).split())}") from error
     if ":" in name:
         built.declaration = {name: options} if options else name
     return built
+
+
+def supplied_to(kind: str, declaration: Any) -> tuple[str, ...]:
+    """Names of what a declared component takes from the model; an instance has taken `label_dim` if it says so."""
+    if not _is_declared(declaration, kind):
+        return ("label_dim",)
+    return tuple(_find(kind, _parse(declaration, kind)[0], kind).supplied)
 
 
 def target(kind: str, declaration: Any) -> Any:
@@ -406,13 +445,14 @@ def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         return dict(_signature(target))
     found: dict[str, inspect.Parameter] = {}
     fixed: set[str] = set()
+    positional = True  # those of a base class are the model's to supply where *args takes them
     for base in target.__mro__:
         if "__init__" in vars(base):
             own = _signature(base.__init__)  # type: ignore[misc]
-            inherited = bool(found)
             for name, parameter in [*own.items()][1:]:
-                if not inherited or (parameter.kind is parameter.KEYWORD_ONLY and name not in fixed):
+                if positional or (parameter.kind is parameter.KEYWORD_ONLY and name not in fixed):
                     found.setdefault(name, parameter)
+            positional = positional and any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own.values())
             fixed |= {*vars(base).get("fixed", ())}
             if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
                 break
@@ -426,6 +466,10 @@ def _written_out(constructor: Callable[..., Any], entry: Component) -> inspect.S
     first = next(iter(own.parameters.values()))
     options = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in entry.options.values()]
     return own.replace(parameters=[first, *entry.supplied.values(), *options])
+
+
+def _origin(target: Callable[..., Any]) -> tuple[str, str]:
+    return target.__module__, getattr(target, "__qualname__", type(target).__name__)
 
 
 def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

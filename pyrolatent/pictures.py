@@ -86,7 +86,7 @@ def _of_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> di
             drawn["filters"] = figures_energy.filters(model.weight[:entries], tuple(model.event_shape))
         start = data.test.batch(slice(0, 4)).x
         frames = torch.cat([watch(model, 4, WATCHED, start=start), watch(model, 4, WATCHED)], 1)
-        machine = isinstance(model, RestrictedBoltzmannMachine)
+        machine = Capability.HIDDEN_UNITS in model.offers
         title = "E[x | h] of chains, and their starts" if machine else "draws of chains, and their starts"
         drawn["chains"] = figures_energy.chains(frames, WATCHED, ["test data"] * 4 + ["base"] * 4, title)
         if unsampled := no_normaliser(model, adapted(model)):

@@ -197,9 +197,9 @@ def evaluate_command(
     size: Annotated[
         int | None, typer.Option(min=1, help="annealed: datapoints, from the first (default: 100).")
     ] = None,
-    chains: Annotated[int | None, typer.Option(min=1, help="Annealed chains: 16 a datapoint; 100 for log Z.")] = None,
+    chains: Annotated[int | None, typer.Option(min=1, help="Annealed chains: 16 per datapoint; 100 for log Z.")] = None,
     temperatures: Annotated[
-        int | None, typer.Option(min=1, help="Steps of these chains: 500 a datapoint; 10000 for log Z.")
+        int | None, typer.Option(min=1, help="Steps of these chains: 500 per datapoint; 10000 for log Z.")
     ] = None,
     ais: Annotated[bool, typer.Option("--ais", help="Estimate log Z of an energy also where it is known.")] = False,
     raised: Annotated[

@@ -390,16 +390,6 @@ def unreadable(path: Path, error: Exception, expected: str) -> InputError:
     return InputError(f"{path}: cannot be read ({reason}); {expected}")
 
 
-# torchvision takes a second to import, which only its data sets should cost.
-
-
-CIFAR10_RECORDS = 10_000  # in each file
-
-
-_CIFAR10_FILES = tuple(
-    f"cifar-10-batches-bin/{name}.bin" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
-)
-
 _ENDINGS = {part: f"_{part}" for part in ("train", "validation", "test")}
 _READERS: dict[str, Callable[[Path, str | None], Source]] = {
     ".npy": _read_numpy,

@@ -11,17 +11,13 @@ from zipfile import BadZipFile
 import numpy as np
 import platformdirs
 
-from pyrolatent.data.files import (
-    _CIFAR10_FILES,
-    CIFAR10_RECORDS,
-    Array,
-    Part,
-    Source,
-    image_files,
-    stack_images,
-    unreadable,
-)
+from pyrolatent.data.files import Array, Part, Source, image_files, stack_images, unreadable
 from pyrolatent.errors import InputError
+
+CIFAR10_RECORDS = 10_000  # in each file
+_CIFAR10_FILES = tuple(
+    f"cifar-10-batches-bin/{name}.bin" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+)
 
 
 def read_named(name: str, data_dir: str | Path | None = None) -> Source:

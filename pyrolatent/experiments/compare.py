@@ -25,7 +25,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """A declaration's mean score minus that of the best; nats a datapoint.
+    """A declaration's mean score minus that of the best; nats per datapoint.
 
     Attributes:
         value: at most 0.
@@ -127,7 +127,7 @@ def _studentised_range_at(k: int, freedom: float) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One declaration, over all its seeds; nats a datapoint, higher is better.
+    """One declaration, over all its seeds; nats per datapoint, higher is better.
 
     Attributes:
         name: every declared field in which it differs from others that are compared, in other groups too.
@@ -377,7 +377,7 @@ def forest(groups: Sequence[Group]) -> "Figure":
         title = f"{group.data}, {group.split}: {group.score}, nats of a {group.measure}"
         axes.set_title(title + f", {group.draws}" * bool(group.draws), fontsize=9, loc="left")
     panels[-1].set_xlabel(
-        "difference to the best [nats a datapoint], right is better\n"
+        "difference to the best [nats per datapoint], right is better\n"
         "thin: 95 % interval, for all pairs at once; thick: ± 2 standard errors over datapoints",
         fontsize=8,
     )

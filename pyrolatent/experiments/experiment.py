@@ -84,6 +84,7 @@ class Experiment:
             path: a YAML file.
             overrides: dotted paths of fields to their values, such as {"model.vae.latent_dim": 20}.
         """
+        path = Path(path)
         fields = read_yaml(path)
         return cls(**override(fields, overrides or {}), directory=path.resolve().parent)
 

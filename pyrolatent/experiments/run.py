@@ -47,6 +47,7 @@ from pyrolatent.inference.draws import labels_for
 from pyrolatent.inference.evidence.annealed import AnnealedEvidence, Bracket, annealed_evidence, bidirectional_evidence
 from pyrolatent.inference.evidence.importance import evaluate
 from pyrolatent.inference.evidence.result import HeldOutScores, OnStep
+from pyrolatent.inference.rules import require_data
 from pyrolatent.inference.training.loop import Fit, Row
 from pyrolatent.models.arrays import place_of
 from pyrolatent.models.latent import LatentVariableModel
@@ -196,13 +197,17 @@ class Run:
         if declared is None:
             raise InputError(f"{self.path} was trained on data in memory; give the same data to the Python functions")
         data = load_data(declared, data_dir=data_dir) if data_dir else load_data(declared)
+        self._hold_to_record(data, "have changed since training", "restore them, or train again")
+        return data
+
+    def _hold_to_record(self, data: Data, what: str, instead: str) -> None:
+        """Refuses data whose validation and test parts are others than those of the training."""
         was, now = self._recorded("evaluation_sha256"), data.record["evaluation_sha256"]
         if was != now:
             raise InputError(
-                f"the data of {self.path} have changed since training: the validation and test parts hashed to "
-                f"{was[:12]} and now hash to {now[:12]}; restore them, or train again"
+                f"the data of {self.path} {what}: the validation and test parts hashed to {was[:12]} and now hash to "
+                f"{now[:12]}; {instead}"
             )
-        return data
 
     def label(self, text: str) -> Any:
         """A label of the run's data as a user writes it, for one datapoint.
@@ -251,7 +256,7 @@ class Run:
         data: Data | None = None,
         *,
         split: str = "test",
-        size: int = 100,
+        size: int | None = 100,
         device: str | None = None,
         on_step: OnStep | None = None,
         **options: Any,
@@ -261,7 +266,7 @@ class Run:
         Args:
             data: what it was trained on; None loads it.
             split: the part of the data.
-            size: datapoints, from the first.
+            size: datapoints, from the first; None: all.
             device: where to compute; None is where it was trained.
             on_step: told of the datapoints that are done.
             **options: `chains`, `steps`, ... of `annealed_evidence` and `bidirectional_evidence`.
@@ -272,13 +277,16 @@ class Run:
                 "log Z of energies is annealed where it is not exact, or train a vae"
             )
 
-        def told(before: int) -> Callable[[int], Any] | None:
-            return (lambda done: on_step("annealing", before + done, 2 * size)) if on_step else None
-
         with self._at(device, data) as (model, data):
-            y = labels_for(model, size, of_data=getattr(data, split).y)
+            part = data.split(split)
+            count = len(part) if size is None else size
+
+            def told(before: int) -> Callable[[int], Any] | None:
+                return (lambda done: on_step("annealing", before + done, 2 * count)) if on_step else None
+
+            y = labels_for(model, count, of_data=part.y)
             found = annealed_evidence(model, data, split=split, size=size, on_batch=told(0), **options)
-            bracket = bidirectional_evidence(model, size=size, y=y, on_batch=told(found.datapoints), **options)
+            bracket = bidirectional_evidence(model, size=count, y=y, on_batch=told(found.datapoints), **options)
         self.write_json("annealed", {"evidence": _fields(found), "bracket": _fields(bracket)})
         return found, bracket
 
@@ -316,7 +324,7 @@ class Run:
 
     def write_evaluation(self, evaluation: HeldOutScores) -> Path:
         """Writes held-out scores to evaluation.json and those of each datapoint to evaluation.safetensors."""
-        _write(self.path / "evaluation.safetensors", safetensors.torch.save(evaluation.each))
+        self.written.append(_write(self.path / "evaluation.safetensors", safetensors.torch.save(evaluation.each)))
         return self.write_json("evaluation", scores(evaluation))
 
     def write_json(self, name: str, contents: Mapping[str, Any]) -> Path:
@@ -353,7 +361,12 @@ class Run:
     @contextmanager
     def _at(self, device: str | None, data: Data | None) -> Iterator[tuple[Any, Data]]:
         """The model on a device, from which it comes back to where it is, and data; None is that of its training."""
-        data, (before, _) = self.load_data() if data is None else data, place_of(self.model)
+        if data is None:
+            data = self.load_data()
+        require_data(data)
+        other = "pl.evaluate, pl.check and the others take run.model and other data, and write nothing"
+        self._hold_to_record(data, "are not those that were given", other)
+        before, _ = place_of(self.model)
         try:
             yield self.model.to(choose_device(device or self.declaration.get("device", "auto"))), data
         finally:

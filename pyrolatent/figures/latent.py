@@ -42,9 +42,9 @@ def training_curve(history: Sequence[Mapping[str, float | None]]) -> Figure:
     """Bound against epoch, in training and validation; squared error of models without a density.
 
     Args:
-        history: one row an epoch with `epoch`, `train_loss` (negative bound, nats a datapoint, or squared error, lower
-            is better) and `validation_elbo` or `validation_bound` (nats a datapoint, higher is better; None or absent
-            where it was not evaluated) or, of models without a density, `validation_loss`.
+        history: one row an epoch with `epoch`, `train_loss` (negative bound, nats per datapoint, or squared error;
+            lower is better) and `validation_elbo` or `validation_bound` (nats per datapoint; higher is better; None or
+            absent where it was not evaluated) or, of models without a density, `validation_loss`.
 
     Raises:
         InputError: the history is empty.
@@ -61,12 +61,12 @@ def training_curve(history: Sequence[Mapping[str, float | None]]) -> Figure:
     axes.set_xlim(epoch.min() - 0.5, epoch.max() + 0.5)
     if np.isfinite(error).any():
         training, validation, names = loss, error, ("training", "validation")
-        axes.set_ylabel("squared error a datapoint, lower is better")
+        axes.set_ylabel("squared error per datapoint, lower is better")
     else:
         of_bound = np.isfinite(bound).any()
         training, validation = -loss, bound if of_bound else elbo
         names = "training (−train_loss)", "validation bound" if of_bound else "validation ELBO"
-        axes.set_ylabel("bound [nats a datapoint], higher is better")
+        axes.set_ylabel("bound [nats per datapoint], higher is better")
     axes.plot(epoch, training, color=MUTED, marker=marker, markersize=4, label=names[0])
     evaluated = ~np.isnan(validation)
     if evaluated.any():

@@ -52,7 +52,8 @@ def compiled(function: Function, inputs: tuple[Any, ...], state: nn.Module, prec
     options: dict[str, Any] = {"fallback_random": True}
     if cuda:
         options["triton.cudagraphs"] = True
-    if torch.__version__ < (2, 13):  # which reorders operations that draw random numbers
+    release = tuple(map(int, torch.__version__.split(".")[:2]))
+    if release < (2, 13):  # which reorders operations that draw random numbers
         options |= {"reorder_for_peak_memory": False, "reorder_for_locality": False}
     # torch's own default is a directory that a restart of the machine empties.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache_path("pyrolatent") / "inductor"))

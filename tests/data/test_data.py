@@ -20,7 +20,7 @@ from PIL import Image
 from torch.distributions import constraints
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from pyrolatent.data import files as sources
+from pyrolatent.data import named_sets as sources
 from pyrolatent.data.load import load_data
 from pyrolatent.data.named_sets import NAMED
 from pyrolatent.data.splits import Split

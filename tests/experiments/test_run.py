@@ -86,9 +86,9 @@ def test_a_run_evaluates_checks_anneals_and_plots_itself(tmp_path: Path, bits: P
     assert made.annealed["bracket"]["width"] == bracket.width
     assert "each" not in made.annealed["evidence"]
 
-    names = ["evaluation.json", "checks.json", "annealed.json"]
+    names = ["evaluation.safetensors", "evaluation.json", "checks.json", "annealed.json"]
     assert made.written == [made.path / name for name in names]
-    assert made.plot() == made.written[3:]
+    assert made.plot() == made.written[4:]
     assert {path.stem for path in made.plot(data)} == {*pl.pictures.plot(made.model, data, made.history)}
     assert all(path.is_file() for path in made.written)
 

@@ -47,7 +47,7 @@ def test_training_curve_turns_the_loss_into_a_bound_and_skips_epochs_without_val
     assert_array_equal(training.get_xydata(), [[1, -109], [2, -108], [3, -107], [4, -106]])
     assert_array_equal(validation.get_xydata(), [[1, -120], [3, -111.5], [4, -112]])
     assert axes.get_xlabel() == "epoch"
-    assert axes.get_ylabel() == "bound [nats a datapoint], higher is better"
+    assert axes.get_ylabel() == "bound [nats per datapoint], higher is better"
     labels = [text.get_text() for text in fig.legends[0].get_texts()]
     assert labels == ["training (−train_loss)", "validation ELBO (best −111.50, epoch 3)"]
 
@@ -67,7 +67,7 @@ def test_training_curve_of_a_model_without_density_is_of_squared_errors():
     training, validation = axes.lines
     assert_array_equal(training.get_xydata(), [[1, 4], [2, 3]])
     assert_array_equal(validation.get_xydata(), [[1, 5], [2, 4]])
-    assert axes.get_ylabel() == "squared error a datapoint, lower is better"
+    assert axes.get_ylabel() == "squared error per datapoint, lower is better"
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ["training", "validation (best 4.00, epoch 2)"]
 
 

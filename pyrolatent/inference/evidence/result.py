@@ -35,7 +35,7 @@ class HeldOutScores:
     @property
     def title(self) -> str:
         """What the scores are of, to be printed above them."""
-        return f"{self.split}, {self.datapoints} datapoints, nats of a {self.measure} a datapoint"
+        return f"{self.split}, {self.datapoints} datapoints, nats of a {self.measure} per datapoint"
 
     def rows(self) -> list[Line]:
         """A line for each score, to be printed."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrolatent.declaration import Options, declared_name
+from pyrolatent.errors import InputError
 from pyrolatent.inference.weights import (
     Inputs,
 )
@@ -121,5 +122,18 @@ def needs_of(target: Any) -> frozenset[Capability]:
 
 
 def as_objective(objective: Any) -> Objective:
-    """An objective as the training loop takes it, one of Pyro's in a wrapper."""
-    return objective if isinstance(objective, Objective) else PyroObjective(elbo=objective)
+    """An objective as the training loop takes it, one of Pyro's in a wrapper.
+
+    Raises:
+        InputError: it is no instance of an objective, or one of Pyro's that gives no single loss.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    given = objective.__name__ if isinstance(objective, type) else type(objective).__name__
+    unfit = (pyro.infer.ReweightedWakeSleep, pyro.infer.JitTrace_ELBO, pyro.infer.JitTraceGraph_ELBO)
+    if isinstance(objective, (type, *unfit)) or not callable(getattr(objective, "loss_and_grads", None)):
+        raise InputError(
+            f"objective was {given}{' itself' if isinstance(objective, type) else ''}, by which fit cannot train; give "
+            "the name of one of `pyrolatent components`, or an instance such as pyro.infer.Trace_ELBO()"
+        )
+    return PyroObjective(elbo=objective)

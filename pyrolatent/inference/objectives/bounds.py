@@ -108,10 +108,16 @@ class Bound(Objective, pyro.infer.ELBO):
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
         """Adds the gradient of the mean negative target of a minibatch; returns the bound with beta = 1, a sum."""
         weights = self.weigh(model.generate, model.infer, *inputs)
-        target = self.target(weights, self.beta * warmup)
+        target, bound = self.target(weights, self.beta * warmup), self.bound(weights)
+        for name, value in {"target": target, "bound": bound}.items():
+            if value.shape != (len(inputs[0]),):
+                raise InputError(
+                    f"{name} of {self.name} has the shape {tuple(value.shape)}; give one value for each datapoint, "
+                    f"({len(inputs[0])},)"
+                )
         term = model.training_term(*inputs)
         (target if term is None else target + term).mean().neg().backward()
-        return self.bound(weights).detach().sum()
+        return bound.detach().sum()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """What `loss` gives as a tensor, with the gradient of the target."""

@@ -92,7 +92,7 @@ class Local(AnalyticELBO):
     def _refined(self, owner: LatentVariableModel, inputs: Inputs) -> LocalPosterior:
         posterior = encoded(owner, inputs)
         if self.start == "prior":
-            if self._nearest is None or owner.conditional:
+            if self._nearest is None or self._nearest.model is not owner or owner.conditional:
                 posterior = nearest_to_prior(posterior, inputs)
             else:
                 posterior = nearest_to_prior(posterior, inputs, start=self._nearest, steps=FOLLOWING)

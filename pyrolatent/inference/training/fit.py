@@ -56,7 +56,7 @@ def fit(
             over joins the one before it.
         optimizer: a class of `torch.optim`.
         scheduler: a class of `torch.optim.lr_scheduler`, stepped after each epoch.
-        clip_norm: bound on the norm of the gradient of the loss a datapoint.
+        clip_norm: bound on the norm of the gradient of the loss per datapoint.
         kl_warmup: how the factor of log p(z) - log q(z | x) in the target rises to 1.
         patience: stop when the validation bound has not risen for so many epochs, and keep the best weights; it begins
             when a kl_warmup has ended.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint
 
-from pyrolatent.declaration import build
+from pyrolatent.declaration import build, supplied_to
 from pyrolatent.errors import InputError
 from pyrolatent.models.components.family import Family
 
@@ -215,6 +215,11 @@ def conditional(
     if not isinstance(built, Family):
         return built
     shapes = {"input_shape": tuple(input_shape), "output_shape": tuple(built.unconstrained_shape)}
+    if label_dim and "label_dim" not in supplied_to("network", network):
+        raise InputError(
+            f"the network {network} takes no label_dim, by which labels would enter it; give its constructor the "
+            "parameter label_dim: int = 0"
+        )
     network = build("network", network, **shapes, label_dim=label_dim)
     return Conditional(network, built, input_shape, label_dim, start_at_data=start_at_data)
 

@@ -1,0 +1,128 @@
+"""Components and objectives of the user's own: validated as ours are, and refused where they would be misread."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyrolatent import VAE, ConditionalVAE, Experiment, InputError, Run, fit, load_data
+from pyrolatent.declaration import component, registered
+from pyrolatent.inference.objectives import ELBO, IWAE, Bound
+from pyrolatent.inference.objectives.per_datapoint import Local
+from pyrolatent.models.components.networks import MLP
+
+BITS = (np.random.default_rng(0).random((60, 4)) < 0.5).astype(np.float32)
+SMALL: Any = {"encoder": {"mlp": {"hidden": (4,)}}, "decoder": {"mlp": {"hidden": (4,)}}}
+
+
+class Weighted(ELBO):
+    """An objective of the user's own with an option more."""
+
+    gamma: float = 1.0
+
+
+class OneForEachDraw(Bound):
+    def bound(self, weights: Any, beta: float | Tensor = 1.0) -> Tensor:
+        return weights.log_weights(beta)
+
+
+class PassesOn(MLP):
+    def __init__(self, *args: Any, gain: float = 1.0, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.gain = gain
+
+
+class WithoutLabels(MLP):
+    def __init__(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...], **options: Any) -> None:
+        super().__init__(input_shape, output_shape, **options)
+
+
+def small(**options: Any) -> VAE:
+    return VAE((4,), latent_dim=2, **(SMALL | options))
+
+
+@pytest.mark.parametrize("options", [{"beta": -1}, {"free_bits": -1}, {"particles": 2.5}, {"particles": 0}])
+def test_options_of_a_subclass_are_held_to_their_types(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="Weighted"):
+        Weighted(**options)
+    assert Weighted(gamma=2).gamma == 2.0
+
+
+def test_options_do_not_change_after_an_objective_is_built() -> None:
+    objective = IWAE(particles=3)
+    with pytest.raises(InputError, match="particles of IWAE is given when it is built"):
+        objective.particles = 500
+    assert objective.num_particles == objective.particles == 3
+
+
+def test_a_bound_gives_one_value_for_each_datapoint() -> None:
+    with pytest.raises(InputError, match=r"target of OneForEachDraw has the shape \(3, \d+\)"):
+        fit(small(), load_data(BITS), objective=OneForEachDraw(particles=3), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["prior", "objective", "network"])
+def test_a_name_belongs_to_one_component(kind: str) -> None:
+    name = next(iter(registered(kind)))
+    before = registered(kind)[name].target
+    with pytest.raises(InputError, match=f"{kind} '{name}' is pyrolatent.* already; choose another name"):
+        component(name, kind)(type("Mine", (nn.Module,), {"__init__": lambda self, latent_dim: None}))
+    assert registered(kind)[name].target is before
+
+
+@pytest.mark.parametrize(
+    "objective", [ELBO, pyro.infer.Trace_ELBO, pyro.infer.Trace_ELBO().differentiable_loss, pyro.infer.EnergyDistance()]
+)
+def test_what_is_no_objective_is_refused(objective: Any) -> None:
+    with pytest.raises(InputError, match="by which fit cannot train"):
+        fit(small(), load_data(BITS), objective=objective, epochs=1, progress=False)
+
+
+def test_an_objective_of_pyro_that_pyro_refuses() -> None:
+    with pytest.raises(InputError, match=r"RenyiELBO cannot be built: .*alpha"):
+        fit(small(), load_data(BITS), objective={"RenyiELBO": {"alpha": 1}}, epochs=1, progress=False)
+
+
+def test_one_local_objective_serves_two_models() -> None:
+    objective = Local(start="prior", steps=1)
+    for _ in range(2):
+        assert fit(small(), load_data(BITS), objective=objective, epochs=1, progress=False).history
+
+
+def test_positional_parameters_pass_through_args() -> None:
+    path = f"{__name__}:PassesOn"
+    model = small(encoder={path: {"gain": 2.0, "hidden": (3,)}})
+    network: Any = model.posterior.network  # type: ignore[union-attr]
+    assert network.gain == 2.0
+    assert network.widths == [4, 3, 4]
+
+
+def test_a_network_that_takes_no_labels_is_refused_where_there_are_some() -> None:
+    with pytest.raises(InputError, match="WithoutLabels takes no label_dim"):
+        ConditionalVAE((4,), 3, latent_dim=2, decoder=f"{__name__}:WithoutLabels")
+
+
+def test_a_run_is_evaluated_on_its_own_data(tmp_path: Path) -> None:
+    data = load_data(BITS)
+    run = Run.save(tmp_path / "run", fit(small(), data, epochs=1, progress=False))
+    for call in (run.evaluate, run.check, run.anneal, run.plot):
+        with pytest.raises(InputError, match="are not those that were given"):
+            call(load_data(BITS, seed=7))
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    run.evaluate(data, particles=5)
+    assert {path.name for path in run.written} == {"evaluation.json", "evaluation.safetensors"}
+
+
+def test_an_experiment_is_loaded_from_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: {vae: {latent_dim: 2}}\n")
+    assert Experiment.load(str(tmp_path / "mine.yaml")).model == {"vae": {"latent_dim": 2}}  # type: ignore[arg-type]
+
+
+def test_no_name_is_missing_after_a_star_import() -> None:
+    found: dict[str, Any] = {}
+    exec("from pyrolatent import *", found)
+    assert {"VAE", "models", "tasks", "checks"} <= {*found}
+    assert torch.is_tensor(found["load_data"](BITS).train.x)
