@@ -1,0 +1,61 @@
+"""The documentation: what its pages say to write and to call does what they say that it does."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pyrolatent import cli
+
+DOCS = Path(__file__).parents[1] / "docs"
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """Language, title and text of the fenced blocks of a page."""
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def shape(text: str) -> str:
+    """A text without its numbers and its spaces, so that it is the same wherever it is computed."""
+    return "".join(re.sub(r"[-+]?\d[\d.,e-]*%?", "0", text).split())
+
+
+def called(line: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command prints, run in this process."""
+    program, *arguments = shlex.split(line)
+    if program == "python":
+        runpy.run_path(arguments[0], run_name="__main__")
+        return capsys.readouterr().out
+    assert program == "pyrolatent"
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.usefixtures("few_steps")
+@pytest.mark.parametrize("page", sorted((DOCS / "add").glob("*.md")), ids=lambda page: page.stem)
+def test_what_a_page_says_to_add_works_from_an_empty_folder(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded, printed = {*sys.modules}, ""
+    for language, title, text in blocks(page):
+        assert bool(title) == (language in ("python", "yaml")), "a file is written, and so has a name"
+        if title:
+            assert text.count("\n") < 30
+            Path(title).write_text(text, encoding="utf-8")
+        elif language == "sh":
+            printed = "".join(called(line, capsys) for line in text.splitlines())
+        else:
+            assert language == "text"
+            for line in text.splitlines():
+                assert shape(line.removesuffix("...")) in shape(printed), line
+    for module in {*sys.modules} - loaded:
+        if str(tmp_path) in str(getattr(sys.modules[module], "__file__", "")):
+            del sys.modules[module]
