@@ -5,11 +5,13 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from pyrolatent import cli
+from pyrolatent import cli, declaration
+from pyrolatent.cli.tables import components_page
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
@@ -59,3 +61,16 @@ def test_what_a_page_says_to_add_works_from_an_empty_folder(
     for module in {*sys.modules} - loaded:
         if str(tmp_path) in str(getattr(sys.modules[module], "__file__", "")):
             del sys.modules[module]
+
+
+def test_the_page_of_components_is_what_the_code_writes() -> None:
+    assert (DOCS / "components.md").read_text(encoding="utf-8") == components_page()
+
+
+@pytest.mark.parametrize("kind", declaration.kinds())
+def test_every_option_of_a_component_of_this_package_is_documented_and_has_a_type(kind: str) -> None:
+    for name, entry in declaration.registered(kind).items():
+        if entry.target.__module__.startswith("pyrolatent."):
+            assert all(entry.documentation.values()), (name, entry.documentation)
+            untyped = {option for option, parameter in entry.options.items() if parameter.annotation is Any}
+            assert untyped <= {"energies"}, name  # tensors and functions, in Python alone
