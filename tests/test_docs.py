@@ -1,5 +1,6 @@
 """The documentation: what its pages say to write and to call does what they say that it does."""
 
+import pkgutil
 import re
 import runpy
 import shlex
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 from pyrolatent import cli, declaration
 from pyrolatent.cli.tables import components_page
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
 
@@ -74,3 +76,17 @@ def test_every_option_of_a_component_of_this_package_is_documented_and_has_a_typ
             assert all(entry.documentation.values()), (name, entry.documentation)
             untyped = {option for option, parameter in entry.options.items() if parameter.annotation is Any}
             assert untyped <= {"energies"}, name  # tensors and functions, in Python alone
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.stem
+)
+def test_what_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w./])pyrolatent(?:\.[a-zA-Z]\w*)+", text):
+        if name != "pyrolatent.NAME":
+            pkgutil.resolve_name(name)
+    for path in re.findall(r"(?<![\w./])(?:pyrolatent|tests|examples|benchmarks|docs)/[\w./-]*\w/?", text):
+        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (page.parent / link).exists(), link

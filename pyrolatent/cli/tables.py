@@ -127,7 +127,7 @@ def components_page() -> str:
         others = [f"`{name}`" for name in sorted(entries) if name not in own]
         if others:
             lines.append(f"Of Pyro or torch, with the options that they have there: {', '.join(others)}.\n")
-    return "\n".join(lines)
+    return "\n".join(lines).replace("](", r"]\(")  # f(x) of what stands in brackets is no link
 
 
 def _row(option: str, parameter: Parameter, entry: "Component") -> str:
