@@ -93,6 +93,17 @@ class Component:
         text = " ".join((inspect.getdoc(self.target) or "").partition("\n\n")[0].split())
         return re.split(r"(?<!et al)\. ", text)[0].removesuffix(".")
 
+    @property
+    def documentation(self) -> dict[str, str]:
+        """What each option is, from the "Args:" of the docstring and, where inherited, of those of base classes."""
+        found: dict[str, str] = {}
+        for owner in getattr(self.target, "__mro__", (self.target,)):
+            arguments = re.search(r"^Args:\n((?: .*\n?|\n)*)", inspect.cleandoc(owner.__doc__ or ""), re.MULTILINE)
+            for entry in re.split(r"^    (?=\S)", arguments[1], flags=re.MULTILINE) if arguments else ():
+                name, _, text = entry.partition(":")
+                found.setdefault(name, " ".join(text.split()))
+        return {name: found.get(name, "") for name in self.options}
+
     def validate(self, options: Mapping[str, Any], path: str) -> dict[str, Any]:
         """Holds options against the signature and returns them with their types converted.
 
@@ -473,13 +484,16 @@ def _origin(target: Callable[..., Any]) -> tuple[str, str]:
 
 
 def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The parameters of one function, with their annotations resolved."""
+    """The parameters of one function, with their annotations resolved, as those of base classes among them are."""
     try:
         hints = get_type_hints(inspect.unwrap(function), include_extras=True)
     except (NameError, TypeError):  # some third-party annotations cannot be evaluated
         hints = {}
-    parameters = inspect.signature(function).parameters
-    return {name: parameter.replace(annotation=hints.get(name, Any)) for name, parameter in parameters.items()}
+    written = inspect.signature(inspect.unwrap(function)).parameters
+    return {
+        name: parameter.replace(annotation=hints.get(name, Any)) if name in written else parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
 
 
 def _required(parameter: inspect.Parameter) -> bool:

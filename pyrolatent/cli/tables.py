@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from rich.console import Console
 from rich.padding import Padding
@@ -92,6 +93,73 @@ def describe(entry: "Component") -> dict[str, Any]:
 def _shown(default: Any) -> Any:
     """A default in JSON's types."""
     return json.loads(json.dumps(default, default=str))
+
+
+PAGE = """# Components
+
+Everything that can be declared by name, with its options. `pyrolatent components` prints the same list in short, and
+`pyrolatent components --json` for a program to read. This page is written by
+
+    python -c "from pyrolatent.cli import tables; print(tables.components_page(), end='')" > docs/components.md
+
+Where an option is a component itself, its type is the kind of component. Components of your own are declared by their
+import path; the pages "Add your own" show how.
+"""
+
+
+def components_page() -> str:
+    """The page of the documentation that lists all components with their options, in Markdown."""
+    from pyrolatent import declaration
+
+    package, lines, places = __name__.partition(".")[0], [PAGE], dict[Any, str]()
+    for kind in declaration.kinds():
+        entries = declaration.registered(kind)
+        own = [name for name in entries if entries[name].target.__module__.partition(".")[0] == package]
+        lines.append(f"## {kind}\n")
+        for name in sorted(own):
+            entry = entries[name]
+            place = places.setdefault(entry.target, kind)
+            lines.append(f"### `{name}`\n")
+            lines.append(f"{entry.summary}.\n" if place == kind else f"As the {place} of this name.\n")
+            if entry.options and place == kind:
+                rows = [_row(option, parameter, entry) for option, parameter in entry.options.items()]
+                lines.append("\n".join(["| option | type | default | |", "| --- | --- | --- | --- |", *rows, ""]))
+        others = [f"`{name}`" for name in sorted(entries) if name not in own]
+        if others:
+            lines.append(f"Of Pyro or torch, with the options that they have there: {', '.join(others)}.\n")
+    return "\n".join(lines).replace("](", r"]\(")  # f(x) of what stands in brackets is no link
+
+
+def _row(option: str, parameter: Parameter, entry: "Component") -> str:
+    """A row of the table of options."""
+    default = "needed" if parameter.default is Parameter.empty else f"`{json.dumps(_shown(parameter.default))}`"
+    cells = (f"`{option}`", _type(parameter.annotation), default, entry.documentation[option])
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _type(annotation: Any) -> str:
+    """A type in words: `int > 0`, `"data", "random"`, `prior`."""
+    from pyrolatent.declaration import Kind
+
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        limits = [limit for item in inside[1:] for limit in getattr(item, "metadata", [item])]
+        kinds = [limit.name for limit in limits if isinstance(limit, Kind)]
+        signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+        bounds = [
+            f"{sign} {getattr(limit, name)}"
+            for limit in limits
+            for name, sign in signs.items()
+            if getattr(limit, name, None) is not None
+        ]
+        return kinds[0] if kinds else " ".join([_type(inside[0]), ", ".join(bounds)]).strip()
+    if origin is Literal:
+        return ", ".join(json.dumps(value) for value in inside)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_type, inside))
+    if origin in (tuple, list):
+        return "list of " + _type(inside[0])
+    return "" if annotation is Any else "none" if annotation is type(None) else getattr(annotation, "__name__", "")
 
 
 def print_components(title: str, entries: Mapping[str, "Component"]) -> None:

@@ -101,6 +101,12 @@ def test_film_scales_and_shifts_before_the_activation() -> None:
     torch.testing.assert_close(net(x, y), net.last(torch.tanh((1 + scale) * net.blocks[0].layer(x) + shift)))
 
 
+@EVERY
+def test_options_of_every_network_are_validated(name: str) -> None:
+    with pytest.raises(InputError, match=r"dropout was given 2\.0"):
+        network(name, dropout=2.0)
+
+
 @pytest.mark.parametrize("name", ["mlp", "conv"])
 def test_dropout_is_off_in_evaluation(name: str) -> None:
     net = network(name, dropout=0.5)
