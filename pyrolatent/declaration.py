@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from annotated_types import Gt
@@ -45,18 +45,13 @@ class Kind:
 class Options:
     """Base of components that take nothing but options: a subclass is a keyword-only dataclass of them.
 
-    They are validated when it is built, and do not change afterwards.
+    They are validated when it is built.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclass(kw_only=True, eq=False, repr=False)(cls)
         _validate_when_built(cls, None, Component(cls, validates=True))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if "_built" in vars(self) and name in {one.name for one in fields(self)}:  # type: ignore[arg-type]
-            raise InputError(f"{name} of {type(self).__name__} is given when it is built; build another one")
-        super().__setattr__(name, value)
 
 
 @dataclass(frozen=True)
@@ -163,8 +158,6 @@ def _validate_when_built(cls: type, name: str | None, entry: Component) -> None:
         construct(self, *args, **supplied, **options)
         if type(self) is cls and name:
             self.declaration = {name: options} if options else name  # type: ignore[attr-defined]
-        if isinstance(self, Options):
-            vars(self)["_built"] = True
 
     validated.__signature__ = _written_out(construct, entry)  # type: ignore[attr-defined]
     cls.__init__ = validated  # type: ignore[misc]

@@ -1,6 +1,5 @@
 """What every objective says of itself, and Pyro's own objectives in the training loop."""
 
-from dataclasses import field
 from typing import Any, ClassVar
 
 import pyro.infer
@@ -48,8 +47,10 @@ class Objective(Options):
     distributes: ClassVar[bool] = True
     """Whether several processes can share a minibatch."""
 
-    num_particles: int = field(init=False, repr=False, default=1)
-    """Draws for each datapoint."""
+    @property
+    def num_particles(self) -> int:
+        """Draws for each datapoint."""
+        return 1
 
     @property
     def name(self) -> str:

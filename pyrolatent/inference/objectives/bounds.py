@@ -61,6 +61,15 @@ class Bound(Objective, pyro.infer.ELBO):
         return self.particles
 
     @property
+    def num_particles(self) -> int:
+        """Pyro's name of `draws`, which follows `particles` where that is changed between steps."""
+        return self.draws
+
+    @num_particles.setter
+    def num_particles(self, number: int) -> None:
+        """Set by Pyro's constructor alone."""
+
+    @property
     def scores_again(self) -> bool:
         """Whether the guide must score draws again, which some flows cannot."""
         return Capability.ANY_DRAW_SCORED in self.needs
