@@ -45,13 +45,20 @@ class Kind:
 class Options:
     """Base of components that take nothing but options: a subclass is a keyword-only dataclass of them.
 
-    They are validated when it is built.
+    They are validated when it is built; its `declaration` follows where one is changed afterwards.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclass(kw_only=True, eq=False, repr=False)(cls)
         _validate_when_built(cls, None, Component(cls, validates=True))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        declared = vars(self).get("declaration")
+        if declared is not None and name in Component(type(self)).options:
+            known, given = _parse(declared, type(self).__name__)
+            self.declaration = {known: {**given, name: value.item() if hasattr(value, "item") else value}}
 
 
 @dataclass(frozen=True)
@@ -237,13 +244,6 @@ def build(kind: str, declaration: Any, **supplied: Any) -> Any:
     if ":" in name:
         built.declaration = {name: options} if options else name
     return built
-
-
-def supplied_to(kind: str, declaration: Any) -> tuple[str, ...]:
-    """Names of what a declared component takes from the model; an instance has taken `label_dim` if it says so."""
-    if not _is_declared(declaration, kind):
-        return ("label_dim",)
-    return tuple(_find(kind, _parse(declaration, kind)[0], kind).supplied)
 
 
 def target(kind: str, declaration: Any) -> Any:

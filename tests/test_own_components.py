@@ -59,6 +59,12 @@ def test_particles_may_be_changed_between_steps() -> None:
     assert objective.weigh(model.generate, model.infer, x).log_weights().shape == (7, 5)
 
 
+def test_what_is_recorded_is_what_an_objective_is_trained_with() -> None:
+    objective = ELBO()
+    objective.beta = torch.tensor(4.0)  # type: ignore[assignment]
+    assert objective.declaration == {"elbo": {"beta": 4.0}}  # type: ignore[attr-defined]
+
+
 def test_a_bound_gives_one_value_for_each_datapoint() -> None:
     with pytest.raises(InputError, match=r"target of OneForEachDraw has the shape \(3, \d+\)"):
         fit(small(), load_data(BITS), objective=OneForEachDraw(particles=3), epochs=1, progress=False)
@@ -74,7 +80,8 @@ def test_a_name_belongs_to_one_component(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "objective", [ELBO, pyro.infer.Trace_ELBO, pyro.infer.Trace_ELBO().differentiable_loss, pyro.infer.EnergyDistance()]
+    "objective",
+    [ELBO, pyro.infer.Trace_ELBO().differentiable_loss, pyro.infer.EnergyDistance(), pyro.infer.JitTraceEnum_ELBO()],
 )
 def test_what_is_no_objective_is_refused(objective: Any) -> None:
     with pytest.raises(InputError, match="by which fit cannot train"):
@@ -101,8 +108,12 @@ def test_positional_parameters_pass_through_args() -> None:
 
 
 def test_a_network_that_takes_no_labels_is_refused_where_there_are_some() -> None:
-    with pytest.raises(InputError, match="WithoutLabels takes no label_dim"):
-        ConditionalVAE((4,), 3, latent_dim=2, decoder=f"{__name__}:WithoutLabels")
+    for decoder in (f"{__name__}:WithoutLabels", MLP((2,), (4,))):
+        with pytest.raises(InputError, match="gives the same for every label"):
+            ConditionalVAE((4,), 3, latent_dim=2, decoder=decoder)
+    for options in ({"label": "film"}, {"label": "embed"}, {"hidden": ()}):
+        ConditionalVAE((4,), 3, latent_dim=2, decoder={"mlp": options})
+    ConditionalVAE((4,), 1, latent_dim=2, decoder=MLP((2,), (4,), 1))
 
 
 def test_a_run_is_evaluated_on_its_own_data(tmp_path: Path) -> None:

@@ -8,9 +8,7 @@ from torch import Tensor
 
 from pyrolatent.declaration import Options, declared_name
 from pyrolatent.errors import InputError
-from pyrolatent.inference.weights import (
-    Inputs,
-)
+from pyrolatent.inference.weights import Inputs
 from pyrolatent.models.model import Capability
 
 PAIR = frozenset({Capability.DENSITY, Capability.POSTERIOR})
@@ -131,7 +129,8 @@ def as_objective(objective: Any) -> Objective:
     if isinstance(objective, Objective):
         return objective
     given = objective.__name__ if isinstance(objective, type) else type(objective).__name__
-    unfit = (pyro.infer.ReweightedWakeSleep, pyro.infer.JitTrace_ELBO, pyro.infer.JitTraceGraph_ELBO)
+    compiled_by_pyro = (one for name, one in vars(pyro.infer).items() if name.startswith("Jit"))
+    unfit = (pyro.infer.ReweightedWakeSleep, *compiled_by_pyro)
     if isinstance(objective, (type, *unfit)) or not callable(getattr(objective, "loss_and_grads", None)):
         raise InputError(
             f"objective was {given}{' itself' if isinstance(objective, type) else ''}, by which fit cannot train; give "

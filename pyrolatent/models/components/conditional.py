@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint
 
-from pyrolatent.declaration import build, supplied_to
+from pyrolatent.declaration import build
 from pyrolatent.errors import InputError
 from pyrolatent.models.components.family import Family
 
@@ -131,10 +131,14 @@ class Conditional(nn.Module):
         parameter = next(self.network.parameters(), torch.empty(0))
         inputs = [parameter.new_zeros((2, *shape)) for shape in (self.input_shape, (self.label_dim,)) if shape != (0,)]
         needed = f"{self.family} over {tuple(self.family.event_shape)} needs {tuple(self.family.unconstrained_shape)}"
+        labels = inputs[-1].requires_grad_() if self.label_dim else None
+        if labels is not None:
+            labels.data[0, 0], labels.data[1, -1] = float(self.label_dim > 1), 1.0  # two that differ
         training = self.network.training
         self.network.eval()
         try:
-            given = self.network(*inputs)
+            with torch.enable_grad():
+                given = self.network(*inputs)
         except (RuntimeError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             given_shapes = " and labels ".join(str(tuple(value.shape[1:])) for value in inputs)
@@ -148,6 +152,20 @@ class Conditional(nn.Module):
                 f"the network {_described(self.network)} gives {tuple(given.shape[1:])} for each input of the shape "
                 f"{tuple(self.input_shape)}, but {needed}"
             )
+        if labels is not None and not _sees(given, labels):
+            raise InputError(
+                f"the network {_described(self.network)} gives the same for every label, of which there are "
+                f"{self.label_dim}; let its constructor take label_dim: int = 0, and give an instance label_dim"
+            )
+
+
+def _sees(given: Tensor, labels: Tensor) -> bool:
+    """Whether what a network gives for the same input depends on labels (2, label_dim), by its values or gradients."""
+    if not torch.equal(given[0], given[1]):
+        return True
+    if not given.requires_grad:
+        return False
+    return torch.autograd.grad(given, labels, torch.ones_like(given), allow_unused=True)[0] is not None
 
 
 def given_gaps(part: nn.Module, x: Tensor, y: Tensor | None, mask: Tensor | None) -> Any:
@@ -215,11 +233,6 @@ def conditional(
     if not isinstance(built, Family):
         return built
     shapes = {"input_shape": tuple(input_shape), "output_shape": tuple(built.unconstrained_shape)}
-    if label_dim and "label_dim" not in supplied_to("network", network):
-        raise InputError(
-            f"the network {network} takes no label_dim, by which labels would enter it; give its constructor the "
-            "parameter label_dim: int = 0"
-        )
     network = build("network", network, **shapes, label_dim=label_dim)
     return Conditional(network, built, input_shape, label_dim, start_at_data=start_at_data)
 
