@@ -50,8 +50,10 @@ class Options:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        own = "__init__" in vars(cls)  # it may take what it likes, and the base validates what it passes on
         dataclass(kw_only=True, eq=False, repr=False)(cls)
-        _validate_when_built(cls, None, Component(cls, validates=True))
+        if not own:
+            _validate_when_built(cls, None, Component(cls, validates=True))
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

@@ -25,6 +25,18 @@ class Weighted(ELBO):
     gamma: float = 1.0
 
 
+class AsPyroNamesThem(ELBO):
+    """A constructor of the user's own, which takes Pyro's names and is given some that it has no use for."""
+
+    def __init__(self, num_particles: int = 1, vectorize_particles: bool = False, **rest: Any) -> None:
+        super().__init__(particles=num_particles, **rest)
+
+
+class OfTwo(AsPyroNamesThem):
+    def __init__(self, num_particles: int = 2, **rest: Any) -> None:
+        super().__init__(num_particles, **rest)
+
+
 class OneForEachDraw(Bound):
     def bound(self, weights: Any, beta: float | Tensor = 1.0) -> Tensor:
         return weights.log_weights(beta)
@@ -50,6 +62,15 @@ def test_options_of_a_subclass_are_held_to_their_types(options: dict[str, Any]) 
     with pytest.raises(InputError, match="Weighted"):
         Weighted(**options)
     assert Weighted(gamma=2).gamma == 2.0
+
+
+def test_a_constructor_of_the_users_own_takes_what_it_likes() -> None:
+    objective = OfTwo(vectorize_particles=True, beta=2)
+    assert (objective.particles, objective.beta) == (2, 2.0)
+    with pytest.raises(InputError, match=r"particles was given 0"):
+        OfTwo(num_particles=0)
+    with pytest.raises(InputError, match=r"no option 'bta'"):
+        OfTwo(bta=2)
 
 
 def test_particles_may_be_changed_between_steps() -> None:
