@@ -40,9 +40,11 @@ from pyrolatent.models import LatentVariableModel as LatentVariableModel
 from pyrolatent.models import LinearGaussian as LinearGaussian
 from pyrolatent.models import LogisticBernoulli as LogisticBernoulli
 from pyrolatent.models import MarkovNetwork as MarkovNetwork
+from pyrolatent.models import PyroPair as PyroPair
 from pyrolatent.models import RestrictedBoltzmannMachine as RestrictedBoltzmannMachine
 from pyrolatent.models import SemiSupervisedVAE as SemiSupervisedVAE
 from pyrolatent.models import UnnormalisedDensity as UnnormalisedDensity
+from pyrolatent.models import from_pyro as from_pyro
 from pyrolatent.tasks import impute as impute
 from pyrolatent.tasks import interpolate as interpolate
 from pyrolatent.tasks import reconstruct as reconstruct

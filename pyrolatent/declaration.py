@@ -407,7 +407,7 @@ _importer: ContextVar[Importer] = ContextVar("importer", default=import_path)
 
 def _is_import_path(text: str) -> bool:
     module, colon, name = text.partition(":")
-    return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+    return bool(colon) and all(part.isidentifier() for path in (module, name) for part in path.split("."))
 
 
 def _is_declared(declaration: Any, path: str) -> bool:

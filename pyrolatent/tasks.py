@@ -23,7 +23,7 @@ from pyrolatent.inference.sampling.chains import sample_energy
 from pyrolatent.models.arrays import as_inputs, as_labels, as_tensor
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.isolation import evaluating_alone
-from pyrolatent.models.latent import LatentVariableModel, observed_node
+from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability
 
 DRAWS = 100
@@ -278,7 +278,7 @@ def impute(
 
 def _require_support(model: LatentVariableModel, x: Tensor, y: Tensor | None, mask: Tensor) -> None:
     """Refuses observed numbers to which the likelihood gives no probability; grey values of a Bernoulli are allowed."""
-    support: Any = observed_node(poutine.trace(model.generate).get_trace(x, y, mask))["fn"].support
+    support: Any = model.observation(poutine.trace(model.generate).get_trace(x, y, mask))["fn"].support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     allowed = constraints.unit_interval if support is constraints.boolean else support

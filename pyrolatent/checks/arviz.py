@@ -18,7 +18,7 @@ from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import draw, labels_for, simulate
 from pyrolatent.inference.evidence.importance import observation_support
 from pyrolatent.inference.evidence.psis import khat
-from pyrolatent.inference.rules import likelihood_name, part_for
+from pyrolatent.inference.rules import part_for
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -50,7 +50,8 @@ def to_arviz(
     | observed_data, constant_data | x (datapoint, ...); label (datapoint), observed (datapoint, ...) of masked data |
 
     Draws are independent; weighted by exp(log_weight) they are draws from the exact posterior. There is no PSIS-LOO on
-    it: leaving a datapoint out leaves its own latents without data, so that weights of any quality do not exist.
+    it: leaving a datapoint out leaves its own latents without data, so that weights of any quality do not exist. A
+    Pyro pair that does not observe x itself has no groups of the prior and of predictions.
 
     Args:
         model: a fitted model.
@@ -73,31 +74,35 @@ def to_arviz(
     at_least(CHAINS, draws=draws, predictive=predictive)
     if predictive > draws:
         raise InputError(f"predictive was {predictive}, but x is drawn at the first of {draws} draws; give no more")
-    data.check_support(
-        observation_support(model, part.batch(slice(0, 1)), data), f"the {likelihood_name(model)} likelihood"
-    )
+    observation_support(model, part.batch(slice(0, 1)), data)
     batch = part.batch(slice(0, min(size, len(part))))
     inputs = arguments(model, batch)
     x, y, _ = inputs
     count, per_chain = len(x), draws // CHAINS
     with torch.no_grad(), pyro.validation_enabled(False), evaluating(model, seed):
         drawn = draw(model, inputs, per_chain * CHAINS)
-        few = predictive // CHAINS
-        chosen = {site: _chains(value)[:, :few] for site, value in drawn.latents.items()}
-        flat = {site: value.flatten(0, 1) for site, value in chosen.items()}
-        replicates = [model.decode({s: v[i] for s, v in flat.items()}, y).sample() for i in range(CHAINS * few)]
-        labels = labels_for(model, per_chain * CHAINS, of_data=y)
-        prior_x, prior = simulate(model, per_chain * CHAINS, labels)
+        shapes = {site: value.shape[2:] for site, value in drawn.latents.items()}
+        predictions: dict[str, dict[str, Array]] = {}
+        if model.observes_x:
+            few = predictive // CHAINS
+            chosen = {site: _chains(value)[:, :few] for site, value in drawn.latents.items()}
+            flat = {site: value.flatten(0, 1) for site, value in chosen.items()}
+            replicates = [model.decode({s: v[i] for s, v in flat.items()}, y).sample() for i in range(CHAINS * few)]
+            labels = labels_for(model, per_chain * CHAINS, of_data=y)
+            prior_x, prior = simulate(model, per_chain * CHAINS, labels)
+            predictions = {
+                "posterior_predictive": {"x": _array(_chains(torch.stack(replicates)))},
+                "prior": {site: _array(_chains(value)) for site, value in prior.items()},
+                "prior_predictive": {"x": _array(_chains(prior_x))},
+            }
     event = EVENT_NAMES.get(len(model.event_shape), tuple(f"x_dim_{i}" for i in range(len(model.event_shape))))
-    latents = {site: [f"{site}_dim_{i}" for i in range(v.dim() - 1)] for site, v in prior.items()}
+    latents = {site: [f"{site}_dim_{i}" for i in range(len(shape))] for site, shape in shapes.items()}
     latents = {site: [f"{site}_dim"] if len(names) == 1 else names for site, names in latents.items()}
     groups: dict[str, dict[str, Array]] = {
         "posterior": {site: _array(_chains(value)) for site, value in drawn.latents.items()},
         "sample_stats": {"log_weight": _array(_chains(drawn.log_weights_of_states))},
         "log_likelihood": {"x": _array(_chains(drawn.log_likelihood))},
-        "posterior_predictive": {"x": _array(_chains(torch.stack(replicates)))},
-        "prior": {site: _array(_chains(value)) for site, value in prior.items()},
-        "prior_predictive": {"x": _array(_chains(prior_x))},
+        **predictions,
         "observed_data": {"x": _array(x)},
         "constant_data": {},
     }
@@ -119,7 +124,7 @@ def to_arviz(
     coords: dict[str, Any] = {"datapoint": np.arange(count)}
     coords |= dict(zip(event, map(np.arange, model.event_shape), strict=True))
     for site, names in latents.items():
-        coords |= dict(zip(names, map(np.arange, prior[site].shape[1:]), strict=True))
+        coords |= dict(zip(names, map(np.arange, shapes[site]), strict=True))
     found = _from_dict({name: group for name, group in groups.items() if group}, coords, dims)
     tails = _array(khat(drawn.log_weights_of_states))
     found["sample_stats"]["khat"] = import_module("xarray").DataArray(

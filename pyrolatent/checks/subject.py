@@ -18,7 +18,7 @@ from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import Draws, draw, joined, labels_for, log_posterior_of, simulate
 from pyrolatent.inference.evidence.importance import Scores, measure, observation_support, score
-from pyrolatent.inference.rules import likelihood_name, part_for, require_one_observed_site
+from pyrolatent.inference.rules import part_for, require_one_observed_site
 from pyrolatent.inference.weights import Inputs, arguments
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability
@@ -88,7 +88,6 @@ class Subject:
                 f"the {split} split of {data.name} has {len(part)} datapoints; at least {LEAST} are needed"
             )
         support = observation_support(model, part.batch(slice(0, 1)), data)
-        data.check_support(support, f"the {likelihood_name(model)} likelihood")
         require_one_observed_site(model, part.batch(slice(0, 1)))
         with evaluating(model, seed):
             # One draw of what is drawn anew for each batch, so that all checks are about the same datapoints.

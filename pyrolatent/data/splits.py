@@ -164,7 +164,7 @@ class Data:
         return splits[name]
 
     def bits_per_dimension(
-        self, log_p: float | None, measure: str, support: constraints.Constraint, mask: Tensor | None = None
+        self, log_p: float | None, measure: str, support: constraints.Constraint | None, mask: Tensor | None = None
     ) -> float | None:
         """Bits for each observed entry of images of discrete levels, by the mean of log p(x) over datapoints.
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ def simulate(model: LatentVariableModel, size: int, y: Tensor | None = None) -> 
         InputError: a conditional model without labels, or labels that do not fit the model.
     """
     nodes = model.simulated(size, None if y is None else as_labels(model, y, size))
-    return nodes.pop("x")["value"], {site: node["value"] for site, node in nodes.items()}
+    return nodes.pop(model.observed_site)["value"], {site: node["value"] for site, node in nodes.items()}
 
 
 def labels_for(model: Any, size: int, y: Any = None, *, of_data: Tensor | None = None) -> Tensor | None:
@@ -107,9 +108,10 @@ def posterior_means(model: LatentVariableModel, inputs: Inputs, draws: int) -> d
     found: dict[str, list[Tensor]] = {}
     for part in zip(*(_split(field, len(inputs[0])) for field in inputs), strict=True):
         # The guide in the model's place: its sites are all that is asked for, so that nothing is decoded.
-        weights = weigh(model.infer, model.infer, *part, particles=draws)
-        for site in weights.latents:
-            found.setdefault(site, []).append(site_means(weights, site).mean(0))
+        at_once = draws if model.vectorises else 1
+        runs = [weigh(model.infer, model.infer, *part, particles=at_once) for _ in range(draws // at_once)]
+        for site in runs[0].latents:
+            found.setdefault(site, []).append(torch.cat([site_means(weights, site) for weights in runs]).mean(0))
     return {site: torch.cat(parts) for site, parts in found.items()}
 
 
@@ -158,7 +160,7 @@ def draw(
         guide: in place of the model's.
         floats: bound on the numbers decoded at a time.
     """
-    at_once = max(1, floats // inputs[0].numel())
+    at_once = max(1, floats // inputs[0].numel()) if model.vectorises else 1
     parts = [
         _scored(weigh(model.generate, guide or model.infer, *inputs, particles=min(at_once, draws - start)))
         for start in range(0, draws, at_once)
@@ -194,7 +196,7 @@ def log_posterior_of(
     count = len(next(iter(latents.values())))
     dims = {site: node["fn"].event_dim for site, node in _guide_sites(model, inputs).items()}
     width = sum(value[0].numel() for value in latents.values())
-    at_once = max(1, floats // (len(x) * max(width, 1)))
+    at_once = max(1, floats // (len(x) * max(width, 1))) if model.vectorises else 1
     rows = []
     for start in range(0, count, at_once):
         values = {}
@@ -202,11 +204,12 @@ def log_posterior_of(
             part = value[start : start + at_once]
             if part.dim() == dims[site] + 1:
                 part = part.unsqueeze(1).expand(len(part), len(x), *part.shape[1:])
-            values[site] = part
+            values[site] = part if model.vectorises else part[0]
         number = len(next(iter(values.values())))
-        with pyro.plate("particles", number, dim=-2):
+        with pyro.plate("particles", number, dim=-2) if model.vectorises else nullcontext():
             trace: Any = poutine.trace(poutine.condition(model.infer, data=values)).get_trace(*inputs)
-        rows.append(total(trace.nodes[site]["fn"].log_prob(values[site]) for site in values))
+        scored = total(trace.nodes[site]["fn"].log_prob(values[site]) for site in values)
+        rows.append(scored if model.vectorises else scored.unsqueeze(0))
     return torch.cat(rows)
 
 

@@ -17,7 +17,7 @@ from pyrolatent.inference.objectives.base import needs_of
 from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
 from pyrolatent.models.arrays import as_labels, hold_to_divisor, place_of
 from pyrolatent.models.energies.density import UnnormalisedDensity
-from pyrolatent.models.latent import LatentVariableModel, observed_node
+from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, Model
 
 
@@ -95,6 +95,7 @@ def require_data(data: Any) -> None:
 def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Data) -> None:
     """Refuses what is no `Data`, and data of another event shape than the model's or in other units."""
     require_data(data)
+    introduce(model, data)
     if model.event_shape != torch.Size(data.event_shape):
         raise InputError(
             f"the model is over events of shape {tuple(model.event_shape)}, but {data.name} holds {data.event_shape}; "
@@ -102,6 +103,15 @@ def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Dat
         )
     if data.divisor == 1:
         hold_to_divisor(model, data.test.x)
+
+
+def introduce(model: Model, data: Data) -> None:
+    """Shows a model that is not whole the first rows of the data that it is used with."""
+    if not model.met:
+        device, dtype = place_of(model)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            rows = data.train.to(device, dtype).batch(slice(0, 3))
+        model.meet(*rows, data.label_dim)
 
 
 def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
@@ -114,7 +124,7 @@ def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
         trace: Any = weigh(model.generate, model.infer, *arguments(model, one)).model_trace
     for site in trace.observation_nodes:
         node = trace.nodes[site]
-        if site != "x" and not isinstance(node["fn"], Unit) and not node["infer"].get("_deterministic"):
+        if site != model.observed_site and not isinstance(node["fn"], Unit) and not node["infer"].get("_deterministic"):
             raise InputError(
                 f"a model is checked by simulating x, but {type(model).__name__} observes {site!r} beside it; make "
                 "both one site, or check the part of the model that observes x"
@@ -164,11 +174,6 @@ def domain(support: Any) -> str:
     if str(support) in ("RealVector()", "Interval(lower_bound=0.0, upper_bound=1.0)"):
         return "real numbers" if "Real" in str(support) else "numbers in [0, 1]"
     return names.get(str(support), str(support))
-
-
-def likelihood_name(model: LatentVariableModel) -> str:
-    """The name by which a model's likelihood is declared."""
-    return declared_name(getattr(model.likelihood, "family", model.likelihood))
 
 
 def _lacking(case: Case) -> str | None:
@@ -230,10 +235,11 @@ def _label_vectors(case: Case) -> str | None:
 
 def _unknown_labels(case: Case) -> str | None:
     y = case.data.train.y
-    if case.model.conditional and y is not None and not y.is_floating_point():
+    model = case.model
+    if model.label_dim and not model.takes_unknown_labels and y is not None and not y.is_floating_point():
         unknown = int((y < 0).sum())
         if unknown:
-            return f"{type(case.model).__name__} is a model of x given y, but {unknown:,} training labels are unknown"
+            return f"{type(model).__name__} is given every label, but {unknown:,} training labels are unknown"
     return None
 
 
@@ -248,14 +254,17 @@ def _parameters(case: Case) -> str | None:
 
 
 def _observed_site(case: Case) -> str | None:
-    observed_node(case.weights.model_trace)
+    if case.model.observes_x:
+        case.model.observation(case.weights.model_trace)
     return None
 
 
 def _support(case: Case) -> str | None:
+    if not case.model.observes_x:
+        return None
     case.data.check_support(
-        observed_node(case.weights.model_trace)["fn"].support,
-        f"the {declared_name(getattr(case.model.likelihood, 'family', case.model.likelihood))} likelihood",
+        case.model.observation(case.weights.model_trace)["fn"].support,
+        f"the {case.model.likelihood_name} likelihood",
     )
     return None
 
@@ -330,7 +339,7 @@ RULES = (
         _label_vectors,
     ),
     Rule(
-        "a model of x given y where labels are unknown",
+        "a model that is given every label (of x given y, or of a Pyro program) where some are unknown",
         "declare semi_supervised_vae, or give all labels",
         _unknown_labels,
     ),

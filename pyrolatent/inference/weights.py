@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrolatent.errors import InputError
 from pyrolatent.models.isolation import statistics_held
+from pyrolatent.models.latent import owner_of
+from pyrolatent.models.programs.first_run import innermost
 
 Program = Callable[..., Any]
 Score = Literal["full", "frozen", "held"]
@@ -410,7 +412,7 @@ def log_sum_over_states(terms: Tensor) -> Tensor:
 
 def closed_kl(posterior: Any, prior: Any) -> Tensor | None:
     """KL(posterior || prior) in closed form, of their common batch shape; None where no form is known."""
-    if isinstance(_innermost(posterior), dist.Delta):
+    if isinstance(innermost(posterior), dist.Delta):
         return None  # Pyro's form leaves out the log-density of the point
     # Some of torch's closed forms take no broadcasting.
     shape = torch.broadcast_shapes(posterior.batch_shape, prior.batch_shape)
@@ -452,6 +454,12 @@ def weigh(
     Raises:
         InputError: a latent site that only one of the two has, a site outside the plate, or sites of different scales.
     """
+    owner = owner_of(model)
+    if particles > 1 and owner is not None and not owner.vectorises:
+        raise InputError(
+            f"{particles} particles were asked for, but the pair runs with one at a time alone; write it for batches "
+            "with a dimension more to their left, or use one particle"
+        )
     nesting = plate_nesting(model, guide, *args, **kwargs) if nesting is None else nesting
     noise = _Noise()
     guides, models = (_in_particles(program, particles, nesting) for program in (guide, model))
@@ -464,7 +472,7 @@ def weigh(
     guide_trace, model_trace = (prune_subsample_sites(trace) for trace in (drawn, replayed))
     _hold_to_sites(model_trace, guide_trace, nesting)
     nodes = [*_sites(guide_trace), *_sites(model_trace)]
-    found = _plate_of(nodes, nesting, plate, jointly)
+    found = _plate_of(nodes, nesting, plate or getattr(owner, "plate", None), jointly)
     _hold_to_states(nodes, found)
 
     def rerun(values: dict[str, Tensor]) -> Any:
@@ -644,12 +652,6 @@ def _seen_by_the_model(guide_trace: Any) -> tuple[Any, dict[str, Tensor]]:
             vars(seen[site]).update(vars(node["value"]))  # what Pyro's straight-through draws remember of themselves
             draws.nodes[site] = {**node, "value": seen[site]}
     return draws, seen
-
-
-def _innermost(fn: Any) -> Any:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -13,6 +13,7 @@ from pyrolatent.models.energies.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.hierarchical import DiscreteVAE, HierarchicalVAE
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.linear import LinearGaussian, LogisticBernoulli
+from pyrolatent.models.programs.pair import PyroPair, from_pyro
 from pyrolatent.models.semisupervised import SemiSupervisedVAE
 from pyrolatent.models.vae import VAE, ConditionalVAE, GenerativeNetwork
 
@@ -32,10 +33,12 @@ __all__ = [
     "LinearGaussian",
     "LogisticBernoulli",
     "MarkovNetwork",
+    "PyroPair",
     "RestrictedBoltzmannMachine",
     "SemiSupervisedVAE",
     "UnnormalisedDensity",
     "flows",
+    "from_pyro",
     "named",
     "priors",
 ]

@@ -23,6 +23,8 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
             as they were before `load_data` divided them.
     """
     x = as_numbers(model, x, "x")
+    if not model.met and x.dim() and len(x):
+        model.meet(x)
     if not x.dim() or x.shape[1:] != model.event_shape:
         raise InputError(
             f"x has shape {tuple(x.shape)}, but {type(model).__name__} is over events of shape "

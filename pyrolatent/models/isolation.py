@@ -1,9 +1,11 @@
 """Running modules without leaving a trace on them."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from torch import nn
@@ -91,3 +93,31 @@ def statistics_held() -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def own_parameters(state: Mapping[str, dict[str, Any]] | None = None) -> Iterator[Any]:
+    """Gives Pyro's parameter store, which within this context holds these parameters and none of the caller's.
+
+    The store's own `scope` does the same, but takes from every parameter what Pyro's optimisers find it by.
+
+    Args:
+        state: `params`, unconstrained, and `constraints`, each by name; None: none.
+    """
+    store: Any = pyro.get_param_store()
+    outside = {name: vars(store)[name] for name in ("_params", "_param_to_name", "_constraints")}
+    store.clear()  # which gives it other dictionaries
+    try:
+        if state is not None:
+            store.set_state(state)
+        yield store
+    finally:
+        vars(store).update(outside)
+
+
+@contextmanager
+def held_parameters_expected() -> Iterator[None]:
+    """Keeps Pyro from warning of parameters without a gradient, which an objective holds for a while."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*was not registered in the param store")
+        yield

@@ -1,7 +1,6 @@
 """A latent-variable model is three distributions; this file makes a generative function and a guide of them."""
 
 import itertools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,10 +14,11 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyrolatent.declaration import declared_name
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
 from pyrolatent.models.components.conditional import filled, given_gaps, masked, one_hot
-from pyrolatent.models.isolation import evaluating_alone
+from pyrolatent.models.isolation import evaluating_alone, held_parameters_expected
 from pyrolatent.models.model import Capability, Model, count_parameters
 
 
@@ -40,6 +40,12 @@ class LatentVariableModel(Model):
     exact: bool = False
     """Whether the guide is the exact posterior."""
 
+    observed_site: str = "x"
+    """The site of x in the generative function."""
+
+    plate: str | None = None
+    """The plate over datapoints; None: the one that all sites share."""
+
     def __init__(
         self, event_shape: tuple[int, ...], prior: nn.Module, likelihood: nn.Module, posterior: nn.Module
     ) -> None:
@@ -52,6 +58,21 @@ class LatentVariableModel(Model):
     def offers(self) -> frozenset[Capability]:
         """A density and a posterior, and whether the latter scores any value, which some flows do not."""
         return self.always_offers | ({Capability.ANY_DRAW_SCORED} if self.scores_any_value else set())
+
+    @property
+    def likelihood_name(self) -> str:
+        """The name by which the likelihood is declared."""
+        return declared_name(getattr(self.likelihood, "family", self.likelihood))
+
+    @property
+    def observes_x(self) -> bool:
+        """Whether one site of the generative function is p(x | z), so that x can be drawn."""
+        return True
+
+    @property
+    def vectorises(self) -> bool:
+        """Whether the two functions run with several particles side by side, in one plate around them."""
+        return True
 
     @property
     def encoders(self) -> list[nn.Module]:
@@ -133,7 +154,7 @@ class LatentVariableModel(Model):
         one = as_labels(self, [[0.0] * self.label_dim] if self.vector_labels else [0], 1) if self.conditional else None
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             sites = self.simulated(1, one)
-        del sites["x"]
+        del sites[self.observed_site]
         needed = [site for site in sites if y is None or self.conditional or site != self.label_site]
         if not isinstance(latents, Mapping):
             if len(needed) != 1:
@@ -165,7 +186,7 @@ class LatentVariableModel(Model):
         program = poutine.condition(self.generate, data=values)
         with evaluating_alone(self):
             trace: Any = poutine.trace(program).get_trace(x.expand(batch, *self.event_shape), labels)
-        return observed_node(trace)["fn"]
+        return self.observation(trace)["fn"]
 
     def simulated(self, size: int, y: Tensor | None = None) -> dict[str, Any]:
         """Draws z ~ p(z), x ~ p(x | z): what a Pyro trace in evaluation mode holds of x and every latent site, by name.
@@ -174,13 +195,28 @@ class LatentVariableModel(Model):
             size: number of draws.
             y: labels of conditional models; of a model that infers the label, the classes that are drawn.
         """
-        program = poutine.condition(poutine.uncondition(self.generate), data=self.given_label(y))
+        program = poutine.condition(self.unconditioned(y), data=self.given_label(y))
         x = as_numbers(self, torch.zeros(()), "x").expand(size, *self.event_shape)
         with evaluating_alone(self):
             trace: Any = prune_subsample_sites(poutine.trace(program).get_trace(x, y))
-        observed_node(trace)
         nodes = {site: trace.nodes[site] for site in trace.stochastic_nodes}
-        return {site: node for site, node in nodes.items() if site == "x" or "was_observed" not in node["infer"]}
+        latents = {site: node for site, node in nodes.items() if "was_observed" not in node["infer"]}
+        return {**latents, self.observed_site: self.observation(trace)}
+
+    def unconditioned(self, y: Tensor | None) -> Callable[..., Any]:
+        """The generative function with x drawn."""
+        return poutine.uncondition(self.generate)
+
+    def observation(self, trace: Any) -> Any:
+        """The site of x in a trace of the generative function.
+
+        Raises:
+            InputError: there is none of its name.
+        """
+        if self.observed_site not in trace.nodes:
+            sites = [name for name in trace.nodes if trace.nodes[name]["type"] == "sample"]
+            raise InputError(f"the data are read at the site 'x', but the model has the sites {sites}; name it x")
+        return trace.nodes[self.observed_site]
 
     def given_label(self, y: Tensor | None) -> dict[str, Tensor]:
         """The latent site that labels give, one-hot, by its name, of a model that infers the label, else none."""
@@ -205,18 +241,6 @@ def owner_of(program: Any) -> LatentVariableModel | None:
     """The model whose generative function or guide this is; None: it is a function of its own."""
     owner = getattr(program, "owner", getattr(program, "__self__", None))
     return owner if isinstance(owner, LatentVariableModel) else None
-
-
-def observed_node(trace: Any) -> Any:
-    """The site of the data in a trace of a generative function.
-
-    Raises:
-        InputError: there is none of its name.
-    """
-    if "x" not in trace.nodes:
-        sites = [name for name in trace.nodes if trace.nodes[name]["type"] == "sample"]
-        raise InputError(f"the data are read at the site 'x', but the model has the sites {sites}; name it x")
-    return trace.nodes["x"]
 
 
 def require_labels(label_dim: int, name: str) -> None:
@@ -252,10 +276,10 @@ class PyroProgram(nn.Module):
         Raises:
             InputError: the parameter store holds the parameters of another model under this one's name.
         """
+        if not self.owner.met:
+            self.owner.meet(x, y, mask)
         _share_parameters(self.owner)
-        with warnings.catch_warnings():
-            # An objective may hold the parameters for a while; they are in the store all the same.
-            warnings.filterwarnings("ignore", message=".*was not registered in the param store")
+        with held_parameters_expected():
             pyro.module(_store_name(self.owner), self.owner)
         self.owner.run_by_pyro()
         self.function(x, y, mask)

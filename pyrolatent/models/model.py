@@ -45,6 +45,7 @@ class Model(nn.Module):
             `vector_labels` is.
         label_site: the latent site that is the label, of models that infer it.
         mask_input: whether its encoders are told which entries are missing.
+        met: whether the model is whole; one that is not is made so by `meet`.
         fitted: whether `fit` has trained it or a state was loaded, so that training goes on from what was learnt.
     """
 
@@ -58,6 +59,7 @@ class Model(nn.Module):
     label_site: str | None = None
     mask_input: MaskInput = "auto"
     fitted: bool = False
+    met: bool = True
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -69,6 +71,21 @@ class Model(nn.Module):
     def offers(self) -> frozenset[Capability]:
         """What can be done with the model; an objective says what it `needs`."""
         return self.always_offers
+
+    def meet(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None, label_dim: int = 0) -> None:
+        """Called with the first data that a model which is not whole is used with.
+
+        Args:
+            x: data (batch, *event_shape).
+            y: labels, None for none.
+            mask: True where x is observed, None if all of it is.
+            label_dim: number of classes or width of the labels.
+        """
+
+    @property
+    def takes_unknown_labels(self) -> bool:
+        """Whether the label may be unknown, -1, for some datapoints."""
+        return self.label_site is not None
 
     def require(self, capability: Capability, instead: str) -> None:
         """Refuses to go on with a model that does not offer something.

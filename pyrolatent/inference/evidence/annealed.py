@@ -26,7 +26,7 @@ from pyrolatent.inference.draws import labels_for, repeated, simulate
 from pyrolatent.inference.evidence.importance import measure, observation_support
 from pyrolatent.inference.evidence.result import HeldOutScores, Line
 from pyrolatent.inference.monte_carlo import known, log_mean, standard_error
-from pyrolatent.inference.rules import likelihood_name, part_for, require_latents
+from pyrolatent.inference.rules import part_for, require_latents
 from pyrolatent.inference.sampling.annealing import anneal
 from pyrolatent.inference.sampling.kernels import HMC, adapted_steps
 from pyrolatent.inference.weights import Inputs, arguments, total, weigh
@@ -160,7 +160,6 @@ def annealed_evidence(
     at_least_one(size=size, chains=chains, steps=steps, leapfrog=leapfrog)
     part = part_for(model, data, split)
     support = observation_support(model, part.batch(slice(0, 1)), data)
-    data.check_support(support, f"the {likelihood_name(model)} likelihood")
     unit = measure(model, data, support)
     if unit == "cross-entropy":
         raise InputError("a cross-entropy on grey values is no likelihood, so it has no evidence; binarize the data")

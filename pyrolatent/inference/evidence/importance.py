@@ -25,10 +25,10 @@ from pyrolatent.inference.evidence.energies import Annealing, EnergyEvaluation, 
 from pyrolatent.inference.evidence.psis import SHORTEST, khat_of_tail, khat_threshold, tail_length, too_large
 from pyrolatent.inference.evidence.result import HeldOutScores, Line, OnStep
 from pyrolatent.inference.monte_carlo import known, log_mean_of_sums, standard_error
-from pyrolatent.inference.rules import likelihood_name, part_for, same_event_shape
+from pyrolatent.inference.rules import part_for, same_event_shape
 from pyrolatent.inference.weights import Inputs, Weights, arguments, closed_kl, total, weigh
 from pyrolatent.models.energies.density import UnnormalisedDensity
-from pyrolatent.models.latent import LatentVariableModel, observed_node
+from pyrolatent.models.latent import LatentVariableModel
 
 ACTIVE = 0.01
 """Variance of a posterior mean over the data from which a latent dimension counts as active."""
@@ -241,7 +241,7 @@ def score(
         floats: bound on the numbers decoded at a time.
         several: what scores `draws_at_once(x, particles, floats)` draws, by default `chunk`.
     """
-    at_once = draws_at_once(x, particles, floats)
+    at_once = draws_at_once(x, particles, floats) if model.vectorises else 1
     several = several or chunk(model, at_once)
     log_sum = log_square_sum = x.new_full((len(x),), -math.inf)
     largest, smallest, kept = x.new_empty(0, len(x)), x.new_full((len(x),), math.inf), tail_length(particles) + 1
@@ -351,7 +351,6 @@ def _evaluate_latents(
     if len(part) < distributed.size():
         raise InputError(f"{len(part)} datapoints cannot be shared by {distributed.size()} processes; start fewer")
     support = observation_support(model, part.batch(slice(0, 1)), data)
-    data.check_support(support, f"the {likelihood_name(model)} likelihood")
     own = distributed.shard(torch.arange(len(part), device=part.x.device))
     several: Chunk | None = None
     scores: list[Scores] = []
@@ -373,13 +372,16 @@ def _evaluate_latents(
                 on_step(f"log p(x), {particles} draws", together, len(part))
     joined = _joined(scores, len(part))
     widths = {site: mean.shape[-1] for site, mean in joined.means.items() if site != model.label_site}
-    with pyro.validation_enabled(False), evaluating(model, seed):
-        prior = prior_variances(model, widths, part.y)
+    prior = None
+    if model.observes_x and widths:
+        with pyro.validation_enabled(False), evaluating(model, seed):
+            prior = prior_variances(model, widths, part.y)
     found = _summarise(joined, split, measure(model, data, support), particles, [*widths], prior)
     left_out = _terms_of_the_guide(model, arguments(model, part.batch(slice(0, 1))))
+    log_p = found.log_evidence if support is not None else None
     return replace(
         found,
-        bits_per_dimension=data.bits_per_dimension(found.log_evidence, found.measure, support, part.mask),
+        bits_per_dimension=data.bits_per_dimension(log_p, found.measure, support, part.mask),
         classification_error=_classification_error(joined, model.label_site, part.y),
         left_out=left_out,
         given="y" if model.conditional else None,
@@ -388,8 +390,9 @@ def _evaluate_latents(
 
 @torch.no_grad()
 def _compiled(model: LatentVariableModel, inputs: Inputs, particles: int) -> Chunk | None:
+    at_once = draws_at_once(inputs[0], particles) if model.vectorises else 1
     try:
-        return compiled_chunk(model, draws_at_once(inputs[0], particles), inputs)
+        return compiled_chunk(model, at_once, inputs)
     except CaptureError as error:
         warnings.warn(f"evaluation goes on uncompiled: {error}", stacklevel=3)
         return None
@@ -412,22 +415,35 @@ def _joined(scores: list[Scores], count: int) -> Scores:
     return Scores(*(joined([getattr(score, field.name) for score in scores]) for field in fields(Scores)))
 
 
-def measure(model: LatentVariableModel, data: Data, support: Constraint) -> str:
-    """What the nats of a likelihood on this data are of: a mass, a density, a mixture of both, or a cross-entropy."""
+def measure(model: LatentVariableModel, data: Data, support: Constraint | None) -> str:
+    """What the nats of a likelihood on this data are of: a mass, a density, a mixture of both, or a cross-entropy.
+
+    What is of other values than x, `support` being None, is a measure of its own.
+    """
+    if support is None:
+        return "density (of what the program observes, not of x)"
     if data.binarize == "relaxed":
         return "cross-entropy"
-    family = getattr(model.likelihood, "family", None)
+    family = getattr(getattr(model, "likelihood", None), "family", None)
     named = getattr(family, "measure", "mass" if support.is_discrete else "density")
     return measure_of(named, data.record)
 
 
 @torch.no_grad()
-def observation_support(model: LatentVariableModel, one: Batch, data: Data) -> Constraint:
-    """The support of p(x | z), from one datapoint."""
+def observation_support(model: LatentVariableModel, one: Batch, data: Data) -> Constraint | None:
+    """The support of p(x | z), from one datapoint, in which the data lie; None where no site observes x.
+
+    Raises:
+        InputError: data of another shape, or outside the support.
+    """
     same_event_shape(model, data)
+    if not model.observes_x:
+        return None
     with evaluating(model):
         trace: Any = poutine.trace(poutine.uncondition(model.generate)).get_trace(*arguments(model, one))
-    return observed_node(trace)["fn"].support
+    support: Constraint = model.observation(trace)["fn"].support
+    data.check_support(support, f"the {model.likelihood_name} likelihood")
+    return support
 
 
 def _moments(weights: Weights, site: str) -> tuple[Tensor, Tensor]:
@@ -451,14 +467,16 @@ def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
 
 
 def _summarise(
-    scores: Scores, split: str, measure: str, particles: int, latent: list[str], prior: Tensor
+    scores: Scores, split: str, measure: str, particles: int, latent: list[str], prior: Tensor | None
 ) -> Evaluation:
     names = ("elbo", "reconstruction", "kl", "ess", "mcse", "khat")
     each = {name: getattr(scores, name).double().cpu() for name in names}
     evidence = scores.log_evidence.double().cpu()
     n = len(evidence)
-    means, noise = (torch.cat([values[site] for site in latent], -1) for values in (scores.means, scores.noise))
-    active = active_units(means, noise, prior.to(means)) if n > 1 and particles > 1 else None
+    active = None
+    if latent and prior is not None and n > 1 and particles > 1:
+        means, noise = (torch.cat([values[site] for site in latent], -1) for values in (scores.means, scores.noise))
+        active = active_units(means, noise, prior.to(means))
     factorised = scores.kl_dimensions.keys() == scores.means.keys()
     by_dimension = torch.cat([*scores.kl_dimensions.values()], -1).mean(0).tolist() if factorised else None
     likelihood = measure != "cross-entropy"

@@ -1,6 +1,7 @@
 """`fit`: what can be declared about training, and what is refused before it."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 import pyro
@@ -13,7 +14,7 @@ from pyrolatent.declaration import Component, Kind, PositiveFloat, PositiveInt, 
 from pyrolatent.errors import SEEDS, InputError
 from pyrolatent.inference.devices import choose_device
 from pyrolatent.inference.objectives.base import as_objective
-from pyrolatent.inference.rules import hold_to_rules, require_data
+from pyrolatent.inference.rules import hold_to_rules, introduce, require_data
 from pyrolatent.inference.training.loop import Fit, Trainer, progress_bar
 from pyrolatent.inference.training.validation import hold_to_precision, hold_to_settings, validate_first_batch
 from pyrolatent.models.arrays import place_of
@@ -82,7 +83,12 @@ def fit(
     target, (_, dtype) = choose_device(device), place_of(model)
     hold_to_precision(model, target, precision)
     devices = [target] if target.type == "cuda" else []
-    with alone(), torch.enable_grad(), torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
+    with ExitStack() as within:
+        for context in (alone(), torch.enable_grad(), torch.random.fork_rng(devices=devices)):
+            within.enter_context(context)
+        torch.manual_seed(seed)
+        introduce(model, data)
+        within.enter_context(pyro.get_param_store().scope())
         torch.manual_seed(seed)
         maximised = as_objective(build("objective", settings["objective"]))
         run = Fit(model.to(target), data, {name: value for name, value in settings.items() if value is not None})

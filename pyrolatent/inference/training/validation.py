@@ -12,7 +12,6 @@ from pyrolatent.errors import InputError, only
 from pyrolatent.inference import distributed
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.objectives.base import Objective
-from pyrolatent.inference.rules import likelihood_name
 from pyrolatent.inference.weights import training_arguments, weigh
 from pyrolatent.models.arrays import place_of
 from pyrolatent.models.isolation import statistics_held, training_mode
@@ -108,7 +107,7 @@ def _run(model: Any, first: Batch, objective: Any, *, validate: bool) -> None:
     if bad:
         raise InputError(
             f"log p(x | z) is not finite for {bad} of the first {len(first.x)} datapoints before any training: the "
-            f"{likelihood_name(model)} likelihood has no finite density there; declare another one"
+            f"{model.likelihood_name} likelihood has no finite density there; declare another one"
         )
     for site, value in {"x": weights.log_likelihood, **weights.log_prior, **weights.log_posterior}.items():
         if value.shape[-2:] != (1, len(first.x)):

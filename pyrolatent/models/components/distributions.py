@@ -59,6 +59,68 @@ class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):
         return super().expand(batch_shape, self.__new__(type(self)) if _instance is None else _instance)
 
 
+class Reshaped(dist.TorchDistribution):
+    """A distribution over events of another shape with as many elements.
+
+    Args:
+        base: over events of any shape.
+        event_shape: of the events.
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {}
+
+    def __init__(self, base: Any, event_shape: Size, validate_args: bool | None = None) -> None:
+        self.base = base
+        super().__init__(base.batch_shape, torch.Size(event_shape), validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether draws have gradients."""
+        return bool(self.base.has_rsample)
+
+    @property
+    def support(self) -> Constraint:
+        """The support of the base, over events of these dimensions where its elements are independent."""
+        support = self.base.support
+        if not isinstance(support, constraints.independent):
+            return support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        return constraints.independent(support, len(self.event_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        """That of the base."""
+        return self._shaped(self.base.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """That of the base."""
+        return self._shaped(self.base.variance)
+
+    def expand(self, batch_shape: Size, _instance: Any = None) -> "Reshaped":
+        """The same distribution over a larger batch."""
+        return Reshaped(self.base.expand(batch_shape), self.event_shape)
+
+    def rsample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws with gradients."""
+        return self._shaped(self.base.rsample(torch.Size(sample_shape)))
+
+    def sample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws."""
+        return self._shaped(self.base.sample(torch.Size(sample_shape)))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass or density of the base, nats."""
+        lead = value.shape[: value.dim() - len(self.event_shape)]
+        found: Tensor = self.base.log_prob(value.reshape(*lead, *self.base.event_shape))
+        return found
+
+    def _shaped(self, value: Tensor) -> Tensor:
+        lead = value.shape[: value.dim() - len(self.base.event_shape)]
+        return value.reshape(*lead, *self.event_shape)
+
+
 class ContinuousBernoulli(dist.TorchDistribution):
     """p(x) = exp(u x) / C(u) on [0, 1], C(u) = (exp(u) - 1) / u (Loaiza-Ganem and Cunningham 2019, 1907.06845).
 

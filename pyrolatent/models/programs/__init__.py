@@ -1,0 +1,1 @@
+"""Pyro programs that exist already, unmodified, as models of this package."""

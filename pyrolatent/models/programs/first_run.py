@@ -1,0 +1,295 @@
+"""The first run of a Pyro pair: what it names to Pyro is what is trained, and what it observes is what it is of."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine, validation_enabled
+from pyro.distributions import Unit
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.inspect import get_dependencies
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyrolatent.errors import InputError
+from pyrolatent.models.isolation import alone, own_parameters, statistics_held
+from pyrolatent.models.programs.arguments import INSTEAD, Arguments, Call
+
+Program = Callable[..., Any]
+Rows = tuple[Tensor, Any, Any]
+
+
+@dataclass(frozen=True)
+class FirstRun:
+    """What runs of a pair on a few datapoints show.
+
+    Attributes:
+        parameters: those that Pyro's SVI would train, unconstrained, and their constraints, by their names in Pyro's
+            parameter store.
+        modules: that were run, or whose methods the programs are.
+        model_trace: of the model, replayed on the guide's draws.
+        factors: the factorisation of both, a line for each site.
+        given_x: the sites of the model whose distributions change with x, as the number of draws of a multinomial may.
+        vectorises: whether the pair runs with several particles side by side, in a plate around it.
+    """
+
+    parameters: dict[str, tuple[Tensor, Any]]
+    modules: list[nn.Module]
+    model_trace: Any
+    factors: list[str]
+    given_x: list[str]
+    vectorises: bool
+
+    @property
+    def observed(self) -> list[str]:
+        """The observed sites, factors and deterministic ones not among them."""
+        return [site for site in self.model_trace.observation_nodes if _is_random(self.model_trace.nodes[site])]
+
+
+def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows) -> FirstRun:
+    """Runs a pair, with a parameter store of its own, leaving the random state and running statistics as they are.
+
+    Args:
+        model: generative function.
+        guide: the guide.
+        arguments: what both are called with.
+        rows: x, y and mask of a few datapoints.
+
+    Raises:
+        InputError: one of the two does not run so, or has parameters for each of the datapoints.
+    """
+    x, call = rows[0], arguments(*rows)
+    with (
+        alone(),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
+        statistics_held(),
+    ):
+        with own_parameters() as store:
+            if isinstance(guide, AutoGuide):
+                _refuse_autoguide(guide, _trace("model", model, call, x), len(x))
+            with _recording() as ran:
+                guide_trace, model_trace = _traces(model, guide, call, x)
+            met = _parameters(guide_trace, model_trace)
+            constraints = store.get_state()["constraints"]
+            factors = [*_factors("p", model, model_trace, call), *_factors("q", guide, guide_trace, call)]
+            given_x = _given_x(model, guide_trace, arguments, rows)
+            vectorises = _vectorises(model, guide, call, max(_depth(guide_trace), _depth(model_trace)))
+        if len(x) > 1:
+            with own_parameters():
+                fewer = arguments(x[:-1], *(None if field is None else field[:-1] for field in rows[1:]))
+                _refuse_rows(met, _parameters(*_traces(model, guide, fewer, x[:-1])), len(x))
+    ran = [*owners(model, guide), *ran]
+    _warn_of_untrained(ran, {id(parameter) for parameter in met.values()})
+    parameters = {name: (tensor, constraints[name]) for name, tensor in met.items()}
+    return FirstRun(parameters, ran, prune_subsample_sites(model_trace), factors, given_x, vectorises)
+
+
+def _traces(model: Program, guide: Program, call: Call, x: Tensor) -> tuple[Any, Any]:
+    guide_trace = _trace("guide", guide, call, x)
+    return guide_trace, _trace("model", poutine.replay(model, trace=guide_trace), call, x)
+
+
+def _vectorises(model: Program, guide: Program, call: Call, nesting: int) -> bool:
+    """Whether a pair runs in a plate to the left of its own."""
+    try:
+        with torch.no_grad(), pyro.plate("side by side", 2, dim=-nesting - 1):
+            guide_trace = poutine.trace(guide).get_trace(*call.args, **call.kwargs)
+            replayed = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*call.args, **call.kwargs)
+        for trace in (guide_trace, replayed):
+            trace.compute_log_prob()
+    except Exception:  # of the user's own code, at shapes that it was not written for
+        return False
+    return True
+
+
+def _depth(trace: Any) -> int:
+    """Number of dimensions that the plates of a trace take."""
+    frames = [frame for node in trace.nodes.values() if node["type"] == "sample" for frame in node["cond_indep_stack"]]
+    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+
+
+def _parameters(*traces: Any) -> dict[str, Tensor]:
+    """The unconstrained parameters that Pyro's optimisers would find in these traces."""
+    return {name: trace.nodes[name]["value"].unconstrained() for trace in traces for name in trace.param_nodes}
+
+
+def _is_random(node: Any) -> bool:
+    """Whether a site has a distribution: it is no factor, nothing that is only recorded, and no choice of rows."""
+    return not (isinstance(node["fn"], Unit) or node["infer"].get("_deterministic") or site_is_subsample(node))
+
+
+def _refuse_rows(parameters: dict[str, Tensor], fewer: dict[str, Tensor], datapoints: int) -> None:
+    """Refuses parameters that are those of the rows of one minibatch."""
+    for name, value in parameters.items():
+        if name in fewer and fewer[name].shape != value.shape:
+            raise InputError(
+                f"the parameter {name!r} has the shape {tuple(value.shape)} for {datapoints} datapoints and "
+                f"{tuple(fewer[name].shape)} for one less: it belongs to the rows of one minibatch, and others have "
+                "none; let the guide compute it from x"
+            )
+
+
+def _given_x(model: Program, guide_trace: Any, arguments: Arguments, rows: Rows) -> list[str]:
+    """Sites of the model that have other distributions, at the same latents, where x is zero."""
+    program, found = poutine.uncondition(poutine.replay(model, trace=guide_trace)), []
+    try:
+        traces: list[Any] = []
+        for x in (rows[0], torch.zeros_like(rows[0])):
+            call = arguments(x, *rows[1:])
+            with torch.no_grad(), validation_enabled(False):
+                torch.manual_seed(0)
+                traces.append(poutine.trace(program).get_trace(*call.args, **call.kwargs))
+        for site in traces[0].stochastic_nodes:
+            if _is_random(traces[0].nodes[site]):
+                value = traces[0].nodes[site]["value"]
+                one, other = (trace.nodes[site]["fn"].log_prob(value) for trace in traces)
+                if not torch.allclose(one, other, rtol=1e-4, atol=1e-4, equal_nan=True):
+                    found.append(site)
+    except Exception:  # a program of the user's that does not run on zeros
+        return ["x"]
+    return found
+
+
+def _trace(which: str, program: Callable[..., Any], call: Call, x: Tensor) -> Any:
+    try:
+        return poutine.trace(program).get_trace(*call.args, **call.kwargs)
+    except InputError:
+        raise
+    except Exception as error:  # of the user's own code
+        raise InputError(
+            f"the {which} does not run on x of shape {tuple(x.shape)}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}; {INSTEAD}, or data of another shape"
+        ) from error
+
+
+@contextmanager
+def _recording() -> Iterator[list[nn.Module]]:
+    """Gives the modules that are run within this context, in their order."""
+    ran: list[nn.Module] = []
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        if not any(module is one for one in ran):
+            ran.append(module)
+
+    handle = register_module_forward_pre_hook(before)
+    try:
+        yield ran
+    finally:
+        handle.remove()
+
+
+def _refuse_autoguide(guide: AutoGuide, trace: Any, datapoints: int) -> None:
+    """Refuses a guide that would make a parameter for each datapoint of one minibatch."""
+    for site in trace.stochastic_nodes:
+        for frame in trace.nodes[site]["cond_indep_stack"]:
+            shape = trace.nodes[site]["fn"].batch_shape
+            if frame.vectorized and len(shape) >= -frame.dim and shape[frame.dim] == datapoints:
+                raise InputError(
+                    f"{type(guide).__name__} would have parameters of {site!r} for each row of one minibatch, in the "
+                    f"plate {frame.name!r}, and none for other rows; write a guide that sees x"
+                )
+
+
+def owners(*programs: Program) -> list[nn.Module]:
+    """The modules that programs are, or are methods of."""
+    found = [getattr(program, "__self__", program) for program in programs]
+    return [owner for owner in found if isinstance(owner, nn.Module)]
+
+
+def named(modules: list[nn.Module]) -> dict[str, nn.Module]:
+    """The modules that no other one of them holds, by the names of their classes, numbered where one comes again."""
+    inside = {id(part) for module in modules for part in module.modules() if part is not module}
+    found: dict[str, nn.Module] = {}
+    for module in modules:
+        if id(module) in inside or not module.state_dict() or any(module is one for one in found.values()):
+            continue
+        name, number = type(module).__name__, 2
+        while name in found or hasattr(nn.ModuleDict, name):
+            name, number = f"{type(module).__name__}_{number}", number + 1
+        found[name] = module
+    return found
+
+
+def _warn_of_untrained(ran: list[nn.Module], trained: set[int]) -> None:
+    """Says which modules were run whose parameters are not named to Pyro, as its SVI would not train them either."""
+    for module in ran:
+        own = [name for name, value in module.named_parameters(recurse=False) if value.requires_grad]
+        left = [name for name in own if id(module._parameters[name]) not in trained]
+        if left:
+            warnings.warn(
+                f"{', '.join(left)} of {type(module).__name__} are used by the pair but not named to Pyro: they are "
+                "saved and stay as they are; call pyro.module in the program to train them",
+                stacklevel=6,
+            )
+
+
+def observing(run: FirstRun, declared: Mapping[str, str]) -> dict[str, str]:
+    """The sites that observe `x` and `y`, by these names: those that are declared, or the only observed one.
+
+    Raises:
+        InputError: a site that is declared is not observed.
+    """
+    for role, site in declared.items():
+        if site not in run.observed:
+            listed = ", ".join(run.observed) or "none"
+            raise InputError(
+                f"observed says that the site {site!r} observes {role}, but the observed sites are {listed}"
+            )
+    return dict(declared) if declared or len(run.observed) != 1 else {"x": run.observed[0]}
+
+
+def fault(run: FirstRun, site: str | None, x: Tensor, mask: Tensor | None) -> str | None:
+    """Why the site is not p(x | z) of one datapoint x; None if it is.
+
+    Args:
+        run: the first run.
+        site: that observes x, None where it is not known.
+        x: what the run was of (batch, *event_shape).
+        mask: True where it is observed.
+    """
+    if site is None:
+        return f"the model observes {', '.join(run.observed) or 'nothing'}; name the site of x with observed=..."
+    node = run.model_trace.nodes[site]
+    frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+    if [frame.dim for frame in frames] != [-1]:
+        return (
+            f"the site {site!r} does not lie in one plate over datapoints alone; make inner plates events with to_event"
+        )
+    value = node["value"]
+    shapes = {tuple(value.shape[1:]), tuple(node["fn"].event_shape)}
+    if len(shapes) > 1 or value.numel() != x.numel() or len(value) != len(x):
+        listed = " and ".join(map(str, sorted(shapes)))
+        return f"the site {site!r} observes the shape {listed}, and x has {tuple(x.shape[1:])}"
+    same = (value.reshape(x.shape) == x) | (x != x) | (False if mask is None else ~mask)
+    if not same.all():
+        return f"the site {site!r} observes other values than x"
+    return f"the distributions of {', '.join(run.given_x)} depend on x itself" if run.given_x else None
+
+
+def _factors(letter: str, program: Callable[..., Any], trace: Any, call: Call) -> Iterator[str]:
+    """Lines such as `p(x | z) = Bernoulli (784,)`, from what values were computed of."""
+    try:
+        above: Any = get_dependencies(program, call.args, call.kwargs)["prior_dependencies"]
+    except Exception:  # a program that does something which is not followed
+        above = {}
+    for site in [*trace.stochastic_nodes, *trace.observation_nodes]:
+        node = trace.nodes[site]
+        if not _is_random(node):
+            continue
+        given = [name for name in above.get(site, ()) if name != site] + ["x"] * (letter == "q")
+        shape = tuple(node["fn"].event_shape)
+        bar = f" | {', '.join(given)}" if given else ""
+        yield f"{letter}({site}{bar}) = {type(innermost(node['fn'])).__name__} {shape if shape else ''}".rstrip()
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution inside of those that make events of it or mask it."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn

@@ -1,0 +1,395 @@
+"""A Pyro model and guide as they are, with what the package asks of a model."""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+from weakref import ref
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pyrolatent.declaration import component, imported
+from pyrolatent.errors import InputError
+from pyrolatent.models.arrays import as_numbers
+from pyrolatent.models.components.conditional import filled, masked
+from pyrolatent.models.components.distributions import Reshaped
+from pyrolatent.models.isolation import held_parameters_expected, own_parameters
+from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.model import Model
+from pyrolatent.models.programs.arguments import by_function, by_signature, differ
+from pyrolatent.models.programs.first_run import FirstRun, fault, first_run, innermost, named, observing, owners
+
+ROWS = 3
+"""Datapoints of the first run, which is made with one less too, for what belongs to the rows of a minibatch."""
+
+
+def from_pyro(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    observed: str | Mapping[str, str] | None = None,
+    plate: str | None = None,
+    arguments: Callable[[Tensor, Tensor | None, Tensor | None], Any] | None = None,
+) -> "PyroPair":
+    """A Pyro model and guide, unmodified, as a model that can be fitted, evaluated, checked and saved.
+
+    Args:
+        model: generative function, method or module, all of whose sites lie in one plate over datapoints.
+        guide: function of the same arguments that samples the latent sites of the model.
+        observed: the site that observes x, by default the only observed one; where the model observes the labels too,
+            a mapping such as {"obs": "x", "labels": "y"}.
+        plate: name of the plate over datapoints, by default the one that all sites share.
+        arguments: what both are called with: a function of x (batch, *event_shape), y and mask, the last two None where
+            the data have none, to one argument, a tuple of them, or a mapping of names to them. By default x is given
+            to the first parameter of the model, y to `y`, `ys`, `label` or `labels`, the mask to `mask` or `obs_mask`.
+
+    Returns:
+        The model. The pair is run on a few datapoints when it first meets data; what it then asks of Pyro is what
+        is trained.
+
+    Raises:
+        InputError: what is no program, or parameters of it that no default says how to fill.
+    """
+    roles = dict(observed) if isinstance(observed, Mapping) else observed
+    return PyroPair(None, model=model, guide=guide, observed=roles, plate=plate, arguments=arguments)
+
+
+@component("pyro", "model")
+class PyroPair(LatentVariableModel):
+    """A Pyro model and guide that exist already; in Python `from_pyro` makes it.
+
+    Trained are the parameters that `pyro.infer.SVI` would train: those that the pair meets through `pyro.param`,
+    `pyro.module` and `PyroModule` when it first runs. Their tensors are those of the modules, and of Pyro's parameter
+    store where the pair was given as objects, so that what SVI has trained is trained further, and the other way
+    round. Modules that the pair uses without naming them to Pyro are saved with the rest and stay as they are.
+
+    Args:
+        event_shape: shape of one datapoint x; None: the first data say it.
+        label_dim: number of classes or width of the labels of the data, 0 for none.
+        model: generative function, or its import path: `my_module:model`, `my_module:instance.model`.
+        guide: guide, or its import path.
+        observed: the site that observes x, or a mapping of observed sites to `x` and `y`.
+        plate: name of the plate over datapoints.
+        arguments: function of x, y and mask to the arguments of both programs, or its import path.
+        model_options: what `model`, a class or a function that makes the program, is called with.
+        guide_options: the same of `guide`.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...] | None,
+        label_dim: int = 0,
+        *,
+        model: Any,
+        guide: Any,
+        observed: str | dict[str, str] | None = None,
+        plate: str | None = None,
+        arguments: Any = None,
+        model_options: dict[str, Any] | None = None,
+        guide_options: dict[str, Any] | None = None,
+    ) -> None:
+        Model.__init__(self, event_shape or ())
+        self.label_dim, self.plate = label_dim, plate
+        made: dict[str, Any] = {}
+        self._programs = (
+            _program("model", model, model_options, made),
+            _program("guide", guide, guide_options, made),
+        )
+        self._in_store = not isinstance(model, str) and not isinstance(guide, str)
+        arguments = imported(arguments) if isinstance(arguments, str) else arguments
+        self._arguments = by_signature(self._programs[0]) if arguments is None else by_function(arguments)
+        self._declared = _roles(observed)
+        self._run: FirstRun | None = None
+        self._fault: str | None = None
+        self._takes_mask = False
+        self._sees_gaps = False
+        self._waiting: Mapping[str, Any] | None = None
+        self._store: dict[str, dict[str, Any]] = {"params": {}, "constraints": {}}
+        self.modules_met = nn.ModuleDict(named(owners(*self._programs)))
+        self.parameters_met = nn.ParameterDict()
+        self.about: Tensor
+        self.register_buffer("about", torch.tensor([label_dim, False, *self.event_shape]))
+
+    @property
+    def met(self) -> bool:  # type: ignore[override]
+        """Whether the pair has been run."""
+        return self._run is not None
+
+    @property
+    def likelihood_name(self) -> str:
+        """The distribution of x, or the sites that are observed."""
+        if self._run is None or self._fault is not None:
+            return "pair's"
+        return type(innermost(self._run.model_trace.nodes[self.observed_site]["fn"])).__name__
+
+    @property
+    def observes_x(self) -> bool:
+        """Whether one site of the model is p(x | z)."""
+        return self._fault is None
+
+    @property
+    def vectorises(self) -> bool:
+        """Whether the pair runs with several particles side by side."""
+        return self._run is None or self._run.vectorises
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """None that the package could give a mask to: the guide takes it, or does not."""
+        return []
+
+    @property
+    def scores_any_value(self) -> bool:
+        """Whether the guide scores values that it did not draw; where it does not, the scoring says so."""
+        return True
+
+    @property
+    def sees_gaps(self) -> bool:
+        """Whether the guide was trained on data with a mask, which it takes."""
+        return self._sees_gaps
+
+    @property
+    def takes_unknown_labels(self) -> bool:
+        """A pair is given labels of a whole minibatch or none."""
+        return False
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that Pyro's SVI would train, and no others; before the first run those that are known."""
+        trained = {id(parameter) for parameter in self._store["params"].values()}
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if id(parameter) in trained or self._run is None:
+                yield name, parameter
+
+    def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Any:
+        """The generative function; arguments as in `LatentVariableModel.generate`."""
+        return self._called(0, x, y, mask)
+
+    def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Any:
+        """The guide; arguments as in `LatentVariableModel.infer`."""
+        return self._called(1, x, y, mask)
+
+    def _called(self, which: int, x: Tensor, y: Tensor | None, mask: Tensor | None) -> Any:
+        self.meet(x, y, mask)
+        gaps: Any = nullcontext()
+        if mask is not None and not self._takes_mask:
+            gaps, x = _Gaps(self.require_x(), mask), torch.where(mask, x, 0.0)
+        call = self._arguments(x, y, mask)
+        # The parameters are the pair's own, whatever has their names elsewhere.
+        with own_parameters(self._store) as store, gaps, held_parameters_expected():
+            result = self._programs[which](*call.args, **call.kwargs)
+            new = next((name for name in store if name not in self._store["params"]), None)
+        if new is not None:
+            raise InputError(
+                f"the pair names the parameter {new!r} to Pyro in some runs alone, so that it would not be trained; "
+                "call pyro.param and pyro.module in every run"
+            )
+        return result
+
+    def meet(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None, label_dim: int = 0) -> None:
+        """Runs the pair on the first datapoints, if it has not been run: finds its parameters and its sites.
+
+        Args:
+            x: data (batch, *event_shape).
+            y: labels (batch,) or (batch, label_dim), None for none.
+            mask: True where x is observed, None if all of it is.
+            label_dim: number of classes or width of the labels, of labels that are classes.
+
+        Raises:
+            InputError: a pair that does not run on this data, or whose parameters another pair has under their names.
+        """
+        if self._run is not None:
+            return
+        rows = x[:ROWS], None if y is None else y[:ROWS], None if mask is None else mask[:ROWS]
+        label_dim = label_dim or self.label_dim or (y.shape[1] if y is not None and y.dim() > 1 else 0)
+        self._takes_mask = self._uses(2, (*rows[:2], torch.ones_like(rows[0], dtype=torch.bool)), torch.zeros(()))
+        uses_y = rows[1] is not None and self._uses(1, rows, (rows[1] + 1) % max(label_dim, 2))
+        if uses_y and not label_dim:
+            raise InputError(
+                "classes were given to a pair that does not know how many there are; fit or evaluate it with the data "
+                "of pl.load_data first"
+            )
+        observes_y = "y" in self._declared and uses_y
+        runs = [first_run(*self._programs, self._arguments, rows)]
+        if observes_y:  # without labels, in evaluation, other networks may be met
+            runs.append(first_run(*self._programs, self._arguments, (rows[0], None, rows[2])))
+        run, roles = runs[0], observing(runs[0], self._declared)
+        self._hold(runs)
+        self._run = run
+        self.event_shape, self.label_dim = x.shape[1:], label_dim if uses_y else 0
+        self.label_site, self.conditional = roles.get("y"), uses_y and not observes_y
+        self.observed_site = roles.get("x", "")
+        self._fault = fault(run, roles.get("x"), rows[0], rows[2])
+        self._sees_gaps = mask is not None and self._takes_mask
+        self.about = torch.tensor([self.label_dim, self._sees_gaps, *self.event_shape], device=self.about.device)
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            self.to(next((value.dtype for value in waiting.values() if value.is_floating_point()), None))
+            self.load_state_dict(waiting)
+
+    def _uses(self, which: int, rows: tuple[Any, Any, Any], other: Tensor) -> bool:
+        """Whether what the programs are called with changes with the labels (1) or the mask (2)."""
+        changed = [*rows]
+        changed[which] = other.expand_as(rows[which]).to(rows[which])
+        return differ(self._arguments(*rows), self._arguments(*changed))
+
+    def _hold(self, runs: list[FirstRun]) -> None:
+        """Makes the parameters and modules of first runs parts of this module."""
+        self.modules_met = nn.ModuleDict(named([module for run in runs for module in run.modules]))
+        in_modules = {id(parameter) for parameter in self.modules_met.parameters()}
+        shared = pyro.get_param_store()
+        there = dict(shared.named_parameters()) if self._in_store else {}
+        own: Any = {"params": {}, "constraints": {}}
+        for name, (tensor, constraint) in {k: v for run in reversed(runs) for k, v in run.parameters.items()}.items():
+            if name in there and id(tensor) in in_modules and there[name] is not tensor:
+                raise InputError(
+                    f"Pyro's parameter store holds {name!r} of another module than the pair's; call "
+                    "pyro.clear_param_store() to go on with the module as it is, or "
+                    "pyro.module(..., update_module_params=True) to give it what is in the store"
+                )
+            if name in there and id(tensor) not in in_modules:
+                self._may_take(name, there[name], tensor)
+                tensor = there[name]
+            self._store["params"][name] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach())
+            self._store["constraints"][name] = constraint
+            if id(tensor) not in in_modules:
+                self.parameters_met[name.replace(".", "/")] = self._store["params"][name]
+                own = {what: {**own[what], name: self._store[what][name]} for what in own}
+        if self._in_store:
+            shared.set_state(own)
+            _owners.update({parameter: ref(self) for parameter in own["params"].values()})
+
+    def _may_take(self, name: str, there: Tensor, own: Tensor) -> None:
+        """Refuses a parameter of Pyro's store that another pair has, or that has another shape."""
+        owner = _owners.get(there, lambda: None)()
+        if there.shape != own.shape or (owner is not None and owner._programs != self._programs):
+            what = f"of the shape {tuple(there.shape)}" if there.shape != own.shape else "of another pair"
+            raise InputError(
+                f"Pyro's parameter store holds a parameter {name!r} {what}; call pyro.clear_param_store() before this "
+                "pair meets data, or give its parameter another name"
+            )
+
+    def given_label(self, y: Tensor | None) -> dict[str, Tensor]:
+        """What the site of the labels observes where these are given, of a model that observes them, else nothing."""
+        if y is None or self.label_site is None:
+            return {}
+        x = as_numbers(self, torch.zeros(()), "x").expand(len(y), *self.event_shape)
+        trace: Any = poutine.trace(self.generate).get_trace(x, y)
+        return {self.label_site: trace.nodes[self.label_site]["value"]}
+
+    def simulated(self, size: int, y: Tensor | None = None) -> dict[str, Any]:
+        """Draws z ~ p(z), x ~ p(x | z), as of any model; labels that the model observes are drawn or those given."""
+        if self._run is None and self._waiting is None:
+            raise InputError("the pair has not seen any data; fit or evaluate it, or load a run of it, first")
+        x = as_numbers(self, torch.zeros(()), "x").expand(ROWS, *self.event_shape)
+        self.meet(x, None if y is None else y[:1].expand(ROWS, *y.shape[1:]))
+        self.require_x()
+        return super().simulated(size, y)
+
+    def observation(self, trace: Any) -> Any:
+        """The site of x in a trace of the generative function, in the shape of x.
+
+        Raises:
+            InputError: no site observes x as it is.
+        """
+        node = trace.nodes[self.require_x()]
+        fn = node["fn"]
+        if fn.event_shape == self.event_shape:
+            return node
+        value = node["value"].reshape(*fn.batch_shape, *self.event_shape)
+        return {**node, "fn": Reshaped(fn, self.event_shape), "value": value}
+
+    def require_x(self) -> str:
+        """The site that observes x.
+
+        Raises:
+            InputError: none does.
+        """
+        if self._fault is not None:
+            raise InputError(f"the pair is asked for x alone, but {self._fault}")
+        return self.observed_site
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Takes a state; a pair that has not been run takes it when it is."""
+        if self._run is not None:
+            return super().load_state_dict(state_dict, strict, assign)
+        if "about" not in state_dict:
+            raise RuntimeError("it is no state of a Pyro pair")
+        self._waiting, self.fitted = state_dict, True
+        self.label_dim, sees_gaps, *event_shape = state_dict["about"].tolist()
+        self.event_shape, self._sees_gaps = torch.Size(event_shape), bool(sees_gaps)
+        return None
+
+    def __str__(self) -> str:
+        if self._run is None:
+            return f"{type(self).__name__} that has not seen any data"
+        return "\n  ".join([Model.__str__(self), *self._run.factors])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        raise InputError("a Pyro pair is not copied, since its programs would go on with the modules that they name")
+
+
+class _Gaps(Messenger):
+    """Leaves missing values out of the likelihood of a program that is not given the mask.
+
+    Args:
+        site: that observes x.
+        mask: True where x is observed (batch, *event_shape).
+    """
+
+    def __init__(self, site: str, mask: Tensor) -> None:
+        super().__init__()
+        self.site = site
+        self.mask = mask
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.site and msg["is_observed"]:
+            mask = self.mask.reshape(len(self.mask), *msg["fn"].event_shape)
+            msg["value"] = filled(msg["value"], mask, msg["fn"].support)
+            msg["fn"] = masked(msg["fn"], mask)
+
+
+def _program(which: str, program: Any, options: Mapping[str, Any] | None, made: dict[str, Any]) -> Any:
+    """A program that was given, or that an import path names.
+
+    Args:
+        which: "model" or "guide", for messages.
+        program: the program, or its import path; a class that it begins with, or a function where there are options,
+            is called first.
+        options: what is called with.
+        made: what was made already by its path, so that two methods are those of one object.
+
+    Raises:
+        InputError: it is no program.
+    """
+    if isinstance(program, str):
+        module, _, names = program.partition(":")
+        first, *attributes = names.split(".")
+        path = f"{module}:{first}"
+        if path not in made:
+            named = imported(path)
+            made[path] = named(**(options or {})) if isinstance(named, type) or options is not None else named
+        program = operator.attrgetter(".".join(attributes))(made[path]) if attributes else made[path]
+    elif options is not None:
+        raise InputError(f"{which}_options are for a declaration by import path; call the program with them yourself")
+    if not callable(program):
+        raise InputError(f"{which} was {program!r}; give a function, a method or a module")
+    return program
+
+
+def _roles(observed: str | Mapping[str, str] | None) -> dict[str, str]:
+    """The sites by what they observe, `x` or `y`."""
+    given = {observed: "x"} if isinstance(observed, str) else dict(observed or {})
+    if sorted(given.values()) not in ([], ["x"], ["x", "y"]):
+        raise InputError(
+            f'observed was {observed!r}; give the site of x, or the sites of both: {{"obs": "x", "labels": "y"}}'
+        )
+    return {role: site for site, role in given.items()}
+
+
+_owners = WeakTensorKeyDictionary()
+"""The pairs that have taken parameters of Pyro's store, or put them there."""

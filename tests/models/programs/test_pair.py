@@ -1,0 +1,514 @@
+"""Pyro pairs of the user's own, unmodified: held against Pyro's own estimators and against what is known exactly."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pyro.infer
+import pyro.optim
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor, nn
+
+import pyrolatent as pl
+from pyrolatent import InputError, from_pyro
+from pyrolatent.inference.objectives import ELBO, AnalyticELBO
+from tests.models.programs.programs import (
+    Bernoullis,
+    Classes,
+    D,
+    Linear,
+    LocModel,
+    Regression,
+    loc_guide,
+    loc_model,
+)
+
+BITS = (np.random.default_rng(0).random((80, D)) < 0.4).astype(np.float32)
+REALS = np.random.default_rng(1).normal(1.0, 1.5, (80, 1)).astype(np.float32)
+CODES = np.random.default_rng(2).integers(0, 3, 80)
+ONCE: Any = {"epochs": 1, "batch_size": 16, "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def store() -> Iterator[None]:
+    pyro.clear_param_store()
+    yield
+    pyro.clear_param_store()
+
+
+def one_hot(x: Tensor, y: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return x, None if y is None else (y.unsqueeze(-1) == torch.arange(3)).to(x.dtype)
+
+
+def bernoullis() -> tuple[Bernoullis, Any]:
+    torch.manual_seed(0)
+    program = Bernoullis()
+    return program, from_pyro(program.model, program.guide)
+
+
+# What is counted, and what is trained.
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(ELBO(), pyro.infer.Trace_ELBO()), (AnalyticELBO(), pyro.infer.TraceMeanField_ELBO())]
+)
+def test_losses_are_those_of_pyro_at_the_same_draws(ours: Any, theirs: Any) -> None:
+    program, m = bernoullis()
+    x = torch.from_numpy(BITS[:20])
+    torch.manual_seed(3)
+    loss = ours.loss(m.generate, m.infer, x)
+    torch.manual_seed(3)
+    assert loss == pytest.approx(theirs.loss(program.model, program.guide, x), rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: (Bernoullis().model, Bernoullis().guide), lambda: (loc_model, loc_guide)])
+def test_what_svi_trains_is_trained(make: Callable[[], tuple[Any, Any]]) -> None:
+    model, guide = make()
+    x = torch.from_numpy(BITS[:20] if model is not loc_model else REALS[:20])
+    m = from_pyro(model, guide)
+    m.meet(x)
+    with pyro.poutine.trace(param_only=True) as capture:
+        pyro.infer.Trace_ELBO().loss(model, guide, x)
+    theirs = {id(node["value"].unconstrained()) for node in capture.trace.nodes.values() if node["type"] == "param"}
+    assert {id(parameter) for parameter in m.parameters()} == theirs
+
+
+def test_a_fit_goes_on_from_svi_and_svi_from_a_fit() -> None:
+    data = pl.load_data(REALS)
+    svi = pyro.infer.SVI(loc_model, loc_guide, pyro.optim.SGD({"lr": 0.003}), pyro.infer.Trace_ELBO())
+    for _ in range(30):
+        svi.step(data.train.batch(slice(None)).x)
+    trained = pyro.param("loc").item()
+    assert trained != 0
+    m = from_pyro(loc_model, loc_guide)
+    pl.fit(m, data, objective="elbo", optimizer={"SGD": {"lr": 0.0}}, **ONCE)
+    assert pyro.param("loc").item() == trained
+    pl.fit(m, data, objective="elbo", **ONCE)
+    after = pyro.param("loc").item()
+    assert after != trained
+    assert pyro.param("guide.width").item() != 0.5
+    svi.step(data.train.batch(slice(None)).x)
+    assert pyro.param("loc").item() != after
+    assert m.parameters_met["loc"].item() == pyro.param("loc").item()
+
+
+def test_constrained_parameters_of_functions_and_of_modules_train_alike() -> None:
+    data = pl.load_data(REALS)
+    functions, module = from_pyro(loc_model, loc_guide), from_pyro(LocModel(), loc_guide)
+    histories = []
+    for m in (functions, module):
+        histories.append(pl.fit(m, data, objective="elbo", **ONCE | {"epochs": 3}).history[-1]["validation_elbo"])
+        pyro.clear_param_store()
+    assert histories[0] == pytest.approx(histories[1], rel=1e-6)
+    loc, scale = (functions.parameters_met[name] for name in ("loc", "scale"))
+    assert loc.item() == pytest.approx(module._programs[0].loc.item(), abs=1e-6)
+    assert scale.exp().item() == pytest.approx(module._programs[0].scale.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["elbo", "analytic_elbo", "iwae", "dreg", "stl", "vimco", "Trace_ELBO"])
+def test_every_objective_trains_a_pair(objective: str) -> None:
+    program, m = bernoullis()
+    before = program.decoder[0].weight.clone()
+    fit = pl.fit(m, pl.load_data(BITS), objective=objective, **ONCE)
+    assert np.isfinite(fit.history[-1]["validation_elbo"])
+    assert not torch.equal(before, program.decoder[0].weight)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_uncompiled_one() -> None:
+    histories = []
+    for compile in ("always", "never"):
+        _, m = bernoullis()
+        histories.append(pl.fit(m, pl.load_data(BITS), compile=compile, **ONCE | {"epochs": 2}).history[-1])
+        pyro.clear_param_store()
+    assert histories[0]["validation_elbo"] == pytest.approx(histories[1]["validation_elbo"], rel=1e-5)
+
+
+def test_a_module_that_is_not_named_to_pyro_stays_as_it_is_and_is_saved(tmp_path: Path) -> None:
+    features = nn.Linear(D, 2 * 2)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc, log_scale = features(x).chunk(2, -1)
+            pyro.sample("latent", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    program = Bernoullis()
+    m, before = from_pyro(program.model, guide), features.weight.clone()
+    with pytest.warns(UserWarning, match=r"weight, bias of Linear .* not named to Pyro") as warned:
+        fit = pl.fit(m, pl.load_data(BITS), **ONCE)
+    assert sum("not named to Pyro" in str(one.message) for one in warned) == 1
+    assert torch.equal(features.weight, before)
+    assert not any(parameter is features.weight for parameter in m.parameters())
+    run = pl.Run.save(tmp_path / "run", fit)
+    with torch.no_grad():
+        features.weight.zero_()
+    pl.Run.load(run.path, model=m)
+    assert torch.equal(features.weight, before)
+
+
+# Save and load.
+
+
+@pytest.mark.parametrize("make", [lambda: bernoullis()[1], lambda: from_pyro(loc_model, loc_guide)])
+def test_a_run_gives_a_pair_its_parameters_back_bit_for_bit(make: Callable[[], Any], tmp_path: Path) -> None:
+    m = make()
+    data = pl.load_data(BITS if hasattr(m._programs[0], "__self__") else REALS)
+    run = pl.Run.save(tmp_path / "run", pl.fit(m, data, **ONCE))
+    expected = pl.evaluate(m, data, particles=10)
+    state = {name: value.clone() for name, value in m.state_dict().items()}
+    pyro.clear_param_store()
+    again = make()
+    loaded = pl.Run.load(run.path, model=again).model
+    assert tuple(loaded.event_shape) == data.event_shape
+    assert pl.sample(loaded, 3).shape == (3, *data.event_shape)  # the first run, of no data
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+    assert pl.evaluate(loaded, data, particles=10) == expected
+
+
+def test_a_run_of_another_pair_is_refused(tmp_path: Path) -> None:
+    run = pl.Run.save(tmp_path / "run", pl.fit(bernoullis()[1], pl.load_data(BITS), **ONCE))
+    pyro.clear_param_store()
+    program = Bernoullis(hidden=5)
+    other = from_pyro(program.model, program.guide)
+    with pytest.raises((InputError, RuntimeError), match=r"size mismatch|do not fit"):
+        pl.evaluate(pl.Run.load(run.path, model=other).model, pl.load_data(BITS), particles=10)
+
+
+PROGRAMS = """
+import pyro, torch
+import pyro.distributions as dist
+from torch import nn
+
+class Pair(nn.Module):
+    def __init__(self, hidden=8, latent=2):
+        super().__init__()
+        self.latent = latent
+        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.Tanh(), nn.Linear(hidden, 4))
+        self.encoder = nn.Linear(4, 2 * latent)
+
+    def model(self, x):
+        pyro.module("pair", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), self.latent), 1.0).to_event(1))
+            pyro.sample("obs", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+pair = Pair()
+"""
+
+
+@pytest.mark.parametrize("options", ["", ", model_options: {hidden: 3}, guide_options: {hidden: 3}"])
+def test_a_pair_is_declared_by_its_import_paths(options: str, tmp_path: Path) -> None:
+    owner = "Pair" if options else "pair"
+    (tmp_path / "programs.py").write_text(PROGRAMS)
+    np.save(tmp_path / "bits.npy", BITS)
+    (tmp_path / "experiment.yaml").write_text(
+        f'model: {{pyro: {{model: "programs:{owner}.model", guide: "programs:{owner}.guide"{options}}}}}\n'
+        "data: bits.npy\nepochs: 2\n"
+    )
+    experiment = pl.Experiment.load(tmp_path / "experiment.yaml")
+    run = pl.train(experiment, tmp_path / "run", progress=False)
+    assert run.model._programs[0].__self__ is run.model._programs[1].__self__
+    with pytest.raises(pl.TrustError, match="programs"):
+        pl.Run.load(tmp_path / "run")
+    loaded = pl.Run.load(tmp_path / "run", trust=True)
+    assert loaded.evaluate(particles=10).elbo == run.evaluate(particles=10).elbo
+
+
+# Evidence and draws against what is known exactly.
+
+
+def test_log_evidence_is_exact_where_the_guide_is_the_posterior() -> None:
+    program, data = Linear(), pl.load_data(REALS)
+    found = pl.evaluate(from_pyro(program.model, program.guide), data, particles=5)
+    assert found.each["log_evidence"].numpy() == pytest.approx(program.log_prob(data.test.x).numpy(), abs=1e-5)
+    assert found.measure == "density (in the units of the data)"
+
+
+def test_missing_values_are_left_out_of_a_likelihood_that_factorises() -> None:
+    """Of x = (x_1, x_2) given z, what is observed alone is scored; the exact value is that of x_1."""
+    program = Linear()
+    both = np.concatenate([REALS, np.full_like(REALS, np.nan)], 1)
+    mask = np.isfinite(both)
+    data = pl.load_data(both, mask="nan")
+    found = pl.evaluate(from_pyro(program.model, program.guide), data, particles=5)
+    assert mask[:, 0].all()
+    expected = program.log_prob(data.test.x[:, :1])
+    assert found.each["log_evidence"].numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_what_is_missing_is_imputed_by_the_posterior() -> None:
+    """x_2 given x_1 is N(w² x_1 / (w² + s²), s² + w² s² / (w² + s²))."""
+    program = Linear()
+    m = from_pyro(program.model, program.guide)
+    x, mask = torch.tensor([[1.2, 0.0]]), torch.tensor([[True, False]])
+    torch.manual_seed(0)
+    drawn = pl.impute(m, x.expand(50, 2), mask.expand(50, 2), draws=100, particles=200)[..., 1].flatten()
+    total = program.w**2 + program.s**2
+    mean = program.w**2 * 1.2 / total
+    variance = program.s**2 + program.w**2 * program.s**2 / total
+    assert drawn.mean().item() == pytest.approx(mean, abs=5 * (variance / len(drawn)) ** 0.5 + 0.02)
+    assert drawn.var().item() == pytest.approx(variance, rel=5 * (2 / len(drawn)) ** 0.5 + 0.03)
+
+
+def test_samples_are_those_of_the_program() -> None:
+    program = Linear()
+    m = from_pyro(program.model, program.guide)
+    m.meet(torch.from_numpy(REALS[:4]))
+    torch.manual_seed(0)
+    drawn = pl.sample(m, 20_000)
+    variance = program.w**2 + program.s**2
+    assert drawn.mean().item() == pytest.approx(0.0, abs=5 * (variance / 20_000) ** 0.5)
+    assert drawn.var().item() == pytest.approx(variance, rel=5 * (2 / 20_000) ** 0.5)
+
+
+def test_images_that_the_program_flattens_keep_their_shape() -> None:
+    _, m = bernoullis()
+    data = pl.load_data(BITS.reshape(-1, 2, 2))
+    pl.fit(m, data, **ONCE)
+    assert pl.sample(m, 3).shape == pl.sample(m, 3, mean=True).shape == (3, 2, 2)
+    assert pl.reconstruct(m, data.test.batch(slice(0, 5)).x).shape == (5, 2, 2)
+    assert m.decode(torch.zeros(7, 2)).event_shape == (2, 2)
+
+
+def test_a_model_of_x_given_y_is_evaluated_at_its_labels() -> None:
+    program = Regression()
+    y = np.random.default_rng(3).normal(size=(80, 3)).astype(np.float32)
+    data = pl.load_data(REALS, labels=y)
+    found = pl.evaluate(from_pyro(program.model, program.guide), data, particles=5)
+    expected = program.log_prob(data.test.x, data.test.y)  # type: ignore[arg-type]
+    assert found.each["log_evidence"].numpy() == pytest.approx(expected.detach().numpy(), abs=1e-5)
+    assert found.given == "y"
+
+
+def test_a_label_that_the_model_observes_is_summed_out_in_evaluation() -> None:
+    program = Classes()
+    data = pl.load_data(BITS, labels=CODES)
+    m = from_pyro(program.model, program.guide, observed={"x": "x", "y": "y"}, arguments=one_hot)
+    pl.fit(m, data, **ONCE)
+    assert any(parameter is program.encoder_y.weight for parameter in m.parameters())
+    found = pl.evaluate(m, data, particles=1)
+    expected = program.log_prob(data.test.batch(slice(None)).x).detach()
+    assert found.each["log_evidence"].numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+    assert found.given is None
+    torch.manual_seed(0)
+    drawn = pl.sample(m, 4000, [1] * 4000)
+    p = torch.sigmoid(program.decoder(torch.eye(3))[1]).detach()
+    assert drawn.mean(0).numpy() == pytest.approx(p.numpy(), abs=5 * 0.5 / 4000**0.5)
+
+
+def test_unknown_labels_are_refused() -> None:
+    program = Classes()
+    m = from_pyro(program.model, program.guide, observed={"x": "x", "y": "y"}, arguments=one_hot)
+    with pytest.raises(InputError, match="labels are unknown"):
+        pl.fit(m, pl.load_data(BITS, labels=CODES, labelled=10), **ONCE)
+
+
+def test_labels_that_a_pair_does_not_take_are_left_out() -> None:
+    _, m = bernoullis()
+    data = pl.load_data(BITS, labels=CODES)
+    pl.fit(m, data, **ONCE)
+    assert m.label_dim == 0
+    assert pl.evaluate(m, data, particles=5).given is None
+
+
+def test_checks_arviz_and_the_picture_of_a_pair() -> None:
+    program = Linear()
+    m, data = from_pyro(program.model, program.guide), pl.load_data(REALS, test=0.5)
+    found = pl.check(m, data, annealed=0)
+    judged = {verdict.by.name: verdict for verdict in found.verdicts}
+    assert judged["k-hat"].passed
+    assert judged["sbc latents"].passed
+    assert {"posterior", "posterior_predictive", "prior"} <= set(pl.to_arviz(m, data, draws=20, predictive=20).groups())
+    assert str(m).splitlines()[1:] == ["  p(z) = Normal", "  p(x | z) = Normal (1,)", "  q(z | x) = Normal"]
+
+
+def test_a_pair_in_double_precision() -> None:
+    program, _ = bernoullis()
+    m = from_pyro(program.double().model, program.guide)
+    fit = pl.fit(m, pl.load_data(BITS), **ONCE)
+    assert next(fit.model.parameters()).dtype == torch.float64
+
+
+def test_the_parts_of_a_pair_train_under_svi() -> None:
+    program, m = bernoullis()
+    x = torch.from_numpy(BITS)
+    svi = pyro.infer.SVI(m.model, m.guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+    losses = [svi.step(x) for _ in range(60)]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert program.decoder[0].weight is m.modules_met["Bernoullis"].decoder[0].weight
+    drawn = pyro.infer.Predictive(m.model, guide=m.guide, num_samples=3)(x)
+    assert drawn["latent"].shape[:2] == (3, len(x))
+
+
+# Programs that observe something else than x, or take one particle at a time.
+
+
+def observes_logs(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        pyro.sample("log x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x.log())
+
+
+def counts_given_their_total(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        p = torch.stack([z, -z, z * 0], -1).softmax(-1)
+        pyro.sample("x", dist.Multinomial(int(x.sum(-1).max()), p, validate_args=False), obs=x)
+
+
+def prior_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "reason"),
+    [
+        (observes_logs, np.exp(REALS), "observes other values than x"),
+        (counts_given_their_total, np.full((60, 3), 4.0, np.float32), "depend on x itself"),
+    ],
+)
+def test_x_is_not_drawn_from_a_pair_that_does_not_observe_it(model: Callable[..., Any], x: Any, reason: str) -> None:
+    m, data = from_pyro(model, prior_guide), pl.load_data(x)
+    found = pl.evaluate(m, data, particles=30)
+    assert found.measure == "density (of what the program observes, not of x)"
+    with pytest.raises(InputError, match=reason):
+        pl.sample(m, 3)
+    assert "posterior_predictive" not in pl.to_arviz(m, data, draws=20, predictive=20).groups()
+
+
+def of_one_batch_dimension(x: Tensor) -> None:
+    pyro.param("unused", torch.zeros(1))
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(1.5 * z.view(len(x), 1), 0.5).to_event(1), obs=x)
+
+
+def test_a_program_of_one_batch_dimension_is_run_particle_by_particle() -> None:
+    program, data = Linear(), pl.load_data(REALS)
+    m = from_pyro(of_one_batch_dimension, program.guide)
+    found = pl.evaluate(m, data, particles=8)
+    assert found.each["log_evidence"].numpy() == pytest.approx(program.log_prob(data.test.x).numpy(), abs=1e-5)
+    with pytest.raises(InputError, match="one at a time"):
+        pl.fit(m, data, objective={"iwae": {"particles": 4}}, **ONCE)
+
+
+# What is refused, by name.
+
+
+def with_a_global(x: Tensor) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(slope, 1.0).expand([1]).to_event(1), obs=x)
+
+
+def with_two_observed(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        pyro.sample("a", dist.Normal(z, 1.0), obs=x[:, 0])
+        pyro.sample("b", dist.Normal(z, 1.0), obs=x[:, 0])
+
+
+def rows_of_parameters(x: Tensor) -> None:
+    loc = pyro.param("locs", torch.zeros(len(x)))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, 1.0))
+
+
+def fails(x: Tensor) -> None:
+    raise KeyError("no such thing")
+
+
+def asks_for_more(x: Tensor, lengths: Tensor) -> None: ...
+
+
+def needs_labels(x: Tensor, y: Tensor) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "options", "message"),
+    [
+        (with_a_global, lambda x: pyro.sample("slope", dist.Normal(0.0, 1.0)), {}, r"'slope' lies outside the plate"),
+        (loc_model, rows_of_parameters, {}, r"'locs' has the shape \(3,\) for 3 datapoints"),
+        (fails, loc_guide, {}, "KeyError"),
+        (needs_labels, needs_labels, {}, "there are no labels"),
+        (loc_model, loc_guide, {"observed": "obs"}, "the observed sites are x"),
+        (loc_model, loc_guide, {"arguments": lambda x, y, mask: (x, y.long())}, "arguments fails for x of shape"),
+        (loc_model, loc_guide, {"plate": "rows"}, "no plate 'rows'"),
+    ],
+)
+def test_a_pair_that_cannot_be_taken_says_why(model: Any, guide: Any, options: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pl.fit(from_pyro(model, guide, **options), pl.load_data(REALS), **ONCE)
+
+
+def test_parameters_of_the_program_that_no_default_fills() -> None:
+    with pytest.raises(InputError, match="'lengths', which is none of x, y and mask"):
+        from_pyro(asks_for_more, loc_guide)
+    with pytest.raises(InputError, match="give a function, a method or a module"):
+        from_pyro(loc_model, 3)  # type: ignore[arg-type]
+
+
+def test_two_observed_sites_train_but_say_nothing_of_x() -> None:
+    m, data = from_pyro(with_two_observed, prior_guide), pl.load_data(REALS)
+    x, z = data.test.x[:, 0].double(), torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    one = dist.Normal(z, 1.0).log_prob(x.unsqueeze(-1))
+    exact = (dist.Normal(0.0, 1.0).log_prob(z) + 2 * one).logsumexp(-1) + np.log(16 / 4000)
+    found = pl.evaluate(m, data, particles=4000)
+    assert found.log_evidence == pytest.approx(exact.mean().item(), abs=6 * found.log_evidence_mcse + 1e-3)
+    with pytest.raises(InputError, match="observes a, b; name the site"):
+        pl.sample(m, 2)
+
+
+def test_autoguides_that_hold_the_rows_of_one_batch_are_refused_untouched() -> None:
+    program = Bernoullis()
+    guide = AutoNormal(program.model)
+    with pytest.raises(InputError, match=r"AutoNormal would have parameters of 'latent' for each row"):
+        pl.fit(from_pyro(program.model, guide), pl.load_data(BITS), **ONCE)
+    assert guide.prototype_trace is None
+
+
+def test_parameters_that_are_met_in_some_runs_alone_are_refused() -> None:
+    runs: list[int] = []
+
+    def guide(x: Tensor) -> None:
+        runs.append(1)
+        loc = pyro.param("late", torch.tensor(0.0)) if len(runs) > 8 else 0.0
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc + x[:, 0], 1.0))
+
+    with pytest.raises(InputError, match="'late' to Pyro in some runs alone"):
+        pl.fit(from_pyro(loc_model, guide), pl.load_data(REALS), **ONCE)
+
+
+def test_names_of_parameters_are_not_shared_unawares() -> None:
+    data = pl.load_data(REALS)
+    first = from_pyro(loc_model, loc_guide)
+    pl.fit(first, data, **ONCE)
+
+    def other_guide(x: Tensor) -> None:
+        loc_guide(x)
+
+    with pytest.raises(InputError, match=r"of another pair; call pyro.clear_param_store"):
+        pl.fit(from_pyro(loc_model, other_guide), data, **ONCE)
+    pyro.clear_param_store()
+    second = from_pyro(loc_model, other_guide)
+    before = first.parameters_met["loc"].item()
+    pl.fit(second, data, **ONCE)
+    assert first.parameters_met["loc"].item() == before
+    program = Bernoullis()
+    svi = pyro.infer.SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+    svi.step(torch.from_numpy(BITS))
+    other = Bernoullis()
+    with pytest.raises(InputError, match=r"of another module than the pair's"):
+        pl.fit(from_pyro(other.model, other.guide), pl.load_data(BITS), **ONCE)
