@@ -56,7 +56,7 @@ def at_least_one(**numbers: Any) -> None:
     at_least(1, **numbers)
 
 
-def hold_seed(seed: Any) -> None:
+def validate_seed(seed: Any) -> None:
     """Refuses a seed that is given and is no whole number from 0 to 2**63 - 1.
 
     Raises:
@@ -67,7 +67,7 @@ def hold_seed(seed: Any) -> None:
         raise InputError(f"seed was {seed}; give one below 2**63")
 
 
-def only(who: str, takes: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
+def validate_options(who: str, takes: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are given, neither None nor False, where some alone are taken.
 
     Args:

@@ -20,7 +20,7 @@ from pyrolatent.inference.sampling.chains import sample_energy, watch
 from pyrolatent.inference.sampling.kernels import adapted, no_normaliser
 from pyrolatent.inference.training.loop import Row
 from pyrolatent.inference.weights import arguments
-from pyrolatent.models.arrays import place_of
+from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.energies.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.latent import LatentVariableModel
@@ -47,7 +47,7 @@ def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
         data: what it was trained on; vector labels are drawn at those of the test data.
         history: the rows of its training; none, no training curve.
     """
-    part = data.test.to(*place_of(model))
+    part = data.test.to(*device_and_dtype(model))
     shown = part.batch(slice(0, 10))
     coded = part.batch(slice(0, 1000))
     drawn = {"training": figures.training_curve(history)} if history else {}
@@ -77,7 +77,7 @@ def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
 @plot.register
 @torch.no_grad()
 def _of_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> dict[str, Figure]:
-    data = data.to(*place_of(model))
+    data = data.to(*device_and_dtype(model))
     drawn = {"training": figures_energy.monitors(history)} if history else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -86,14 +86,14 @@ def _of_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> di
             drawn["filters"] = figures_energy.filters(model.weight[:entries], tuple(model.event_shape))
         start = data.test.batch(slice(0, 4)).x
         frames = torch.cat([watch(model, 4, WATCHED, start=start), watch(model, 4, WATCHED)], 1)
-        machine = Capability.HIDDEN_UNITS in model.offers
-        title = "E[x | h] of chains, and their starts" if machine else "draws of chains, and their starts"
+        has_hidden = Capability.HIDDEN_UNITS in model.offers
+        title = "E[x | h] of chains, and their starts" if has_hidden else "draws of chains, and their starts"
         drawn["chains"] = figures_energy.chains(frames, WATCHED, ["test data"] * 4 + ["base"] * 4, title)
         if unsampled := no_normaliser(model, adapted(model)):
             warnings.warn(f"no samples are drawn, and no log Z: {unsampled}", stacklevel=2)
             return drawn
         of_chains = "" if model.tractable else f" after {WATCHED[-1]} sweeps"
-        for name, mean in (("samples", False), ("sample_means", True))[: 1 + machine]:
+        for name, mean in (("samples", False), ("sample_means", True))[: 1 + has_hidden]:
             values = sample_energy(model, 64, mean=mean, sweeps=WATCHED[-1])
             drawn[name] = figures.samples(values, tasks.sample_title(model, mean) + of_chains)
         parts = {name: getattr(data, name).batch(slice(0, 1000)).x for name in ("train", "validation")}
@@ -138,7 +138,7 @@ def _of_draws(model: LatentVariableModel, data: Data, y: Tensor | None, width: i
         pass
     else:
         rest = "" if width < 3 else "; the other dimensions at their prior mean"
-        given, at = ("", "") if label is None else (", y", f"; y = {called(label, names)}")
+        given, at = ("", "") if label is None else (", y", f"; y = {label_title(label, names)}")
         title = f"E[x | z{given}] at quantiles of the prior{rest}{at}"
         drawn["latent_grid"] = figures.latent_grid(mosaic, SIDE, quantiles, title)
     if model.label_dim and not model.vector_labels:
@@ -147,7 +147,7 @@ def _of_draws(model: LatentVariableModel, data: Data, y: Tensor | None, width: i
     return drawn
 
 
-def called(label: Tensor | int, names: Sequence[str] | None) -> str:
+def label_title(label: Tensor | int, names: Sequence[str] | None) -> str:
     """A label in a title: the name or number of a class, or the numbers of a vector."""
     if isinstance(label, int):
         return names[label] if names else str(label)

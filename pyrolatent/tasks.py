@@ -13,9 +13,9 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyrolatent.errors import InputError, at_least, at_least_one, only
+from pyrolatent.errors import InputError, at_least, at_least_one, validate_options
 from pyrolatent.inference.devices import evaluating
-from pyrolatent.inference.draws import FLOATS, labels_for, posterior_means, repeated, resampled, simulate
+from pyrolatent.inference.draws import MAX_ELEMENTS, labels_for, posterior_means, repeated, resampled, simulate
 from pyrolatent.inference.evidence.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.monte_carlo import log_mean
 from pyrolatent.inference.rules import require_latents
@@ -68,7 +68,7 @@ def sample(
 
 @functools.singledispatch
 def _sample(model: Any, size: int, y: Any, mean: bool, options: dict[str, Any]) -> Tensor:
-    only(f"{type(model).__name__}, which is drawn from without chains,", (), options)
+    validate_options(f"{type(model).__name__}, which is drawn from without chains,", (), options)
     y = labels_for(model, size, y)
     x, latents = simulate(model, size, y)
     return model.decode(latents, y).mean if mean else x
@@ -77,7 +77,9 @@ def _sample(model: Any, size: int, y: Any, mean: bool, options: dict[str, Any]) 
 @_sample.register
 def _(model: UnnormalisedDensity, size: int, y: Any, mean: bool, options: dict[str, Any]) -> Tensor:
     exact, name = model.tractable and y is None and options["kernel"] is None, type(model).__name__
-    given = only(f"an exact draw of {name}" if exact else name, ("kernel", *["sweeps"] * (not exact)), options)
+    given = validate_options(
+        f"an exact draw of {name}" if exact else name, ("kernel", *["sweeps"] * (not exact)), options
+    )
     return sample_energy(model, size, None if y is None else as_labels(model, y, size), mean=mean, **given)
 
 
@@ -253,7 +255,7 @@ def impute(
     if mask is None:
         raise InputError("mask was None, but what is False in it is what impute draws; give True where x is observed")
     x, y, mask = as_inputs(model, x, y, mask)
-    at_once = max(1, FLOATS // (x.numel() * particles))
+    at_once = max(1, MAX_ELEMENTS // (x.numel() * particles))
     filled, all_weights = [], []
     with evaluating_alone(model), pyro.validation_enabled(False):
         _require_support(model, x, y, mask)

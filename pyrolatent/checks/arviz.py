@@ -18,7 +18,7 @@ from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import draw, labels_for, simulate
 from pyrolatent.inference.evidence.importance import observation_support
 from pyrolatent.inference.evidence.psis import khat
-from pyrolatent.inference.rules import likelihood_name, part_for
+from pyrolatent.inference.rules import likelihood_name, split_for
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -68,12 +68,12 @@ def to_arviz(
     Raises:
         InputError: the data does not fit the model, there is no such split, or there are too few draws.
     """
-    part = part_for(model, data, split)
+    part = split_for(model, data, split)
     at_least_one(size=size)
     at_least(CHAINS, draws=draws, predictive=predictive)
     if predictive > draws:
         raise InputError(f"predictive was {predictive}, but x is drawn at the first of {draws} draws; give no more")
-    data.check_support(
+    data.validate_support(
         observation_support(model, part.batch(slice(0, 1)), data), f"the {likelihood_name(model)} likelihood"
     )
     batch = part.batch(slice(0, min(size, len(part))))

@@ -14,7 +14,7 @@ from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
 from pyrolatent.checks.ranks import fractional_ranks
 from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.draws import FLOATS, repeated, resampled, simulate
+from pyrolatent.inference.draws import MAX_ELEMENTS, repeated, resampled, simulate
 from pyrolatent.inference.weights import Inputs, arguments
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -39,7 +39,7 @@ def conditional_draws(
     """
     x, y, mask = inputs
     batch, width = len(x), model.event_shape.numel()
-    at_once = max(1, FLOATS // (batch * width * max(particles, draws)))
+    at_once = max(1, MAX_ELEMENTS // (batch * width * max(particles, draws)))
     parts = []
     for start in range(0, len(entries), at_once):
         predicted = torch.as_tensor(entries[start : start + at_once], device=x.device)

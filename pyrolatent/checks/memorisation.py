@@ -24,7 +24,7 @@ NEIGHBOURS = 50
 """Copies of which it is asked whether rows like them repeat by chance."""
 
 
-def nearest_distances(points: Tensor, among: Tensor, floats: int = 2**26) -> tuple[Tensor, Tensor]:
+def nearest_distances(points: Tensor, among: Tensor, max_elements: int = 2**26) -> tuple[Tensor, Tensor]:
     """Euclidean distance of each point to the nearest of others, (n,), and its index, (n,).
 
     The nearest is found by matrix products, of points less their mean, since far from 0 these cancel; its distance is
@@ -33,12 +33,12 @@ def nearest_distances(points: Tensor, among: Tensor, floats: int = 2**26) -> tup
     Args:
         points: (n, *event_shape).
         among: (m, *event_shape).
-        floats: bound on the distances held at a time.
+        max_elements: bound on the distances held at a time.
     """
     points, among = points.flatten(1), among.flatten(1)
     centre = among.double().mean(0)
     others = (among - centre).to(among)
-    rows = (points - centre).to(among).split(max(1, floats // len(among)))
+    rows = (points - centre).to(among).split(max(1, max_elements // len(among)))
     nearest = torch.cat([torch.cdist(each, others).argmin(1) for each in rows])
     return (points - among[nearest]).norm(dim=1), nearest
 

@@ -16,7 +16,7 @@ from pyrolatent.checks.exchangeability import EXCHANGES, replicate_test
 from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.draws import FLOATS, draw, repeated, simulate
+from pyrolatent.inference.draws import MAX_ELEMENTS, draw, repeated, simulate
 from pyrolatent.inference.weights import Inputs, arguments
 
 Statistic = Callable[[Tensor], Any]
@@ -125,9 +125,9 @@ class _Replicates(Check):
         return arguments(subject.model, batch)
 
     def compared(
-        self, x: Tensor, several: Callable[[int], Tensor], how: str, advice: str, more: Mapping[str, Statistic] = {}
+        self, x: Tensor, draw_sets: Callable[[int], Tensor], how: str, advice: str, more: Mapping[str, Statistic] = {}
     ) -> Verdict:
-        """The verdict on data x (n, *event_shape) and its replicates, of which several are drawn at a time."""
+        """The verdict on data x (n, *event_shape) and its replicates, of which `draw_sets` draws a given number."""
         if not isinstance(self.statistics, Mapping) or (STATISTICS | dict(more)).keys() & self.statistics.keys():
             raise InputError(
                 f"statistics were given as {self.statistics!r}; give functions by names of their own, other than "
@@ -135,9 +135,9 @@ class _Replicates(Check):
             )
         functions = STATISTICS | dict(more)
         found: dict[str, list[Tensor]] = {name: [] for name in [*functions, *self.statistics]}
-        at_once = max(1, FLOATS // (8 * x.numel()))
+        at_once = max(1, MAX_ELEMENTS // (8 * x.numel()))
         counts = [min(at_once, self.replicates - start) for start in range(0, self.replicates, at_once)]
-        for sets in itertools.chain([x.unsqueeze(0)], map(several, counts)):
+        for sets in itertools.chain([x.unsqueeze(0)], map(draw_sets, counts)):
             for name, function in functions.items():
                 found[name].append(_of_sets(function, sets))
             for name, function in self.statistics.items():
@@ -179,11 +179,11 @@ class PriorPredictive(_Replicates):
         """The p-value over all statistics."""
         x, y, _ = self.inputs(subject)
 
-        def several(count: int) -> Tensor:
+        def draw_sets(count: int) -> Tensor:
             labels = None if y is None else repeated(y, count)
             return simulate(subject.model, count * len(x), labels)[0].unflatten(0, (count, len(x)))
 
-        return self.compared(x, several, "without x", "declare another prior, likelihood or decoder")
+        return self.compared(x, draw_sets, "without x", "declare another prior, likelihood or decoder")
 
 
 @dataclass(frozen=True)
@@ -210,8 +210,8 @@ class PosteriorPredictive(_Replicates):
             "spread of log p(x | z)": lambda x: likelihood.log_prob(x).double().std(),
         }
 
-        def several(count: int) -> Tensor:
+        def draw_sets(count: int) -> Tensor:
             return likelihood.sample(torch.Size([count]))
 
         advice = "declare another likelihood or a larger decoder, or another posterior if the checks of q fail too"
-        return self.compared(x, several, "given x", advice, more)
+        return self.compared(x, draw_sets, "given x", advice, more)

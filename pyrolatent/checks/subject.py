@@ -18,7 +18,7 @@ from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import Draws, draw, joined, labels_for, log_posterior_of, simulate
 from pyrolatent.inference.evidence.importance import Scores, measure, observation_support, score
-from pyrolatent.inference.rules import likelihood_name, part_for, require_one_observed_site
+from pyrolatent.inference.rules import likelihood_name, require_one_observed_site, split_for
 from pyrolatent.inference.weights import Inputs, arguments
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability
@@ -81,14 +81,14 @@ class Subject:
         self, model: LatentVariableModel, data: Data, *, split: str = "test", size: int = 1000, seed: int = 0
     ) -> None:
         model.require(Capability.POSTERIOR, "fit a vae")
-        part = part_for(model, data, split)
+        part = split_for(model, data, split)
         at_least(LEAST, size=size)
         if len(part) < LEAST:
             raise InputError(
                 f"the {split} split of {data.name} has {len(part)} datapoints; at least {LEAST} are needed"
             )
         support = observation_support(model, part.batch(slice(0, 1)), data)
-        data.check_support(support, f"the {likelihood_name(model)} likelihood")
+        data.validate_support(support, f"the {likelihood_name(model)} likelihood")
         require_one_observed_site(model, part.batch(slice(0, 1)))
         with evaluating(model, seed):
             # One draw of what is drawn anew for each batch, so that all checks are about the same datapoints.

@@ -28,7 +28,7 @@ from pyrolatent.cli.tables import (
     print_scores,
     progress,
 )
-from pyrolatent.errors import InputError, TrainingError, hold_seed, only
+from pyrolatent.errors import InputError, TrainingError, validate_options, validate_seed
 
 # Names of `pl` are imported when they are used, and what else a command needs in its body: whoever asks for help waits
 # neither for torch nor for anything that needs it.
@@ -141,7 +141,7 @@ def train_command(
     overrides = _overrides(set_, {"epochs": epochs, "seed": seed, "device": device, "data": data})
     declared = pl.Experiment.load(experiment, overrides) if experiment else pl.Experiment(**override({}, overrides))
     if declared.model_class.always_offers & {Capability.ENERGY, Capability.CODES}:
-        only(f"train of {declared.model_class.__name__}", (), {"--particles": particles})
+        validate_options(f"train of {declared.model_class.__name__}", (), {"--particles": particles})
     path = output or _new_directory(experiment or Path(_data_name(declared)))
     path = Path(distributed.broadcast_text(str(path)))
     rows = EpochRows(quiet=as_json)
@@ -223,7 +223,7 @@ def evaluate_command(
         "--method": method, "--particles": particles, "--size": size, "--chains": chains,
         "--temperatures": temperatures, "--ais": ais, "--raise": raised, "--kernel": kernel,
     }  # fmt: skip
-    given = only(f"evaluate of {type(loaded.model).__name__} {way}", EVALUATED[way], options)
+    given = validate_options(f"evaluate of {type(loaded.model).__name__} {way}", EVALUATED[way], options)
     data = loaded.load_data(data_dir)
     with progress(quiet=as_json) as on_step:
         where: dict[str, Any] = {"split": split, "device": device, "on_step": on_step}
@@ -304,7 +304,7 @@ def sample_command(
     from pyrolatent.figures import latent as figures
 
     loaded = pl.Run.load(run, trust=trust)
-    hold_seed(seed)
+    validate_seed(seed)
     torch.manual_seed(seed)
     y = None if label is None else [loaded.label(label)] * size
     drawn = pl.sample(loaded.model, size, y, mean=mean, sweeps=sweeps, kernel=_kernel(kernel))
@@ -330,13 +330,15 @@ def show_command(
 ) -> None:
     """Factorisation, sizes and declaration of a run or of an experiment file."""
     if path.is_dir():
-        only(f"show of a run as {path}", ("--trust",), {"--trust": trust, "--data-dir": data_dir})
+        validate_options(f"show of a run as {path}", ("--trust",), {"--trust": trust, "--data-dir": data_dir})
         run = pl.Run.load(path, trust=trust)
         model, text = run.model, (path / "experiment.yaml").read_text(encoding="utf-8")
         trained = f"{'' if run.record.get('finished') else 'interrupted '}after epoch {len(run.history)}"
         print(f"{path}, {trained}")
     else:
-        only(f"show of an experiment file as {path}", ("--data-dir",), {"--trust": trust, "--data-dir": data_dir})
+        validate_options(
+            f"show of an experiment file as {path}", ("--data-dir",), {"--trust": trust, "--data-dir": data_dir}
+        )
         experiment = pl.Experiment.load(path)
         model, text = experiment.build(experiment.load_data(data_dir)), experiment.to_yaml()
     print(model, text, sep="\n\n", end="")

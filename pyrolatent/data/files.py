@@ -160,7 +160,7 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
     return Part(*(None if field is None else np.ascontiguousarray(field) for field in (x, y, observed)))  # type: ignore[arg-type]
 
 
-def _hold_to_float32(given: Array, rounded: Array, observed: Any, name: str) -> None:
+def _validate_float32(given: Array, rounded: Array, observed: Any, name: str) -> None:
     """Refuses entries that vary by little more than what float32 rounds them by, such as seconds since 1970."""
     if given.dtype.itemsize <= rounded.dtype.itemsize:
         return
@@ -192,7 +192,7 @@ def _smallest(x: Array, name: str, observed: Any = None) -> Array:
                 f"{tuple(bad[0].tolist())}; remove them, or give a mask that is False there (for NaN, mask: nan in an "
                 "experiment file, mask='nan' in Python)"
             )
-        _hold_to_float32(given, x, observed, name)
+        _validate_float32(given, x, observed, name)
         return x
     low, high = int(x.min()), int(x.max())
     for dtype in (np.uint8, np.int16, np.int32):
@@ -281,7 +281,7 @@ def _read_table(path: Path, labels: str | None) -> Source:
         raise unreadable(path, error, "a table with a row of column names is expected") from error
     frame.columns = frame.columns.map(str)
     if path.suffix.lower() == ".csv":
-        _check_header(path, list(frame.columns))
+        _validate_header(path, list(frame.columns))
     y = classes = None
     if labels is not None:
         if labels not in frame.columns:
@@ -309,7 +309,7 @@ def _read_csv(path: Path) -> "pd.DataFrame":
         return pd.read_csv(path, index_col=False)
 
 
-def _check_header(path: Path, columns: list[str]) -> None:
+def _validate_header(path: Path, columns: list[str]) -> None:
     unnamed = [i for i, name in enumerate(columns) if name.startswith("Unnamed: ")]
     if unnamed:
         raise InputError(f"{path}: column {unnamed[0]} has no name; if it numbers the rows, write the file without it")

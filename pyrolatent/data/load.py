@@ -148,7 +148,7 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
 
 def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     own = {"train": source.train, "validation": source.validation, "test": source.test}
-    parts = {name: clean(part, _called(source.name, name), given.get("mask")) for name, part in own.items() if part}
+    parts = {name: clean(part, _part_name(source.name, name), given.get("mask")) for name, part in own.items() if part}
     _warn_of_empty_classes(parts.values(), source.name)
     levels, factor = _scale(source, parts)
     binarize, dequantize = _noise(source, parts, given, factor, levels)
@@ -211,7 +211,7 @@ def _default(option: str, source: Source, dequantize: str | None) -> Any:
     return defaults.get(option, 0.1 if option in ("validation", "test") else None)
 
 
-def _called(name: str, part: str) -> str:
+def _part_name(name: str, part: str) -> str:
     return name if part == "train" else f"{name} ({part})"
 
 
@@ -221,11 +221,11 @@ def _scale(source: Source, parts: Mapping[str, Part]) -> tuple[int | None, float
     for name, part in parts.items():
         if part.x.shape[1:] != first.shape[1:] or (part.x.dtype.kind == "f") != (first.dtype.kind == "f"):
             raise InputError(
-                f"{_called(source.name, name)}: datapoints are {part.x.dtype} of shape {part.x.shape[1:]}, but "
+                f"{_part_name(source.name, name)}: datapoints are {part.x.dtype} of shape {part.x.shape[1:]}, but "
                 f"those of the training part are {first.dtype} of shape {first.shape[1:]}"
             )
         if (part.y is None) != (parts["train"].y is None):
-            raise InputError(f"{_called(source.name, name)}: either all parts have labels or none")
+            raise InputError(f"{_part_name(source.name, name)}: either all parts have labels or none")
     original = source.train.x.dtype
     if original.kind in "bf":
         return None, 1.0

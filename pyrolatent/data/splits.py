@@ -197,7 +197,7 @@ class Data:
         train, validation, test = (split.to(device, dtype) for split in (self.train, self.validation, self.test))
         return dataclasses.replace(self, train=train, validation=validation, test=test)
 
-    def check_support(self, constraint: constraints.Constraint, density: str) -> None:
+    def validate_support(self, constraint: constraints.Constraint, density: str) -> None:
         """Holds the values against the support of a density, so that training does not begin with an error in it.
 
         A support that depends on parameters cannot be checked, and passes.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrolatent.errors import InputError
 from pyrolatent.experiments.run import Run
-from pyrolatent.inference.monte_carlo import known, standard_error
+from pyrolatent.inference.monte_carlo import none_if_nan, standard_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -210,7 +210,7 @@ def compare(runs: Sequence[Run]) -> list[Group]:
         if not isinstance(run, Run):
             raise InputError(f"compare was given {run!r}; give runs, as Run.load({str(run)!r})")
     declared = _declared(runs)
-    _hold_to_seeds(runs, declared)
+    _validate_seeds(runs, declared)
     comparable: dict[tuple[Any, ...], list[tuple[str, Run]]] = defaultdict(list)
     for name, run in zip(described(declared), runs, strict=True):
         if run.evaluation is None:
@@ -229,7 +229,7 @@ def compare(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
-def _hold_to_seeds(runs: Sequence[Run], declared: Sequence[Mapping[str, Any]]) -> None:
+def _validate_seeds(runs: Sequence[Run], declared: Sequence[Mapping[str, Any]]) -> None:
     """Refuses two runs of one declaration at one seed, which do not show the spread over seeds."""
     seen: dict[Any, Run] = {}
     for run, declaration in zip(runs, declared, strict=True):
@@ -313,10 +313,10 @@ def _row(
         runs=[str(run.path) for run in runs],
         seeds=len(runs),
         score=None if scores is None else scores.mean().item(),
-        score_se=None if scores is None else known(math.hypot(standard_error(scores.mean(0)), common)),
+        score_se=None if scores is None else none_if_nan(math.hypot(standard_error(scores.mean(0)), common)),
         score_seeds=None if scores is None else _spread(scores.mean(1)),
         difference=found.value if found else best,
-        difference_se=known(found.over_datapoints) if found else best,
+        difference_se=none_if_nan(found.over_datapoints) if found else best,
         difference_seeds=found.over_seeds if found else None,
         half_width=found.half_width if found else None,
         significant=found.significant if found else None,

@@ -49,7 +49,7 @@ from pyrolatent.inference.evidence.importance import evaluate
 from pyrolatent.inference.evidence.result import HeldOutScores, OnStep
 from pyrolatent.inference.rules import require_data
 from pyrolatent.inference.training.loop import Fit, Row
-from pyrolatent.models.arrays import place_of
+from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, count_parameters
 
@@ -98,7 +98,7 @@ class Run:
         """
         path = Path(path)
         declaration, sources = _declaration(fit)
-        claim(path, overwrite)
+        create_directory(path, overwrite)
         _begin(path, fit, declaration, sources)
         _write_state(path, fit)
         _write_record(path, fit, sources, finished=True)
@@ -197,10 +197,10 @@ class Run:
         if declared is None:
             raise InputError(f"{self.path} was trained on data in memory; give the same data to the Python functions")
         data = load_data(declared, data_dir=data_dir) if data_dir else load_data(declared)
-        self._hold_to_record(data, "have changed since training", "restore them, or train again")
+        self._validate_record(data, "have changed since training", "restore them, or train again")
         return data
 
-    def _hold_to_record(self, data: Data, what: str, instead: str) -> None:
+    def _validate_record(self, data: Data, what: str, instead: str) -> None:
         """Refuses data whose validation and test parts are others than those of the training."""
         was, now = self._recorded("evaluation_sha256"), data.record["evaluation_sha256"]
         if was != now:
@@ -281,12 +281,12 @@ class Run:
             part = data.split(split)
             count = len(part) if size is None else size
 
-            def told(before: int) -> Callable[[int], Any] | None:
+            def counted(before: int) -> Callable[[int], Any] | None:
                 return (lambda done: on_step("annealing", before + done, 2 * count)) if on_step else None
 
             y = labels_for(model, count, of_data=part.y)
-            found = annealed_evidence(model, data, split=split, size=size, on_batch=told(0), **options)
-            bracket = bidirectional_evidence(model, size=count, y=y, on_batch=told(found.datapoints), **options)
+            found = annealed_evidence(model, data, split=split, size=size, on_batch=counted(0), **options)
+            bracket = bidirectional_evidence(model, size=count, y=y, on_batch=counted(found.datapoints), **options)
         self.write_json("annealed", {"evidence": _fields(found), "bracket": _fields(bracket)})
         return found, bracket
 
@@ -365,8 +365,8 @@ class Run:
             data = self.load_data()
         require_data(data)
         other = "pl.evaluate, pl.check and the others take run.model and other data, and write nothing"
-        self._hold_to_record(data, "are not those that were given", other)
-        before, _ = place_of(self.model)
+        self._validate_record(data, "are not those that were given", other)
+        before, _ = device_and_dtype(self.model)
         try:
             yield self.model.to(choose_device(device or self.declaration.get("device", "auto"))), data
         finally:
@@ -448,7 +448,7 @@ def train(
     board = _tensorboard() if tensorboard else None
     writes = distributed.rank() == 0
     if writes:
-        claim(output, overwrite)
+        create_directory(output, overwrite)
     writer: Any = None
 
     def save(fit: Fit) -> None:
@@ -506,7 +506,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def claim(path: Path, overwrite: bool) -> None:
+def create_directory(path: Path, overwrite: bool) -> None:
     """Makes the directory of a run; a run that is there is kept until there is something to put in its place.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pyrolatent.errors import InputError, at_least_one, only
+from pyrolatent.errors import InputError, at_least_one, validate_options
 from pyrolatent.experiments.experiment import Experiment, override
 from pyrolatent.experiments.run import Run, train
 from pyrolatent.models.model import Capability, Model
@@ -123,9 +123,9 @@ def sweep(
         for name, chosen in grid(fields, over, seeds, directory).items()
     ]
     for cell in made:
-        _hold_to_comparison(cell, cell.experiment.model_class)
+        _validate_comparison(cell, cell.experiment.model_class)
     if all(Capability.ENERGY in cell.experiment.model_class.always_offers for cell in made):
-        only("a sweep over energies", (), {"particles": particles})
+        validate_options("a sweep over energies", (), {"particles": particles})
     waiting = [cell for cell in made if not cell.trained() or not cell.evaluated() or cell.missing_check()]
     done, failures = len(made) - len(waiting), {}
     for cell, failure in _on_ray(waiting, ray) if ray else _in_processes(waiting, jobs):
@@ -172,14 +172,14 @@ def train_cell(cell: Cell) -> None:
     else:
         run = train(experiment, cell.output, data_dir=cell.data_dir, overwrite=True, progress=False)
     data = run.load_data(cell.data_dir)
-    _hold_to_comparison(cell, type(run.model))
+    _validate_comparison(cell, type(run.model))
     if not cell.evaluated():
         run.evaluate(data, particles=cell.particles if Capability.POSTERIOR in run.model.offers else None)
     if cell.missing_check():
         run.check(data, annealed=0, pictures=False)
 
 
-def _hold_to_comparison(cell: Cell, model: type[Model]) -> None:
+def _validate_comparison(cell: Cell, model: type[Model]) -> None:
     """Refuses what could not be compared or checked by the class of the model; `Model` may become any."""
     (name,) = cell.experiment.declaration["model"]
     if Capability.CODES in model.always_offers:

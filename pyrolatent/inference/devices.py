@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from pyrolatent.declaration import choices
-from pyrolatent.errors import InputError, hold_seed
-from pyrolatent.models.arrays import place_of
+from pyrolatent.errors import InputError, validate_seed
+from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.isolation import evaluating_alone
 
 
@@ -21,10 +21,10 @@ def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
         seed: of the draws within; None continues the caller's.
 
     Raises:
-        InputError: the seed is no whole number from 0 to 2**63 - 1, or a model of a type that `place_of` refuses.
+        InputError: the seed is not an integer from 0 to 2**63 - 1, or `device_and_dtype` refuses the model.
     """
-    hold_seed(seed)
-    device, _ = place_of(model)
+    validate_seed(seed)
+    device, _ = device_and_dtype(model)
     devices = [device] if device.type == "cuda" else []
     with evaluating_alone(model), torch.random.fork_rng(devices=devices):
         if seed is not None:

@@ -19,7 +19,7 @@ from pyrolatent.models.latent import LatentVariableModel
 
 AT_ONCE = 1000
 """Datapoints whose draws are held at a time."""
-FLOATS = 2**21
+MAX_ELEMENTS = 2**21
 """Numbers in one decoded chunk of draws: small enough for a processor's cache, large enough to keep it busy."""
 SCORES = ("log_weights", "log_likelihood", "log_prior", "log_posterior")
 
@@ -146,7 +146,7 @@ def draw(
     *,
     keep: int | None = None,
     guide: Program | None = None,
-    floats: int = FLOATS,
+    max_elements: int = MAX_ELEMENTS,
 ) -> Draws:
     """Draws from q(z | x), or from another guide, for each datapoint.
 
@@ -156,9 +156,9 @@ def draw(
         draws: number for each datapoint.
         keep: number of draws whose latents are kept; None for all.
         guide: in place of the model's.
-        floats: bound on the numbers decoded at a time.
+        max_elements: bound on the numbers decoded at a time.
     """
-    at_once = max(1, floats // inputs[0].numel())
+    at_once = max(1, max_elements // inputs[0].numel())
     parts = [
         _scored(weigh(model.generate, guide or model.infer, *inputs, particles=min(at_once, draws - start)))
         for start in range(0, draws, at_once)
@@ -180,7 +180,7 @@ def joined(parts: list[Draws]) -> Draws:
 
 @torch.no_grad()
 def log_posterior_of(
-    model: LatentVariableModel, inputs: Inputs, latents: Mapping[str, Tensor], floats: int = FLOATS
+    model: LatentVariableModel, inputs: Inputs, latents: Mapping[str, Tensor], max_elements: int = MAX_ELEMENTS
 ) -> Tensor:
     """log q(z_i | x_j) over all sites, (draws, batch), nats.
 
@@ -188,13 +188,13 @@ def log_posterior_of(
         model: a model whose posterior can score values that it did not draw.
         inputs: x, y, mask of the batch.
         latents: by site, (draws, *shape), each scored for every datapoint, or (draws, batch, *shape).
-        floats: bound on the numbers scored at a time.
+        max_elements: bound on the numbers scored at a time.
     """
     x = inputs[0]
     count = len(next(iter(latents.values())))
     dims = {site: node["fn"].event_dim for site, node in _guide_sites(model, inputs).items()}
     width = sum(value[0].numel() for value in latents.values())
-    at_once = max(1, floats // (len(x) * max(width, 1)))
+    at_once = max(1, max_elements // (len(x) * max(width, 1)))
     rows = []
     for start in range(0, count, at_once):
         values = {}
@@ -244,7 +244,7 @@ def _scored(weights: Weights) -> Draws:
 
 
 @torch.no_grad()
-def weighed_draws(model: LatentVariableModel, inputs: Inputs, particles: int) -> tuple[Tensor, dict[str, Tensor]]:
+def weighted_draws(model: LatentVariableModel, inputs: Inputs, particles: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Draws of the latents given what is observed: log weights (particles, batch) and latents (particles, batch, ...).
 
     They are drawn from q(z | x) and weighed by p(x, z) / q(z | x) if the encoder was trained with gaps. Else half of
@@ -282,7 +282,7 @@ def resampled(
     Args:
         model: any latent-variable model.
         inputs: x, y, mask.
-        particles: number of latents, as `weighed_draws` gives them, that each draw is chosen from by its weight.
+        particles: number of latents, as `weighted_draws` gives them, that each draw is chosen from by its weight.
         draws: number for each datapoint, all from the same particles.
 
     Returns:
@@ -291,7 +291,7 @@ def resampled(
     Raises:
         InputError: the weights of a datapoint are not finite.
     """
-    log_weights, proposed = weighed_draws(model, inputs, particles)
+    log_weights, proposed = weighted_draws(model, inputs, particles)
     if not torch.isfinite(log_weights.logsumexp(0)).all():
         raise InputError("log p(x, z) is not finite at the draws of z for some datapoints, so none can be chosen")
     chosen = dist.Categorical(logits=log_weights.T).sample(torch.Size([draws]))

@@ -11,7 +11,7 @@ def standard_error(values: Tensor) -> float:
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def known(number: float) -> float | None:
+def none_if_nan(number: float) -> float | None:
     """The number, None where it is NaN."""
     return None if math.isnan(number) else number
 

@@ -86,7 +86,7 @@ def refine(
     posterior = encoded(model, inputs)
     if start == "prior":
         posterior = nearest_to_prior(posterior, inputs)
-    return climb(posterior, inputs, steps=steps, particles=particles, lr=lr)
+    return optimise(posterior, inputs, steps=steps, particles=particles, lr=lr)
 
 
 def encoded(model: LatentVariableModel, inputs: Inputs) -> LocalPosterior:
@@ -150,11 +150,11 @@ def nearest_to_prior(
     few = (x, y, None) if model.conditional else (x[:1], None, None)
     zeros = {part: torch.zeros_like(value) for part, value in posterior.numbers.items()}
     begin = replace(posterior, numbers=start.numbers if start else zeros, added=frozenset())
-    nearest = climb(_for_datapoints(begin, len(few[0])), few, steps=steps, target=_closeness_to_prior)
+    nearest = optimise(_for_datapoints(begin, len(few[0])), few, steps=steps, target=_closeness_to_prior)
     return _for_datapoints(nearest, len(x))
 
 
-def climb(
+def optimise(
     posterior: LocalPosterior,
     inputs: Inputs,
     *,

@@ -15,7 +15,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.objectives.base import needs_of
 from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
-from pyrolatent.models.arrays import as_labels, hold_to_divisor, place_of
+from pyrolatent.models.arrays import as_labels, device_and_dtype, validate_divisor
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.latent import LatentVariableModel, observed_node
 from pyrolatent.models.model import Capability, Model
@@ -33,7 +33,7 @@ class Case:
     def weights(self) -> Weights:
         """The model's draws for one datapoint."""
         with torch.no_grad(), evaluating(self.model):
-            one = self.data.train.to(*place_of(self.model)).batch(slice(0, 1))
+            one = self.data.train.to(*device_and_dtype(self.model)).batch(slice(0, 1))
             return weigh(self.model.generate, self.model.infer, *training_arguments(self.model, one))
 
     def lacks(self, need: Capability | None, of_what: str = "") -> str | None:
@@ -43,7 +43,7 @@ class Case:
         offers = set(self.model.offers)
         if Capability.POSTERIOR in offers and not self.weights.without_path:
             offers.add(Capability.PATHWISE_DRAWS)
-        fitting = [name for name, needs in needing().items() if needs <= offers]
+        fitting = [name for name, needs in needs_by_objective().items() if needs <= offers]
         listed = ", ".join(fitting[:6]) + (", ..." if len(fitting) > 6 else "")
         otherwise = f", or {OTHERWISE[need]}" if need in OTHERWISE else ""
         model = type(self.model).__name__
@@ -68,7 +68,7 @@ class Rule(NamedTuple):
     of: Capability | None = None
 
 
-def hold_to_rules(model: Any, data: Data, objective: Any) -> None:
+def validate_combination(model: Any, data: Data, objective: Any) -> None:
     """Refuses a combination that cannot be right.
 
     Raises:
@@ -101,7 +101,7 @@ def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Dat
             "build the model for data.event_shape"
         )
     if data.divisor == 1:
-        hold_to_divisor(model, data.test.x)
+        validate_divisor(model, data.test.x)
 
 
 def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
@@ -130,7 +130,7 @@ def require_latents(model: Model) -> None:
     model.require(Capability.LATENTS, "fit a vae")
 
 
-def part_for(model: LatentVariableModel, data: Data, split: str) -> Split:
+def split_for(model: LatentVariableModel, data: Data, split: str) -> Split:
     """A split of the data for a model of latents to score, where the model is.
 
     Args:
@@ -146,7 +146,7 @@ def part_for(model: LatentVariableModel, data: Data, split: str) -> Split:
     require_data(data)
     part = data.split(split)
     same_event_shape(model, data)
-    part = part.to(*place_of(model))
+    part = part.to(*device_and_dtype(model))
     if model.conditional and part.y is None:
         raise InputError(f"{type(model).__name__} is a model of x given y, but {data.name} has no labels; give some")
     if model.label_dim and part.y is not None:
@@ -184,7 +184,7 @@ def _pathwise(case: Case) -> str | None:
 
 
 @cache
-def needing() -> dict[str, frozenset[Capability]]:
+def needs_by_objective() -> dict[str, frozenset[Capability]]:
     """What each objective that can be declared by name needs."""
     return {name: needs_of(entry.target) for name, entry in sorted(registered("objective").items())}
 
@@ -201,7 +201,7 @@ def _energy_data(case: Case) -> str | None:
         return f"{name} is trained on complete data, but {case.data.name} has a mask"
     if case.data.binarize == "relaxed":
         return f"{name} is a density of x, not a cross-entropy, but {case.data.name} is declared binarize: relaxed"
-    case.data.check_support(case.model.support, name)
+    case.data.validate_support(case.model.support, name)
     return None
 
 
@@ -253,7 +253,7 @@ def _observed_site(case: Case) -> str | None:
 
 
 def _support(case: Case) -> str | None:
-    case.data.check_support(
+    case.data.validate_support(
         observed_node(case.weights.model_trace)["fn"].support,
         f"the {declared_name(getattr(case.model.likelihood, 'family', case.model.likelihood))} likelihood",
     )
@@ -280,7 +280,7 @@ def _training_term(case: Case) -> str | None:
 
 def _unfit(case: Case) -> str | None:
     with torch.no_grad(), evaluating(case.model):
-        one = case.data.train.to(*place_of(case.model)).batch(slice(0, 1))
+        one = case.data.train.to(*device_and_dtype(case.model)).batch(slice(0, 1))
         reason: str | None = case.objective.unfit(case.model, training_arguments(case.model, one))
         return reason
 
@@ -407,7 +407,7 @@ def page() -> str:
     models: dict[str, Any] = {name: entry.target for name, entry in sorted(registered("model").items())}
     offers = []
     for capability in Capability:
-        needed = _listed(name for name, needs in needing().items() if capability in needs)
+        needed = _listed(name for name, needs in needs_by_objective().items() if capability in needs)
         always = _listed(name for name, model in models.items() if capability in model.always_offers)
         if needed:
             offers.append(f"| {capability} | {needed} | {WHERE.get(capability, always)} |")

@@ -42,11 +42,11 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
     missing = int((~torch.isfinite(observed)).sum())
     if missing:
         raise InputError(f"{missing} observed values of x are NaN or infinite; give a mask that is False there")
-    hold_to_divisor(model, observed)
+    validate_divisor(model, observed)
     return x, None if y is None else as_labels(model, y, len(x), known=model.conditional), mask
 
 
-def hold_to_divisor(model: Any, x: Tensor) -> None:
+def validate_divisor(model: Any, x: Tensor) -> None:
     """Refuses values as they were before `load_data` divided them to [0, 1], or resized; 0 and 1 alone are binary.
 
     Raises:
@@ -88,7 +88,7 @@ def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
         labels = labels.reshape(size)
         least, most = (int(labels.min()), int(labels.max())) if size else (0, 0)
         if least >= (0 if known else -1) and most < label_dim:
-            return labels.to(place_of(model)[0], torch.int64)
+            return labels.to(device_and_dtype(model)[0], torch.int64)
         raise InputError(
             f"labels from {least} to {most} were given; they are 0 to {label_dim - 1}{'' if known else ', or -1'}"
         )
@@ -105,7 +105,7 @@ def as_numbers(model: Any, values: Any, name: str) -> Tensor:
     Raises:
         InputError: what was given are no numbers.
     """
-    return as_tensor(values, name).to(*place_of(model))
+    return as_tensor(values, name).to(*device_and_dtype(model))
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
@@ -137,7 +137,7 @@ def as_tensor(values: Any, name: str) -> Tensor:
     raise InputError(f"{name} is a {type(values).__name__} of no real numbers; give a tensor, an array or nested lists")
 
 
-def place_of(model: Any) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(model: Any) -> tuple[torch.device, torch.dtype]:
     """The device and the floating type of a model's numbers, those of torch's defaults if it has none.
 
     Raises:

@@ -88,7 +88,7 @@ class Model(nn.Module):
         """What training does first, before there is an optimiser.
 
         Encoders get the mask as a second input if training data have one. Every part with an `initialise` starts where
-        the data are; where the model has been trained before, every part with a `go_on` is shown them instead.
+        the data are; where the model has been trained before, every part with a `resume` is shown them instead.
 
         Args:
             x: data to start at (batch, *event_shape).
@@ -115,7 +115,7 @@ class Model(nn.Module):
                     take_mask()
         trained = self.fitted or self._versions not in (None, self._versions_now())
         for part in self.modules():
-            begin = getattr(part, "go_on" if trained else "initialise", None)
+            begin = getattr(part, "resume" if trained else "initialise", None)
             if callable(begin):
                 begin(x, mask)
 

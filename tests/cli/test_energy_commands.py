@@ -18,7 +18,7 @@ from pyrolatent.cli import app
 from pyrolatent.figures.energy import chains, filters, free_energies, log_z_trace, monitors
 from pyrolatent.inference.evidence.energies import model_states
 from pyrolatent.inference.objectives.contrastive import CD
-from pyrolatent.inference.rules import hold_to_rules
+from pyrolatent.inference.rules import validate_combination
 from pyrolatent.inference.sampling.chains import sample_energy, watch
 
 MODELS: dict[str, tuple[Any, str]] = {
@@ -129,13 +129,13 @@ def test_data_outside_the_support_are_refused(binary_data: Data) -> None:
     grey = load_data(np.random.default_rng(0).random((40, 6)))
     objective = CD()
     with pytest.raises(InputError, match="not all 0 or 1"):
-        hold_to_rules(RBM((6,), hidden=2), grey, objective)
+        validate_combination(RBM((6,), hidden=2), grey, objective)
     with pytest.raises(InputError, match="declare other visible units"):
-        hold_to_rules(RBM((6,), hidden=2), load_data(grey.train.x.numpy(), binarize="relaxed"), objective)
+        validate_combination(RBM((6,), hidden=2), load_data(grey.train.x.numpy(), binarize="relaxed"), objective)
     mask = np.ones((50, 6), bool)
     x = torch.cat([binary_data.train.x, binary_data.validation.x, binary_data.test.x]).numpy()
     with pytest.raises(InputError, match="has a mask"):
-        hold_to_rules(RBM((6,), hidden=2), load_data(x, mask=mask), objective)
+        validate_combination(RBM((6,), hidden=2), load_data(x, mask=mask), objective)
 
 
 def test_training_over_real_numbers_by_every_objective(tmp_path: Path) -> None:

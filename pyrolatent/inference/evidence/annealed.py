@@ -25,15 +25,15 @@ from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import labels_for, repeated, simulate
 from pyrolatent.inference.evidence.importance import measure, observation_support
 from pyrolatent.inference.evidence.result import HeldOutScores, Line
-from pyrolatent.inference.monte_carlo import known, log_mean, standard_error
-from pyrolatent.inference.rules import likelihood_name, part_for, require_latents
+from pyrolatent.inference.monte_carlo import log_mean, none_if_nan, standard_error
+from pyrolatent.inference.rules import likelihood_name, require_latents, split_for
 from pyrolatent.inference.sampling.annealing import anneal
 from pyrolatent.inference.sampling.kernels import HMC, adapted_steps
 from pyrolatent.inference.weights import Inputs, arguments, total, weigh
 from pyrolatent.models.latent import LatentVariableModel
 
 Schedule = Literal["sigmoid", "linear"]
-FLOATS = 2**22
+MAX_ELEMENTS = 2**22
 """Numbers in one decoded chunk of chains and datapoints, whose gradients are kept."""
 PILOTS = 8
 """Chains that step sizes are adapted on."""
@@ -158,9 +158,9 @@ def annealed_evidence(
         InputError: the data does not fit the model, or a latent is discrete and not enumerated.
     """
     at_least_one(size=size, chains=chains, steps=steps, leapfrog=leapfrog)
-    part = part_for(model, data, split)
+    part = split_for(model, data, split)
     support = observation_support(model, part.batch(slice(0, 1)), data)
-    data.check_support(support, f"the {likelihood_name(model)} likelihood")
+    data.validate_support(support, f"the {likelihood_name(model)} likelihood")
     unit = measure(model, data, support)
     if unit == "cross-entropy":
         raise InputError("a cross-entropy on grey values is no likelihood, so it has no evidence; binarize the data")
@@ -186,7 +186,7 @@ def annealed_evidence(
             evidence.mean().item(), unit, support, None if part.mask is None else part.mask[:count]
         ),
         log_evidence=evidence.mean().item(),
-        log_evidence_se=known(standard_error(evidence)),
+        log_evidence_se=none_if_nan(standard_error(evidence)),
         log_evidence_mcse=mcse.square().sum().sqrt().item() / count if chains > 1 else None,
         ess=ess.mean().item(),
         acceptance=torch.cat(acceptance).mean().item(),
@@ -257,7 +257,7 @@ def bidirectional_evidence(
         lower=below.mean().item(),
         upper=above.mean().item(),
         width=(above - below).mean().item(),
-        width_se=known(standard_error(above - below)),
+        width_se=none_if_nan(standard_error(above - below)),
         exact=_mean(exact),
         ess=torch.cat(ess).mean().item(),
         acceptance=torch.cat(acceptance).mean().item(),
@@ -429,7 +429,7 @@ def _of_components(support: Any) -> Any:
 
 
 def _batch_size(model: LatentVariableModel, chains: int) -> int:
-    return max(1, FLOATS // (chains * model.event_shape.numel()))
+    return max(1, MAX_ELEMENTS // (chains * model.event_shape.numel()))
 
 
 def _exact(model: LatentVariableModel, inputs: Inputs) -> Tensor | None:

@@ -21,12 +21,12 @@ from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.evidence.pseudo_likelihood import pseudo_likelihood
 from pyrolatent.inference.evidence.result import HeldOutScores, Line, OnStep
-from pyrolatent.inference.monte_carlo import known, log_mean, standard_error
+from pyrolatent.inference.monte_carlo import log_mean, none_if_nan, standard_error
 from pyrolatent.inference.rules import same_event_shape
 from pyrolatent.inference.sampling.annealing import anneal
 from pyrolatent.inference.sampling.kernels import Movement, adapted, no_normaliser, run
 from pyrolatent.inference.weights import log_mean_exp
-from pyrolatent.models.arrays import place_of
+from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.energies.density import UnnormalisedDensity, in_double, warn_if_constant
 
 Starts = Literal["exact samples", "persistent chains", "chains begun at training data"]
@@ -182,8 +182,8 @@ def raise_log_prob(
     path = _Path(model, adapted(model, kernel, temperatures))
     state = model.state(x.repeat_interleave(chains, 0))
     log_p = (model.log_density(state) - model.base_log_z()).double()
-    told = (lambda step, _: on_step(step)) if on_step else None
-    log_w, _ = anneal(path, path.move(state, 1.0), _betas(temperatures)[::-1], told)
+    report = (lambda step, _: on_step(step)) if on_step else None
+    log_w, _ = anneal(path, path.move(state, 1.0), _betas(temperatures)[::-1], report)
     return log_mean_exp((log_p + log_w).reshape(-1, chains), 1)
 
 
@@ -193,7 +193,7 @@ def model_states(
     """States of the model and what they are: exact samples where there are any, else chains after so many sweeps."""
     if model.tractable:
         exact = in_double(model).exact_sample(chains)
-        return model.restore(in_double(model).flat(exact).to(*place_of(model))), "exact samples"
+        return model.restore(in_double(model).flat(exact).to(*device_and_dtype(model))), "exact samples"
     starts: Starts = "persistent chains" if len(model.chains) else "chains begun at training data"
     if len(model.chains):
         state = model.restore(model.chains[torch.randperm(len(model.chains))[:chains].to(model.chains.device)])
@@ -328,13 +328,13 @@ def evaluate_energy(
         InputError: the data does not fit the model, or there is no such split.
     """
     same_event_shape(model, data)
-    data.check_support(model.support, type(model).__name__)
-    data = data.to(*place_of(model))
+    data.validate_support(model.support, type(model).__name__)
+    data = data.to(*device_and_dtype(model))
     part = data.split(split)
     if model.levels is None:
         warn_if_constant(data.train.batch(slice(0, 10_000)).x)
 
-    def told(what: str) -> Callable[[int], Any] | None:
+    def report(what: str) -> Callable[[int], Any] | None:
         return (lambda done: on_step(what, done, annealing.temperatures)) if on_step else None
 
     with evaluating(model, seed):
@@ -357,15 +357,15 @@ def evaluate_energy(
             kernel = adapted(model, kernel, annealing.temperatures)
         steps: dict[str, Any] = {"temperatures": annealing.temperatures, "kernel": kernel}
         if anneals:
-            forward = ais(model, chains=annealing.chains, on_step=told("ais"), **steps)
+            forward = ais(model, chains=annealing.chains, on_step=report("ais"), **steps)
         if forward and not forward.stuck:
             start, starts = model_states(model, data, annealing.chains, kernel=kernel)
-            reverse = reverse_ais(model, start, starts, on_step=told("reverse ais"), **steps)
+            reverse = reverse_ais(model, start, starts, on_step=report("reverse ais"), **steps)
         log_z = exact_log_z(model) if model.tractable else forward
         assert log_z is not None
         if annealing.raised:
             some = part.batch(slice(0, annealing.raised)).x
-            bounds = raise_log_prob(model, some, on_step=told("raise"), **steps)
+            bounds = raise_log_prob(model, some, on_step=report("raise"), **steps)
         pseudo = [
             pseudo_likelihood(model, batch.x, entries=10).double().cpu()
             for batch in (part.batches(1000) if model.levels is not None else ())
@@ -384,7 +384,7 @@ def evaluate_energy(
         split=split,
         measure=unit,
         log_evidence=evidence,
-        log_evidence_se=None if log_p is None else known(standard_error(log_p)),
+        log_evidence_se=None if log_p is None else none_if_nan(standard_error(log_p)),
         log_evidence_mcse=None if log_z.stuck else uncertain,
         bits_per_dimension=data.bits_per_dimension(evidence, unit, model.support),
         log_z=None if log_z.stuck else log_z.value,
@@ -399,7 +399,7 @@ def evaluate_energy(
         apart=between,
         raised=raised,
         pseudo_likelihood=torch.cat(pseudo).mean().item() if pseudo else None,
-        pseudo_likelihood_se=known(standard_error(torch.cat(pseudo))) if pseudo else None,
+        pseudo_likelihood_se=none_if_nan(standard_error(torch.cat(pseudo))) if pseudo else None,
         free_energy=free_energy.mean().item(),
         datapoints=len(free_energy),
         chains=annealing.chains if forward else None,

@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyrolatent.data.splits import Batch, Data, measure_of
-from pyrolatent.errors import InputError, at_least_one, only
+from pyrolatent.errors import InputError, at_least_one, validate_options
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
 from pyrolatent.inference.devices import evaluating
-from pyrolatent.inference.draws import FLOATS, prior_variances, site_means
+from pyrolatent.inference.draws import MAX_ELEMENTS, prior_variances, site_means
 from pyrolatent.inference.evidence.energies import Annealing, EnergyEvaluation, evaluate_energy
 from pyrolatent.inference.evidence.psis import SHORTEST, khat_of_tail, khat_threshold, tail_length, too_large
 from pyrolatent.inference.evidence.result import HeldOutScores, Line, OnStep
-from pyrolatent.inference.monte_carlo import known, log_mean_of_sums, standard_error
-from pyrolatent.inference.rules import likelihood_name, part_for, same_event_shape
+from pyrolatent.inference.monte_carlo import log_mean_of_sums, none_if_nan, standard_error
+from pyrolatent.inference.rules import likelihood_name, same_event_shape, split_for
 from pyrolatent.inference.weights import Inputs, Weights, arguments, closed_kl, total, weigh
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.latent import LatentVariableModel, observed_node
@@ -214,9 +214,9 @@ def compiled_chunk(model: LatentVariableModel, particles: int, inputs: Inputs) -
     return scored
 
 
-def draws_at_once(x: Tensor, particles: int, floats: int = FLOATS) -> int:
+def draws_at_once(x: Tensor, particles: int, max_elements: int = MAX_ELEMENTS) -> int:
     """How many draws of each datapoint of a batch are decoded at a time."""
-    return max(1, min(particles, floats // x.numel()))
+    return max(1, min(particles, max_elements // x.numel()))
 
 
 @torch.no_grad()
@@ -227,8 +227,8 @@ def score(
     mask: Tensor | None = None,
     *,
     particles: int = 5000,
-    floats: int = FLOATS,
-    several: Chunk | None = None,
+    max_elements: int = MAX_ELEMENTS,
+    scorer: Chunk | None = None,
 ) -> Scores:
     """Scores a batch by importance sampling with the posterior as proposal, in chunks that stay in log space.
 
@@ -238,17 +238,17 @@ def score(
         y: labels of conditional models.
         mask: True where x is observed; what is not is left out of the likelihood, so this is log p of the rest.
         particles: number K of draws for each datapoint.
-        floats: bound on the numbers decoded at a time.
-        several: what scores `draws_at_once(x, particles, floats)` draws, by default `chunk`.
+        max_elements: bound on the numbers decoded at a time.
+        scorer: what scores `draws_at_once(x, particles, max_elements)` draws, by default `chunk`.
     """
-    at_once = draws_at_once(x, particles, floats)
-    several = several or chunk(model, at_once)
+    at_once = draws_at_once(x, particles, max_elements)
+    scorer = scorer or chunk(model, at_once)
     log_sum = log_square_sum = x.new_full((len(x),), -math.inf)
     largest, smallest, kept = x.new_empty(0, len(x)), x.new_full((len(x),), math.inf), tail_length(particles) + 1
     means: dict[str, Tensor] = {}
     for start in range(0, particles, at_once):
         count = min(at_once, particles - start)
-        terms = (several if count == at_once else chunk(model, count))(x, y, mask)
+        terms = (scorer if count == at_once else chunk(model, count))(x, y, mask)
         log_weights = terms.pop("log_weights")
         log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
         log_square_sum = torch.logaddexp(log_square_sum, (2 * log_weights).logsumexp(0))
@@ -321,7 +321,7 @@ def evaluate(
 def _evaluate(model: Any, data: Data, options: dict[str, Any], **about: Any) -> Any:
     """Evaluates a kind of model with those of all options that it takes."""
     taken = ("particles", "batch_size", "on_batch", "compile")
-    return _evaluate_latents(model, data, **about, **only(type(model).__name__, taken, options))
+    return _evaluate_latents(model, data, **about, **validate_options(type(model).__name__, taken, options))
 
 
 @_evaluate.register
@@ -329,7 +329,7 @@ def _(model: UnnormalisedDensity, data: Data, options: dict[str, Any], **about: 
     name, annealing = type(model).__name__, options["annealing"]
     anneals = not model.tractable or (annealing is not None and (annealing.always or annealing.raised > 0))
     who = name if anneals else f"{name} of exact log Z, but for Annealing(always=True),"
-    return evaluate_energy(model, data, **about, **only(who, ["annealing"] * anneals, options))
+    return evaluate_energy(model, data, **about, **validate_options(who, ["annealing"] * anneals, options))
 
 
 def _evaluate_latents(
@@ -347,24 +347,24 @@ def _evaluate_latents(
     at_least_one(particles=particles, batch_size=batch_size)
     if compile not in ("auto", "always", "never"):
         raise InputError(f"compile was {compile!r}; valid: auto, always, never")
-    part = part_for(model, data, split)
+    part = split_for(model, data, split)
     if len(part) < distributed.size():
         raise InputError(f"{len(part)} datapoints cannot be shared by {distributed.size()} processes; start fewer")
     support = observation_support(model, part.batch(slice(0, 1)), data)
-    data.check_support(support, f"the {likelihood_name(model)} likelihood")
+    data.validate_support(support, f"the {likelihood_name(model)} likelihood")
     own = distributed.shard(torch.arange(len(part), device=part.x.device))
-    several: Chunk | None = None
+    scorer: Chunk | None = None
     scores: list[Scores] = []
     done = 0
     with pyro.validation_enabled(False), evaluating(model, seed + (distributed.rank() << 32)):
         for index in own.split(batch_size):
             inputs, started = arguments(model, part.batch(index)), time.perf_counter()
             if compile == "always" and not scores:
-                several = _compiled(model, inputs, particles)
-            scores.append(score(model, *inputs, particles=particles, several=several))
+                scorer = _compiled(model, inputs, particles)
+            scores.append(score(model, *inputs, particles=particles, scorer=scorer))
             if compile == "auto" and len(scores) == 1:
                 ahead = (time.perf_counter() - started) * (len(own) / len(index) - 1)
-                several = _compiled(model, inputs, particles) if ahead > WORTH_COMPILING else None
+                scorer = _compiled(model, inputs, particles) if ahead > WORTH_COMPILING else None
             done += len(index)
             together = min(done * distributed.size(), len(part))
             if on_batch:
@@ -473,7 +473,7 @@ def _summarise(
         reconstruction=each["reconstruction"].mean().item(),
         kl=each["kl"].mean().item(),
         log_evidence=evidence.mean().item() if likelihood else None,
-        log_evidence_se=known(standard_error(evidence)) if likelihood else None,
+        log_evidence_se=none_if_nan(standard_error(evidence)) if likelihood else None,
         log_evidence_mcse=mcse if errors else None,
         log_evidence_bias=bias if errors else None,
         log_evidence_interval=[low, high] if errors else None,

@@ -53,7 +53,7 @@ class Bound(Objective, pyro.infer.ELBO):
     def __post_init__(self) -> None:
         pyro.infer.ELBO.__init__(self, num_particles=self.draws, vectorize_particles=True)
         self._found: tuple[Program, Program, dict[Any, int]] | None = None
-        self._held_to_rerun: set[Any] = set()
+        self._rerun_validated: set[Any] = set()
 
     @property
     def draws(self) -> int:
@@ -94,7 +94,7 @@ class Bound(Objective, pyro.infer.ELBO):
             InputError: as `weigh`, or what the objective does not count.
         """
         if self._found is None or self._found[0] != model or self._found[1] != guide:
-            self._found, self._held_to_rerun = (model, guide, {}), set()
+            self._found, self._rerun_validated = (model, guide, {}), set()
         nestings, key = self._found[2], form(args, kwargs)
         if key not in nestings:
             given = self.max_plate_nesting < math.inf
@@ -133,9 +133,9 @@ class Bound(Objective, pyro.infer.ELBO):
         weights = self.weigh(model, guide, *args, jointly=self.jointly, **kwargs)
         target = self.target(weights, self.beta)
         called = form(args, kwargs)
-        if torch.is_grad_enabled() and called not in self._held_to_rerun:  # once, as it waits for the device
+        if torch.is_grad_enabled() and called not in self._rerun_validated:  # once, as it waits for the device
             weights.hold_to_rerun()
-            self._held_to_rerun.add(called)
+            self._rerun_validated.add(called)
         owner = owner_of(model)
         term = None if owner is None or not torch.is_grad_enabled() else owner.training_term(*args, **kwargs)
         target = target if term is None else target + term
@@ -277,9 +277,9 @@ class DReG(IWAE):
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """sum_k v_k log w_k with v and the parameters of q held and paths scaled by 1 - beta + beta v, (batch,)."""
         terms = weights.log_terms(beta, score="frozen")
-        v = shares(terms)
+        v = normalised_weights(terms)
         weights.scale_paths(1 - beta + beta * weights.over_draws(v))
-        return weighed(v, terms)
+        return weighted_sum(v, terms)
 
 
 @component("renyi", "objective")
@@ -374,8 +374,8 @@ class PartiallyIWAE(MultiplyIWAE):
         log_p = weights.log_likelihood
         for log_prior in weights.log_prior.values():
             log_p = log_p + beta * log_prior
-        v = shares(terms)
-        return weighed(v, log_p) + weighed(v * ratio, terms - log_p)
+        v = normalised_weights(terms)
+        return weighted_sum(v, log_p) + weighted_sum(v * ratio, terms - log_p)
 
 
 @component("vimco", "objective")
@@ -427,20 +427,20 @@ class ReweightedWakeSleep(IWAE):
                 f"rws fits the guide to the posterior and has no place for {site!r}, which the guide observes; put the "
                 "term into the model with its sign changed, or use vimco"
             )
-        v = shares(weights.log_terms(beta, score="held"))
+        v = normalised_weights(weights.log_terms(beta, score="held"))
         weights.scale_paths(v.new_zeros(1, v.shape[-1]))
         log_p, log_q = weights.log_likelihood, weights.log_guide_sites("held")
         for site in weights.latents:
             log_p = log_p + log_q[site] + (beta * weights.log_prior[site] if site in weights.log_prior else 0)
-        return weighed(v, log_p)
+        return weighted_sum(v, log_p)
 
 
-def shares(terms: Tensor) -> Tensor:
+def normalised_weights(terms: Tensor) -> Tensor:
     """v = exp(terms) over its sum over states and particles, held, (states..., particles, batch)."""
     return terms.detach().flatten(0, -2).softmax(0).reshape(terms.shape)
 
 
-def weighed(v: Tensor, values: Tensor) -> Tensor:
+def weighted_sum(v: Tensor, values: Tensor) -> Tensor:
     """sum v values over states and particles, (batch,); what has weight 0 adds nothing, though it is infinite."""
     return torch.where(v == 0, 0.0, v * values).flatten(0, -2).sum(0)
 

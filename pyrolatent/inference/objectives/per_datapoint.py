@@ -9,7 +9,7 @@ from torch import Tensor
 from pyrolatent.declaration import PositiveFloat, component
 from pyrolatent.errors import InputError
 from pyrolatent.inference.objectives.bounds import AnalyticELBO
-from pyrolatent.inference.refine import FOLLOWING, LocalPosterior, Start, climb, encoded, nearest_to_prior
+from pyrolatent.inference.refine import FOLLOWING, LocalPosterior, Start, encoded, nearest_to_prior, optimise
 from pyrolatent.inference.weights import Inputs, Program
 from pyrolatent.models.latent import LatentVariableModel, owner_of
 
@@ -97,7 +97,7 @@ class Local(AnalyticELBO):
             else:
                 posterior = nearest_to_prior(posterior, inputs, start=self._nearest, steps=FOLLOWING)
             self._nearest = posterior
-        return climb(posterior, inputs, steps=self.steps, particles=self.num_particles, lr=self.lr)
+        return optimise(posterior, inputs, steps=self.steps, particles=self.num_particles, lr=self.lr)
 
 
 def _inputs(x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Inputs:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from pyrolatent.errors import InputError, at_least, at_least_one
 from pyrolatent.inference.sampling.kernels import Movement, adapted, no_normaliser
-from pyrolatent.models.arrays import as_tensor, place_of
+from pyrolatent.models.arrays import as_tensor, device_and_dtype
 from pyrolatent.models.energies.density import UnnormalisedDensity, in_double
 from pyrolatent.models.model import Capability
 
@@ -42,13 +42,13 @@ def sample_energy(
 
     Raises:
         InputError: the chains of a kernel over real x did not move, the density has no normaliser, or what is asked for
-            does not go with the model, or a model of a type that `place_of` refuses.
+            does not go with the model, or a model of a type that `device_and_dtype` refuses.
     """
     at_least_one(size=size)
     at_least(0, sweeps=sweeps)
     if mean:
         model.require(Capability.HIDDEN_UNITS, "leave mean out")
-    device, dtype = place_of(model)
+    device, dtype = device_and_dtype(model)
     if model.tractable and y is None and kernel is None:
         state = model.restore(in_double(model).flat(in_double(model).exact_sample(size)).to(device, dtype))
     else:
@@ -70,9 +70,9 @@ def watch(model: UnnormalisedDensity, size: int, sweeps: Any, *, start: Any = No
         kernel: what moves the chains, as in `sample_energy`.
 
     Raises:
-        InputError: an argument that does not fit the model or the others, or a model of a type that `place_of` refuses.
+        InputError: an argument does not fit the model or the others, or `device_and_dtype` refuses the model.
     """
-    place_of(model)
+    device_and_dtype(model)
     at_least_one(size=size)
     times = as_tensor(sweeps, "sweeps")
     if (
@@ -83,7 +83,7 @@ def watch(model: UnnormalisedDensity, size: int, sweeps: Any, *, start: Any = No
     ):
         raise InputError(f"sweeps were {sweeps}; give a list of whole numbers from 0 that rise")
     if start is not None:
-        start, _ = model.checked(start)
+        start, _ = model.validated(start)
         if len(start) != size:
             raise InputError(f"start holds {len(start)} datapoints, but {size} chains were asked for; give as many")
     state = model.base(size) if start is None else model.state(start)

@@ -13,10 +13,10 @@ from pyrolatent.declaration import Component, Kind, PositiveFloat, PositiveInt, 
 from pyrolatent.errors import SEEDS, InputError
 from pyrolatent.inference.devices import choose_device
 from pyrolatent.inference.objectives.base import as_objective
-from pyrolatent.inference.rules import hold_to_rules, require_data
+from pyrolatent.inference.rules import require_data, validate_combination
 from pyrolatent.inference.training.loop import Fit, Trainer, progress_bar
-from pyrolatent.inference.training.validation import hold_to_precision, hold_to_settings, validate_first_batch
-from pyrolatent.models.arrays import place_of
+from pyrolatent.inference.training.validation import validate_first_batch, validate_precision, validate_settings
+from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.isolation import alone
 from pyrolatent.models.model import Model
 
@@ -79,8 +79,8 @@ def fit(
             f"fit was given a {type(model).__name__} as its model; build one, as pl.VAE(data.event_shape, ...)"
         )
     settings = training_settings().validate({name: given[name] for name in training_settings().options}, "fit")
-    target, (_, dtype) = choose_device(device), place_of(model)
-    hold_to_precision(model, target, precision)
+    target, (_, dtype) = choose_device(device), device_and_dtype(model)
+    validate_precision(model, target, precision)
     devices = [target] if target.type == "cuda" else []
     with alone(), torch.enable_grad(), torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
         torch.manual_seed(seed)
@@ -88,8 +88,8 @@ def fit(
         run = Fit(model.to(target), data, {name: value for name, value in settings.items() if value is not None})
         there = data.to(target, dtype)
         defaults = {name: option.default for name, option in training_settings().options.items()}
-        hold_to_rules(model, there, maximised)
-        hold_to_settings(model, there, maximised, settings, defaults)
+        validate_combination(model, there, maximised)
+        validate_settings(model, there, maximised, settings, defaults)
         several = there.train.batch(torch.randperm(len(there.train))[:1000].to(target))
         with pyro.validation_enabled(False):
             model.prepare(several.x, several.mask)

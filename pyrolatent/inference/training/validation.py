@@ -8,18 +8,18 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrolatent.data.splits import Batch, Data
-from pyrolatent.errors import InputError, only
+from pyrolatent.errors import InputError, validate_options
 from pyrolatent.inference import distributed
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.objectives.base import Objective
 from pyrolatent.inference.rules import likelihood_name
 from pyrolatent.inference.weights import training_arguments, weigh
-from pyrolatent.models.arrays import place_of
+from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.isolation import statistics_held, training_mode
 from pyrolatent.models.model import Capability, Model
 
 
-def hold_to_settings(
+def validate_settings(
     model: Model, data: Data, objective: Objective, settings: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> None:
     """Refuses settings of `fit` that the objective has no use for, or that this model or these processes cannot follow.
@@ -42,7 +42,7 @@ def hold_to_settings(
         )
     takes = [one for one in objective.settings or defaults if one not in objective.unused]
     changed = {one: settings[one] if settings[one] != defaults[one] else None for one in defaults}
-    only(f"training {name} by {objective.name}", takes, changed)
+    validate_options(f"training {name} by {objective.name}", takes, changed)
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise InputError("a model that was built under torch.inference_mode cannot be trained; build it outside")
     if objective.by_gradient and not any(parameter.requires_grad for parameter in model.parameters()):
@@ -64,13 +64,13 @@ def hold_to_settings(
         )
 
 
-def hold_to_precision(model: Model, device: torch.device, precision: str) -> None:
+def validate_precision(model: Model, device: torch.device, precision: str) -> None:
     """Refuses a model in double precision where products are to be in less, before it is moved.
 
     Raises:
         InputError: naming both and what to declare.
     """
-    if place_of(model)[1] == torch.float64 and (precision == "bf16" or device.type == "mps"):
+    if device_and_dtype(model)[1] == torch.float64 and (precision == "bf16" or device.type == "mps"):
         what = "device: mps" if device.type == "mps" else "precision: bf16"
         instead = "device: cpu" if device.type == "mps" else "precision: float32, which leaves the type as it is"
         raise InputError(

@@ -148,7 +148,7 @@ class UnnormalisedDensity(Model):
         """
         raise NotImplementedError
 
-    def checked(self, x: Any, y: Any = None) -> tuple[Tensor, Tensor | None]:
+    def validated(self, x: Any, y: Any = None) -> tuple[Tensor, Tensor | None]:
         """Data, and labels of models that have units for them, as the model's tensors.
 
         Raises:
@@ -174,7 +174,7 @@ class UnnormalisedDensity(Model):
 
     def state(self, x: Any, y: Any = None) -> Any:
         """The state of chains that stand at data (batch, *event_shape), and at labels (batch,) where it has any."""
-        return self.restore(self.checked(x, y)[0].reshape(len(x), -1))
+        return self.restore(self.validated(x, y)[0].reshape(len(x), -1))
 
     def restore(self, flat: Tensor) -> Any:
         """The state that `flat` was made of."""

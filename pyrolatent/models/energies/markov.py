@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyrolatent.declaration import PositiveFloat, component
 from pyrolatent.errors import InputError, at_least, at_least_one, is_whole
-from pyrolatent.models.arrays import as_numbers, place_of
+from pyrolatent.models.arrays import as_numbers, device_and_dtype
 from pyrolatent.models.energies.density import Beta, UnnormalisedDensity, in_real_numbers
 
 LARGEST = 2**24
@@ -61,7 +61,7 @@ class MarkovNetwork(UnnormalisedDensity):
         levels = torch.tensor(sizes)
         super().__init__(event_shape, levels)
         self._sizes = sizes
-        self.cliques = _checked_cliques(cliques, width)
+        self.cliques = _validated_cliques(cliques, width)
         shapes = [tuple(sizes[i - 1] for i in clique) for clique in self.cliques]
         for clique, shape in zip(self.cliques, shapes, strict=True):
             if math.prod(shape) > LARGEST:
@@ -296,7 +296,7 @@ class MarkovNetwork(UnnormalisedDensity):
         Raises:
             InputError: x has another shape, or values that the variables do not have.
         """
-        return self.energy(*self.checked(x, y)[0].reshape(len(x), -1).long().T)
+        return self.energy(*self.validated(x, y)[0].reshape(len(x), -1).long().T)
 
     def energy(self, *values: Any) -> Tensor:
         """E(x) of the values of X1, X2, ..., whole numbers whose shapes broadcast, as enumerated sites' do.
@@ -349,7 +349,7 @@ class MarkovNetwork(UnnormalisedDensity):
     def base(self, size: int) -> Tensor:
         """Uniform states (size, width)."""
         assert self.levels is not None
-        device, dtype = place_of(self)
+        device, dtype = device_and_dtype(self)
         return (torch.rand(size, len(self.levels), device=device, dtype=dtype) * self.levels).floor()
 
     def base_log_z(self) -> Tensor:
@@ -428,7 +428,7 @@ def _pieces(given: Evidence, rows: int) -> Iterator[Evidence]:
         yield {i: value[start : start + rows] if value.dim() else value for i, value in given.items()}
 
 
-def _checked_cliques(cliques: list[list[int]], width: int) -> list[tuple[int, ...]]:
+def _validated_cliques(cliques: list[list[int]], width: int) -> list[tuple[int, ...]]:
     if not cliques:
         raise InputError("a Markov network needs at least one clique, but none was given")
     for clique in cliques:

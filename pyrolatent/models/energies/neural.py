@@ -82,7 +82,7 @@ class EnergyModel(UnnormalisedDensity):
             self.input_loc.copy_(self.loc)
             self.input_scale.copy_(self.scale)
 
-    def go_on(self, x: Tensor, mask: Tensor | None = None) -> None:
+    def resume(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Says where data of a further training are far from the base, which stays."""
         if self.levels is None:
             warn_if_far(x, self.loc, self.scale)
@@ -94,7 +94,7 @@ class EnergyModel(UnnormalisedDensity):
 
     def free_energy(self, x: Any, y: Any = None) -> Tensor:
         """The energy f(x) - log p_0(x), (batch,), p_0 without its normaliser."""
-        return self._energy(self.checked(x, y)[0])
+        return self._energy(self.validated(x, y)[0])
 
     def _energy(self, x: Tensor) -> Tensor:
         flat = x.reshape(len(x), -1)

@@ -107,7 +107,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         self.base_bias[: units.width] = units.natural(mean)
         self.visible_bias.copy_(self.base_bias)
 
-    def go_on(self, x: Tensor, mask: Tensor | None = None) -> None:
+    def resume(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Says where data of a further training are far from the units of real numbers, which stay."""
         self.units.of_x.warn_if_far(x)
 
@@ -118,7 +118,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
         A label that is not given, or -1, is drawn from p(y | x).
         """
-        x, y = self.checked(x, y)
+        x, y = self.validated(x, y)
         flat = x.reshape(len(x), -1)
         if self.label_dim:
             labels = torch.full((len(x),), -1, device=x.device) if y is None else y
@@ -183,7 +183,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         """F(x), (batch,); with label units F(x, y), or F(x) = -log ∑_y exp(-F(x, y)) where y is not given or -1."""
         if not self.label_dim:
             return -self.log_density(self.state(x, y))
-        x, y = self.checked(x, y)
+        x, y = self.validated(x, y)
         joint = self._of_classes(x)[0]
         total = -joint.neg().logsumexp(-1)
         if y is None:
@@ -194,7 +194,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         """F(x, y) of every class, (batch, label_dim)."""
         if not self.label_dim:
             raise InputError("the machine has no label units; declare rbm with labels: true")
-        return self._of_classes(self.checked(x)[0])[0]
+        return self._of_classes(self.validated(x)[0])[0]
 
     def _of_classes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """F(x, y) of every class, (batch, label_dim), and the fields with it, (batch, label_dim, hidden)."""
@@ -212,7 +212,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         """p(h_j = 1 | x), (batch, hidden), with label units p(h_j = 1 | x, y) where y is given and not -1."""
         if not self.label_dim:
             return torch.sigmoid(self.state(x, y).field)
-        x, y = self.checked(x, y)
+        x, y = self.validated(x, y)
         energies, fields = self._of_classes(x)
         likely = energies.neg().softmax(-1)
         if y is not None:
