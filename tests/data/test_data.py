@@ -351,7 +351,7 @@ def test_classes_that_no_datapoint_has_are_named(x: np.ndarray, classes: list[in
         warnings.simplefilter("always")
         load_data(x, labels=labels)
     assert [str(each.message) for each in caught if "no datapoint" in str(each.message)] == (
-        [f"array: {said}; number the classes that there are 0, 1, 2, ... to have these alone"] if said else []
+        [f"array: {said}; number the existing classes 0, 1, 2, ... to have only these"] if said else []
     )
 
 
@@ -510,15 +510,15 @@ def test_archive_with_one_array_a_mask_or_other_labels(tmp_path: Path, x: np.nda
     assert torch.equal(batch.x > 0, batch.mask)
     np.savez(path, x=x, target=np.arange(60) % 4)
     assert load_data(path, labels="target").label_dim == 4
-    with pytest.raises(InputError, match="nothing is known of an array 'target' here"):
+    with pytest.raises(InputError, match="there is no use for an array 'target'"):
         load_data(path)
 
 
 @pytest.mark.parametrize(
     ("arrays", "options", "message"),
     [
-        ({"x": 1, "x_test": 1}, {}, "an array 'x_test' here"),
-        ({"x_train": 1, "x_tets": 1}, {}, "'x_tets' here"),
+        ({"x": 1, "x_test": 1}, {}, "an array 'x_test'"),
+        ({"x_train": 1, "x_tets": 1}, {}, "'x_tets'"),
         ({"x_test": 1, "y_test": 1}, {}, "expected an array x, or x_train, but it holds x_test, y_test"),
         ({"x": 1, "mask": 1}, {"labels": "target"}, "there are no labels 'target'; it holds x, mask"),
         ({"x_train": 2, "x_test": 3}, {}, r"\(test\): datapoints are float32 of shape \(3,\), but those"),
@@ -665,7 +665,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         load_data(tmp_path / "b")
     draw(tmp_path / "c")
     Image.fromarray(np.zeros((4, 5), np.uint16)).save(tmp_path / "c" / "3.png")
-    with pytest.raises(InputError, match=r"3\.png: more than 8 bits a pixel"):
+    with pytest.raises(InputError, match=r"3\.png: more than 8 bits per pixel"):
         load_data(tmp_path / "c")
     draw(tmp_path / "d", size=(40, 40))
     picture = (tmp_path / "d" / "2.png").read_bytes()
