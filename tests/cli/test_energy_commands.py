@@ -202,7 +202,7 @@ def test_samples_are_exact_where_they_can_be_and_follow_labels() -> None:
     p_1 = (-model.free_energy(x, torch.ones(16, dtype=torch.int64))).softmax(0).detach()
     drawn = sample_energy(model, n, torch.ones(n, dtype=torch.int64), sweeps=60)
     assert ((drawn.mean(0) - p_1 @ x).abs() < 4.5 * drawn.std(0) / math.sqrt(n)).all()
-    with pytest.raises(InputError, match="knows no labels"):
+    with pytest.raises(InputError, match="takes no labels"):
         sample(RBM((4,), hidden=2), 3, torch.zeros(3, dtype=torch.int64))
 
 
@@ -282,7 +282,7 @@ def test_energies_refuse_labels_and_values_that_they_do_not_have() -> None:
     for other in unlabelled:
         with pytest.raises(InputError, match="1 of 2 datapoints hold values that their variables do not have"):
             other.free_energy(grey)
-        with pytest.raises(InputError, match="knows no labels, but y was given"):
+        with pytest.raises(InputError, match="takes no labels, but y was given"):
             other.free_energy(x, [0, 1])
     with pytest.raises(InputError, match="1 values of x are NaN or infinite; energies are of complete data"):
         model.free_energy([[math.nan, 0, 1, 0]])

@@ -415,7 +415,7 @@ def test_a_constant_column_is_named_in_training_and_in_evaluation(kind: str) -> 
     data = load_data(x)
     declared: dict[str, Any] = {"rbm": {"hidden": 3, "visible": "normal"}, "energy": {"energy": SMALL}}
     model: Any = build("model", {kind: declared[kind]}, event_shape=(3,), label_dim=0)
-    said = r"1 of 3 entries of x \(from 0: 1\) are the same in all \d+ training datapoints: their width is made up"
+    said = r"1 of 3 entries of x \(from 0: 1\) are the same in all \d+ training datapoints: their width is set to"
     with pytest.warns(UserWarning, match=said):
         fit(model, data, objective="cd", epochs=1, progress=False)
     kernel = HMC_3 if kind == "energy" else None
