@@ -1,4 +1,4 @@
-"""What goes with what: every declaration that cannot be right is refused here, before any training."""
+"""Rules that refuse invalid combinations of model, data and objective before training."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from pyrolatent.models.model import Capability, Model
 
 @dataclass(frozen=True)
 class Case:
-    """What is to be judged: a model, the data and the objective."""
+    """A combination of a model, data and an objective."""
 
     model: Any
     data: Data
@@ -37,7 +37,7 @@ class Case:
             return weigh(self.model.generate, self.model.infer, *training_arguments(self.model, one))
 
     def lacks(self, need: Capability | None, of_what: str = "") -> str | None:
-        """Says that the model does not offer what the objective needs, and which objectives it can be trained by."""
+        """The message that the model does not offer what the objective needs, with suitable objectives; else None."""
         if need is None:
             return None
         offers = set(self.model.offers)
@@ -53,13 +53,13 @@ class Case:
 
 
 class Rule(NamedTuple):
-    """One thing that cannot be right.
+    """A rule about combinations.
 
     Attributes:
         refuses: what is refused.
-        instead: what to declare instead; None where `broken` says it.
-        broken: gives the message where the rule is broken, else None; it may also raise the error itself.
-        of: what the models offer that the rule is about; None: all models.
+        instead: what to declare instead; None if the message of `broken` includes it.
+        broken: returns the message if a combination breaks the rule, else None; it may also raise the error.
+        of: a capability of the models that the rule applies to; None for all models.
     """
 
     refuses: str
@@ -69,10 +69,10 @@ class Rule(NamedTuple):
 
 
 def validate_combination(model: Any, data: Data, objective: Any) -> None:
-    """Refuses a combination that cannot be right.
+    """Refuses an invalid combination of model, data and objective.
 
     Raises:
-        InputError: naming both sides and what to declare.
+        InputError: the combination breaks a rule; the message names both sides and what to declare.
     """
     same_event_shape(model, data)
     case = Case(model, data, objective)
@@ -83,17 +83,17 @@ def validate_combination(model: Any, data: Data, objective: Any) -> None:
 
 
 def require_data(data: Any) -> None:
-    """Refuses an array where data with its splits is asked for.
+    """Requires a `Data` object.
 
     Raises:
-        InputError: it is no `Data`.
+        InputError: the argument is something else, such as an array.
     """
     if not isinstance(data, Data):
         raise InputError(f"data is a {type(data).__name__}; give pl.load_data(x), which splits it and keeps its labels")
 
 
 def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Data) -> None:
-    """Refuses what is no `Data`, and data of another event shape than the model's or in other units."""
+    """Requires a `Data` object with the model's event shape and units."""
     require_data(data)
     if model.event_shape != torch.Size(data.event_shape):
         raise InputError(
@@ -105,10 +105,10 @@ def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Dat
 
 
 def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
-    """Refuses a model that observes more than x, where x alone is simulated.
+    """Requires a model to observe only x, for checks that simulate x.
 
     Raises:
-        InputError: naming the other site.
+        InputError: the model observes another site, which the message names.
     """
     with torch.no_grad(), evaluating(model):
         trace: Any = weigh(model.generate, model.infer, *arguments(model, one)).model_trace
@@ -122,25 +122,25 @@ def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
 
 
 def require_latents(model: Model) -> None:
-    """Refuses a model without latents where these are asked for.
+    """Requires a model with latents.
 
     Raises:
-        InputError: it has none.
+        InputError: the model has no latents.
     """
     model.require(Capability.LATENTS, "fit a vae")
 
 
 def split_for(model: LatentVariableModel, data: Data, split: str) -> Split:
-    """A split of the data for a model of latents to score, where the model is.
+    """A split of the data for a model with latents to score, on the model's device.
 
     Args:
         model: the model.
-        data: what `load_data` gives.
+        data: the result of `load_data`.
         split: "train", "validation" or "test".
 
     Raises:
-        InputError: a model without latents, what is no `Data`, no such split, or data whose events or labels are not
-            the model's.
+        InputError: the model has no latents, `data` is not a `Data`, there is no such split, or events or labels do not
+            fit the model.
     """
     require_latents(model)
     require_data(data)
@@ -155,7 +155,7 @@ def split_for(model: LatentVariableModel, data: Data, split: str) -> Split:
 
 
 def domain(support: Any) -> str:
-    """The set that a constraint describes, up to a boundary of measure zero."""
+    """The set that a constraint describes, in words and up to a boundary of measure zero."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     if isinstance(support, type(constraints.positive) | type(constraints.nonnegative)) and support.lower_bound == 0:
@@ -185,7 +185,7 @@ def _pathwise(case: Case) -> str | None:
 
 @cache
 def needs_by_objective() -> dict[str, frozenset[Capability]]:
-    """What each objective that can be declared by name needs."""
+    """The needs of each objective that can be declared by name."""
     return {name: needs_of(entry.target) for name, entry in sorted(registered("objective").items())}
 
 
@@ -209,7 +209,7 @@ def _smooth(case: Case) -> str | None:
     if Capability.GRADIENT_IN_X in case.model.offers and any(
         isinstance(module, nn.ReLU) for module in case.model.modules()
     ):
-        return "score matching, by which energies over real numbers are scored, sees no curvature of rectifiers"
+        return "energies over real numbers are scored by score matching, which does not see rectifiers' curvature"
     return None
 
 
@@ -291,14 +291,14 @@ WHERE = {
     Capability.PATHWISE_DRAWS: "posteriors that are reparameterised, or summed out",
     Capability.ANY_DRAW_SCORED: "every posterior but `planar`",
 }
-"""Which models offer what depends on more than their class."""
+"""Which models offer the capabilities that depend on more than their class."""
 
 OTHERWISE = {
     Capability.PATHWISE_DRAWS: "a relaxed posterior, or estimator: enumerate",
     Capability.ANY_DRAW_SCORED: "posterior: iaf, coupling or spline",
     Capability.CODES: "model: autoencoder",
 }
-"""What else to declare where a model lacks what an objective needs."""
+"""What else to declare if a model lacks what an objective needs."""
 
 RULES = (
     Rule("an objective that needs what the model does not offer (below)", None, _lacking),
@@ -315,7 +315,7 @@ RULES = (
     ),
     Rule(
         "an energy of rectifiers over real numbers",
-        "declare a smooth activation, as energy: {mlp: {activation: silu}} does",
+        "declare a smooth activation, as in energy: {mlp: {activation: silu}}",
         _smooth,
         of=Capability.ENERGY,
     ),
@@ -347,7 +347,7 @@ RULES = (
         of=Capability.POSTERIOR,
     ),
     Rule(
-        "data outside the likelihood's support, as grey values under an exactly discrete likelihood; `binarize: "
+        "data outside the likelihood's support, such as grey values under an exactly discrete likelihood; `binarize: "
         "relaxed` goes with bernoulli alone, as a cross-entropy",
         "declare another likelihood, or how the data are binarized or dequantized",
         _support,
@@ -361,7 +361,7 @@ RULES = (
     ),
     Rule("an objective that needs gradients through draws that have none (below)", None, _pathwise),
     Rule(
-        "local with a posterior that is no network and family (exact, the prior itself, a ladder's)",
+        "local with a posterior that is not a network and a family (exact, the prior itself, a ladder)",
         "declare objective: elbo, or for hierarchical_vae inference: bottom_up",
         _unfit,
     ),
@@ -372,25 +372,25 @@ RULES = (
         of=Capability.POSTERIOR,
     ),
 )
-"""The rules, in the order in which they are looked at."""
+"""The rules, in the order in which they are applied."""
 
 BUILT_INTO_PARTS = (
     (
-        "prior vamp with a posterior that cannot score what it did not draw (planar), or that takes labels",
+        "prior vamp with a posterior that scores only its own draws (planar), or that takes labels",
         "another prior or posterior",
     ),
     ("prior label_normal or conditional_vae without labels", "labelled data"),
-    ("a flow over one dimension (but planar)", "a larger latent_dim, or a family"),
+    ("a flow other than planar over one dimension", "a larger latent_dim, or a family"),
     ("a mask under a likelihood whose elements are not independent", "a likelihood that factorises"),
-    ("a network whose input or output has another shape than the distributions need", "both shapes are said"),
+    ("a network whose input or output has another shape than the distributions need", "the message states both shapes"),
 )
-"""What the parts themselves refuse when they are built."""
+"""What components refuse when they are built."""
 
 INTRODUCTION = (
     "# What goes with what",
     "",
-    "A declaration that cannot be right is refused before any training, naming both sides. The rules stand in",
-    "`pyrolatent/inference/rules.py`, which writes this page:",
+    "Invalid declarations are refused before training, with a message that names both sides. The rules are in",
+    "`pyrolatent/inference/rules.py`, which generates this page:",
     "",
     "    python -c \"from pyrolatent.inference import rules; print(rules.page(), end='')\" > docs/rules.md",
     "",
@@ -401,7 +401,7 @@ OFFERS = ("", "What objectives need and models offer:", "", "| | needed by | off
 
 
 def page() -> str:
-    """The page of the documentation that lists the rules, in Markdown."""
+    """The documentation page that lists the rules, in Markdown."""
     rows = [(rule.refuses, rule.instead or "an objective that it can be trained by") for rule in RULES]
     table = [f"| {refuses} | {instead} |" for refuses, instead in [*rows, *BUILT_INTO_PARTS]]
     models: dict[str, Any] = {name: entry.target for name, entry in sorted(registered("model").items())}

@@ -222,7 +222,7 @@ def test_without_a_compiler_training_goes_on(
 
 
 def test_an_objective_that_remembers_is_not_compiled(binary_data: Data, vae: Callable[..., VAE]) -> None:
-    with pytest.warns(UserWarning, match="uncompiled: local remembers"):
+    with pytest.warns(UserWarning, match="uncompiled: local keeps state"):
         fit(vae(), binary_data, objective={"local": {"steps": 1}}, epochs=1, compile="always", progress=False)
 
 

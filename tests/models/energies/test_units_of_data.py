@@ -340,8 +340,8 @@ IMPROPER: dict[str, tuple[Any, str, str]] = {
     "waves": (lambda x: 3 * x.sin().sum(-1), "flat", "in 200 of 200 directions"),
     "what undoes the base": (lambda x: -0.5 * x.square().sum(-1), "normal", "in 200 of 200 directions"),
     "what outgrows the base": (lambda x: -x.square().sum(-1), "normal", "in 200 of 200 directions"),
-    "a well in one direction": (_one_way, "flat", "chains go on spreading"),
-    "a valley": (lambda x: 0.5 * x.sum(-1).square(), "flat", "chains go on spreading"),
+    "a well in one direction": (_one_way, "flat", "chains keep spreading"),
+    "a valley": (lambda x: 0.5 * x.sum(-1).square(), "flat", "chains keep spreading"),
 }
 
 
