@@ -1,4 +1,4 @@
-"""Replicated data sets, from the prior and given x, against the data."""
+"""Comparing the data with replicated data sets, drawn from the prior or given x."""
 
 import itertools
 import math
@@ -21,17 +21,17 @@ from pyrolatent.inference.weights import Inputs, arguments
 
 Statistic = Callable[[Tensor], Any]
 CORRELATED = 50
-"""Entries whose pairwise correlations are looked at."""
+"""Number of entries whose pairwise correlations are computed."""
 NUMBERS = 2**18
-"""In a replicate, of which there are many."""
+"""Largest number of elements in a replicate."""
 FARTHEST = 1000.0
-"""Standard deviations at which a panel ends."""
+"""Limits of a panel, in standard deviations."""
 STATED = 12
-"""Statistics that have room in a panel."""
+"""Largest number of statistics in a panel."""
 
 
 def _standardised(x: Tensor) -> Tensor:
-    """Entries (n, entries) in their standard units, 0 where an entry is constant; float64."""
+    """Standardised entries (n, entries), float64; 0 for constant entries."""
     flat = x.flatten(1).double()
     centred = flat - flat.mean(0)
     return centred / centred.square().mean(0).sqrt().clamp(min=1e-12)
@@ -43,7 +43,7 @@ def _skewness(x: Tensor) -> Tensor:
 
 
 def _correlations(x: Tensor) -> Tensor:
-    """Pairwise correlations of evenly spaced entries, (pairs,); 0 where an entry is constant."""
+    """Pairwise correlations of evenly spaced entries, (pairs,); 0 for constant entries."""
     flat = x.flatten(1)
     chosen = torch.linspace(0, flat.shape[1] - 1, min(flat.shape[1], CORRELATED)).round().long().to(x.device)
     unit = _standardised(flat[:, chosen])
@@ -61,7 +61,7 @@ STATISTICS: dict[str, Statistic] = {
     "tails of entries": lambda x: _standardised(x).square().square().mean(0),
     "correlations of entries": _correlations,
 }
-"""Statistics of a data set (n, *event_shape), each one number or a vector of them."""
+"""Statistics of a data set (n, *event_shape), each a number or a vector."""
 
 
 def _of_sets(function: Statistic, sets: Tensor) -> Tensor:
@@ -71,10 +71,10 @@ def _of_sets(function: Statistic, sets: Tensor) -> Tensor:
 
 
 def _of_sets_one_by_one(function: Statistic, sets: Tensor, name: str) -> Tensor:
-    """The same of a statistic of the user's own, which neither changes the data nor moves the random state.
+    """The same for a user's statistic, isolated so that it changes neither the data nor the random state.
 
     Raises:
-        InputError: it fails, or does not give as many real numbers for each set.
+        InputError: the statistic fails, or does not return equally many real numbers for each set.
     """
     try:
         with torch.random.fork_rng(devices=[sets.device] if sets.is_cuda else []):
@@ -82,13 +82,13 @@ def _of_sets_one_by_one(function: Statistic, sets: Tensor, name: str) -> Tensor:
         if all(each.numel() and not each.is_complex() for each in found):
             return torch.stack([each.double().reshape(-1).cpu() for each in found])
         reason = "it gave no number, or complex ones"
-    except Exception as error:  # whatever a function of the user's raises
+    except Exception as error:  # a user's function may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     raise InputError(f"the statistic {name!r} must give one number, or as many for each data set: {reason}")
 
 
 def _deviation(values: Any) -> float:
-    """The first of some numbers in standard deviations of the others; infinite where these are all alike but it."""
+    """The first of some numbers in standard deviations of the others; infinite if it alone differs."""
     number, *others = np.asarray(values, dtype=np.float64)
     away, spread = number - np.mean(others), np.std(others)
     return float(away / spread) if spread else math.copysign(math.inf, away) if away else 0.0
@@ -96,12 +96,13 @@ def _deviation(values: Any) -> float:
 
 @dataclass(frozen=True)
 class _Replicates(Check):
-    """Statistics of the data against those of replicated data sets.
+    """Base class of checks that compare statistics of the data with those of replicated data sets.
 
     Args:
-        statistics: functions of a data set (n, *event_shape) beside the usual ones.
-        replicates: number of data sets.
-        datapoints: in each, at most; of wide data fewer, from 100 upwards, so that a set has at most 2^18 numbers.
+        statistics: further functions of a data set (n, *event_shape), by name.
+        replicates: number of replicated data sets.
+        datapoints: largest number of datapoints per set; wide data have fewer, but at least 100, so that a set has at
+            most 2^18 elements.
     """
 
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
@@ -114,7 +115,7 @@ class _Replicates(Check):
         """The datapoints that are compared.
 
         Raises:
-            InputError: some of their entries are missing.
+            InputError: some entries are missing.
         """
         at_least(99, replicates=self.replicates)
         at_least(LEAST, datapoints=self.datapoints)
@@ -191,7 +192,7 @@ class PosteriorPredictive(_Replicates):
     """Data sets drawn at one draw z_n ~ q(z | x_n) for each datapoint, x ~ p(x | z_n).
 
     If q is the exact posterior, x_n and its replicates are independent draws from the same p(x | z_n), so that p is
-    exact, where that of replicates at a draw each would be too large (Johnson 2007; Gelman et al. 1996).
+    exact; with another draw of z_n for each replicate it would be too large (Johnson 2007; Gelman et al. 1996).
     """
 
     name: ClassVar[str] = "posterior predictive"
