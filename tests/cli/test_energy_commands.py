@@ -329,7 +329,7 @@ def test_a_network_of_what_is_no_table_is_refused() -> None:
 
 
 def test_figures_refuse_what_they_cannot_draw() -> None:
-    with pytest.raises(InputError, match="none of what is watched"):
+    with pytest.raises(InputError, match="none of the numbers"):
         monitors([{"epoch": 1}])
     with pytest.raises(InputError, match="3 times, but 2 numbers"):
         chains(np.zeros((3, 1, 4)), [0, 1])

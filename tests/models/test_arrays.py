@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "no datapoints": ("vae", lambda m: m.encode(X[:0]), r"x holds no datapoints: its shape is \(0, 4\)"),
     "no codes": ("vae", lambda m: m.decode(np.zeros((0, 2))), "latents of no datapoints"),
     "a nested tensor": ("vae", lambda m: m.encode(NESTED), "no real numbers"),
-    "no mask": ("vae", lambda m: impute(m, X, None), "mask was None, but what is False"),
+    "no mask": ("vae", lambda m: impute(m, X, None), "mask was None, but impute draws"),
     "a word as label": ("conditional", lambda m: tasks.latent_grid(m, 2, y="2"), "y is a str of no real numbers"),
     "too large a label": ("semi-supervised", lambda m: m.encode(X, np.full(5, 2**64 - 1, np.uint64)), "int64 cannot"),
     "half a draw": ("vae", lambda m: impute(m, X, MASK, draws=2.5), "draws was 2.5; a whole number is needed"),
