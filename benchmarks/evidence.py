@@ -60,10 +60,10 @@ def main() -> None:
     model = vae(WORKLOADS["notebook"]).to(options.device).eval()
     images = binary_images(options.data_dir, options.images)
     x = torch.as_tensor(images, dtype=torch.float32, device=options.device)
-    several = compiled_chunk(model, draws_at_once(x, options.particles), (x, None, None))
+    scorer = compiled_chunk(model, draws_at_once(x, options.particles), (x, None, None))
     contenders: dict[str, Callable[[], Tensor]] = {
         "by hand": lambda: by_hand(model, x, options.particles),
-        "pyrolatent": lambda: score(model, x, particles=options.particles, several=several).log_evidence,
+        "pyrolatent": lambda: score(model, x, particles=options.particles, scorer=scorer).log_evidence,
         "uncompiled": lambda: score(model, x, particles=options.particles).log_evidence,
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}

@@ -1,7 +1,7 @@
 """Deep latent-variable models in Pyro, declared by their distributions and checked before they are believed.
 
-The public names stand in `__init__.pyi`, where type checkers read them too. Each is imported when it is first used, so
-that a program, and `pyrolatent --help`, waits only for what it needs.
+The public names are listed in `__init__.pyi`, which type checkers read too. Each is imported on first use, so that a
+program, and `pyrolatent --help`, waits only for what it needs.
 """
 
 from functools import cache

@@ -15,10 +15,10 @@ def main() -> None:
 
 
 def _leave(*_: Any) -> None:
-    """Ends the process in one line: amid the imports of torch a KeyboardInterrupt may be lost."""
+    """Exits with one line of output, since a KeyboardInterrupt may be lost while torch is imported."""
     os.write(2, b"interrupted: nothing was begun\n")
     os._exit(130)
 
 
-if __name__ == "__main__":  # and not in the processes of a sweep, which import this file
+if __name__ == "__main__":  # not in the processes of a sweep, which import this file
     main()

@@ -1,9 +1,9 @@
-"""Components by name: what a declaration may say is read from the signature of the class that it names.
+"""Declaring components by name; the signature of a class is the schema of its declaration.
 
-A *component* is a class. Its positional constructor parameters are what the model supplies, injected by name
-(`latent_dim`, `event_shape`, ...); its keyword-only parameters are what the user declares. A constructor that takes
-`**options` has the keyword-only parameters of its base class too, but for those that its class names as `fixed`, and a
-subclass of `Options` states its options as fields, so that an option is written once. A declaration is one of
+A *component* is a class. Its positional constructor parameters are supplied by the model, injected by name
+(`latent_dim`, `event_shape`, ...); its keyword-only parameters are declared by the user. A constructor that takes
+`**options` also has the keyword-only parameters of its base class, except those that its class lists as `fixed`; a
+subclass of `Options` has its options as fields. So each option is written once. A declaration is one of
 
     "normal"                                 a name
     {"normal": {"scale": 0.1}}               a name with options
@@ -36,16 +36,16 @@ PositiveFloat = Annotated[float, Gt(0)]
 
 @dataclass(frozen=True)
 class Kind:
-    """Marks a parameter as a declaration of its own: `prior: Annotated[Any, Kind("prior")] = "normal"`."""
+    """Marks a parameter that is itself a declaration: `prior: Annotated[Any, Kind("prior")] = "normal"`."""
 
     name: str
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
 class Options:
-    """Base of components that take nothing but options: a subclass is a keyword-only dataclass of them.
+    """Base class of components that take only options: a subclass is a keyword-only dataclass of them.
 
-    They are validated when it is built; its `declaration` follows where one is changed afterwards.
+    Options are validated in the constructor. Setting one afterwards updates `declaration`.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -69,8 +69,8 @@ class Component:
 
     Attributes:
         target: the class or function that is called.
-        given: names of those of its parameters that the model supplies; None: its positional ones.
-        validates: whether the target itself holds its options against its signature.
+        given: names of the parameters that the model supplies; None means the positional ones.
+        validates: whether the target itself validates its options.
     """
 
     target: Callable[..., Any]
@@ -93,13 +93,13 @@ class Component:
 
     @property
     def summary(self) -> str:
-        """First sentence of the docstring."""
+        """The first sentence of the docstring."""
         text = " ".join((inspect.getdoc(self.target) or "").partition("\n\n")[0].split())
         return re.split(r"(?<!et al)\. ", text)[0].removesuffix(".")
 
     @property
     def documentation(self) -> dict[str, str]:
-        """What each option is, from the "Args:" of the docstring and, where inherited, of those of base classes."""
+        """The description of each option, from "Args:" in the docstrings of the class and its base classes."""
         found: dict[str, str] = {}
         for owner in getattr(self.target, "__mro__", (self.target,)):
             arguments = re.search(r"^Args:\n((?: .*\n?|\n)*)", inspect.cleandoc(owner.__doc__ or ""), re.MULTILINE)
@@ -109,14 +109,14 @@ class Component:
         return {name: found.get(name, "") for name in self.options}
 
     def validate(self, options: Mapping[str, Any], path: str) -> dict[str, Any]:
-        """Holds options against the signature and returns them with their types converted.
+        """Validates options against the signature and returns them with their types converted.
 
         Args:
             options: what the user declared.
-            path: where it stands, for messages: `model.vae`.
+            path: place of the declaration, for messages, such as `model.vae`.
 
         Raises:
-            InputError: an unknown option, a missing one, or a value of the wrong type or range.
+            InputError: an option is unknown or missing, or its value has the wrong type or range.
         """
         for name in map(str, options):
             if name not in self.options:
@@ -128,16 +128,16 @@ class Component:
 
 
 def component(name: str, *kinds: str) -> Callable[[C], C]:
-    """Class decorator: makes a class a component that is declared by `name` where one of these kinds is expected.
+    """Class decorator that registers a component: it can be declared by `name` where one of the kinds is expected.
 
-    Its options are validated whenever it is constructed, by name or directly, and kept as its `declaration`.
+    Options are validated whenever the class is constructed, by name or directly, and kept as `declaration`.
     """
 
     def decorate(cls: C) -> C:
         entry = Component(cls, validates=True)
         if cls.__module__.partition(".")[0] != __name__.partition(".")[0]:
             for kind in kinds:
-                registered(kind)  # this package's own come first, so that they do not take the name back
+                registered(kind)  # register this package's components first, so that they cannot take the name later
         for kind in kinds:
             register(kind, name, entry)
         _validate_when_built(cls, name, entry)
@@ -147,11 +147,11 @@ def component(name: str, *kinds: str) -> Callable[[C], C]:
 
 
 def _validate_when_built(cls: type, name: str | None, entry: Component) -> None:
-    """Makes the constructor of a class hold its options against its signature, and keep them as its `declaration`.
+    """Makes the constructor of a class validate its options and keep them as `declaration`.
 
     Args:
         cls: the class.
-        name: by which it is declared; None: it is not.
+        name: name by which it is declared; None if it has none.
         entry: its signature.
     """
     own = cls.__init__  # type: ignore[misc]
@@ -160,7 +160,7 @@ def _validate_when_built(cls: type, name: str | None, entry: Component) -> None:
     @functools.wraps(construct)
     def validated(self: Any, *args: Any, **kwargs: Any) -> None:
         if next(base for base in type(self).__mro__ if base in _components) is not cls:
-            construct(self, *args, **kwargs)  # a component that extends this one has validated its own options
+            construct(self, *args, **kwargs)  # the subclass has already validated its options
             return
         supplied = {key: kwargs.pop(key) for key in entry.supplied if key in kwargs}
         options = entry.validate(kwargs, name or cls.__name__)
@@ -177,7 +177,7 @@ def register(kind: str, name: str, entry: Component) -> None:
     """Makes a class or function of another library declarable by name.
 
     Raises:
-        InputError: there is no such kind of component, or another one has the name.
+        InputError: there is no such kind of component, or the name is taken by another one.
     """
     if kind not in _registry:
         raise InputError(f"there is no kind of component {kind!r} for {name!r}; {choices(kind, _registry)}")
@@ -188,7 +188,7 @@ def register(kind: str, name: str, entry: Component) -> None:
 
 
 def registered(kind: str) -> dict[str, Component]:
-    """Everything that can be declared by name as a `kind`."""
+    """All components that can be declared by name as this kind."""
     for module in _KINDS.get(kind, ()):
         importlib.import_module(module)
     return dict(_registry.get(kind, {}))
@@ -203,10 +203,10 @@ def validate(kind: str, declaration: Any, path: str = "") -> Any:
     """Validates a declaration with everything inside it, before anything is built.
 
     Returns:
-        The declaration with its options converted to their types; an instance as it is.
+        The declaration with its options converted to their types; an instance is returned unchanged.
 
     Raises:
-        InputError: naming the place, what was given, and the nearest valid spelling.
+        InputError: the declaration is invalid; the message has the place, the value and the nearest valid spelling.
     """
     path = path or kind
     if not _is_declared(declaration, path):
@@ -217,12 +217,15 @@ def validate(kind: str, declaration: Any, path: str = "") -> Any:
 
 
 def build(kind: str, declaration: Any, **supplied: Any) -> Any:
-    """Constructs what a declaration names; an instance is returned as it is.
+    """Builds a component from its declaration; an instance is returned unchanged.
 
     Args:
-        kind: what is expected: "prior", "likelihood", ...
+        kind: the expected kind: "prior", "likelihood", ...
         declaration: a name, a mapping of one name to its options, or an instance.
-        **supplied: what the model can supply; each component takes what its positional parameters name.
+        **supplied: everything that the model can supply; a component receives what its positional parameters name.
+
+    Raises:
+        InputError: the declaration is invalid, or the component needs a parameter that the model does not supply.
     """
     if not _is_declared(declaration, kind):
         return declaration
@@ -257,7 +260,7 @@ def target(kind: str, declaration: Any) -> Any:
 
 @contextmanager
 def importing(importer: Importer) -> Iterator[None]:
-    """Within this context import paths in declarations are resolved by `importer(path)`."""
+    """Resolves import paths in declarations by `importer(path)` within this context."""
     token = _importer.set(importer)
     try:
         yield
@@ -269,7 +272,7 @@ def import_path(path: str) -> Any:
     """Imports `package.module:Name`.
 
     Raises:
-        InputError: the module or the name in it does not exist.
+        InputError: there is no such module, or no such name in it.
     """
     module, _, name = path.partition(":")
     try:
@@ -281,7 +284,7 @@ def import_path(path: str) -> Any:
 
 
 def imported(path: str) -> Any:
-    """What an import path means in the present `importing` context."""
+    """Imports an import path as the current `importing` context does."""
     return _importer.get()(path)
 
 
@@ -297,7 +300,7 @@ def import_paths(declaration: Any) -> list[str]:
 
 
 def complete(kind: str, declaration: Any) -> Any:
-    """A declaration with the defaults of this package's components written out, so that it outlives their change."""
+    """A declaration with the defaults of this package's components written out, so that it survives changes of them."""
     if not isinstance(declaration, str | Mapping):
         return declaration
     name, given = _parse(declaration, kind)
@@ -315,7 +318,7 @@ def plain(declaration: Any) -> Any:
     """A declaration in YAML's own types.
 
     Raises:
-        InputError: it holds an instance, which has no spelling.
+        InputError: it contains an instance, which cannot be written in YAML.
     """
     if isinstance(declaration, Mapping):
         return {key: plain(value) for key, value in declaration.items()}
@@ -327,13 +330,13 @@ def plain(declaration: Any) -> Any:
 
 
 def declared_name(part: Any) -> str:
-    """The name by which a part is declared, or that of its class."""
+    """The name by which a component was declared, or the name of its class."""
     declared = getattr(part, "declaration", type(part).__name__)
     return declared if isinstance(declared, str) else next(iter(declared))
 
 
 def choices(given: str, valid: Iterable[str]) -> str:
-    """`valid: a, b, c; did you mean 'b'?`, for messages."""
+    """The valid choices for a message: `valid: a, b, c; did you mean 'b'?`."""
     valid = list(valid)
     nearest = difflib.get_close_matches(given, valid, n=1)
     listed = f"valid: {', '.join(valid)}" if valid else "it takes none"
@@ -399,7 +402,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "optimizer": ("pyrolatent.inference.training.optim",),
     "scheduler": ("pyrolatent.inference.training.optim",),
 }
-"""Kinds of components, and the modules of this package that register them, imported when one is first asked for."""
+"""Kinds of components and the modules of this package that register them, imported on first use."""
 _registry: dict[str, dict[str, Component]] = {kind: {} for kind in _KINDS}
 _components: set[type] = set()
 _importer: ContextVar[Importer] = ContextVar("importer", default=import_path)
@@ -411,7 +414,7 @@ def _is_import_path(text: str) -> bool:
 
 
 def _is_declared(declaration: Any, path: str) -> bool:
-    """Whether it is a declaration and not an instance; refuses what is neither."""
+    """Whether this is a declaration rather than an instance; refuses anything else."""
     if declaration is None or isinstance(declaration, bool | int | float | list | tuple):
         raise InputError(f"{path} takes a name, or one name with its options, but was given {declaration!r}")
     return isinstance(declaration, str | Mapping)
@@ -446,12 +449,12 @@ def _find(kind: str, name: str, path: str) -> Component:
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a class or function, those that **options takes to the constructor of a base class included."""
+    """The parameters of a class or function, including those that `**options` passes on to a base class."""
     if not isinstance(target, type):
         return dict(_signature(target))
     found: dict[str, inspect.Parameter] = {}
     fixed: set[str] = set()
-    positional = True  # those of a base class are the model's to supply where *args takes them
+    positional = True  # the model supplies those of a base class if *args passes them on
     for base in target.__mro__:
         if "__init__" in vars(base):
             own = _signature(base.__init__)  # type: ignore[misc]
@@ -467,7 +470,7 @@ def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _written_out(constructor: Callable[..., Any], entry: Component) -> inspect.Signature:
-    """The signature of a constructor with the options of base classes in it, for `help` and notebooks."""
+    """The signature of a constructor with inherited options written out, for `help` and notebooks."""
     own = inspect.signature(constructor)
     first = next(iter(own.parameters.values()))
     options = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in entry.options.values()]
@@ -479,7 +482,7 @@ def _origin(target: Callable[..., Any]) -> tuple[str, str]:
 
 
 def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The parameters of one function, with their annotations resolved, as those of base classes among them are."""
+    """The parameters of one function with their annotations resolved."""
     try:
         hints = get_type_hints(inspect.unwrap(function), include_extras=True)
     except (NameError, TypeError):  # some third-party annotations cannot be evaluated
@@ -520,7 +523,7 @@ def _value_schema(annotation: Any) -> dict[str, Any]:
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
-    """Pydantic's view of a type; None where it has none, as for tensors in signatures of torch."""
+    """The pydantic adapter of a type; None if there is none, as for tensors in signatures of torch."""
     try:
         return TypeAdapter(annotation) if annotation is not Any else None
     except PydanticSchemaGenerationError:

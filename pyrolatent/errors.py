@@ -1,22 +1,22 @@
-"""What pyrolatent says when something cannot be done: one line with what was given, what was expected, what to do."""
+"""Errors. The message of each is one line: what was given, what was expected, what to do."""
 
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 SEEDS = 2**63
-"""How many seeds there are."""
+"""Seeds are integers from 0 to this, exclusive."""
 
 
 class InputError(Exception):
-    """A declaration, a file or an argument that cannot be right; the message is one line.
+    """An invalid declaration, file or argument; the message is one line.
 
-    It is no ValueError, since Pyro writes the shapes of all sites under every ValueError raised inside a model.
+    It does not extend ValueError, because Pyro appends the shapes of all sites to every ValueError in a model.
     """
 
 
 class TrustError(InputError):
-    """A run asks for code from outside the package and the user has not said to trust it."""
+    """A run needs code from outside the package that the user has not agreed to trust."""
 
 
 class TrainingError(RuntimeError):
@@ -33,10 +33,10 @@ def is_whole(number: Any) -> bool:
 
 
 def at_least(least: int, **numbers: Any) -> None:
-    """Refuses numbers, by their names, that are given and are no whole number from `least` upwards.
+    """Requires every number that is not None to be an integer of at least `least`.
 
     Raises:
-        InputError: one is not.
+        InputError: one is not; the message has its name.
     """
     for name, number in numbers.items():
         if number is None:
@@ -48,16 +48,16 @@ def at_least(least: int, **numbers: Any) -> None:
 
 
 def at_least_one(**numbers: Any) -> None:
-    """Refuses numbers, by their names, that are given and are no whole number from 1 upwards.
+    """Requires every number that is not None to be a positive integer.
 
     Raises:
-        InputError: one is not.
+        InputError: one is not; the message has its name.
     """
     at_least(1, **numbers)
 
 
-def hold_seed(seed: Any) -> None:
-    """Refuses a seed that is given and is no whole number from 0 to 2**63 - 1.
+def validate_seed(seed: Any) -> None:
+    """Requires a seed that is not None to be an integer from 0 to 2**63 - 1.
 
     Raises:
         InputError: it is not.
@@ -67,16 +67,16 @@ def hold_seed(seed: Any) -> None:
         raise InputError(f"seed was {seed}; give one below 2**63")
 
 
-def only(who: str, takes: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are given, neither None nor False, where some alone are taken.
+def validate_options(who: str, takes: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that were given, which are those that are neither None nor False.
 
     Args:
-        who: takes them, in the words of the message.
-        takes: names of those that are taken.
-        options: all that a function or a command has, by name.
+        who: what takes the options, as the subject of the message.
+        takes: names of the options that it takes.
+        options: all options of the function or command, by name.
 
     Raises:
-        InputError: another one is given.
+        InputError: an option was given that is not taken.
     """
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     taken = [name for name in options if name in {*takes}]

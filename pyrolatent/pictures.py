@@ -1,4 +1,4 @@
-"""Which pictures a trained model has."""
+"""The figures of a trained model."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,34 +20,34 @@ from pyrolatent.inference.sampling.chains import sample_energy, watch
 from pyrolatent.inference.sampling.kernels import adapted, no_normaliser
 from pyrolatent.inference.training.loop import Row
 from pyrolatent.inference.weights import arguments
-from pyrolatent.models.arrays import place_of
+from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.energies.rbm import RestrictedBoltzmannMachine
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability
 
 SIDE = 15
-"""Points of a latent grid along each dimension."""
+"""Number of points of a latent grid along each dimension."""
 WATCHED = [0, 1, 2, 5, 10, 50, 100, 500, 1000]
-"""Sweeps after which chains are drawn."""
+"""Numbers of sweeps after which chains are plotted."""
 TEMPERATURES = 1000
-"""Of the annealing that is drawn."""
+"""Number of annealing steps in the figure of log Z."""
 
 
 @singledispatch
 def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
-    """Every figure of a trained model, by name, each of which says what it shows.
+    """Every figure of a trained model by name, with a title.
 
-    Test data are reconstructed and embedded. There are samples of models with a density, a latent grid of those with
-    one continuous vector z, and a label grid of models of classes. Of unnormalised densities there are chains, samples,
-    the free energies of data and samples, and log Z along the annealing.
+    Latent-variable models have reconstructions and embeddings of test data; samples if they have a density; a latent
+    grid if they have one continuous vector z; and a label grid if they have classes. Unnormalised densities have
+    chains, samples, free energies of data and samples, and log Z along the annealing path.
 
     Args:
         model: a trained model.
-        data: what it was trained on; vector labels are drawn at those of the test data.
-        history: the rows of its training; none, no training curve.
+        data: the data that it was trained on; models of label vectors are sampled at those of the test data.
+        history: the rows of its training; without rows there is no training curve.
     """
-    part = data.test.to(*place_of(model))
+    part = data.test.to(*device_and_dtype(model))
     shown = part.batch(slice(0, 10))
     coded = part.batch(slice(0, 1000))
     drawn = {"training": figures.training_curve(history)} if history else {}
@@ -77,7 +77,7 @@ def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
 @plot.register
 @torch.no_grad()
 def _of_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> dict[str, Figure]:
-    data = data.to(*place_of(model))
+    data = data.to(*device_and_dtype(model))
     drawn = {"training": figures_energy.monitors(history)} if history else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -86,14 +86,14 @@ def _of_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> di
             drawn["filters"] = figures_energy.filters(model.weight[:entries], tuple(model.event_shape))
         start = data.test.batch(slice(0, 4)).x
         frames = torch.cat([watch(model, 4, WATCHED, start=start), watch(model, 4, WATCHED)], 1)
-        machine = Capability.HIDDEN_UNITS in model.offers
-        title = "E[x | h] of chains, and their starts" if machine else "draws of chains, and their starts"
+        has_hidden = Capability.HIDDEN_UNITS in model.offers
+        title = "E[x | h] of chains, and their starts" if has_hidden else "draws of chains, and their starts"
         drawn["chains"] = figures_energy.chains(frames, WATCHED, ["test data"] * 4 + ["base"] * 4, title)
         if unsampled := no_normaliser(model, adapted(model)):
-            warnings.warn(f"no samples are drawn, and no log Z: {unsampled}", stacklevel=2)
+            warnings.warn(f"there are no figures of samples and log Z: {unsampled}", stacklevel=2)
             return drawn
         of_chains = "" if model.tractable else f" after {WATCHED[-1]} sweeps"
-        for name, mean in (("samples", False), ("sample_means", True))[: 1 + machine]:
+        for name, mean in (("samples", False), ("sample_means", True))[: 1 + has_hidden]:
             values = sample_energy(model, 64, mean=mean, sweeps=WATCHED[-1])
             drawn[name] = figures.samples(values, tasks.sample_title(model, mean) + of_chains)
         parts = {name: getattr(data, name).batch(slice(0, 1000)).x for name in ("train", "validation")}
@@ -116,13 +116,13 @@ def _of_energy(model: UnnormalisedDensity, data: Data, history: list[Row]) -> di
 
 
 def _of_draws(model: LatentVariableModel, data: Data, y: Tensor | None, width: int) -> dict[str, Figure]:
-    """Samples and what they are the means of, a latent grid and a label grid.
+    """Samples and their means, a latent grid and a label grid.
 
     Args:
         model: a model with a density.
-        data: what it was trained on.
-        y: labels of the data, to draw at where they are vectors.
-        width: of the last latent.
+        data: the data that it was trained on.
+        y: labels of the data, at which to draw if they are vectors.
+        width: width of the last latent.
     """
     names = data.record["classes"]
     own = labels_for(model, 64, of_data=y if model.vector_labels else None)
@@ -138,7 +138,7 @@ def _of_draws(model: LatentVariableModel, data: Data, y: Tensor | None, width: i
         pass
     else:
         rest = "" if width < 3 else "; the other dimensions at their prior mean"
-        given, at = ("", "") if label is None else (", y", f"; y = {called(label, names)}")
+        given, at = ("", "") if label is None else (", y", f"; y = {label_title(label, names)}")
         title = f"E[x | z{given}] at quantiles of the prior{rest}{at}"
         drawn["latent_grid"] = figures.latent_grid(mosaic, SIDE, quantiles, title)
     if model.label_dim and not model.vector_labels:
@@ -147,15 +147,15 @@ def _of_draws(model: LatentVariableModel, data: Data, y: Tensor | None, width: i
     return drawn
 
 
-def called(label: Tensor | int, names: Sequence[str] | None) -> str:
-    """A label in a title: the name or number of a class, or the numbers of a vector."""
+def label_title(label: Tensor | int, names: Sequence[str] | None) -> str:
+    """A label for a title: the name or number of a class, or the numbers of a vector."""
     if isinstance(label, int):
         return names[label] if names else str(label)
     return ", ".join(f"{number:.3g}" for number in label.tolist())
 
 
 def _depends_on_x(model: Any, batch: Batch) -> bool:
-    """Whether other data are given other codes; the draws of `means` are the same in every call."""
+    """Whether codes differ between data; the draws of `means` are the same in every call."""
     x, y, mask = arguments(model, batch)
     codes = [tasks.means(model, values, y, mask) for values in (x, x.flip(0))]
     same = all(torch.equal(codes[0][site], codes[1][site]) for site in codes[0])

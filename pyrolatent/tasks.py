@@ -1,4 +1,4 @@
-"""What people do with a fitted model. Data, labels, masks and latents may be tensors, arrays or lists of any type."""
+"""Tasks of a fitted model. Data, labels, masks and latents may be tensors, arrays or lists of any type."""
 
 import functools
 import itertools
@@ -13,9 +13,9 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyrolatent.errors import InputError, at_least, at_least_one, only
+from pyrolatent.errors import InputError, at_least, at_least_one, validate_options
 from pyrolatent.inference.devices import evaluating
-from pyrolatent.inference.draws import FLOATS, labels_for, posterior_means, repeated, resampled, simulate
+from pyrolatent.inference.draws import MAX_ELEMENTS, labels_for, posterior_means, repeated, resampled, simulate
 from pyrolatent.inference.evidence.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.monte_carlo import log_mean
 from pyrolatent.inference.rules import require_latents
@@ -27,9 +27,9 @@ from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability
 
 DRAWS = 100
-"""From a posterior whose mean has no closed form: the error of the mean is a tenth of its standard deviation."""
+"""Number of draws for posterior means without closed form; their error is a tenth of the standard deviation."""
 PRIOR_DRAWS = 100_000
-"""From a prior whose quantiles have no closed form."""
+"""Number of draws for prior quantiles without closed form."""
 
 
 @torch.no_grad()
@@ -42,24 +42,24 @@ def sample(
     sweeps: int | None = None,
     kernel: Any = None,
 ) -> Tensor:
-    """Draws z ~ p(z), x ~ p(x | z); of unnormalised densities, as `sample_energy` does.
+    """Draws z ~ p(z), x ~ p(x | z), or x from an unnormalised density as `sample_energy` does.
 
     Args:
         model: a fitted model.
         size: number of draws.
-        y: labels (size,) or vectors (size, label_dim) to draw at, of conditional models, of models that infer the
-            label and of machines with label units; if None, the classes in turn of the first, and draws of the label
-            of the others.
-        mean: whether to return E[x | z] instead of a draw of x, which for images is smoother to look at.
-        sweeps: of the chains of unnormalised densities that are not drawn from exactly; None is 1,000.
-        kernel: what moves them, as in `sample_energy`.
+        y: labels (size,) or vectors (size, label_dim) to draw at, for conditional models, models that infer the label
+            and RBMs with label units. None takes the classes in turn for conditional models and draws labels for the
+            others.
+        mean: whether to return E[x | z] instead of a draw of x, which looks smoother for images.
+        sweeps: number of sweeps of chains, for unnormalised densities without exact draws; None is 1,000.
+        kernel: kernel of the chains, as in `sample_energy`.
 
     Returns:
         (size, *event_shape).
 
     Raises:
-        InputError: labels that do not fit the model, or none for a model that was trained on label vectors; options of
-            chains where none are run.
+        InputError: labels do not fit the model, or are missing for a model of label vectors; or options of chains were
+            given but none are run.
     """
     at_least_one(size=size)
     at_least(0, sweeps=sweeps)
@@ -68,7 +68,7 @@ def sample(
 
 @functools.singledispatch
 def _sample(model: Any, size: int, y: Any, mean: bool, options: dict[str, Any]) -> Tensor:
-    only(f"{type(model).__name__}, which is drawn from without chains,", (), options)
+    validate_options(f"{type(model).__name__}, which is drawn from without chains,", (), options)
     y = labels_for(model, size, y)
     x, latents = simulate(model, size, y)
     return model.decode(latents, y).mean if mean else x
@@ -77,13 +77,15 @@ def _sample(model: Any, size: int, y: Any, mean: bool, options: dict[str, Any]) 
 @_sample.register
 def _(model: UnnormalisedDensity, size: int, y: Any, mean: bool, options: dict[str, Any]) -> Tensor:
     exact, name = model.tractable and y is None and options["kernel"] is None, type(model).__name__
-    given = only(f"an exact draw of {name}" if exact else name, ("kernel", *["sweeps"] * (not exact)), options)
+    given = validate_options(
+        f"an exact draw of {name}" if exact else name, ("kernel", *["sweeps"] * (not exact)), options
+    )
     return sample_energy(model, size, None if y is None else as_labels(model, y, size), mean=mean, **given)
 
 
 @functools.singledispatch
 def sample_title(model: Any, mean: bool) -> str:
-    """What `sample` gives, in the words of a figure's title."""
+    """The title of a figure of the result of `sample`."""
     y = "" if not model.label_dim else ", y"
     return f"E[x | z{y}] at draws of z ~ p(z)" if mean else f"draws of x ~ p(x | z{y})"
 
@@ -96,14 +98,14 @@ def _(model: UnnormalisedDensity, mean: bool) -> str:
 
 @torch.no_grad()
 def means(model: LatentVariableModel, x: Any, y: Any = None, mask: Any = None) -> dict[str, Tensor]:
-    """The posterior mean of each latent site, (batch, ...): the one vector that stands for a datapoint.
+    """The posterior mean of each latent site, (batch, ...), which represents a datapoint.
 
-    E[z_l | x] = E[E[z_l | x, the sites that the guide draws before it]]: the inner mean is exact where it has a closed
-    form, the outer one where a site depends on no draw or its states are summed out, and else they are means of 100
-    draws, whose error is at most a tenth of the posterior's standard deviation. The draws are the same in every call.
+    E[z_l | x] = E[E[z_l | x, the sites that the guide draws before it]]. The inner mean is exact if it has a closed
+    form, the outer one if the site depends on no draw or on states that are summed out. Otherwise they are means of 100
+    draws, with an error of at most a tenth of the posterior's standard deviation. The draws are the same in every call.
 
     Raises:
-        InputError: the model has no posterior, or arguments do not fit it.
+        InputError: the model has no posterior, or an argument does not fit it.
     """
     require_latents(model)
     inputs = as_inputs(model, x, y, mask)
@@ -115,28 +117,28 @@ def means(model: LatentVariableModel, x: Any, y: Any = None, mask: Any = None) -
 
 @torch.no_grad()
 def reconstruct(model: LatentVariableModel, x: Any, y: Any = None, mask: Any = None) -> Tensor:
-    """E[x | z] at the posterior mean of each latent site, as `means` gives it, (batch, *event_shape)."""
+    """E[x | z] at the posterior means of all latent sites, (batch, *event_shape)."""
     return _decoded(model, means(model, x, y, mask), y)
 
 
 @torch.no_grad()
 def latent_grid(model: LatentVariableModel, side: int, y: Any = None) -> tuple[Tensor, Tensor]:
-    """E[x | z] over a grid of the first two latent dimensions, or of the only one, the others at their prior mean.
+    """E[x | z] over a grid of the first two latent dimensions, or of the only one, with the others at their prior mean.
 
-    The grid stands at the prior's quantiles, (i + 1/2) / side, so that each cell has the same prior probability. They
-    are exact where the prior has them in closed form, and else those of 100,000 draws, the same in every call.
+    The grid consists of prior quantiles at (i + 1/2) / side, so that each cell has the same prior probability. They are
+    exact if the prior has them in closed form, and otherwise those of 100,000 draws, the same in every call.
 
     Args:
-        model: a fitted model with one latent vector z, beside a latent label.
-        side: points along each dimension.
-        y: one label of the whole grid, a class or a vector (label_dim,), of models that know labels; if None, class 0.
+        model: a fitted model with one latent vector z and possibly a latent label.
+        side: number of points along each dimension.
+        y: one label for the whole grid, a class or a vector (label_dim,), for models with labels; None is class 0.
 
     Returns:
         Means (side^d, *event_shape) over d = 1 or 2 dimensions, the first varying slowest, and the quantiles (d, side).
 
     Raises:
-        InputError: a model with other latents, a prior whose dimensions cannot be set one by one, a label that does not
-            fit the model, or none for one that was trained on label vectors.
+        InputError: the model has other latents, or a prior whose dimensions cannot be set separately; or the label does
+            not fit the model, or is missing for a model of label vectors.
     """
     at_least_one(side=side)
     require_latents(model)
@@ -162,15 +164,16 @@ def latent_grid(model: LatentVariableModel, side: int, y: Any = None) -> tuple[T
 
 @torch.no_grad()
 def label_grid(model: LatentVariableModel, rows: int) -> Tensor:
-    """E[x | z, y] with the latent held along each row and the class varied, for models of class labels.
+    """E[x | z, y] for each class with the same latent along each row, for models of class labels.
 
-    What is held are the random numbers that z is drawn with, which is z itself where p(z) does not depend on y.
+    Along a row the random numbers that z is drawn with are the same, and therefore z itself if p(z) does not depend on
+    y.
 
     Returns:
         (rows * label_dim, *event_shape), the class varying fastest.
 
     Raises:
-        InputError: the model knows no classes.
+        InputError: the model has no classes.
     """
     at_least_one(rows=rows)
     require_latents(model)
@@ -188,20 +191,20 @@ def label_grid(model: LatentVariableModel, rows: int) -> Tensor:
 
 @torch.no_grad()
 def interpolate(model: LatentVariableModel, x: Any, y: Any = None, mask: Any = None, *, steps: int = 10) -> Tensor:
-    """E[x | z] along straight lines between the posterior means of consecutive datapoints, as `means` gives them.
+    """E[x | z] along straight lines between the posterior means of consecutive datapoints.
 
     Args:
         model: a fitted model.
         x: data (batch, *event_shape), two or more.
-        y: labels of models that know any; a line is decoded with the label of its start.
+        y: labels, for models with labels; a line is decoded with the label of its first end.
         mask: True where x is observed.
-        steps: points along each line, both ends among them.
+        steps: number of points along each line, including both ends.
 
     Returns:
         (batch - 1, steps, *event_shape).
 
     Raises:
-        InputError: arguments that do not fit the model, or fewer than two datapoints.
+        InputError: an argument does not fit the model, or there are fewer than two datapoints.
     """
     at_least_one(steps=steps)
     ends = means(model, x, y, mask)
@@ -227,33 +230,33 @@ def impute(
     draws: int = 10,
     particles: int = 100,
 ) -> Tensor:
-    """Draws of what is missing, x_missing ~ p(x_missing | x_observed), by sampling importance resampling.
+    """Draws missing entries, x_missing ~ p(x_missing | x_observed), by sampling importance resampling.
 
-    For each draw `particles` latents are drawn and weighed given what is observed, half of them from the prior if the
-    encoder was not trained with gaps (`inference.draws.resampled`), and one of them, drawn by its weight, is decoded
-    and sampled. Exact as particles grow; where k-hat says that there are too few, a warning says for how many
-    datapoints.
+    For each draw, `particles` latents are drawn and weighted given the observed entries, half of them from the prior if
+    the encoder was not trained with missing entries (`inference.draws.resampled`). One of them is chosen by weight, and
+    x is drawn from its likelihood. This is exact in the limit of many particles; a warning has the number of datapoints
+    for which k-hat shows that there are too few.
 
     Args:
         model: a fitted model.
         x: data (batch, *event_shape); values where the mask is False are ignored.
         mask: True where x is observed, (batch, *event_shape).
         y: labels of conditional models.
-        draws: number of draws for each datapoint.
+        draws: number of draws per datapoint.
         particles: number of latents that each draw is resampled from.
 
     Returns:
-        (draws, batch, *event_shape), the observed values as they were.
+        (draws, batch, *event_shape), with observed values unchanged.
 
     Raises:
-        InputError: arguments that do not fit the model.
+        InputError: an argument does not fit the model.
     """
     at_least_one(draws=draws, particles=particles)
     require_latents(model)
     if mask is None:
-        raise InputError("mask was None, but what is False in it is what impute draws; give True where x is observed")
+        raise InputError("mask was None, but impute draws the entries where it is False; give True where x is observed")
     x, y, mask = as_inputs(model, x, y, mask)
-    at_once = max(1, FLOATS // (x.numel() * particles))
+    at_once = max(1, MAX_ELEMENTS // (x.numel() * particles))
     filled, all_weights = [], []
     with evaluating_alone(model), pyro.validation_enabled(False):
         _require_support(model, x, y, mask)
@@ -269,7 +272,7 @@ def impute(
     few = int(too_large(khat(pooled), log_mean(pooled)[2], len(pooled)).sum())
     if few:
         warnings.warn(
-            f"what is missing rests on a few latents in {few} of {len(x)} datapoints, whose k-hat over {len(pooled)} "
+            f"imputed values rest on few latents in {few} of {len(x)} datapoints, whose k-hat over {len(pooled)} "
             f"draws is above {khat_threshold(len(pooled)):.2f}; give more particles than {particles}",
             stacklevel=2,
         )
@@ -277,7 +280,7 @@ def impute(
 
 
 def _require_support(model: LatentVariableModel, x: Tensor, y: Tensor | None, mask: Tensor) -> None:
-    """Refuses observed numbers to which the likelihood gives no probability; grey values of a Bernoulli are allowed."""
+    """Refuses observed values outside the support of the likelihood; grey values under a Bernoulli are allowed."""
     support: Any = model.observation(poutine.trace(model.generate).get_trace(x, y, mask))["fn"].support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
@@ -288,7 +291,7 @@ def _require_support(model: LatentVariableModel, x: Tensor, y: Tensor | None, ma
 
 
 def _decoded(model: LatentVariableModel, codes: dict[str, Tensor], y: Any) -> Tensor:
-    """E[x | z] of codes of every site; a latent label is one of them."""
+    """E[x | z] at codes of every site, including a latent label."""
     with evaluating(model):
         return model.decode(codes, y if model.conditional else None).mean
 
@@ -299,7 +302,7 @@ def _one(y: Any) -> Any:
 
 
 def _quantiles(prior: TorchDistributionMixin, side: int) -> tuple[Tensor, Tensor]:
-    """The prior's mean (latent_dim,), and quantiles of its first two dimensions or of its only one, (d, side)."""
+    """The prior mean (latent_dim,), and quantiles of the first two dimensions or of the only one, (d, side)."""
     draws = prior.sample(torch.Size([PRIOR_DRAWS]))[:, 0]
     levels = ((torch.arange(side) + 0.5) / side).to(draws)
     try:

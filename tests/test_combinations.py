@@ -16,7 +16,7 @@ from pyrolatent import VAE, Data, InputError, Run, fit, load_data, sample
 from pyrolatent.declaration import registered
 from pyrolatent.inference.evidence.importance import score
 from pyrolatent.inference.objectives.bounds import ELBO
-from pyrolatent.inference.rules import hold_to_rules
+from pyrolatent.inference.rules import validate_combination
 from pyrolatent.inference.weights import training_arguments, weigh
 from pyrolatent.models import ConditionalVAE
 
@@ -210,8 +210,8 @@ def test_data_that_a_likelihood_cannot_draw_are_refused(likelihood: str) -> None
     model = model_of(likelihood=likelihood)
     data = load_data(torch.full((16, *model.event_shape), -7.5).numpy())
     if takes_anything(likelihood):
-        hold_to_rules(model, data, ELBO())
+        validate_combination(model, data, ELBO())
         return
     message = rf"array holds values in \[-7.5, -7.5\].* the {likelihood} likelihood is defined on"
     with pytest.raises(InputError, match=message):
-        hold_to_rules(model, data, ELBO())
+        validate_combination(model, data, ELBO())

@@ -24,7 +24,7 @@ from pyrolatent import (
     sample,
 )
 from pyrolatent.cli.commands import EVALUATED, app
-from pyrolatent.errors import only
+from pyrolatent.errors import validate_options
 from pyrolatent.experiments.sweep import sweep
 
 SMALL: dict[str, Any] = {"encoder": {"mlp": {"hidden": [4]}}, "decoder": {"mlp": {"hidden": [4]}}}
@@ -172,6 +172,6 @@ def test_data_of_ones_own_are_not_looked_for(tmp_path: Path) -> None:
 
 def test_what_is_neither_none_nor_false_is_given() -> None:
     options = {"a": 0, "b": None, "c": False}
-    assert only("it", ("a",), options) == {"a": 0}
+    assert validate_options("it", ("a",), options) == {"a": 0}
     with pytest.raises(InputError, match="it takes b, c; leave a out"):
-        only("it", ("b", "c"), options)
+        validate_options("it", ("b", "c"), options)

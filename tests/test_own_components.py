@@ -105,7 +105,7 @@ def test_a_name_belongs_to_one_component(kind: str) -> None:
     [ELBO, pyro.infer.Trace_ELBO().differentiable_loss, pyro.infer.EnergyDistance(), pyro.infer.JitTraceEnum_ELBO()],
 )
 def test_what_is_no_objective_is_refused(objective: Any) -> None:
-    with pytest.raises(InputError, match="by which fit cannot train"):
+    with pytest.raises(InputError, match="which fit cannot maximise"):
         fit(small(), load_data(BITS), objective=objective, epochs=1, progress=False)
 
 

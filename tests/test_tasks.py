@@ -300,7 +300,7 @@ def test_what_is_missing_is_drawn_right_though_the_encoder_never_saw_gaps(gaps: 
     mean = bias[2] + gain @ (x[0, :2] - bias[:2])
     variance = covariance[2, 2] - gain @ covariance[:2, 2]
     if gaps:
-        with pytest.warns(UserWarning, match="what is missing rests on a few latents in 1 of 1 datapoints"):
+        with pytest.warns(UserWarning, match="imputed values rest on few latents in 1 of 1 datapoints"):
             impute(model, x, mask, draws=20, particles=100)
         return
     draws = impute(model, x, mask, draws=2000, particles=300)[:, 0, 2]

@@ -1,4 +1,4 @@
-"""Whether to believe a model: a check is one object in one file, its statistic a pure function of arrays."""
+"""Checks of fitted models: each is one class in one file, and its statistic is a pure function of arrays."""
 
 from pyrolatent.checks.active_units import ActiveUnits
 from pyrolatent.checks.aggregated_posterior import (

@@ -21,7 +21,7 @@ class ActiveUnits(Check):
     """The number of latent dimensions whose posterior mean varies over the data.
 
     Args:
-        draws: from q(z | x) for each datapoint, from which means without closed form and the rate come.
+        draws: draws from q(z | x) per datapoint, for means without closed form and for the rate.
     """
 
     draws: int = 100
@@ -32,7 +32,7 @@ class ActiveUnits(Check):
     gives_p_value: ClassVar[bool] = False
 
     def verdict(self, subject: Subject) -> Verdict:
-        """The number of active dimensions; the bound, rate and distortion beside it."""
+        """The number of active dimensions, with the bound, rate and distortion."""
         at_least(2, draws=self.draws)
         scores = subject.scored(self.draws)
         sites = [site for site in scores[0].means if site != subject.model.label_site]
@@ -52,14 +52,14 @@ class ActiveUnits(Check):
             float(active.sum()),
             "posterior collapse: q(z | x) does not depend on x and the decoder ignores z; train with kl_warmup, a "
             "smaller beta, a weaker decoder or more training, or declare another likelihood",
-            f"of {len(active)} dimensions; what is not active costs nothing and holds nothing",
+            f"of {len(active)} dimensions; inactive ones carry no information",
             threshold=1.0,
             numbers={"elbo": -rate - distortion, "rate": rate, "distortion": distortion},
             arrays=arrays,
         )
 
     def panel(self, axes: Axes, arrays: Arrays) -> None:
-        """The KL of each dimension or, where it is not one of dimensions, the variance of its posterior mean."""
+        """The KL of each dimension or, if q does not factorise, the variance of each posterior mean."""
         by_kl = "kl_dimensions" in arrays
         values = arrays["kl_dimensions" if by_kl else "mean_variance"]
         order = np.argsort(-values)

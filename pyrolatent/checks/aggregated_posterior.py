@@ -1,4 +1,4 @@
-"""The aggregated posterior q(z) = mean_n q(z | x_n): how much it holds of x, and whether the prior fits it."""
+"""The aggregated posterior q(z) = mean_n q(z | x_n): its information about x, and whether the prior fits it."""
 
 import math
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def aggregated_log_prob(log_posterior: Tensor) -> Tensor:
 def mutual_information(log_posterior: Tensor) -> Tensor:
     """log q(z_i | x_i) - log q(z_i), (n,), whose mean is I(x; z) under q, nats (Hoffman and Johnson 2016).
 
-    It cannot exceed log n: a mean near that says only that n datapoints are told apart.
+    Its mean is at most log n; near that value it shows only that n datapoints are distinguished.
 
     Args:
         log_posterior: as in `aggregated_log_prob`.
@@ -38,7 +38,7 @@ def mutual_information(log_posterior: Tensor) -> Tensor:
 
 
 def marginal_kl(log_posterior: Tensor, log_prior: Tensor) -> Tensor:
-    """log q(z_i) - log p(z_i), (n,), whose mean is KL(q(z) || p(z)), nats: the rate less the mutual information.
+    """log q(z_i) - log p(z_i), (n,), whose mean is KL(q(z) || p(z)), nats: the rate minus the mutual information.
 
     Args:
         log_posterior: as in `aggregated_log_prob`.
@@ -49,10 +49,10 @@ def marginal_kl(log_posterior: Tensor, log_prior: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AggregatedPosterior(Check):
-    """Whether a classifier tells posterior draws of held-out data from prior draws.
+    """Whether a classifier distinguishes posterior draws of held-out data from prior draws.
 
     Args:
-        draws: from q(z | x) for each datapoint, of which the first is looked at.
+        draws: draws from q(z | x) per datapoint, of which the first is used.
     """
 
     draws: int = 1000
@@ -62,7 +62,7 @@ class AggregatedPosterior(Check):
     asks: ClassVar[str] = "whether a classifier tells posterior draws of held-out data from the prior: holes"
 
     def verdict(self, subject: Subject) -> Verdict:
-        """The p-value of a classifier; mutual information and marginal KL beside it."""
+        """The p-value of a classifier, with the mutual information and the marginal KL."""
         at_least(25, draws=self.draws)
         drawn, count = subject.drawn(self.draws), len(subject)
         own = {site: value[0] for site, value in drawn.latents.items()}
@@ -97,7 +97,7 @@ class AggregatedPosterior(Check):
         )
 
     def panel(self, axes: Axes, arrays: Arrays) -> None:
-        """Draws of both in the two dimensions in which posterior draws vary most."""
+        """Draws from both in the two dimensions in which posterior draws vary most."""
         spread = arrays["aggregated"].var(0)
         chosen = np.sort(np.argsort(-spread)[:2])
         for name, colour, label in (("prior", MUTED, "prior"), ("aggregated", COLOURS[0], "posteriors")):

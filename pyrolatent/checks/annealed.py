@@ -1,4 +1,4 @@
-"""Evidence without the encoder: whether sampling from q misses some, and whether annealing itself can be relied on."""
+"""Evidence by annealing: whether sampling from q misses some of it, and whether annealing itself is reliable."""
 
 import math
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from pyrolatent.inference.monte_carlo import log_mean, standard_error
 
 
 def excess(annealed: Tensor, sampled: Tensor, mcse: Tensor) -> tuple[float, float]:
-    """By how much annealed log p(x) lies above that by sampling, and how much is to be expected of chance.
+    """By how much annealed log p(x) exceeds that by sampling, and how much chance explains.
 
-    The latter is the quantile of Student's t at 0.1 % over datapoints, and half the mean squared error of sampling, by
-    which the logarithm of a mean is too low.
+    The latter is the 0.1 % quantile of Student's t over datapoints plus half the mean squared error of sampling, which
+    is the downward bias of the log of a mean.
 
     Args:
         annealed: log p(x), (datapoints,).
@@ -36,13 +36,13 @@ def excess(annealed: Tensor, sampled: Tensor, mcse: Tensor) -> tuple[float, floa
 
 @dataclass(frozen=True)
 class OfChains(Check):
-    """A check by annealed chains on some datapoints.
+    """Base class of checks by annealed chains on some datapoints.
 
     Args:
         datapoints: number of datapoints, from the first.
-        chains: for each.
-        steps: of annealing.
-        leapfrog: leapfrog steps of each move.
+        chains: number of chains per datapoint.
+        steps: number of annealing steps.
+        leapfrog: number of leapfrog steps per move.
     """
 
     datapoints: int = 30
@@ -55,10 +55,10 @@ class OfChains(Check):
     of_likelihoods: ClassVar[bool] = True
 
     def settings(self, subject: Subject) -> dict[str, Any]:
-        """Of the chains.
+        """Options of the chains.
 
         Raises:
-            InputError: no datapoints were asked for.
+            InputError: the number of datapoints is 0.
         """
         if not self.datapoints:
             raise InputError("annealed was 0")
@@ -74,7 +74,7 @@ class AnnealedEvidence(OfChains):
     """Whether annealing finds more log p(x) than sampling from q.
 
     Args:
-        draws: from q(z | x) for each datapoint.
+        draws: draws from q(z | x) per datapoint.
     """
 
     draws: int = 1000
@@ -91,7 +91,7 @@ class AnnealedEvidence(OfChains):
         value, threshold = excess(truth, sampled, mcse)
         return self.judged(
             value,
-            "annealing finds more log p(x) than sampling from q, which so misses mass: declare another posterior, "
+            "annealing finds more log p(x) than sampling from q, which misses mass: declare another posterior, "
             "and report evaluate --method annealed",
             "nats by which annealed log p(x) exceeds that by importance sampling",
             threshold=threshold,
@@ -99,7 +99,7 @@ class AnnealedEvidence(OfChains):
         )
 
     def panel(self, axes: Axes, arrays: Arrays) -> None:
-        """The difference of single datapoints."""
+        """The difference for each datapoint."""
         one, other = arrays["sampled_evidence"], arrays["annealed_evidence"]
         axes.plot(one, other - one, "o", markersize=3, color=COLOURS[0])
         axes.axhline(0, color=MUTED, linewidth=0.8)
@@ -112,11 +112,11 @@ class AnnealedEvidence(OfChains):
 
 @dataclass(frozen=True)
 class EvidenceBracket(OfChains):
-    """Whether bounds on log p(x) by annealing, of data that the model drew, are close."""
+    """Whether bounds on log p(x) by annealing are close, for data simulated from the model."""
 
     name: ClassVar[str] = "evidence bracket"
     source: ClassVar[str] = "1 nat; Grosse et al. 2015, Wu et al. 2017"
-    asks: ClassVar[str] = "whether annealing can be relied on for this decoder"
+    asks: ClassVar[str] = "whether annealing is reliable for this decoder"
 
     def verdict(self, subject: Subject) -> Verdict:
         """The mean width of the bracket."""
@@ -125,14 +125,14 @@ class EvidenceBracket(OfChains):
         return self.judged(
             found.width,
             "annealing is too short for this decoder's posterior; evaluate with --method annealed --temperatures 5000",
-            "nats between the bounds on log p(x) of data that the model drew",
+            "nats between the bounds on log p(x) of simulated data",
             threshold=1.0,
             numbers={"bracket_lower": found.lower, "bracket_upper": found.upper},
             arrays={"bracket_lower": found.each["lower"], "bracket_upper": found.each["upper"]},
         )
 
     def panel(self, axes: Axes, arrays: Arrays) -> None:
-        """The bracket of single datapoints."""
+        """The bracket of each datapoint."""
         lower, upper = arrays["bracket_lower"], arrays["bracket_upper"]
         axes.plot(lower, upper - lower, "o", markersize=3, color=COLOURS[0])
         axes.axhline(0, color=MUTED, linewidth=0.8)

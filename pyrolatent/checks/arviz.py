@@ -1,4 +1,4 @@
-"""A fitted model's draws, predictions and data as ArviZ knows them, whichever ArviZ there is."""
+"""Draws, predictions and data of a fitted model for ArviZ, before and after its version 1."""
 
 import warnings
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import draw, labels_for, simulate
 from pyrolatent.inference.evidence.importance import observation_support
 from pyrolatent.inference.evidence.psis import khat
-from pyrolatent.inference.rules import part_for
+from pyrolatent.inference.rules import split_for
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.latent import LatentVariableModel
 
 Array = npt.NDArray[Any]
 CHAINS = 4
-"""Draws from q are independent, so that chains are only a partition that convergence diagnostics like to see."""
+"""Number of chains: draws from q are independent, so chains are only a partition, for convergence diagnostics."""
 EVENT_NAMES = {1: ("feature",), 2: ("row", "column"), 3: ("channel", "row", "column")}
 
 
@@ -38,7 +38,7 @@ def to_arviz(
     predictive: int = 100,
     seed: int = 0,
 ) -> Any:
-    """One object with everything about a fitted model and some datapoints.
+    """Converts a fitted model's draws and predictions for some datapoints to an ArviZ object.
 
     | group | variables and dimensions |
     | --- | --- |
@@ -49,27 +49,27 @@ def to_arviz(
     | prior, prior_predictive | the latent sites (chain, draw, site_dim) and x (chain, draw, ...) |
     | observed_data, constant_data | x (datapoint, ...); label (datapoint), observed (datapoint, ...) of masked data |
 
-    Draws are independent; weighted by exp(log_weight) they are draws from the exact posterior. There is no PSIS-LOO on
-    it: leaving a datapoint out leaves its own latents without data, so that weights of any quality do not exist. A
-    Pyro pair that does not observe x itself has no groups of the prior and of predictions.
+    Draws are independent; weighted by exp(log_weight) they represent the exact posterior. PSIS-LOO is ill-posed here:
+    leaving out a datapoint leaves its own latents without data. For a Pyro pair that does not observe x itself, the
+    groups of the prior and of predictions are left out.
 
     Args:
         model: a fitted model.
         data: data with the event shape and in the support of the model's likelihood.
         split: "train", "validation" or "test".
         size: number of its datapoints, from the first.
-        draws: from q for each datapoint, and from the prior, over all four chains, which are equally long.
-        predictive: draws of x for each datapoint, over all chains; at most `draws`.
-        seed: of all draws.
+        draws: total number of draws from q per datapoint, and from the prior, divided equally among four chains.
+        predictive: total number of draws of x per datapoint, at most `draws`.
+        seed: seed of all draws.
 
     Returns:
-        With ArviZ below 1 an `InferenceData`, else a `DataTree`; `to_netcdf` of either writes a file that
+        An `InferenceData` with ArviZ below 1, else a `DataTree`; `to_netcdf` of either writes a file that
         `arviz.from_netcdf` reads.
 
     Raises:
-        InputError: the data does not fit the model, there is no such split, or there are too few draws.
+        InputError: the data do not fit the model, there is no such split, or there are too few draws.
     """
-    part = part_for(model, data, split)
+    part = split_for(model, data, split)
     at_least_one(size=size)
     at_least(CHAINS, draws=draws, predictive=predictive)
     if predictive > draws:
@@ -134,9 +134,10 @@ def to_arviz(
 
 
 def _from_dict(groups: Mapping[str, Mapping[str, Array]], coords: Mapping[str, Any], dims: Mapping[str, Any]) -> Any:
-    """`from_dict` group by group, as a variable has other dimensions in each.
+    """`from_dict` for each group, since a variable has other dimensions in each.
 
-    ArviZ below 1 takes a keyword a group and gives an `InferenceData`, ArviZ 1 a mapping of groups and a `DataTree`.
+    ArviZ below 1 takes one keyword per group and returns an `InferenceData`; ArviZ 1 takes a mapping of groups and
+    returns a `DataTree`.
     """
     found = None
     for group, variables in groups.items():
@@ -144,7 +145,7 @@ def _from_dict(groups: Mapping[str, Mapping[str, Array]], coords: Mapping[str, A
         described = {"coords": {name: coords[name] for name in names if name in coords}, "dims": dims[group]}
         if _below_1():
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # it announces ArviZ 1 when it is first imported
+                warnings.simplefilter("ignore", FutureWarning)  # the first import announces ArviZ 1
                 arviz = import_module("arviz")
             one = arviz.from_dict(**{group: variables}, **described)
         else:
@@ -161,7 +162,7 @@ def _from_dict(groups: Mapping[str, Mapping[str, Array]], coords: Mapping[str, A
 def _below_1() -> bool:
     try:
         return int(version("arviz").partition(".")[0]) < 1
-    except PackageNotFoundError:  # arviz-base alone, which is of ArviZ 1
+    except PackageNotFoundError:  # only arviz-base, which belongs to ArviZ 1
         return False
 
 

@@ -1,4 +1,4 @@
-"""Classifier two-sample tests of pairs: what a classifier learnt on half of them says of the other half."""
+"""Classifier two-sample tests on pairs: a classifier is trained on half of the pairs and tested on the other half."""
 
 from typing import Any
 
@@ -13,20 +13,20 @@ from torch import Tensor, from_numpy
 from pyrolatent.checks.exchangeability import sign_flip_test
 
 COMPONENTS = 40
-"""Principal components whose products the logistic regression is shown."""
+"""Number of principal components whose products enter the logistic regression."""
 
 
 def paired_c2st(one: Tensor, other: Tensor, *, seed: int = 0) -> tuple[float, float, Any]:
-    """Whether a classifier tells the members of pairs apart (Lopez-Paz and Oquab 2017, 1610.06545).
+    """Tests whether a classifier distinguishes the members of pairs (Lopez-Paz and Oquab 2017, 1610.06545).
 
-    The classifier is the mean of a logistic regression of all products of two dimensions, which sees means, scales and
-    correlations, and of boosted trees, which see the rest. It learns from one half of the pairs; p is that of the mean
-    difference of its log-odds in the other half, held against random exchanges within pairs.
+    The classifier averages a logistic regression on all products of two dimensions, which detects means, scales and
+    correlations, and boosted trees, which detect the rest. It is trained on one half of the pairs. The p-value is that
+    of the mean difference of its log-odds in the other half, under random exchanges within pairs.
 
     Args:
         one: (n, dimensions).
         other: (n, dimensions), the partners.
-        seed: of the classifier and of the halves.
+        seed: seed of the classifier and of the split into halves.
 
     Returns:
         The p-value, the accuracy in the second half, and the classifier, whose `predict_proba` takes (m, dimensions).

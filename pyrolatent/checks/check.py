@@ -1,4 +1,4 @@
-"""What a check is: one question about a fitted model, and its verdict."""
+"""The base class of checks, and the verdict that a check returns."""
 
 import abc
 import functools
@@ -22,21 +22,21 @@ from pyrolatent.models.latent import LatentVariableModel
 
 Array = npt.NDArray[Any]
 LEVEL = 0.01
-"""Probability with which a model that is right fails one check of a hypothesis."""
+"""Level of every test: the probability with which a correct model fails it."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One question and its answer.
+    """The result of a check.
 
     Attributes:
         by: the check.
-        value: the number found.
-        threshold: the number that it is held against.
+        value: value of the statistic.
+        threshold: the threshold that it is compared with.
         passed: whether the model passes.
-        advice: what to change if it does not; else what the number says.
-        numbers: found beside it, by name; nats per datapoint where they are of a density.
-        arrays: what the verdict was computed from, by name.
+        advice: what to change if the model fails, else the meaning of the value.
+        numbers: further numbers by name; nats per datapoint for log-probabilities.
+        arrays: the arrays that the verdict was computed from, by name.
         skipped: parts that do not apply, with the reason.
     """
 
@@ -56,12 +56,12 @@ class Verdict:
 
     @property
     def relation(self) -> str:
-        """How the value must stand to the threshold."""
+        """The relation between value and threshold that passes."""
         return self.by.relation
 
     @property
     def source(self) -> str:
-        """What the threshold is and where it comes from."""
+        """The threshold and its reference."""
         return self.by.source
 
     @property
@@ -71,15 +71,15 @@ class Verdict:
 
     @property
     def measured(self) -> str:
-        """How often the check fails right models and what it finds, as measured; nothing of checks of one's own."""
+        """Measured rates of false alarms and detection; empty for user-defined checks."""
         return measured().get(self.check, "")
 
     def json(self) -> dict[str, Any]:
-        """What was found in JSON's types."""
+        """The result in JSON types."""
         return {name: getattr(self, name) for name in ("check", "value", "threshold", "passed", "advice", "measured")}
 
     def figure(self) -> Figure:
-        """The panel of the check alone."""
+        """A figure with the panel of the check."""
         fig = Figure(figsize=(4.2, 3.3), dpi=130, layout="constrained")
         self.by.panel(fig.add_subplot(), self.arrays)
         return fig
@@ -91,17 +91,17 @@ class Verdict:
 
 
 class Check(abc.ABC):
-    """One question about a fitted model: `Tarp()(model, data)` gives its verdict.
+    """A check of a fitted model: `Tarp()(model, data)` returns its verdict.
 
     A subclass is a frozen dataclass with the options of the check.
 
     Attributes:
-        name: of the check.
-        relation: how the value must stand to the threshold.
-        source: what the threshold is and where it comes from.
-        asks: what is asked, in one phrase.
-        gives_p_value: whether the value is a p-value, held against `LEVEL`.
-        of_likelihoods: whether it has no meaning for a cross-entropy.
+        name: name of the check.
+        relation: relation between value and threshold that passes.
+        source: the threshold and its reference.
+        asks: the question of the check in one phrase.
+        gives_p_value: whether the value is a p-value, to be compared with `LEVEL`.
+        of_likelihoods: whether the check is meaningless for a cross-entropy.
     """
 
     name: ClassVar[str]
@@ -114,25 +114,25 @@ class Check(abc.ABC):
     def __call__(
         self, model: LatentVariableModel, data: Data, *, split: str = "test", size: int = 1000, seed: int = 0
     ) -> Verdict:
-        """Asks the question of a fitted model.
+        """Checks a fitted model.
 
         Args:
             model: a fitted model.
             data: data with the event shape and in the support of the model's likelihood.
-            split: the part of the data that is held against the model: "train", "validation" or "test".
+            split: the part of the data to compare the model with: "train", "validation" or "test".
             size: number of its datapoints, drawn at the seed.
-            seed: of all draws.
+            seed: seed of all draws.
 
         Raises:
-            InputError: the check does not apply to the model or the data, with the reason.
+            InputError: the check does not apply to the model or the data; the message has the reason.
         """
         return self.asked(Subject(model, data, split=split, size=size, seed=seed))
 
     def asked(self, subject: Subject) -> Verdict:
-        """The verdict on a subject, whose draws other checks share.
+        """The verdict on a subject, whose draws are shared by other checks.
 
         Raises:
-            InputError: the check does not apply to it, with the reason.
+            InputError: the check does not apply to the subject; the message has the reason.
         """
         if self.of_likelihoods and subject.cross_entropy:
             raise InputError("grey values under a Bernoulli are no draws of it; binarize the data")
@@ -141,14 +141,14 @@ class Check(abc.ABC):
 
     @abc.abstractmethod
     def verdict(self, subject: Subject) -> Verdict:
-        """Computes the value and holds it against its threshold."""
+        """Computes the value and compares it with the threshold."""
 
     @abc.abstractmethod
     def panel(self, axes: Axes, arrays: Arrays) -> None:
-        """Draws what was found."""
+        """Plots the result."""
 
     def figures(self, arrays: Arrays) -> dict[str, Figure]:
-        """Pictures beside the panel, by name."""
+        """Further figures by name."""
         return {}
 
     def judged(
@@ -162,15 +162,15 @@ class Check(abc.ABC):
         arrays: Mapping[str, Tensor | Array] = {},
         skipped: Mapping[str, str] = {},
     ) -> Verdict:
-        """A verdict.
+        """Builds the verdict.
 
         Args:
-            value: the number found.
+            value: value of the statistic.
             advice: what to change if the model fails.
-            otherwise: what the number says if it passes.
-            threshold: what the value is held against.
-            numbers: found beside it; means are reported of tensors.
-            arrays: what was computed on the way.
+            otherwise: the meaning of the value if it passes.
+            threshold: the threshold that the value is compared with.
+            numbers: further numbers; tensors are reported by their means.
+            arrays: the arrays that the value was computed from.
             skipped: parts that do not apply, with the reason.
         """
         passed = value >= threshold if self.relation == "≥" else value <= threshold
@@ -188,7 +188,7 @@ class Check(abc.ABC):
 
 @functools.cache
 def measured() -> dict[str, str]:
-    """What was measured of each check, in words; docs/checks.md has the tables."""
+    """The measured rates of each check, in words; docs/checks.md has the tables."""
     text = (files("pyrolatent.checks") / "measured.json").read_text(encoding="utf-8")
     found: dict[str, str] = json.loads(text)
     return found

@@ -1,4 +1,4 @@
-"""A classifier that sees x: whether q(z | x) is the posterior at every x (L-C2ST, Linhart et al. 2023, 2306.03580)."""
+"""L-C2ST: whether q(z | x) is the posterior at every x, by a classifier given x (Linhart et al. 2023, 2306.03580)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,16 +14,16 @@ from pyrolatent.checks.sbc import OfSimulations
 from pyrolatent.checks.subject import Subject, flat_sites
 
 COMPONENTS = 10
-"""Principal components of x that the classifier is shown."""
+"""Number of principal components of x that the classifier receives."""
 LOCAL = 20
-"""Draws of each x at which it is asked."""
+"""Number of draws per x over which the local statistic is averaged."""
 
 
 @dataclass(frozen=True)
 class ConditionalC2st(OfSimulations):
-    """Whether a classifier of (z, x) tells the latents that x was drawn with from draws of q(z | x).
+    """Whether a classifier of (z, x) distinguishes the latents that x was simulated with from draws of q(z | x).
 
-    It is shown z, z in the units of q(z | x), and the principal components of x.
+    It receives z, z standardised by q(z | x), and the principal components of x.
     """
 
     name: ClassVar[str] = "l-c2st"
@@ -31,7 +31,7 @@ class ConditionalC2st(OfSimulations):
     asks: ClassVar[str] = "whether a classifier that sees x tells draws from q from the latents that x came from"
 
     def verdict(self, subject: Subject) -> Verdict:
-        """The p-value over all x, and the local statistic mean (d(z, x) - 1/2)^2 of each simulated x."""
+        """The p-value over all x, with the local statistic mean (d(z, x) - 1/2)^2 of each simulated x."""
         simulated = self.simulated(subject)
         truth, draws = flat_sites(simulated.truth).double(), flat_sites(simulated.draws.latents, 2).double()
         centre, scale = draws[1:].mean(0), draws[1:].std(0).clamp(min=1e-12)

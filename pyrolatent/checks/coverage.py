@@ -1,4 +1,4 @@
-"""Coverage: whether regions of highest q hold the truth as often as they say."""
+"""Coverage: whether highest-density regions of q contain the true latents at their nominal rate."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,10 +21,10 @@ class Coverage(OfSimulations):
 
     name: ClassVar[str] = "coverage"
     source: ClassVar[str] = "p at 1 %; Hermans et al. 2022"
-    asks: ClassVar[str] = "whether regions of highest q hold the truth as often as they say"
+    asks: ClassVar[str] = "whether highest-density regions of q contain the true latents at their nominal rate"
 
     def verdict(self, subject: Subject) -> Verdict:
-        """The p-value, and the coverage of regions of 90 %."""
+        """The p-value, with the coverage of regions of 90 %."""
         if not subject.scores_any_value:
             raise InputError("the posterior cannot score what it did not draw, so its coverage is not known")
         simulated = self.simulated(subject)
@@ -41,7 +41,7 @@ class Coverage(OfSimulations):
         )
 
     def panel(self, axes: Axes, arrays: Arrays) -> None:
-        """What regions hold against what they say."""
+        """Actual against nominal coverage."""
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8)
         axes.plot(arrays["coverage_levels"], arrays["coverage"], color=COLOURS[0], marker=".", markersize=4)
         axes.set(title="Coverage of regions of highest q", xlabel="nominal", ylabel="found", xlim=(0, 1), ylim=(0, 1))

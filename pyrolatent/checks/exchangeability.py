@@ -1,12 +1,12 @@
-"""p-values that are right for any number of draws, because what is compared could have changed places.
+"""p-values that are valid for any number of draws, by exchangeability.
 
-If a truth is one more draw from what it is compared with, exchanging it for any of the draws changes nothing in
-distribution. A statistic is held against its values after random exchanges,
+If a true value is a further draw from the distribution that it is compared with, exchanging it for any of the draws
+does not change the joint distribution. A statistic is compared with its values after random exchanges,
 
     p = (1 + number of exchanges whose statistic is at least as extreme) / (1 + number of exchanges),
 
-so that P(p <= a) <= a whatever the statistic is, however skewed, and however dimensions depend on each other, and with
-equality up to ties and the number of exchanges (Hoeffding 1952; Phipson and Smyth 2010, 1603.05766).
+so that P(p <= a) <= a for any statistic, however skewed, and any dependence between dimensions, with equality up to
+ties and the number of exchanges (Hoeffding 1952; Phipson and Smyth 2010, 1603.05766).
 """
 
 import functools
@@ -23,19 +23,19 @@ from pyrolatent.errors import InputError
 
 Array = npt.NDArray[np.float64]
 EXCHANGES = 1999
-"""So that p can be 1 in 2,000, below a level of 1 % that is shared by as many checks as there are."""
+"""Number of exchanges: p can then be 1 in 2,000, below a level of 1 % corrected for the number of checks."""
 AT_ONCE = 2**22
-"""Numbers that are exchanged at a time."""
+"""Number of elements that are exchanged at a time."""
 
 
 @dataclass(frozen=True)
 class RankTest:
-    """Whether truths are further draws.
+    """The result of `rank_test`.
 
     Attributes:
-        p_value: over all dimensions together.
-        ranks: of the truths among their draws, (n, k), uniform on (0, 1) if they are.
-        worst: the dimension that is furthest from it.
+        p_value: p-value over all dimensions.
+        ranks: ranks of the true values among their draws, (n, k), uniform on (0, 1) if they are further draws.
+        worst: the dimension with the least uniform ranks.
     """
 
     p_value: float
@@ -44,12 +44,12 @@ class RankTest:
 
 
 def rank_test(truth: Tensor, draws: Tensor, exchanges: int = EXCHANGES) -> RankTest:
-    """Tests that each truth is one more of its draws, by the ECDF of its ranks in all dimensions at once.
+    """Tests that each true value is exchangeable with its draws, by the ECDFs of ranks in all dimensions at once.
 
     The statistic is the smallest of the binomial tail probabilities 2 min(P(B <= c), P(B >= c)), B ~ Bin(n, t), of the
     counts c of ranks up to t = 1/G, ..., 1 in any dimension (Talts et al. 2018, 1804.06788; Sailynoja et al. 2022,
-    2103.10522). Ties are broken at random. Far out, where exchanges are too few, p is bounded by the statistic times
-    the number of points and dimensions.
+    2103.10522). Ties are broken at random. In the far tail, where exchanges are too few, p is bounded by the statistic
+    times the number of points and dimensions.
 
     Args:
         truth: (n,) or (n, k).
@@ -70,18 +70,17 @@ def rank_test(truth: Tensor, draws: Tensor, exchanges: int = EXCHANGES) -> RankT
 
 
 def replicate_test(statistics: Mapping[str, Tensor]) -> tuple[float, dict[str, float], dict[str, Array]]:
-    """Tests that a data set is one more of its replicates, by several of its statistics at once.
+    """Tests that a data set is exchangeable with its replicates, by several statistics at once.
 
     A vector T is reduced to its distance sqrt(mean_d ((T_d - m_d) / s_d)^2) from the mean of all sets, over entries
-    that vary, and only larger distances are extreme; a number is extreme on both sides. The smallest of their p-values,
-    from normal tails (of the cube root of the squared distance, Wilson and Hilferty 1931), is the statistic that is
-    compared between the sets.
+    that vary, of which large values are extreme; a number is extreme on both sides. The smallest of their p-values,
+    from normal tails (of the cube root of the squared distance, Wilson and Hilferty 1931), is compared between sets.
 
     Args:
-        statistics: by name, (1 + replicates, k), those of the data set first.
+        statistics: values by name of the statistic, (1 + replicates, k), those of the data set first.
 
     Returns:
-        The p-value over all statistics, the p-value of each, and the numbers that these compare, the data's first.
+        The p-value over all statistics, the p-value of each, and the compared numbers, those of the data first.
     """
     each, compared, tails = {}, {}, []
     for name, given in statistics.items():
@@ -110,10 +109,10 @@ def replicate_test(statistics: Mapping[str, Tensor]) -> tuple[float, dict[str, f
 
 
 def sign_flip_test(differences: Tensor, exchanges: int = EXCHANGES) -> float:
-    """Tests that the two members of each pair could have changed places, against a mean difference above 0.
+    """Tests that the two members of each pair are exchangeable, against a positive mean difference.
 
     Args:
-        differences: of a score of the first and of the second of each pair, (n,).
+        differences: score of the first minus score of the second member of each pair, (n,).
         exchanges: number of random exchanges.
     """
     values = differences.double().cpu().numpy()
@@ -122,13 +121,13 @@ def sign_flip_test(differences: Tensor, exchanges: int = EXCHANGES) -> float:
 
 
 def paired_ecdf_test(one: Tensor, other: Tensor, exchanges: int = EXCHANGES) -> tuple[float, int]:
-    """Tests that the rows of two samples could have changed places, pair by pair, by the distance of their ECDFs.
+    """Tests that the rows of two samples are exchangeable within pairs, by the distance of their ECDFs.
 
     The statistic is the largest difference of the two ECDFs in any column over its standard error, at t = 1/20, ...,
-    19/20. It takes few values where there are few rows, so its ties after exchanges are broken at random.
+    19/20. With few rows it takes few values, so ties after exchanges are broken at random.
 
     Args:
-        one: values in (0, 1), (n, k); NaN where there is none, in both samples alike.
+        one: values in (0, 1), (n, k); missing values are NaN in both samples.
         other: (n, k).
         exchanges: number of random exchanges.
 
@@ -144,18 +143,18 @@ def paired_ecdf_test(one: Tensor, other: Tensor, exchanges: int = EXCHANGES) -> 
     signs = random.choice([-1.0, 1.0], size=(exchanges, len(difference)))
     own = np.abs(difference.sum(0))
     others = np.abs(signs @ difference).max(1)
-    tied = int(np.isclose(others, own.max(), rtol=1e-12).sum()) if own.max() else 0  # of no difference p is 1
+    tied = int(np.isclose(others, own.max(), rtol=1e-12).sum()) if own.max() else 0  # without any difference p is 1
     p_value = _at_least_as_extreme(own.max(), others) - random.integers(tied + 1) / (1 + exchanges)
     return float(p_value), int(own.argmax()) // len(points)
 
 
 def grid(n: int) -> Array:
-    """t = 1/G, ..., (G - 1)/G, at which an ECDF of n values is looked at; G is n, or 100 if n is larger."""
+    """The points t = 1/G, ..., (G - 1)/G at which an ECDF of n values is evaluated, with G = min(n, 100)."""
     return np.arange(1, min(n, 100)) / min(n, 100)
 
 
 def bins(values: Array) -> npt.NDArray[np.int64]:
-    """Between which points of the grid values in (0, 1) lie, (sets, n, k), from 0."""
+    """The bins of the grid in which values in (0, 1) lie, (sets, n, k), counted from 0."""
     cells = len(grid(values.shape[1])) + 1
     return (values * cells).astype(np.int64).clip(max=cells - 1)
 
@@ -164,7 +163,7 @@ def least_tails(binned: npt.NDArray[np.int64]) -> Array:
     """The smallest tail probability of the ECDF of n values at any point of the grid, (sets, k).
 
     Args:
-        binned: values as `bins` has them, (sets, n, k).
+        binned: the result of `bins`, (sets, n, k).
     """
     sets, n, k = binned.shape
     table = tail_probabilities(n)
@@ -185,7 +184,7 @@ def tail_probabilities(n: int) -> Array:
 
 
 def _fractional(values: Tensor) -> Tensor:
-    """The place of each value among those of its column in (0, 1), (rank + U) / (L + 1), ties broken at random."""
+    """The fractional rank (rank + U) / (L + 1) of each value in its column, with ties broken at random."""
     shuffled = torch.rand_like(values, dtype=torch.float64).argsort(0)
     order = shuffled.gather(0, values.gather(0, shuffled).argsort(dim=0, stable=True))
     count = torch.arange(len(values), dtype=torch.float64, device=values.device).reshape(-1, 1, 1).expand_as(values)
@@ -199,11 +198,11 @@ def _standardised(values: Array) -> Array:
 
 
 def _at_least_as_extreme(own: float, others: Array) -> float:
-    """p of a statistic among those after exchanges; what is equal up to rounding counts as at least as extreme."""
+    """The p-value of a statistic among those after exchanges; values equal up to rounding count as as extreme."""
     slack = 1e-12 * max(abs(float(own)), 1e-300)
     return float(1 + (others >= own - slack).sum()) / (1 + len(others))
 
 
 def _generator() -> np.random.Generator:
-    """Random exchanges, seeded by torch's random state."""
+    """A generator of random exchanges, seeded from torch's random state."""
     return np.random.default_rng(int(torch.randint(2**62, ())))

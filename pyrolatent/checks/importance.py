@@ -1,4 +1,4 @@
-"""k-hat: whether importance sampling from the posterior can be relied on, datapoint by datapoint."""
+"""k-hat: whether importance sampling from the posterior is reliable, per datapoint."""
 
 import math
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from pyrolatent.inference.monte_carlo import log_mean
 from pyrolatent.inference.weights import arguments
 
 SHARE = 0.05
-"""Share of datapoints that may fail: a convention of this package."""
+"""Largest share of unreliable datapoints that passes, a convention of this package."""
 
 
 @dataclass(frozen=True)
 class KHat(Check):
     """The share of held-out datapoints whose importance weights have too heavy a tail.
 
-    Weights that are nearly equal, with an effective number of 90 % of the draws, count as light-tailed: k-hat is the
-    shape of what little they differ by.
+    Nearly equal weights, with an effective sample size of 90 % of the draws, count as light-tailed: their k-hat
+    describes negligible differences.
 
     Args:
-        draws: from q(z | x) for each datapoint; of fewer than 100 the tail is too short to tell.
+        draws: draws from q(z | x) per datapoint; fewer than 100 have too short a tail.
     """
 
     draws: int = 1000
@@ -37,11 +37,11 @@ class KHat(Check):
     name: ClassVar[str] = "k-hat"
     relation: ClassVar[Literal["≤", "≥"]] = "≤"
     source: ClassVar[str] = "share above min(1 - 1/log10 S, 0.7), Vehtari et al. 2024; at most 5 %"
-    asks: ClassVar[str] = "whether importance sampling from q can be relied on, datapoint by datapoint"
+    asks: ClassVar[str] = "whether importance sampling from q is reliable, per datapoint"
     gives_p_value: ClassVar[bool] = False
 
     def verdict(self, subject: Subject) -> Verdict:
-        """The share of datapoints with a large k-hat; log p(x) and the effective sample size beside it."""
+        """The share of datapoints with a large k-hat, with log p(x) and the effective sample size."""
         at_least(100, draws=self.draws)
         drawn = subject.drawn(self.draws)
         found, threshold = khat(drawn.log_weights), khat_threshold(self.draws)
@@ -55,7 +55,7 @@ class KHat(Check):
             too_large(found, ess, self.draws).double().mean().item(),
             f"the share of datapoints with k-hat above {threshold:.2f}: q misses mass there; declare "
             f"{subject.richer_posterior}, train with iwae, and take log p(x) from --method annealed",
-            f"importance sampling from q can be relied on (k-hat at most {threshold:.2f})",
+            f"importance sampling from q is reliable (k-hat at most {threshold:.2f})",
             threshold=SHARE,
             numbers=numbers if subject.cross_entropy else numbers | {"log_evidence": evidence},
             arrays={
@@ -88,7 +88,7 @@ class KHat(Check):
         axes.set(title=f"Tails of the weights{rest}", xlabel="k-hat", ylabel="datapoints")
 
     def figures(self, arrays: Arrays) -> dict[str, Figure]:
-        """The datapoints whose weights are the heaviest-tailed, above what a draw of their posterior decodes to."""
+        """The datapoints with the heaviest tails, each above its reconstruction from a posterior draw."""
         if not np.isfinite(arrays["worst_khat"]).any():
             return {}
         shown = figures.reconstructions(

@@ -1,4 +1,4 @@
-"""What a bound lacks of log p(x): what its family cannot do, and what its encoder does not."""
+"""The gap between a bound and log p(x), decomposed into that of the family and that of the encoder."""
 
 import math
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class Gaps:
     """Evidence and bounds of each datapoint, (batch,), nats, with their Monte Carlo standard errors.
 
     Attributes:
-        log_evidence: log p(x), exact where the model has it, else by importance sampling with the better guide.
-        local: the ELBO of a posterior refined for each datapoint; None where the guide has nothing to refine.
+        log_evidence: log p(x), exact if it has a closed form, else by importance sampling with the better guide.
+        local: the ELBO of a posterior refined for each datapoint; None if the guide cannot be refined.
         amortized: the ELBO of the model's own guide.
-        error: standard error of log_evidence, of local and of amortized, (3, batch).
+        error: standard errors of log_evidence, local and amortized, (3, batch).
     """
 
     log_evidence: Tensor
@@ -44,12 +44,12 @@ class Gaps:
 
     @property
     def approximation(self) -> Tensor | None:
-        """log p(x) - best local bound, (batch,): what the family cannot do (Cremer et al. 2018, 1801.03558)."""
+        """log p(x) - best local bound, (batch,): the gap of the family (Cremer et al. 2018, 1801.03558)."""
         return None if self.local is None else self.log_evidence - self.local
 
     @property
     def amortization(self) -> Tensor | None:
-        """Best local bound - amortized bound, (batch,): what the encoder does not do."""
+        """Best local bound - amortized bound, (batch,): the gap of the encoder."""
         return None if self.local is None else self.local - self.amortized
 
 
@@ -66,12 +66,12 @@ def gaps(
     Args:
         model: a fitted model.
         inputs: x, y, mask.
-        steps: of refinement.
-        particles: draws in each step of refinement.
-        draws: for each of the three numbers.
+        steps: number of refinement steps.
+        particles: number of draws per refinement step.
+        draws: number of draws for each of the three estimates.
     """
     amortized = draw(model, inputs, draws, keep=0)
-    # Where the guide is the exact posterior nothing is amortized and there is nothing better.
+    # If the guide is the exact posterior, nothing is amortized and nothing can be improved.
     best = amortized if model.exact else None
     try:
         with torch.enable_grad():
@@ -86,7 +86,7 @@ def gaps(
     else:
         evidence = exact.detach().double()
         error = torch.zeros_like(evidence)
-    # The bounds are means over what is drawn, states of summed-out sites too.
+    # The bounds are means over draws, including drawn states of summed-out sites.
     bounds = [(amortized if each is None else each).log_weights_of_states.double() for each in (best, amortized)]
     errors = [each.std(0) / draws**0.5 for each in bounds]
     local = None if best is None else bounds[0].mean(0)
@@ -98,9 +98,9 @@ class InferenceGap(Check):
     """How far the bound lies below log p(x), on the first 100 datapoints.
 
     Args:
-        draws: for log p(x), the bound, and the bound of a posterior refined for each datapoint.
-        steps: of that refinement.
-        share: of the rate that the gap may be: a convention of this package.
+        draws: number of draws for log p(x), the bound, and the bound of a posterior refined for each datapoint.
+        steps: number of refinement steps.
+        share: largest gap that passes, as a share of the rate, a convention of this package.
     """
 
     draws: int = 1000
@@ -114,7 +114,7 @@ class InferenceGap(Check):
     gives_p_value: ClassVar[bool] = False
 
     def verdict(self, subject: Subject) -> Verdict:
-        """The mean gap; its two parts beside it."""
+        """The mean gap, with its two parts."""
         at_least(25, draws=self.draws)
         found = gaps(subject.model, next(subject.batches(BATCH)), steps=self.steps, draws=self.draws)
         gap = found.inference
@@ -125,7 +125,7 @@ class InferenceGap(Check):
             arrays |= {"approximation_gap": found.approximation, "amortization_gap": found.amortization}
             larger = "family" if found.approximation.mean() > found.amortization.mean() else "encoder"
         else:
-            skipped["amortization gap"] = "the posterior has no numbers that could be refined"
+            skipped["amortization gap"] = "the posterior has no parameters to refine"
         return self.judged(
             gap.mean().item(),
             {
@@ -141,7 +141,7 @@ class InferenceGap(Check):
         )
 
     def panel(self, axes: Axes, arrays: Arrays) -> None:
-        """The gaps of single datapoints."""
+        """The gaps of each datapoint."""
         names = {
             "approximation_gap": "approximation",
             "amortization_gap": "amortization",
@@ -156,7 +156,7 @@ class InferenceGap(Check):
             medianprops={"color": COLOURS[0]},
         )
         axes.set_yticks(range(1, len(shown) + 1), [*shown])
-        if max(np.abs(values).max() for values in shown.values()) < 0.01:  # rounding, which is not worth a scale
+        if max(np.abs(values).max() for values in shown.values()) < 0.01:  # do not scale rounding errors
             axes.set_xlim(-0.01, 0.01)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set(title="Gaps of single datapoints", xlabel="nats")

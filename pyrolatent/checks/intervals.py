@@ -14,12 +14,12 @@ from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
 from pyrolatent.checks.ranks import fractional_ranks
 from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.draws import FLOATS, repeated, resampled, simulate
+from pyrolatent.inference.draws import MAX_ELEMENTS, repeated, resampled, simulate
 from pyrolatent.inference.weights import Inputs, arguments
 from pyrolatent.models.latent import LatentVariableModel
 
 ENTRIES = 64
-"""Entries of a vector up to which each is predicted from the others."""
+"""Largest number of entries of a vector for which each is predicted from the others."""
 
 
 @torch.no_grad()
@@ -28,22 +28,22 @@ def conditional_draws(
 ) -> Tensor:
     """Draws of single entries of each datapoint given its others, (draws, batch, entries), by importance resampling.
 
-    Latents given the others are `resampled`, exact as particles grow; what is predicted was then not seen.
+    Latents are `resampled` given the other entries, which is exact in the limit of many particles.
 
     Args:
         model: a model whose likelihood factorises over entries.
         inputs: x, y, mask.
         entries: indices into the flattened event.
         draws: number of draws.
-        particles: number K of latents that are resampled.
+        particles: number K of particles to resample from.
     """
     x, y, mask = inputs
     batch, width = len(x), model.event_shape.numel()
-    at_once = max(1, FLOATS // (batch * width * max(particles, draws)))
+    at_once = max(1, MAX_ELEMENTS // (batch * width * max(particles, draws)))
     parts = []
     for start in range(0, len(entries), at_once):
         predicted = torch.as_tensor(entries[start : start + at_once], device=x.device)
-        count = len(predicted)  # the datapoints, once for each entry
+        count = len(predicted)  # one copy of the datapoints per entry
         others = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
         several, others = repeated(x, count), repeated(others, count)
         labels = None if y is None else repeated(y, count)
@@ -57,15 +57,15 @@ def conditional_draws(
 
 @dataclass(frozen=True)
 class PredictiveIntervals(Check):
-    """The ranks of held-out entries among draws given the others, against those of data that the model draws.
+    """The ranks of held-out entries among draws given the others, compared with those of simulated data.
 
-    Draws by importance resampling are the exact ones only as particles grow. The same draws are made of as many
-    datapoints of the model's own, whose ranks are off by as much, so that a difference is the data's.
+    Importance resampling is exact only in the limit of many particles. The same is done for equally many datapoints
+    simulated from the model, whose ranks have the same error, so that a difference is due to the data.
 
     Args:
-        datapoints: at most.
-        draws: of each entry.
-        particles: from which its latents are resampled.
+        datapoints: largest number of datapoints.
+        draws: number of draws per entry.
+        particles: number of particles to resample latents from.
     """
 
     datapoints: int = 300
@@ -78,7 +78,7 @@ class PredictiveIntervals(Check):
     of_likelihoods: ClassVar[bool] = True
 
     def verdict(self, subject: Subject) -> Verdict:
-        """The p-value over all entries, and the coverage of intervals of 90 %."""
+        """The p-value over all entries, with the coverage of intervals of 90 %."""
         at_least(25, particles=self.particles)
         at_least(LEAST, datapoints=self.datapoints)
         shape = subject.model.event_shape

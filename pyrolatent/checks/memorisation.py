@@ -1,4 +1,4 @@
-"""Copies: whether samples are training data, and whether held-out data are."""
+"""Whether samples, or held-out datapoints, are copies of training data."""
 
 import math
 from dataclasses import dataclass
@@ -21,33 +21,33 @@ from pyrolatent.figures import latent as figures
 from pyrolatent.inference.draws import simulate
 
 NEIGHBOURS = 50
-"""Copies of which it is asked whether rows like them repeat by chance."""
+"""Number of copies for which to determine whether similar rows repeat by chance."""
 
 
-def nearest_distances(points: Tensor, among: Tensor, floats: int = 2**26) -> tuple[Tensor, Tensor]:
-    """Euclidean distance of each point to the nearest of others, (n,), and its index, (n,).
+def nearest_distances(points: Tensor, among: Tensor, max_elements: int = 2**26) -> tuple[Tensor, Tensor]:
+    """Euclidean distance of each point to the nearest of other points, (n,), and the index of that one, (n,).
 
-    The nearest is found by matrix products, of points less their mean, since far from 0 these cancel; its distance is
-    then computed as it stands.
+    The nearest point is found by matrix products of centred points, since the products cancel far from 0; its distance
+    is then computed directly.
 
     Args:
         points: (n, *event_shape).
         among: (m, *event_shape).
-        floats: bound on the distances held at a time.
+        max_elements: largest number of distances in memory at a time.
     """
     points, among = points.flatten(1), among.flatten(1)
     centre = among.double().mean(0)
     others = (among - centre).to(among)
-    rows = (points - centre).to(among).split(max(1, floats // len(among)))
+    rows = (points - centre).to(among).split(max(1, max_elements // len(among)))
     nearest = torch.cat([torch.cdist(each, others).argmin(1) for each in rows])
     return (points - among[nearest]).norm(dim=1), nearest
 
 
 def nearer(distances: Tensor, usual: Tensor) -> tuple[float, float]:
-    """How often a distance of the first kind is below one of the second, and the p-value of that by Mann and Whitney.
+    """How often one of the first distances is below one of the second, and the p-value of the Mann-Whitney test.
 
-    With distances of samples and of held-out datapoints to the nearest training datapoint it is the test for copied
-    data of Meehan et al. 2020 (2004.05675).
+    For distances of samples and of held-out datapoints to the nearest training datapoint, this is the test for data
+    copying of Meehan et al. 2020 (2004.05675).
 
     Args:
         distances: (n,).
@@ -60,10 +60,10 @@ def nearer(distances: Tensor, usual: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _OfTraining(Check):
-    """A check of samples and held-out datapoints against the training data.
+    """Base class of checks that compare samples and held-out datapoints with the training data.
 
     Args:
-        datapoints: number of samples and of held-out datapoints, at most.
+        datapoints: largest number of samples and of held-out datapoints.
     """
 
     datapoints: int = 500
@@ -74,14 +74,14 @@ class _OfTraining(Check):
         """The training data, samples, and held-out datapoints.
 
         Raises:
-            InputError: there is nothing to compare.
+            InputError: there are no complete held-out datapoints.
         """
         at_least(LEAST, datapoints=self.datapoints)
         train = subject.data.train.to(subject.part.x.device, subject.part.dtype)
         if train.mask is not None:
             raise InputError("distances are between complete datapoints, but the data has a mask")
         if subject.split == "train":
-            raise InputError("samples are held against held-out datapoints; give split: validation or test")
+            raise InputError("samples are compared with held-out datapoints; give split: validation or test")
         count = min(self.datapoints, len(subject))
         samples = simulate(subject.model, count, subject.labels(count))[0]
         return train, samples, subject.part.batch(slice(0, count)).x
@@ -96,7 +96,7 @@ class Memorisation(_OfTraining):
     asks: ClassVar[str] = "whether samples lie nearer to training data than held-out data do"
 
     def verdict(self, subject: Subject) -> Verdict:
-        """The p-value of the distances; whether samples are near to any data, or to what was trained on."""
+        """The p-value of the distances, advising whether samples are too close to all data or to training data."""
         train, samples, held_out = self.compared(subject)
         both = torch.cat([samples, held_out])
         distances, nearest = torch.full((len(both),), math.inf, device=both.device), torch.zeros_like(both)
@@ -133,7 +133,7 @@ class Memorisation(_OfTraining):
         )
 
     def panel(self, axes: Axes, arrays: Arrays) -> None:
-        """The ECDFs of both kinds of distance."""
+        """The ECDFs of both sets of distances."""
         for name, colour, label in (
             ("held_out_distances", MUTED, "held out"),
             ("sample_distances", COLOURS[0], "samples"),
@@ -143,7 +143,7 @@ class Memorisation(_OfTraining):
         axes.set(title="Nearest training datapoint", xlabel="Euclidean distance", ylabel="share below")
 
     def figures(self, arrays: Arrays) -> dict[str, Figure]:
-        """The samples that are nearest to a training datapoint, above that."""
+        """The samples that are nearest to a training datapoint, each above that datapoint."""
         shown = figures.reconstructions(arrays["nearest_samples"], arrays["nearest_training"], ("sample", "nearest"))
         shown.suptitle("the samples nearest to training datapoints", fontsize=8)
         return {"nearest_training": shown}
@@ -173,10 +173,10 @@ class HeldOutCopies(_OfTraining):
             p_value,
             f"{said}: "
             + (
-                "rows that differ in one entry alone are common too, so that rows repeat by chance, but the model's do "
+                "rows that differ in a single entry are common too, so that rows repeat by chance, but the model's do "
                 "so too rarely; declare a likelihood of such values, or a larger decoder"
                 if _have_neighbours(held_out[torch.from_numpy(copied[0])], train)
-                else "the data had duplicates, by which held-out scores are too good; drop them before the split"
+                else "the data had duplicates, which inflate held-out scores; drop them before the split"
             ),
             said,
             numbers={"held_out_copies": shares[0], "sample_copies": shares[1]},
@@ -184,7 +184,7 @@ class HeldOutCopies(_OfTraining):
         )
 
     def panel(self, axes: Axes, arrays: Arrays) -> None:
-        """Both shares."""
+        """The shares of copies among held-out datapoints and samples."""
         axes.bar(["held out", "samples"], arrays["copies"], color=[MUTED, COLOURS[0]], width=0.5)
         axes.set(
             title="Copies of training datapoints", ylabel="share", ylim=(0, max(0.05, 1.1 * arrays["copies"].max()))
@@ -192,13 +192,13 @@ class HeldOutCopies(_OfTraining):
 
 
 def _have_neighbours(copies: Tensor, train: Split) -> bool:
-    """Whether most rows that training data hold a copy of have a neighbour there, which differs in one entry."""
+    """Whether most copied rows also have a neighbour in the training data that differs in a single entry."""
     rows, among = copies[:NEIGHBOURS].flatten(1), train.batch(slice(0, 10_000)).x.flatten(1)
     found = [bool(((among != row).sum(1) == 1).any()) for row in rows]
     return sum(found) > len(found) / 2
 
 
 def _rows(x: Tensor) -> npt.NDArray[np.float64]:
-    """Data as rows that can be compared bit by bit; -0 is 0."""
+    """Data as rows that can be compared bitwise; -0 becomes 0."""
     rows: npt.NDArray[np.float64] = x.flatten(1).cpu().numpy() + 0.0
     return rows

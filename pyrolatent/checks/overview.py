@@ -1,4 +1,4 @@
-"""Can this model be believed? Every check that applies to a model and its data, on one page."""
+"""All checks that apply to a model and its data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,13 +35,13 @@ CHECKS: tuple[type[Check], ...] = (
     AnnealedEvidence, EvidenceBracket, PriorPredictive, PosteriorPredictive, PredictiveIntervals, Memorisation,
     HeldOutCopies,
 )  # fmt: skip
-"""All checks, in the order in which they are asked."""
+"""All checks, in the order in which they are run."""
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979): of right models at most a share a has one below a.
+    """p-values corrected for multiplicity (Holm 1979): at most a share a of correct models has one below a.
 
-    The smallest is multiplied by their number m, the next by m - 1, ...; none is smaller than one before it.
+    The smallest is multiplied by their number m, the next by m - 1, and so on, and they are made non-decreasing.
     """
     order, m = np.argsort(p_values), len(p_values)
     corrected, largest = [0.0] * m, 0.0
@@ -53,11 +53,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Checks:
-    """What `check` found.
+    """The results of `check`.
 
     Attributes:
-        subject: the model, and the data cut to the datapoints that were looked at.
-        verdicts: the answers.
+        subject: the model, and the data restricted to the datapoints that were used.
+        verdicts: the verdicts.
         skipped: checks that do not apply, with the reason.
     """
 
@@ -67,33 +67,33 @@ class Checks:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """What is reported without a verdict: elbo, log_evidence, rate, distortion, ...; nats per datapoint."""
+        """Numbers without a verdict: elbo, log_evidence, rate, distortion, ...; nats per datapoint."""
         return {name: value for verdict in self.verdicts for name, value in verdict.numbers.items()}
 
     @property
     def arrays(self) -> dict[str, Array]:
-        """What the verdicts were computed from."""
+        """The arrays that the verdicts were computed from."""
         return {name: value for verdict in self.verdicts for name, value in verdict.arrays.items()}
 
     @property
     def p_values(self) -> dict[str, float]:
-        """By check that gives one, its p-value by Holm's correction."""
+        """The p-values after Holm's correction, by check."""
         given = {verdict.check: verdict.p_value for verdict in self.verdicts if verdict.p_value is not None}
         return dict(zip(given, holm([*given.values()]), strict=True))
 
     @property
     def p_value(self) -> float | None:
-        """One p-value over all checks that give one: the smallest of the corrected ones; None if there is none."""
+        """The p-value over all checks, which is the smallest corrected one; None if there is none."""
         return min(self.p_values.values(), default=None)
 
     @property
     def rejected(self) -> list[str]:
-        """Checks with a p-value below the level after the correction, which are any for 1 % of right models."""
+        """Checks with a corrected p-value below the level; 1 % of correct models have any."""
         return [check for check, p in self.p_values.items() if p < LEVEL]
 
     @property
     def summary(self) -> str:
-        """How many of the verdicts are passes, on what data, and the verdict over all p-values."""
+        """The data, the number of passed checks, and the verdict over all p-values."""
         passed = sum(verdict.passed for verdict in self.verdicts)
         together = ""
         if self.p_value is not None:
@@ -107,7 +107,7 @@ class Checks:
         return "\n".join([self.summary, *map(str, self.verdicts), *left_out, f"beside it: {numbers}"])
 
     def json(self) -> dict[str, Any]:
-        """Verdicts, numbers and what was skipped in JSON's types."""
+        """Verdicts, numbers and skipped checks in JSON types."""
         return {
             "split": self.subject.split,
             "p_value": self.p_value,
@@ -134,14 +134,14 @@ class Checks:
         return fig
 
     def figures(self) -> dict[str, Figure]:
-        """That page, and the pictures that checks have beside their panels."""
+        """The page of panels, and the further figures of checks."""
         drawn = {"checks": self.figure()}
         for verdict in self.verdicts:
             drawn |= verdict.by.figures(verdict.arrays)
         return drawn
 
     def to_arviz(self, **options: Any) -> Any:
-        """Draws, log-likelihoods and data as ArviZ knows them; options of `pyrolatent.to_arviz`."""
+        """Draws, log-likelihoods and data for ArviZ; options as in `pyrolatent.to_arviz`."""
         return to_arviz(self.subject.model, self.subject.data, split=self.subject.split, **options)
 
 
@@ -159,23 +159,23 @@ def check(
     seed: int = 0,
     on_step: Callable[[str, int, int], Any] | None = None,
 ) -> Checks:
-    """Asks whether a fitted model can be believed.
+    """Runs every check that applies to a fitted model.
 
     Args:
         model: a fitted model.
         data: data with the event shape and in the support of the model's likelihood.
-        split: the part of the data that is held against the model: "train", "validation" or "test".
+        split: the part of the data to compare the model with: "train", "validation" or "test".
         size: number of its datapoints, drawn at the seed.
-        draws: from q(z | x) for each datapoint.
-        simulations: data sets of one datapoint that the model draws, for the calibration of its posterior.
-        replicates: data sets that the model draws, which the data are compared with.
-        annealed: number of datapoints whose evidence is found by annealing.
-        statistics: functions of a data set (n, *event_shape) to compare with replicates, beside the usual ones.
-        seed: of all draws.
-        on_step: called with the name of what begins, its place and the number of steps.
+        draws: number of draws from q(z | x) per datapoint.
+        simulations: number of simulated datapoints, for the calibration of the posterior.
+        replicates: number of simulated data sets to compare the data with.
+        annealed: number of datapoints whose evidence is estimated by annealing.
+        statistics: further functions of a data set (n, *event_shape) to compare with replicates, by name.
+        seed: seed of all draws.
+        on_step: called with the name of the next check, its position and the number of checks.
 
     Raises:
-        InputError: the model has no posterior, the data does not fit it, or there is no such split.
+        InputError: the model has no posterior, the data do not fit it, or there is no such split.
     """
     at_least(25, draws=draws)
     at_least(50, simulations=simulations)

@@ -1,4 +1,4 @@
-"""What the panels of all checks have in common."""
+"""Constants shared by the panels of all checks."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Replicated data sets, from the prior and given x, against the data."""
+"""Comparing the data with replicated data sets, drawn from the prior or given x."""
 
 import itertools
 import math
@@ -16,22 +16,22 @@ from pyrolatent.checks.exchangeability import EXCHANGES, replicate_test
 from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.draws import FLOATS, draw, repeated, simulate
+from pyrolatent.inference.draws import MAX_ELEMENTS, draw, repeated, simulate
 from pyrolatent.inference.weights import Inputs, arguments
 
 Statistic = Callable[[Tensor], Any]
 CORRELATED = 50
-"""Entries whose pairwise correlations are looked at."""
+"""Number of entries whose pairwise correlations are computed."""
 NUMBERS = 2**18
-"""In a replicate, of which there are many."""
+"""Largest number of elements in a replicate."""
 FARTHEST = 1000.0
-"""Standard deviations at which a panel ends."""
+"""Limits of a panel, in standard deviations."""
 STATED = 12
-"""Statistics that have room in a panel."""
+"""Largest number of statistics in a panel."""
 
 
 def _standardised(x: Tensor) -> Tensor:
-    """Entries (n, entries) in their standard units, 0 where an entry is constant; float64."""
+    """Standardised entries (n, entries), float64; 0 for constant entries."""
     flat = x.flatten(1).double()
     centred = flat - flat.mean(0)
     return centred / centred.square().mean(0).sqrt().clamp(min=1e-12)
@@ -43,7 +43,7 @@ def _skewness(x: Tensor) -> Tensor:
 
 
 def _correlations(x: Tensor) -> Tensor:
-    """Pairwise correlations of evenly spaced entries, (pairs,); 0 where an entry is constant."""
+    """Pairwise correlations of evenly spaced entries, (pairs,); 0 for constant entries."""
     flat = x.flatten(1)
     chosen = torch.linspace(0, flat.shape[1] - 1, min(flat.shape[1], CORRELATED)).round().long().to(x.device)
     unit = _standardised(flat[:, chosen])
@@ -61,7 +61,7 @@ STATISTICS: dict[str, Statistic] = {
     "tails of entries": lambda x: _standardised(x).square().square().mean(0),
     "correlations of entries": _correlations,
 }
-"""Statistics of a data set (n, *event_shape), each one number or a vector of them."""
+"""Statistics of a data set (n, *event_shape), each a number or a vector."""
 
 
 def _of_sets(function: Statistic, sets: Tensor) -> Tensor:
@@ -71,10 +71,10 @@ def _of_sets(function: Statistic, sets: Tensor) -> Tensor:
 
 
 def _of_sets_one_by_one(function: Statistic, sets: Tensor, name: str) -> Tensor:
-    """The same of a statistic of the user's own, which neither changes the data nor moves the random state.
+    """The same for a user's statistic, isolated so that it changes neither the data nor the random state.
 
     Raises:
-        InputError: it fails, or does not give as many real numbers for each set.
+        InputError: the statistic fails, or does not return equally many real numbers for each set.
     """
     try:
         with torch.random.fork_rng(devices=[sets.device] if sets.is_cuda else []):
@@ -82,13 +82,13 @@ def _of_sets_one_by_one(function: Statistic, sets: Tensor, name: str) -> Tensor:
         if all(each.numel() and not each.is_complex() for each in found):
             return torch.stack([each.double().reshape(-1).cpu() for each in found])
         reason = "it gave no number, or complex ones"
-    except Exception as error:  # whatever a function of the user's raises
+    except Exception as error:  # a user's function may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     raise InputError(f"the statistic {name!r} must give one number, or as many for each data set: {reason}")
 
 
 def _deviation(values: Any) -> float:
-    """The first of some numbers in standard deviations of the others; infinite where these are all alike but it."""
+    """The first of some numbers in standard deviations of the others; infinite if it alone differs."""
     number, *others = np.asarray(values, dtype=np.float64)
     away, spread = number - np.mean(others), np.std(others)
     return float(away / spread) if spread else math.copysign(math.inf, away) if away else 0.0
@@ -96,12 +96,13 @@ def _deviation(values: Any) -> float:
 
 @dataclass(frozen=True)
 class _Replicates(Check):
-    """Statistics of the data against those of replicated data sets.
+    """Base class of checks that compare statistics of the data with those of replicated data sets.
 
     Args:
-        statistics: functions of a data set (n, *event_shape) beside the usual ones.
-        replicates: number of data sets.
-        datapoints: in each, at most; of wide data fewer, from 100 upwards, so that a set has at most 2^18 numbers.
+        statistics: further functions of a data set (n, *event_shape), by name.
+        replicates: number of replicated data sets.
+        datapoints: largest number of datapoints per set; wide data have fewer, but at least 100, so that a set has at
+            most 2^18 elements.
     """
 
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
@@ -114,7 +115,7 @@ class _Replicates(Check):
         """The datapoints that are compared.
 
         Raises:
-            InputError: some of their entries are missing.
+            InputError: some entries are missing.
         """
         at_least(99, replicates=self.replicates)
         at_least(LEAST, datapoints=self.datapoints)
@@ -125,9 +126,9 @@ class _Replicates(Check):
         return arguments(subject.model, batch)
 
     def compared(
-        self, x: Tensor, several: Callable[[int], Tensor], how: str, advice: str, more: Mapping[str, Statistic] = {}
+        self, x: Tensor, draw_sets: Callable[[int], Tensor], how: str, advice: str, more: Mapping[str, Statistic] = {}
     ) -> Verdict:
-        """The verdict on data x (n, *event_shape) and its replicates, of which several are drawn at a time."""
+        """The verdict on data x (n, *event_shape) and its replicates, of which `draw_sets` draws a given number."""
         if not isinstance(self.statistics, Mapping) or (STATISTICS | dict(more)).keys() & self.statistics.keys():
             raise InputError(
                 f"statistics were given as {self.statistics!r}; give functions by names of their own, other than "
@@ -135,9 +136,9 @@ class _Replicates(Check):
             )
         functions = STATISTICS | dict(more)
         found: dict[str, list[Tensor]] = {name: [] for name in [*functions, *self.statistics]}
-        at_once = max(1, FLOATS // (8 * x.numel()))
+        at_once = max(1, MAX_ELEMENTS // (8 * x.numel()))
         counts = [min(at_once, self.replicates - start) for start in range(0, self.replicates, at_once)]
-        for sets in itertools.chain([x.unsqueeze(0)], map(several, counts)):
+        for sets in itertools.chain([x.unsqueeze(0)], map(draw_sets, counts)):
             for name, function in functions.items():
                 found[name].append(_of_sets(function, sets))
             for name, function in self.statistics.items():
@@ -179,11 +180,11 @@ class PriorPredictive(_Replicates):
         """The p-value over all statistics."""
         x, y, _ = self.inputs(subject)
 
-        def several(count: int) -> Tensor:
+        def draw_sets(count: int) -> Tensor:
             labels = None if y is None else repeated(y, count)
             return simulate(subject.model, count * len(x), labels)[0].unflatten(0, (count, len(x)))
 
-        return self.compared(x, several, "without x", "declare another prior, likelihood or decoder")
+        return self.compared(x, draw_sets, "without x", "declare another prior, likelihood or decoder")
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class PosteriorPredictive(_Replicates):
     """Data sets drawn at one draw z_n ~ q(z | x_n) for each datapoint, x ~ p(x | z_n).
 
     If q is the exact posterior, x_n and its replicates are independent draws from the same p(x | z_n), so that p is
-    exact, where that of replicates at a draw each would be too large (Johnson 2007; Gelman et al. 1996).
+    exact; with another draw of z_n for each replicate it would be too large (Johnson 2007; Gelman et al. 1996).
     """
 
     name: ClassVar[str] = "posterior predictive"
@@ -210,8 +211,8 @@ class PosteriorPredictive(_Replicates):
             "spread of log p(x | z)": lambda x: likelihood.log_prob(x).double().std(),
         }
 
-        def several(count: int) -> Tensor:
+        def draw_sets(count: int) -> Tensor:
             return likelihood.sample(torch.Size([count]))
 
         advice = "declare another likelihood or a larger decoder, or another posterior if the checks of q fail too"
-        return self.compared(x, several, "given x", advice, more)
+        return self.compared(x, draw_sets, "given x", advice, more)

@@ -1,7 +1,7 @@
-"""What the ranks of a truth among draws say, and what they are drawn as.
+"""Ranks of true values among draws, and their plots.
 
-With (z*, x) ~ p(z, x) and z_1, ..., z_L ~ q(z | x), z* is one more draw from q if q is the exact posterior: whatever is
-computed of them, its rank is uniform.
+With (z*, x) ~ p(z, x) and z_1, ..., z_L ~ q(z | x), z* is a further draw from q if q is the exact posterior, so that
+the rank of any function of it is uniform.
 """
 
 import functools
@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float64]
 
 
 def fractional_ranks(truth: Tensor, draws: Tensor) -> Tensor:
-    """(number of draws below the truth + U) / (L + 1), which is uniform on (0, 1) if the truth is one of them.
+    """(number of draws below the truth + U) / (L + 1), which is uniform on (0, 1) if the truth is a further draw.
 
     U ~ Uniform(0, 1 + number of ties) breaks ties at random (Talts et al. 2018, 1804.06788).
 
@@ -34,7 +34,7 @@ def fractional_ranks(truth: Tensor, draws: Tensor) -> Tensor:
 
 
 def coverage(ranks: Tensor, levels: Tensor) -> Tensor:
-    """How often the truth lies in the region of highest q with this credibility, (levels,); nominal if q is calibrated.
+    """Coverage of the highest-density regions of q at given credibilities, (levels,); nominal if q is calibrated.
 
     Args:
         ranks: (simulations,), fractional ranks of log q(z* | x) among those of draws from q: the truth is in the region
@@ -45,14 +45,14 @@ def coverage(ranks: Tensor, levels: Tensor) -> Tensor:
 
 
 def ecdf_band(n: int, level: float = 0.99) -> tuple[Array, Array, Array]:
-    """A band that holds the whole ECDF of n uniform values with this probability (Sailynoja et al. 2022, 2103.10522).
+    """A simultaneous band for the ECDF of n uniform values (Sailynoja et al. 2022, 2103.10522).
 
     Args:
         n: number of values.
-        level: the probability.
+        level: probability with which the band contains the whole ECDF.
 
     Returns:
-        Points t, (K,), and the band's lower and upper end there, as shares of n.
+        Points t, (K,), and the lower and upper limits of the band there, as shares of n.
     """
     gamma = float(np.quantile(_least_of_uniform(n), 1 - level))
     points = grid(n)
@@ -62,7 +62,7 @@ def ecdf_band(n: int, level: float = 0.99) -> tuple[Array, Array, Array]:
 
 
 def ecdf_panel(axes: Axes, ranks: npt.NDArray[Any], title: str) -> None:
-    """The ECDF of each column of ranks (n, k) less the uniform one, above the band that holds a uniform one."""
+    """Plots the ECDF of each column of ranks (n, k) minus the uniform one, with the band for uniform ranks."""
     points, lower, upper = ecdf_band(len(ranks))
     axes.fill_between(points, lower - points, upper - points, color="0.9", label="99 % band of one")
     columns = ranks.reshape(len(ranks), -1).T
@@ -77,5 +77,5 @@ def ecdf_panel(axes: Axes, ranks: npt.NDArray[Any], title: str) -> None:
 
 @functools.lru_cache(maxsize=16)
 def _least_of_uniform(n: int, sets: int = 5000) -> Array:
-    """The least tail probability of each of some simulated sets of n uniform values, (sets,)."""
+    """The smallest tail probability in each of some simulated sets of n uniform values, (sets,)."""
     return least_tails(bins(np.random.default_rng(0).random((sets, n, 1))))[:, 0]

@@ -1,4 +1,4 @@
-"""Simulation-based calibration: ranks of what the model drew among draws from the posterior."""
+"""Simulation-based calibration: ranks of simulated latents among draws from the posterior."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,18 +15,18 @@ from pyrolatent.errors import at_least
 
 @dataclass(frozen=True)
 class OfSimulations(Check):
-    """A check of the posterior on data that the model itself has drawn.
+    """Base class of checks of the posterior on data simulated from the model.
 
     Args:
-        simulations: number of data sets of one datapoint.
-        draws: from q(z | x) for each.
+        simulations: number of simulated datapoints.
+        draws: number of draws from q(z | x) per datapoint.
     """
 
     simulations: int = 500
     draws: int = 200
 
     def simulated(self, subject: Subject) -> Simulated:
-        """The simulations, which all checks of this kind share."""
+        """The simulations, shared by all checks of this type."""
         at_least(50, simulations=self.simulations)
         at_least(25, draws=self.draws)
         return subject.simulated(self.simulations, self.draws)
@@ -67,7 +67,7 @@ class SbcLogLikelihood(OfSimulations):
     asks: ClassVar[str] = "ranks of a quantity that depends on the data"
 
     def verdict(self, subject: Subject) -> Verdict:
-        """The p-value, and in which direction ranks are off."""
+        """The p-value, with the direction in which ranks deviate."""
         simulated = self.simulated(subject)
         found = rank_test(simulated.log_likelihood, simulated.draws.log_likelihood)
         low = found.ranks.median() > 0.5

@@ -1,4 +1,4 @@
-"""A fitted model with the data that it is held against, and the draws that checks share."""
+"""A fitted model with the data that it is compared with, and the draws that checks share."""
 
 import inspect
 import zlib
@@ -18,7 +18,7 @@ from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import Draws, draw, joined, labels_for, log_posterior_of, simulate
 from pyrolatent.inference.evidence.importance import Scores, measure, observation_support, score
-from pyrolatent.inference.rules import part_for, require_one_observed_site
+from pyrolatent.inference.rules import require_one_observed_site, split_for
 from pyrolatent.inference.weights import Inputs, arguments
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability
@@ -26,18 +26,18 @@ from pyrolatent.models.model import Capability
 T = TypeVar("T")
 BATCH = 100
 LEAST = 20
-"""Datapoints without which nothing can be said."""
+"""Smallest number of datapoints."""
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """Data that the model has drawn, with draws from q for each.
+    """Data simulated from the model, with draws from q for each datapoint.
 
     Attributes:
         x: data (n, *event_shape).
         y: labels of conditional models, (n,) or (n, label_dim).
-        truth: the latents that x was drawn with, by site, (n, ...).
-        draws: from q(z | x), (L, n).
+        truth: the latents that x was simulated with, by site, (n, ...).
+        draws: draws from q(z | x), (L, n).
         log_likelihood: log p(x | z) of the truth, (n,).
     """
 
@@ -49,39 +49,39 @@ class Simulated:
 
     @property
     def batches(self) -> Iterator[tuple[dict[str, Tensor], Inputs]]:
-        """The truth and the inputs of some datapoints at a time."""
+        """Iterates over the truth and the inputs in batches."""
         for start in range(0, len(self.x), BATCH):
             at = slice(start, start + BATCH)
             yield _at(self.truth, at), (self.x[at], None if self.y is None else self.y[at], None)
 
 
 class Subject:
-    """What is checked. Draws are made when they are first asked for, each kind at a seed of its own.
+    """A model and data to check. Draws are made on first use, each type at a seed of its own.
 
     Args:
         model: a fitted model.
         data: data with the event shape and in the support of the model's likelihood.
-        split: the part of the data that is held against the model: "train", "validation" or "test".
-        size: number of its datapoints, drawn at the seed, since data are often in some order.
-        seed: of all draws.
+        split: the part of the data to compare the model with: "train", "validation" or "test".
+        size: number of its datapoints, drawn at the seed because data are often ordered.
+        seed: seed of all draws.
 
     Attributes:
-        rows: the datapoints that are looked at, as numbers of rows of the split, (size,).
+        rows: indices of the datapoints in the split, (size,).
         model: the model.
-        data: the data, the split cut to the datapoints that are looked at.
+        data: the data, with the split restricted to these datapoints.
         split: the name of the split.
         part: the datapoints.
-        cross_entropy: whether the data are grey values under a Bernoulli likelihood, which are no draws of it.
+        cross_entropy: whether the data are grey values under a Bernoulli likelihood, and so not draws of it.
 
     Raises:
-        InputError: the model has no posterior, the data does not fit it, or there is no such split.
+        InputError: the model has no posterior, the data do not fit it, or there is no such split.
     """
 
     def __init__(
         self, model: LatentVariableModel, data: Data, *, split: str = "test", size: int = 1000, seed: int = 0
     ) -> None:
         model.require(Capability.POSTERIOR, "fit a vae")
-        part = part_for(model, data, split)
+        part = split_for(model, data, split)
         at_least(LEAST, size=size)
         if len(part) < LEAST:
             raise InputError(
@@ -90,7 +90,7 @@ class Subject:
         support = observation_support(model, part.batch(slice(0, 1)), data)
         require_one_observed_site(model, part.batch(slice(0, 1)))
         with evaluating(model, seed):
-            # One draw of what is drawn anew for each batch, so that all checks are about the same datapoints.
+            # Noise that is drawn anew for each batch is drawn once, so that all checks use the same datapoints.
             self.rows = torch.randperm(len(part))[:size]
             self.part = Split(*part.batch(self.rows.to(part.x.device)), dtype=part.dtype)
         self.model, self.split, self.seed = model, split, seed
@@ -104,19 +104,19 @@ class Subject:
 
     @contextmanager
     def drawing(self, what: str) -> Iterator[None]:
-        """Within this context the model is in evaluation mode and draws are those of `what`."""
+        """Puts the model in evaluation mode and sets the seed of the draws named `what`, within this context."""
         seed = zlib.crc32(f"{self.seed} {what}".encode())
         with torch.no_grad(), pyro.validation_enabled(False), evaluating(self.model, seed):
             yield
 
     def batches(self, size: int | None = None) -> Iterator[Inputs]:
-        """Inputs of the first `size` datapoints, some at a time."""
+        """Iterates over the inputs of the first `size` datapoints in batches."""
         size = len(self) if size is None else min(size, len(self))
         for start in range(0, size, BATCH):
             yield arguments(self.model, self.part.batch(slice(start, min(start + BATCH, size))))
 
     def labels(self, count: int) -> Tensor | None:
-        """Labels of conditional models, those of the split over and over."""
+        """Labels for conditional models, repeating those of the split."""
         return labels_for(self.model, count, of_data=self.part.y)
 
     @cached_property
@@ -126,14 +126,14 @@ class Subject:
 
     @cached_property
     def richer_posterior(self) -> str:
-        """What to declare where the family of q is too poor, of what this model can declare."""
+        """What to declare if the family of q is too restricted, for this model."""
         if not self._declares("posterior"):
             return "a wider encoder or other latents"
         return "posterior: multivariate_normal, student_t or a flow" if self._real else "another posterior"
 
     @cached_property
     def richer_prior(self) -> str:
-        """What to declare where the prior does not fit, of what this model can declare."""
+        """What to declare if the prior does not fit, for this model."""
         if not self._declares("prior"):
             return "a model with another prior"
         return "prior: mixture, vamp, coupling or spline" if self._real else "another prior"
@@ -150,19 +150,19 @@ class Subject:
         return all(support in (constraints.real, constraints.real_vector) for support in map(_base, supports))
 
     def drawn(self, draws: int) -> Draws:
-        """Draws from q(z | x) of every datapoint, with the latents of the first."""
+        """Draws from q(z | x) for every datapoint, with the latents of the first draw."""
         return self._once(
             "drawn", draws, lambda: joined([draw(self.model, inputs, draws, keep=1) for inputs in self.batches()])
         )
 
     def scored(self, draws: int) -> list[Scores]:
-        """What importance sampling says of every batch of datapoints."""
+        """Importance-sampling scores of every batch of datapoints."""
         return self._once(
             "scored", draws, lambda: [score(self.model, *inputs, particles=draws) for inputs in self.batches()]
         )
 
     def simulated(self, count: int, draws: int) -> Simulated:
-        """Data that the model draws, with draws from q for each."""
+        """Data simulated from the model, with draws from q for each datapoint."""
 
         def made() -> Simulated:
             y = self.labels(count)
@@ -175,7 +175,7 @@ class Subject:
         return self._once("simulated", (count << 32) + draws, made)
 
     def log_posterior(self, simulated: Simulated) -> Tensor:
-        """log q(z* | x) of the truths, (n,)."""
+        """log q(z* | x) of the true latents, (n,)."""
         return torch.cat(
             [
                 log_posterior_of(self.model, inputs, {site: value.unsqueeze(0) for site, value in z.items()})[0]
@@ -192,7 +192,7 @@ class Subject:
 
 
 def flat_sites(latents: Mapping[str, Tensor], lead: int = 1) -> Tensor:
-    """All sites of (draws, datapoints, ...) or (datapoints, ...) side by side, their dimensions flattened."""
+    """Flattens and concatenates the sites of (draws, datapoints, ...) or (datapoints, ...)."""
     return torch.cat(
         [value.flatten(lead) if value.dim() > lead else value.unsqueeze(-1) for value in latents.values()], -1
     )

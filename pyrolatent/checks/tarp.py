@@ -17,19 +17,19 @@ from pyrolatent.inference.draws import simulate
 
 
 def distances(z: Tensor, references: Tensor, scale: Tensor) -> Tensor:
-    """Distance of latents (..., simulations, dimensions) to reference points, (..., simulations).
+    """Distances of latents (..., simulations, dimensions) to reference points, (..., simulations).
 
     Args:
         z: latents.
-        references: (simulations, dimensions). The prior passes at points that do not depend on x; at points that do,
-            uniform ranks of distances are sufficient.
-        scale: in which each dimension is measured, (dimensions,).
+        references: (simulations, dimensions). At points that depend on x, uniform ranks of distances are sufficient for
+            q to be exact; at other points the prior passes, too.
+        scale: unit of each dimension, (dimensions,).
     """
     return ((z - references) / scale.clamp(min=1e-12)).norm(dim=-1)
 
 
 def references_from_data(x: Tensor, z: Tensor, at: Tensor) -> Tensor:
-    """What a ridge regression of simulated latents z on their x predicts, in standard units of both, for other x.
+    """Predictions of latents at other x by a ridge regression of simulated z on x, both standardised.
 
     Args:
         x: (n, ...) data, flattened.

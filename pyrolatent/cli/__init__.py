@@ -1,4 +1,4 @@
-"""The command line: parsing and printing only; all work is done by calls that Python users make too."""
+"""The command line: parsing and printing only; the work is done by functions of the public Python interface."""
 
 from pyrolatent.cli.commands import app, main
 

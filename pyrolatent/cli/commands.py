@@ -28,10 +28,10 @@ from pyrolatent.cli.tables import (
     print_scores,
     progress,
 )
-from pyrolatent.errors import InputError, TrainingError, hold_seed, only
+from pyrolatent.errors import InputError, TrainingError, validate_options, validate_seed
 
-# Names of `pl` are imported when they are used, and what else a command needs in its body: whoever asks for help waits
-# neither for torch nor for anything that needs it.
+# Names of `pl` are imported on first use, and everything else that a command needs in its body, so that help does not
+# wait for torch.
 
 if TYPE_CHECKING:
     from pyrolatent.experiments.compare import Group
@@ -43,15 +43,15 @@ EVALUATED: dict[str, tuple[str, ...]] = {
     "by exact log Z with RAISE": ("--temperatures", "--ais", "--raise", "--kernel"),
     "by annealed log Z": ("--chains", "--temperatures", "--ais", "--raise", "--kernel"),
 }
-"""What evaluate does, and the options that say how; the other ones say of what and where."""
-SHORT = 1000  # temperatures of the evaluation that ends a training
+"""Ways to evaluate, with the options that apply to each."""
+SHORT = 1000  # temperatures of the evaluation after training
 
 
 class Command(TyperCommand):
-    """A command, whose errors are one line: exit code 2 for a mistake, 1 for a failure, 130 for Ctrl-C."""
+    """A command with errors of one line: exit code 2 for invalid input, 1 for a failure, 130 for Ctrl-C."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command, in one of several processes under torchrun."""
+        """Runs the command, possibly as one of several processes under torchrun."""
         import torch
 
         from pyrolatent.inference import distributed
@@ -59,7 +59,7 @@ class Command(TyperCommand):
         try:
             if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was finished is kept
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: finished work is kept
             torch.set_flush_denormal(True)
             distributed.start()
             try:
@@ -73,7 +73,7 @@ class Command(TyperCommand):
         except TrainingError as error:
             _fail("training stopped", error, 1)
         except KeyboardInterrupt as error:
-            _fail("interrupted", str(error) or "what was finished is kept", 130)
+            _fail("interrupted", str(error) or "finished work is kept", 130)
 
 
 app = typer.Typer(
@@ -84,11 +84,11 @@ app = typer.Typer(
 )
 command = partial(app.command, cls=Command)
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train has written.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, written by train.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Import the run's copies of components of your own.")]
-Kernel = Annotated[str | None, typer.Option(help="What moves the chains of an energy: hmc, or '{hmc: {step: 0.1}}'.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where named data sets are (default: PYROLATENT_DATA).")]
+Trust = Annotated[bool, typer.Option("--trust", help="Import the run's copies of your own components.")]
+Kernel = Annotated[str | None, typer.Option(help="Kernel of the chains of an energy: hmc, or '{hmc: {step: 0.1}}'.")]
+DataDir = Annotated[Path | None, typer.Option(help="Directory of named data sets (default: PYROLATENT_DATA).")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Splits = Literal["train", "validation", "test"]
 
@@ -127,8 +127,8 @@ def train_command(
     particles: Annotated[
         int | None, typer.Option(min=1, help="Draws for each datapoint in the evaluation (default: 500).")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace the run that is in the output directory.")] = False,
-    tensorboard: Annotated[bool, typer.Option(help="Write the metrics for TensorBoard too.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing run in the output directory.")] = False,
+    tensorboard: Annotated[bool, typer.Option(help="Also write the metrics for TensorBoard.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train an experiment, evaluate it and draw its figures; without arguments, a VAE on embedded digits."""
@@ -141,7 +141,7 @@ def train_command(
     overrides = _overrides(set_, {"epochs": epochs, "seed": seed, "device": device, "data": data})
     declared = pl.Experiment.load(experiment, overrides) if experiment else pl.Experiment(**override({}, overrides))
     if declared.model_class.always_offers & {Capability.ENERGY, Capability.CODES}:
-        only(f"train of {declared.model_class.__name__}", (), {"--particles": particles})
+        validate_options(f"train of {declared.model_class.__name__}", (), {"--particles": particles})
     path = output or _new_directory(experiment or Path(_data_name(declared)))
     path = Path(distributed.broadcast_text(str(path)))
     rows = EpochRows(quiet=as_json)
@@ -192,7 +192,7 @@ def evaluate_command(
     particles: Annotated[int | None, typer.Option(min=1, help="Draws for each datapoint (default: 5000).")] = None,
     method: Annotated[
         Literal["importance", "annealed"] | None,
-        typer.Option(help="How log p(x) is found; annealed asks no encoder (default: importance)."),
+        typer.Option(help="Estimator of log p(x); annealed does not use the encoder (default: importance)."),
     ] = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="annealed: datapoints, from the first (default: 100).")
@@ -201,9 +201,9 @@ def evaluate_command(
     temperatures: Annotated[
         int | None, typer.Option(min=1, help="Steps of these chains: 500 per datapoint; 10000 for log Z.")
     ] = None,
-    ais: Annotated[bool, typer.Option("--ais", help="Estimate log Z of an energy also where it is known.")] = False,
+    ais: Annotated[bool, typer.Option("--ais", help="Estimate log Z of an energy even if it is tractable.")] = False,
     raised: Annotated[
-        int | None, typer.Option("--raise", min=1, help="Datapoints to bound log p(x) of by RAISE.")
+        int | None, typer.Option("--raise", min=1, help="Number of datapoints for the RAISE bound on log p(x).")
     ] = None,
     kernel: Kernel = None,
     data_dir: DataDir = None,
@@ -223,7 +223,7 @@ def evaluate_command(
         "--method": method, "--particles": particles, "--size": size, "--chains": chains,
         "--temperatures": temperatures, "--ais": ais, "--raise": raised, "--kernel": kernel,
     }  # fmt: skip
-    given = only(f"evaluate of {type(loaded.model).__name__} {way}", EVALUATED[way], options)
+    given = validate_options(f"evaluate of {type(loaded.model).__name__} {way}", EVALUATED[way], options)
     data = loaded.load_data(data_dir)
     with progress(quiet=as_json) as on_step:
         where: dict[str, Any] = {"split": split, "device": device, "on_step": on_step}
@@ -257,7 +257,7 @@ def check_command(
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Can the model be believed? Verdicts into checks.json, figures, and draws.nc for ArviZ."""
+    """Check the model: verdicts in checks.json, figures, and draws.nc for ArviZ."""
     loaded = pl.Run.load(run, trust=trust)
     with progress(quiet=as_json) as on_step:
         found = loaded.check(
@@ -284,12 +284,10 @@ def sample_command(
     run: RunPath,
     size: Annotated[int, typer.Option("--size", "-n", min=1, help="Number of draws.")] = 64,
     label: Annotated[
-        str | None, typer.Option(help="Draw at this label alone: a class by its name or number, or numbers 0.2,1.5.")
+        str | None, typer.Option(help="Draw at this label: a class by name or number, or numbers 0.2,1.5.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    mean: Annotated[
-        bool, typer.Option(help="Give E[x | z] instead of draws of x; the figure is sample_means.")
-    ] = False,
+    mean: Annotated[bool, typer.Option(help="Save E[x | z] instead of draws of x, as sample_means.")] = False,
     sweeps: Annotated[
         int | None, typer.Option(min=1, help="Sweeps of the chains of an energy (default: 1000).")
     ] = None,
@@ -297,14 +295,14 @@ def sample_command(
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Draw from the model: an array and a figure in the run, samples, or sample_means with --mean."""
+    """Draw from the model: an array and a figure in the run, named samples, or sample_means with --mean."""
     import torch
 
     from pyrolatent import tasks
     from pyrolatent.figures import latent as figures
 
     loaded = pl.Run.load(run, trust=trust)
-    hold_seed(seed)
+    validate_seed(seed)
     torch.manual_seed(seed)
     y = None if label is None else [loaded.label(label)] * size
     drawn = pl.sample(loaded.model, size, y, mean=mean, sweeps=sweeps, kernel=_kernel(kernel))
@@ -316,7 +314,7 @@ def sample_command(
 
 @command("figures")
 def figures_command(run: RunPath, data_dir: DataDir = None, trust: Trust = False, as_json: Json = False) -> None:
-    """Draw every figure of a run again."""
+    """Plot every figure of a run again."""
     loaded = pl.Run.load(run, trust=trust)
     paths = loaded.plot(loaded.load_data(data_dir))
     print_paths({path.stem: path for path in paths}, as_json)
@@ -330,13 +328,15 @@ def show_command(
 ) -> None:
     """Factorisation, sizes and declaration of a run or of an experiment file."""
     if path.is_dir():
-        only(f"show of a run as {path}", ("--trust",), {"--trust": trust, "--data-dir": data_dir})
+        validate_options(f"show of a run as {path}", ("--trust",), {"--trust": trust, "--data-dir": data_dir})
         run = pl.Run.load(path, trust=trust)
         model, text = run.model, (path / "experiment.yaml").read_text(encoding="utf-8")
         trained = f"{'' if run.record.get('finished') else 'interrupted '}after epoch {len(run.history)}"
         print(f"{path}, {trained}")
     else:
-        only(f"show of an experiment file as {path}", ("--data-dir",), {"--trust": trust, "--data-dir": data_dir})
+        validate_options(
+            f"show of an experiment file as {path}", ("--data-dir",), {"--trust": trust, "--data-dir": data_dir}
+        )
         experiment = pl.Experiment.load(path)
         model, text = experiment.build(experiment.load_data(data_dir)), experiment.to_yaml()
     print(model, text, sep="\n\n", end="")
@@ -363,18 +363,18 @@ def sweep_command(
     output: Annotated[
         Path | None, typer.Option(help="Directory of the runs (default: runs/ and the file's name).")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes at a time (default: one a processor).")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes at a time (default: one per processor).")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: model.vae.latent_dim=20.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     particles: Annotated[
         int | None, typer.Option(min=1, help="Draws for each datapoint in the evaluation (default: 500).")
     ] = None,
-    checked: Annotated[bool, typer.Option("--check", help="Check every run too.")] = False,
+    checked: Annotated[bool, typer.Option("--check", help="Check every run.")] = False,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to train on, or auto or local.")] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Train a grid of experiments in parallel and compare them; what is finished is not trained again."""
+    """Train a grid of experiments in parallel and compare them; finished runs are not trained again."""
     from pyrolatent.experiments.experiment import override, read_yaml
     from pyrolatent.experiments.sweep import sweep
 
@@ -422,7 +422,7 @@ def _save_figure(path: Path, groups: "list[Group]") -> None:
 
 @command("components")
 def components_command(as_json: Json = False) -> None:
-    """List everything that can be declared, with its options and their defaults."""
+    """List all components that can be declared, with their options and defaults."""
     from pyrolatent import declaration
 
     listing = {kind: declaration.registered(kind) for kind in declaration.kinds()}
@@ -447,7 +447,7 @@ def schema_command() -> None:
 
 
 def _way(model: Any, method: str | None = None, ais: bool = False, raised: int | None = None) -> str:
-    """Which of `EVALUATED` is asked for."""
+    """The requested entry of `EVALUATED`."""
     from pyrolatent.models.model import Capability
 
     if Capability.ENERGY in model.offers:
@@ -457,7 +457,7 @@ def _way(model: Any, method: str | None = None, ais: bool = False, raised: int |
 
 
 def _kernel(declared: str | None) -> Any:
-    """A kernel as it was declared in YAML."""
+    """Parses a kernel declared in YAML."""
     from pyrolatent.declaration import validate
     from pyrolatent.experiments.experiment import parse_value
 
@@ -470,7 +470,7 @@ def _overrides(assignments: list[str] | None, given: Mapping[str, Any]) -> dict[
 
 
 def _assigned(option: str, assignments: list[str], example: str, *, several: bool = False) -> dict[str, Any]:
-    """`FIELD=VALUE` as fields and their values, or the list of several values, as YAML reads them."""
+    """Parses `FIELD=VALUE` assignments with YAML values, or with `several` lists of values."""
     from pyrolatent.experiments.experiment import parse_value
 
     found = {}

@@ -1,4 +1,4 @@
-"""What is modelled: splits, how they are loaded, files and named sets."""
+"""Data: splits, loading, files and named data sets."""
 
 from pyrolatent.data.load import load_data
 from pyrolatent.data.splits import Batch, Data, Split

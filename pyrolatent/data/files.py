@@ -1,6 +1,6 @@
-"""Files and folders of images of the user's own, read into NumPy arrays.
+"""Reading and validating the user's files and folders of images, as NumPy arrays.
 
-They are checked here, but neither split, scaled nor drawn; that is `pyrolatent.data.load`. Nothing is ever unpickled.
+Splitting, scaling and noise are in `pyrolatent.data.load`. Nothing is ever unpickled.
 """
 
 import warnings
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 CLASSES = 2**20
-"""So many classes there may be; labels beyond it are identifiers of something else."""
+"""Largest number of classes; larger labels are taken for identifiers and refused."""
 
 
 class Part(NamedTuple):
-    """Datapoints that belong together, before anything is checked.
+    """One part of a data set as it was read, before validation.
 
     Attributes:
         x: (datapoints, ...).
@@ -42,16 +42,16 @@ class Part(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a source holds.
+    """The contents of a data source.
 
     Attributes:
-        name: what it is called in messages and records.
-        train: all datapoints, or the training part where the source has a split of its own.
+        name: name of the source in messages and records.
+        train: all datapoints, or the training part if the source has its own split.
         validation: the source's own validation part.
         test: the source's own test part.
-        binarize: how its values are binarized unless something else is declared.
-        levels: number of levels of grey, where the values are grey ink that is not stored in full bytes.
-        classes: names of the classes, where the labels were names.
+        binarize: how its values are binarized by default.
+        levels: number of grey levels, if they do not fill a byte.
+        classes: names of the classes, if the labels were names.
     """
 
     name: str
@@ -64,14 +64,14 @@ class Source(NamedTuple):
 
 
 def read_path(path: Path, labels: str | None = None) -> Source:
-    """Reads a file of the user's own, or a folder of images whose sub-folders are the classes.
+    """Reads a file, or a folder of images whose sub-folders are the classes.
 
     Args:
         path: a folder, or a file that ends in .npy, .npz, .csv or .parquet.
         labels: name of the label column (.csv, .parquet) or of the label array (.npz).
 
     Raises:
-        InputError: the path does not exist, or its contents cannot be read, with the file's name and what is wrong.
+        InputError: the path does not exist, or its contents cannot be read; the message names the file.
     """
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
@@ -87,7 +87,7 @@ def read_dataset(dataset: Dataset[Any]) -> Source:
     """Collects the items x, or (x, y), of a map-style dataset.
 
     Raises:
-        InputError: it has no length, or its items are of another form or differ in shape.
+        InputError: the data set has no length, or its items have another form or differ in shape.
     """
     name = type(dataset).__name__
     try:
@@ -111,7 +111,7 @@ def as_array(values: Any, what: str) -> Array:
     """An array, tensor, image or number as a NumPy array.
 
     Raises:
-        InputError: it is a masked array, whose mask means the opposite of ours.
+        InputError: the values are a masked array, whose mask has the opposite meaning.
     """
     if isinstance(values, np.ma.MaskedArray):
         raise InputError(f"{what} is a masked array; give {what}.filled(0), and a mask that is True where observed")
@@ -122,19 +122,19 @@ def as_array(values: Any, what: str) -> Array:
 
 
 def clean(part: Part, name: str, mask: Any = None) -> Part:
-    """Refuses what cannot be modelled.
+    """Validates a part and converts it to the types that splits hold.
 
     Args:
-        part: as it was read.
-        name: what it is called in messages.
-        mask: "nan" where NaN stands for what is not observed.
+        part: the part as it was read.
+        name: its name in messages.
+        mask: "nan" if NaN marks unobserved entries.
 
     Returns:
-        x in the smallest type that holds it, uint8 images with their channels first, 0 where it is not observed; y as
-        int64 classes (N,) or float32 vectors (N, label_dim).
+        x in the smallest type that holds it, uint8 images channels first, 0 where it is not observed; y as int64
+        classes (N,) or float32 vectors (N, label_dim).
 
     Raises:
-        InputError: the type or the shape of x, of the labels or of the mask, or values that are not finite.
+        InputError: x, the labels or the mask have a wrong type or shape, or values that are not finite.
     """
     x, y, observed = part
     if x.dtype.kind not in "buif":
@@ -160,15 +160,15 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
     return Part(*(None if field is None else np.ascontiguousarray(field) for field in (x, y, observed)))  # type: ignore[arg-type]
 
 
-def _hold_to_float32(given: Array, rounded: Array, observed: Any, name: str) -> None:
-    """Refuses entries that vary by little more than what float32 rounds them by, such as seconds since 1970."""
+def _validate_float32(given: Array, rounded: Array, observed: Any, name: str) -> None:
+    """Refuses entries whose variation is lost to rounding in float32, such as seconds since 1970."""
     if given.dtype.itemsize <= rounded.dtype.itemsize:
         return
     where = True if observed is None else observed
     error = np.abs(given - rounded).max(0, where=where, initial=0.0)
     spread = given.max(0, where=where, initial=-np.inf) - given.min(0, where=where, initial=np.inf)
     size = np.abs(given).max(0, where=where, initial=0.0)
-    lost = (error > 1e-2 * spread) & (spread > 1e-12 * size)  # below that it is rounding of the float64 numbers
+    lost = (error > 1e-2 * spread) & (spread > 1e-12 * size)  # smaller spreads are float64 rounding
     if lost.any():
         first = tuple(int(index) for index in np.argwhere(lost)[0])
         raise InputError(
@@ -192,7 +192,7 @@ def _smallest(x: Array, name: str, observed: Any = None) -> Array:
                 f"{tuple(bad[0].tolist())}; remove them, or give a mask that is False there (for NaN, mask: nan in an "
                 "experiment file, mask='nan' in Python)"
             )
-        _hold_to_float32(given, x, observed, name)
+        _validate_float32(given, x, observed, name)
         return x
     low, high = int(x.min()), int(x.max())
     for dtype in (np.uint8, np.int16, np.int32):
@@ -238,10 +238,10 @@ def _read_numpy(path: Path, labels: str | None) -> Source:
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
-            # The members of an archive are read one by one, so a truncated one shows only here.
+            # Members of an archive are read lazily, so a truncated one is only noticed here.
             arrays = {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
     except (ValueError, OSError, EOFError, BadZipFile, KeyError) as error:
-        # What is no array at all numpy takes for a pickle, and advises to load it.
+        # NumPy takes a file that is not an array for a pickle, and advises to load it.
         reason = ValueError("it holds no array") if "trust" in str(error) else error
         raise unreadable(path, reason, "a whole .npy or .npz file of numbers (no objects) is expected") from error
     if not isinstance(arrays, dict):
@@ -264,7 +264,7 @@ def _split_archive(path: Path, arrays: Mapping[str, Array], labels: str) -> Sour
         raise InputError(f"{path}: expected an array x, or x_train, but it holds {', '.join(arrays) or 'none'}")
     for key in arrays:
         if key not in used:
-            raise InputError(f"{path}: nothing is known of an array {key!r} here; {choices(key, used)}")
+            raise InputError(f"{path}: there is no use for an array {key!r}; {choices(key, used)}")
     if labels != "y" and all(part.y is None for part in parts.values()):
         raise InputError(f"{path}: there are no labels {labels!r}; it holds {', '.join(arrays)}")
     return Source(path.name, parts["train"], parts.get("validation"), parts.get("test"))
@@ -281,7 +281,7 @@ def _read_table(path: Path, labels: str | None) -> Source:
         raise unreadable(path, error, "a table with a row of column names is expected") from error
     frame.columns = frame.columns.map(str)
     if path.suffix.lower() == ".csv":
-        _check_header(path, list(frame.columns))
+        _validate_header(path, list(frame.columns))
     y = classes = None
     if labels is not None:
         if labels not in frame.columns:
@@ -293,7 +293,7 @@ def _read_table(path: Path, labels: str | None) -> Source:
             f"{path}: the columns {', '.join(map(repr, words))} are not numeric; remove them, turn them into numbers "
             "or name one as labels"
         )
-    # A column of truth values beside one of numbers would make an array of objects.
+    # Boolean and numeric columns together would make an array of objects.
     truths = frame.select_dtypes("bool").columns
     if len(truths) < len(frame.columns):
         frame = frame.astype(dict.fromkeys(truths, "uint8"))
@@ -304,16 +304,16 @@ def _read_csv(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     with warnings.catch_warnings():
-        # Without index_col=False a column beyond those that the header names becomes an index, and is lost.
+        # Without index_col=False a column that the header does not name becomes the index and is lost.
         warnings.simplefilter("error", pd.errors.ParserWarning)
         return pd.read_csv(path, index_col=False)
 
 
-def _check_header(path: Path, columns: list[str]) -> None:
+def _validate_header(path: Path, columns: list[str]) -> None:
     unnamed = [i for i, name in enumerate(columns) if name.startswith("Unnamed: ")]
     if unnamed:
         raise InputError(f"{path}: column {unnamed[0]} has no name; if it numbers the rows, write the file without it")
-    # A frame without column names is written with 0, 1, 2, ... as its header, which is a good one.
+    # A data frame without column names is written with the valid header 0, 1, 2, ...
     if all(map(_is_number, columns)) and columns != [str(i) for i in range(len(columns))]:
         raise InputError(f"{path}: the first row holds numbers ({columns[0]}, ...), but column names are expected")
 
@@ -327,7 +327,7 @@ def _is_number(text: str) -> bool:
 
 
 def _codes(path: Path, column: "pd.Series[Any]") -> tuple[Array, tuple[str, ...] | None]:
-    """Labels as numbers; names become 0, 1, ... in their sorted order."""
+    """Labels as numbers; names become 0, 1, ... in sorted order."""
     import pandas as pd
 
     if absent := int(column.isna().sum()):
@@ -353,12 +353,12 @@ def _read_folder(path: Path, labels: str | None) -> Source:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images in a folder, in the order of their names."""
+    """The image files in a folder, sorted by name."""
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
 
 
 def stack_images(files: list[Path], size: tuple[int, int] | None = None) -> Array:
-    """Images as (datapoints, height, width) if all are grey, else (datapoints, height, width, 3)."""
+    """Reads images as (datapoints, height, width) if all are grey, else (datapoints, height, width, 3)."""
     images = [_read_image(file, size) for file in files]
     for file, image in zip(files, images, strict=True):
         if image.size != images[0].size:
@@ -379,13 +379,13 @@ def _read_image(file: Path, size: tuple[int, int] | None) -> "Image.Image":
         raise unreadable(file, error, "a whole image is expected") from error
     if image.mode.startswith(("I", "F")):
         raise InputError(
-            f"{file}: more than 8 bits a pixel (mode {image.mode}) cannot be read; save the values as .npy"
+            f"{file}: more than 8 bits per pixel (mode {image.mode}) cannot be read; save the values as .npy"
         )
     return image.convert("L").resize(size, Image.Resampling.BILINEAR) if size else image
 
 
 def unreadable(path: Path, error: Exception, expected: str) -> InputError:
-    """The error of a file that cannot be read as what it should be."""
+    """The error for a file that cannot be read as expected."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return InputError(f"{path}: cannot be read ({reason}); {expected}")
 

@@ -1,12 +1,12 @@
-"""Named and own data -> tensors in memory, splits, binarization, masks.
+"""Loading named data sets, files and arrays into memory: splits, binarization, masks.
 
     data = load_data("mnist", binarize="dynamic")
     for x, y, mask in data.train.batches(128, shuffle=True):
         ...
 
-Data stay on their device in the smallest type that holds them and are converted batch by batch. What makes the
-validation and test splits what they are (which datapoints, which noise) is drawn by a *data* seed of its own, on the
-CPU, so they are the same for every training seed and every device.
+Data stay on their device in the smallest type that holds them and are converted batch by batch. The datapoints and the
+noise of the validation and test splits are drawn on the CPU at a separate *data seed*, so these splits are the same for
+every training seed and every device.
 """
 
 import dataclasses
@@ -49,8 +49,8 @@ def load_data(
 ) -> Data:
     """Loads a named data set, a file, a folder of images, an array or a `Dataset`, and splits it.
 
-    Arrays of shape (N, D) have the event shape (D,). Of whole numbers, uint8 arrays with three or more axes are images,
-    converted from 0..255 to [0, 1], channels first; others are counts. Images of 0 and 1 alone are binary.
+    Arrays of shape (N, D) have the event shape (D,). uint8 arrays with three or more axes are images, converted from
+    0..255 to [0, 1], channels first, or binary if they hold only 0 and 1. Other integers are counts.
 
     Args:
         source: one of
@@ -59,28 +59,28 @@ def load_data(
             - a file: .npy, .npz (x, y, mask, or x_train, y_train, x_test, ...), .csv, .parquet (a row of column names);
             - a folder of images of one size, whose sub-folders, if any, are the classes;
             - an array or tensor, or a map-style `Dataset` of x or (x, y);
-            - a mapping of one of the first three to its options, as a declaration has it.
-        binarize: what becomes of grey values p in [0, 1]. "dynamic": 1 with probability p, anew for each training
-            batch, once for validation and test; "static": once for all; "threshold": 1 where p > 1/2; "relaxed": kept,
-            to be trained as a cross-entropy; "none": kept. None is "dynamic" for the named images of ink unless they
-            are dequantized, else "none".
-        dequantize: "uniform" turns an integer k of L levels into (k + u) / L with u ~ Uniform[0, 1), anew for each
-            training batch. L is 256 for uint8, 17 for digits, and for other counts one more than the largest.
-        validation: the part of what is not test that is held out for validation; None is 0.1.
-        test: the part that is held out for test; None is 0.1. A source with its own split takes neither.
-        labels: an array, (N,) or (N, 1) integers, -1 being unknown, or vectors (N, label_dim); or the name of a file's
-            label column or array.
-        mask: bool array of x's shape, True where observed; or "nan": NaN is what is not observed.
-        labelled: number of training labels that are kept, as many of each class as possible, drawn by the data seed;
-            the others become -1, which is unknown.
-        labelled_share: datapoints of known label are repeated until they are this share of the training data, so that
-            every batch holds some of them.
-        seed: the data seed: of the splits, and of all noise that is fixed.
-        data_dir: where named data sets are, before what a declaration says; None is the environment variable
+            - a mapping of one of the first three to its options, as in a declaration.
+        binarize: treatment of grey values p in [0, 1]. "dynamic": 1 with probability p, drawn anew for each training
+            batch and once for validation and test; "static": drawn once for all; "threshold": 1 where p > 1/2;
+            "relaxed": kept, and trained as a cross-entropy; "none": kept. None is "dynamic" for the named data sets of
+            handwriting and clothing unless they are dequantized, else "none".
+        dequantize: "uniform" turns an integer k of L levels into (k + u) / L with u ~ Uniform[0, 1), drawn anew for
+            each training batch. L is 256 for uint8, 17 for digits, and for other counts one more than the largest.
+        validation: fraction held out for validation after the test part; None is 0.1.
+        test: fraction held out for test; None is 0.1. A source with its own split takes neither.
+        labels: an array, (N,) or (N, 1) integers with -1 for unknown, or vectors (N, label_dim); or the name of a
+            file's label column or array.
+        mask: bool array of x's shape, True where observed; or "nan" if NaN marks unobserved entries.
+        labelled: number of training labels to keep, as balanced over classes as possible, drawn at the data seed; the
+            others become -1, which is unknown.
+        labelled_share: datapoints with a known label are repeated until they are this share of the training data, so
+            that every batch contains some.
+        seed: the data seed, of the splits and of all noise that is drawn once.
+        data_dir: directory of named data sets, overriding a declaration; None is the environment variable
             PYROLATENT_DATA, else the user's cache.
 
     Raises:
-        InputError: an unknown name or option, an unreadable file, or data that cannot be modelled as they are.
+        InputError: a name or option is unknown, a file cannot be read, or the data cannot be modelled.
     """
     options: dict[str, Any] = {
         "binarize": binarize, "dequantize": dequantize, "validation": validation, "test": test, "labels": labels,
@@ -94,7 +94,7 @@ def load_data(
             raise InputError(f"{twice[0]} is declared for {source} and given beside it; give it once")
         given = {name: value for name, value in declared.items() if value is not None} | given
     given = Component(load_data, ("source",)).validate(given, f"data.{source}" if isinstance(source, str) else "data")
-    with torch.inference_mode(False):  # whose tensors no gradient could go through
+    with torch.inference_mode(False):  # gradients cannot pass through inference tensors
         return _assemble(*_read(source, given), given)
 
 
@@ -109,7 +109,7 @@ def _only(declaration: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 
 def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
-    """The source's arrays, and the name or path that declares it, if it has one."""
+    """The arrays of a source, and the name or path that declares it, if any."""
     if isinstance(source, str) and source in NAMED:
         for option in ("labels", "mask"):
             if option in given:
@@ -148,12 +148,12 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
 
 def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     own = {"train": source.train, "validation": source.validation, "test": source.test}
-    parts = {name: clean(part, _called(source.name, name), given.get("mask")) for name, part in own.items() if part}
+    parts = {name: clean(part, _part_name(source.name, name), given.get("mask")) for name, part in own.items() if part}
     _warn_of_empty_classes(parts.values(), source.name)
     levels, factor = _scale(source, parts)
     binarize, dequantize = _noise(source, parts, given, factor, levels)
     seed = given.get("seed", 0)
-    # On the CPU whatever the device, so that the same seed means the same data everywhere.
+    # Always on the CPU, so that a seed gives the same data everywhere.
     generator = torch.Generator().manual_seed(seed)
     whole = {
         name: Split(torch.from_numpy(part.x), _tensor(part.y), _tensor(part.mask), factor, levels=levels)
@@ -164,7 +164,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
             raise InputError(f"{source.name} has a {held} part of its own; leave {held}={given[held]} out")
         if held not in whole:
             whole["train"], whole[held] = _hold_out(whole["train"], given.get(held, 0.1), held, source.name, generator)
-    # Training comes last, so that the evaluation splits are the same whether it draws here or in each batch.
+    # Training comes last, so that the evaluation splits do not depend on whether it draws here or in each batch.
     fixed = {name: _prepare(whole[name], binarize, dequantize)._fixed(generator) for name in ("validation", "test")}
     train = _prepare(whole["train"], binarize, dequantize)
     splits = {"train": train._fixed(generator) if binarize == "static" else train, **fixed}
@@ -211,21 +211,21 @@ def _default(option: str, source: Source, dequantize: str | None) -> Any:
     return defaults.get(option, 0.1 if option in ("validation", "test") else None)
 
 
-def _called(name: str, part: str) -> str:
+def _part_name(name: str, part: str) -> str:
     return name if part == "train" else f"{name} ({part})"
 
 
 def _scale(source: Source, parts: Mapping[str, Part]) -> tuple[int | None, float]:
-    """Number of levels of integer x, None if it has none, and the factor that converts x; refuses parts that differ."""
+    """The number of levels of integer x, if any, and the factor that converts x; refuses parts that differ."""
     first = parts["train"].x
     for name, part in parts.items():
         if part.x.shape[1:] != first.shape[1:] or (part.x.dtype.kind == "f") != (first.dtype.kind == "f"):
             raise InputError(
-                f"{_called(source.name, name)}: datapoints are {part.x.dtype} of shape {part.x.shape[1:]}, but "
+                f"{_part_name(source.name, name)}: datapoints are {part.x.dtype} of shape {part.x.shape[1:]}, but "
                 f"those of the training part are {first.dtype} of shape {first.shape[1:]}"
             )
         if (part.y is None) != (parts["train"].y is None):
-            raise InputError(f"{_called(source.name, name)}: either all parts have labels or none")
+            raise InputError(f"{_part_name(source.name, name)}: either all parts have labels or none")
     original = source.train.x.dtype
     if original.kind in "bf":
         return None, 1.0
@@ -233,7 +233,7 @@ def _scale(source: Source, parts: Mapping[str, Part]) -> tuple[int | None, float
         return source.levels, 1 / (source.levels - 1)
     low, high = _range(parts)
     if original == np.uint8:
-        # Images that hold 0 and 1 alone are binary, not black.
+        # Images that hold only 0 and 1 are binary, not nearly black.
         return 256, 1 / 255 if first.ndim > 2 and high > 1 else 1.0
     return (int(high) + 1 if low >= 0 else None), 1.0
 
@@ -241,7 +241,7 @@ def _scale(source: Source, parts: Mapping[str, Part]) -> tuple[int | None, float
 def _noise(
     source: Source, parts: Mapping[str, Part], given: Mapping[str, Any], factor: float, levels: int | None
 ) -> tuple[str | None, str | None]:
-    """What is declared of binarization and dequantization, or the source's default; refuses what cannot be."""
+    """The declared binarization and dequantization, or the source's defaults; refuses what is impossible."""
     dequantize = None if given.get("dequantize", "none") == "none" else given["dequantize"]
     declared = given.get("binarize", _default("binarize", source, dequantize))
     binarize = None if declared == "none" else declared
@@ -283,7 +283,7 @@ def _take(split: Split, index: Tensor) -> Split:
 
 
 def _prepare(split: Split, binarize: str | None, dequantize: str | None) -> Split:
-    """A split of raw values with its threshold, or with the noise that it draws."""
+    """Thresholds the raw values of a split, or declares the noise that it draws."""
     if binarize == "threshold":
         return dataclasses.replace(split, x=(split.x > 0.5 / split.factor).to(torch.uint8), factor=1.0)
     if binarize in ("dynamic", "static"):
@@ -302,7 +302,7 @@ def _digest(*splits: Split) -> str:
 
 
 def _forget(y: Tensor | None, labelled: int, name: str, generator: torch.Generator) -> Tensor:
-    """Labels of which `labelled` are kept, classes in turn, and the others are -1."""
+    """Keeps `labelled` of the labels, classes in turn, and sets the others to -1."""
     if y is None or y.ndim != 1:
         raise InputError(f"{name} has no class labels of which labelled: {labelled} could be kept; leave labelled out")
     known = int((y >= 0).sum())
@@ -310,7 +310,7 @@ def _forget(y: Tensor | None, labelled: int, name: str, generator: torch.Generat
         raise InputError(f"labelled was {labelled}, but {name} has {known} training labels")
     order = torch.randperm(len(y), generator=generator)
     order = order[y[order] >= 0]
-    turn = torch.empty_like(y)  # the how-many-th of its class each datapoint is
+    turn = torch.empty_like(y)  # position of each datapoint within its class
     for label in y[y >= 0].unique():
         members = order[y[order] == label]
         turn[members] = torch.arange(len(members))
@@ -330,19 +330,19 @@ def _repeat_labelled(train: Split, share: float, name: str) -> Split:
 
 
 def _warn_of_unobserved(mask: Tensor | None, name: str) -> None:
-    """Names entries of x that no training datapoint has, of which a model learns nothing."""
+    """Warns of entries of x that are observed in no training datapoint."""
     never = torch.empty(0) if mask is None else (~mask.any(0)).flatten().nonzero().flatten()
     if len(never):
         listed = ", ".join(map(str, never[:5].tolist())) + ", ..." * (len(never) > 5)
         warnings.warn(
             f"{name}: {len(never)} entries of x (from 0: {listed}) are observed in no training datapoint, so that "
-            "nothing is learnt of them, and what is imputed there is made up; leave them out",
+            "nothing is learnt about them and imputed values are arbitrary; leave them out",
             stacklevel=4,
         )
 
 
 def _warn_of_empty_classes(parts: Iterable[Part], name: str) -> None:
-    """Names classes that no datapoint has, which a model has room for all the same."""
+    """Warns of classes without datapoints, for which models will have parameters nevertheless."""
     found = [part.y[part.y >= 0] for part in parts if part.y is not None and part.y.ndim == 1]
     classes = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
     missing = int(classes.max(initial=-1)) + 1 - len(classes)
@@ -351,7 +351,7 @@ def _warn_of_empty_classes(parts: Iterable[Part], name: str) -> None:
         listed = ", ".join(map(str, first)) + ", ..." * (missing > len(first))
         warnings.warn(
             f"{name}: no datapoint has label {listed}, but models will have classes 0 to {classes.max()}; number the "
-            "classes that there are 0, 1, 2, ... to have these alone",
+            "existing classes 0, 1, 2, ... to have only these",
             stacklevel=4,
         )
 

@@ -1,4 +1,4 @@
-"""Named data sets: where they come from and how they are read."""
+"""Named data sets: downloading and reading them."""
 
 import os
 import tempfile
@@ -14,7 +14,7 @@ import platformdirs
 from pyrolatent.data.files import Array, Part, Source, image_files, stack_images, unreadable
 from pyrolatent.errors import InputError
 
-CIFAR10_RECORDS = 10_000  # in each file
+CIFAR10_RECORDS = 10_000  # per file
 _CIFAR10_FILES = tuple(
     f"cifar-10-batches-bin/{name}.bin" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 )
@@ -25,11 +25,11 @@ def read_named(name: str, data_dir: str | Path | None = None) -> Source:
 
     Args:
         name: one of `NAMED`.
-        data_dir: directory laid out as torchvision does it; if None, the environment variable PYROLATENT_DATA, else the
-            user's cache directory.
+        data_dir: directory with torchvision's layout; None is the environment variable PYROLATENT_DATA, else the user's
+            cache directory.
 
     Raises:
-        InputError: a file is truncated, or is missing and cannot be downloaded.
+        InputError: a file is truncated, or missing and cannot be downloaded.
     """
     fallback = os.environ.get("PYROLATENT_DATA") or platformdirs.user_cache_dir("pyrolatent")
     root = Path(data_dir or fallback).expanduser()
@@ -41,7 +41,7 @@ def read_named(name: str, data_dir: str | Path | None = None) -> Source:
 
 
 class _Named(NamedTuple):
-    """A named data set: how it is read, what must be there, and what puts it there (a download into a directory)."""
+    """A named data set: the function that reads it, the files it needs, and the function that downloads them."""
 
     read: Callable[[str, Path], Source]
     files: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class _Named(NamedTuple):
 def _download(name: str, entry: _Named, root: Path, missing: list[str]) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # What is there counts as whole, so nothing is put there before the download is.
+        # Existing files count as complete, so nothing is put there before the download is complete.
         with tempfile.TemporaryDirectory(dir=root) as folder:
             entry.download(folder)
             for file in [path for path in Path(folder).rglob("*") if path.is_file()]:
@@ -67,14 +67,14 @@ def _download(name: str, entry: _Named, root: Path, missing: list[str]) -> None:
 
 
 def _digits(name: str, root: Path) -> Source:
-    from sklearn.datasets import load_digits  # takes half a second, which no other data set should cost
+    from sklearn.datasets import load_digits  # half a second that only this data set should cost
 
     digits = load_digits()
     return Source(name, Part(digits.images.astype(np.uint8)[:, None], digits.target), binarize="dynamic", levels=17)
 
 
 def _idx(dataset: str, prefixes: tuple[str, str], upright: bool = True) -> _Named:
-    """MNIST and the data sets in its format; the files of EMNIST hold columns where the others hold rows."""
+    """MNIST or a data set in its format; EMNIST's images are transposed."""
     stems = [f"{dataset}/raw/{prefix}" for prefix in prefixes]
 
     def read(name: str, root: Path) -> Source:
@@ -112,7 +112,7 @@ def _omniglot(name: str, root: Path) -> Source:
                 f"{root}/omniglot-py/{folder}: there are no images in this folder; delete it to download it"
             )
         _, y = np.unique([str(file.parent) for file in files], return_inverse=True)
-        # The evaluation set holds other characters, so its labels go on where the background's end.
+        # The evaluation set has other characters, so its labels continue after those of the background set.
         offset = parts[0].y.max() + 1 if parts and parts[0].y is not None else 0
         parts.append(Part(255 - stack_images(files, (28, 28)), y + offset))
     return Source(name, parts[0], test=parts[1], binarize="dynamic")
@@ -143,7 +143,7 @@ def _read_records(path: Path, count: int) -> Array:
 def _download_cifar10(root: str) -> None:
     from torchvision.datasets.utils import download_and_extract_archive
 
-    # torchvision's class reads the pickled version, and nothing is unpickled here.
+    # torchvision's class reads the pickled version, and this package unpickles nothing.
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     download_and_extract_archive(url, root, md5="c32a1d4ab5d03f1284b67883e8d87530", remove_finished=True)
 

@@ -1,4 +1,4 @@
-"""Data in memory: splits, and the batches that a model sees."""
+"""Data in memory: splits, and the batches that models receive."""
 
 import dataclasses
 import math
@@ -12,17 +12,17 @@ from torch.distributions import constraints
 
 from pyrolatent.errors import InputError, at_least_one
 
-CHUNK = 4096  # datapoints that are converted or drawn at a time, so that no float copy of a whole data set is made
+CHUNK = 4096  # datapoints converted or drawn at a time, to avoid a float copy of a whole data set
 
 
 class Batch(NamedTuple):
-    """Datapoints as a model sees them.
+    """A minibatch as a model receives it.
 
     Attributes:
         x: (batch, *event_shape), in the split's floating type.
         y: class labels (batch,), int64, or vectors (batch, label_dim), in the same type; None without labels.
-        mask: (batch, *event_shape), bool, True where x is observed; None where everything is.
-            Unobserved values carry no meaning.
+        mask: (batch, *event_shape), bool, True where x is observed; None if all of it is. Unobserved values are
+            meaningless.
     """
 
     x: Tensor
@@ -32,9 +32,9 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """One of train, validation and test.
+    """The training, validation or test data.
 
-    A batch is `x * factor`, or, where noise is drawn anew for each batch,
+    A batch is `x * factor` or, if noise is drawn anew for each batch,
 
         binarize:    1 if u < x * factor else 0       u ~ Uniform[0, 1)
         dequantize:  (x + u) / levels
@@ -43,10 +43,10 @@ class Split:
         x: (datapoints, *event_shape), in the smallest type that holds it.
         y: labels (datapoints,), int64, or (datapoints, label_dim), float32.
         mask: (datapoints, *event_shape), bool, True where observed; x is 0 elsewhere.
-        factor: what converts x to the values that are modelled.
+        factor: multiplier that converts x to the modelled values.
         noise: the noise that is drawn anew for each batch, if any.
-        levels: number of levels of integer x, where it is known.
-        dtype: floating type of batches; noise is drawn in float32, so that it is the same in every type.
+        levels: number of levels of integer x, if known.
+        dtype: floating type of batches; noise is drawn in float32, so that it does not depend on the type.
     """
 
     x: Tensor
@@ -61,7 +61,7 @@ class Split:
         return len(self.x)
 
     def batch(self, index: Tensor | slice) -> Batch:
-        """Selects and converts datapoints; noise comes from torch's global generator of the device.
+        """Selects and converts datapoints; noise is drawn from torch's global generator of the device.
 
         Args:
             index: (batch,), int64, or a slice.
@@ -71,11 +71,11 @@ class Split:
         return Batch(self._convert(x).to(self.dtype), y.to(self.dtype) if vectors else y, mask)
 
     def batches(self, size: int, *, shuffle: bool = False) -> Iterator[Batch]:
-        """All datapoints once, in batches; the last one is smaller if the size does not divide their number.
+        """Iterates over all datapoints once; the last batch is smaller if the size does not divide their number.
 
         Args:
-            size: datapoints a batch.
-            shuffle: in an order drawn from torch's global generator (of the CPU, the same on every device).
+            size: number of datapoints per batch.
+            shuffle: whether the order is random, drawn from torch's global CPU generator on every device.
 
         Raises:
             InputError: the size is not positive.
@@ -87,7 +87,7 @@ class Split:
         return (self.batch(slice(start, start + size)) for start in range(0, len(self), size))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Split":
-        """The same split on another device, with batches of another floating type if one is given."""
+        """Copies the split to another device and, if given, to another floating type of batches."""
         return dataclasses.replace(
             self,
             x=self.x.to(device),
@@ -102,11 +102,11 @@ class Split:
         u = torch.rand(x.shape, generator=generator, dtype=torch.float32, device=x.device)
         if self.noise == "binarize":
             return (u < x * self.factor).to(torch.float32)
-        # Rounding can carry the largest value to 1, where a logit is infinite.
+        # The largest value may round to 1, where the logit is infinite.
         return ((x + u) / (self.levels or 1)).clamp(max=1 - 2**-24)
 
     def _fixed(self, generator: torch.Generator) -> "Split":
-        """The same split with its noise drawn once and for all."""
+        """The same split with its noise drawn once."""
         if self.noise is None:
             return self
         stored = torch.uint8 if self.noise == "binarize" else torch.float32
@@ -116,20 +116,20 @@ class Split:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    """Three splits of the same kind of datapoint, with everything that was chosen in making them.
+    """Training, validation and test data, with a record of how they were made.
 
     Attributes:
-        name: what the data are called.
-        train: the split to fit.
-        validation: the split to choose by; fixed by the data seed.
-        test: the split to report; fixed by the data seed.
+        name: name of the data.
+        train: the split to fit models to.
+        validation: the split to select models on; fixed by the data seed.
+        test: the split to report results on; fixed by the data seed.
         event_shape: shape of one datapoint.
         label_dim: number of classes, or width of label vectors; 0 without labels.
         binarize: "dynamic", "static", "threshold", "relaxed" (grey values, trained as a cross-entropy) or None.
         dequantize: "uniform" or None.
-        declaration: what re-creates the data through `load_data`; None for arrays in memory.
-        record: every choice in types that JSON knows, and `training_sha256` and `evaluation_sha256`, hashes of the
-            training part, and of validation and test, as stored.
+        declaration: the argument of `load_data` that recreates the data; None for arrays in memory.
+        record: every choice in JSON types, with `training_sha256` and `evaluation_sha256`, hashes of the training data
+            and of the validation and test data as stored.
     """
 
     name: str
@@ -149,14 +149,14 @@ class Data:
 
     @property
     def divisor(self) -> float:
-        """By which integers of the source were divided, 1 where they were not."""
+        """The number by which integers of the source were divided; 1 if they were not."""
         return divisor(self.record)
 
     def split(self, name: str) -> Split:
-        """The split of this name, "train", "validation" or "test".
+        """The split named "train", "validation" or "test".
 
         Raises:
-            InputError: there is none.
+            InputError: there is no split of this name.
         """
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         if name not in splits:
@@ -166,22 +166,23 @@ class Data:
     def bits_per_dimension(
         self, log_p: float | None, measure: str, support: constraints.Constraint | None, mask: Tensor | None = None
     ) -> float | None:
-        """Bits for each observed entry of images of discrete levels, by the mean of log p(x) over datapoints.
+        """Bits per observed entry of images with discrete levels, from the mean of log p(x) over datapoints.
 
             -log p(x) / (D log 2) + log₂ L
 
-        D is the mean number of observed entries of a datapoint. A dequantized level k became (k + u) / L, of a density
-        L times that of k + u, whose mean over u bounds the mass of k (Theis et al. 2016, 1511.01844); of a mass L is 1.
+        D is the mean number of observed entries per datapoint. A dequantized level k became (k + u) / L, whose density
+        is L times that of k + u, and the mean of its logarithm over u bounds the log mass of k (Theis et al. 2016,
+        1511.01844). For a mass, L is 1.
 
         Args:
-            log_p: nats; None has no bits.
-            measure: what they are of, as `measure_of` says it.
-            support: of the density or mass.
+            log_p: mean log p(x), nats; None gives None.
+            measure: its measure, as `measure_of` names it.
+            support: support of the density or mass.
             mask: (datapoints, *event_shape), True where observed.
 
         Returns:
-            None of what is no image of two or three axes, of one-hot vectors, and of densities that are not of
-            dequantized levels.
+            None unless the events are images of two or three axes with discrete or dequantized levels; one-hot vectors
+            have no bits per dimension.
         """
         while isinstance(support, constraints.independent):
             support = support.base_constraint
@@ -193,22 +194,22 @@ class Data:
         return -log_p / (entries * math.log(2)) + math.log2(self.record["levels"] if dequantized else 1)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Data":
-        """The same data on another device, with batches of another floating type if one is given."""
+        """Copies the data to another device and, if given, to another floating type of batches."""
         train, validation, test = (split.to(device, dtype) for split in (self.train, self.validation, self.test))
         return dataclasses.replace(self, train=train, validation=validation, test=test)
 
-    def check_support(self, constraint: constraints.Constraint, density: str) -> None:
-        """Holds the values against the support of a density, so that training does not begin with an error in it.
+    def validate_support(self, constraint: constraints.Constraint, density: str) -> None:
+        """Validates that the data lie in the support of a density, before training begins.
 
-        A support that depends on parameters cannot be checked, and passes.
+        A support that depends on parameters is not validated.
 
         Args:
-            constraint: the support of its elementwise distribution.
-            density: what it is called in the message: "the normal likelihood".
+            constraint: support of the elementwise distribution.
+            density: name of the density in messages, such as "the normal likelihood".
 
         Raises:
-            InputError: an observed value lies outside, or the data are declared `relaxed` and the likelihood is not
-                a Bernoulli.
+            InputError: an observed value lies outside the support, or the data are declared `relaxed` and the
+                likelihood is not a Bernoulli.
         """
         while isinstance(constraint, constraints.independent):
             constraint = constraint.base_constraint
@@ -223,11 +224,11 @@ class Data:
         if constraints.is_dependent(constraint):
             return
         device = self.train.x.device
-        # The check draws batches as training does, and must not move its random numbers.
+        # Batches are drawn here as in training, whose random numbers must not depend on it.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for x, mask in self._values():
                 if mask is not None and constraint.event_dim > 0:
-                    continue  # what is not observed leaves the whole event undecided
+                    continue  # events with unobserved entries cannot be decided
                 if not (constraint.check(x) | (False if mask is None else ~mask)).all():
                     raise InputError(self._outside(constraint, boolean, density))
 
@@ -249,7 +250,7 @@ class Data:
         )
 
     def _values(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The values as they are modelled; one batch stands for a split where noise decides what they are."""
+        """The modelled values; a single batch represents a split with noise."""
         for split in (self.train, self.validation, self.test):
             for x, _, mask in split.batches(CHUNK):
                 yield x, mask
@@ -258,18 +259,18 @@ class Data:
 
 
 def divisor(record: Mapping[str, Any]) -> float:
-    """By which integers were divided, from the record of data; that of an older run may not say."""
+    """The number by which integers were divided, from a record of data, which older runs may lack."""
     if record.get("dequantize"):
         return float(record["levels"])
     return round(1 / record.get("factor", 1.0), 6)
 
 
 def measure_of(kind: str, record: Mapping[str, Any]) -> str:
-    """What nats are of: a density also says of what, by the record of the data; other kinds are what they are.
+    """The measure of reported nats; that of a density includes its units, from the record of the data.
 
     Args:
-        kind: "mass", "density", ...; "density (dequantized)" is how older runs have it.
-        record: of the data.
+        kind: "mass", "density", ...; older runs also have "density (dequantized)".
+        record: record of the data.
     """
     if kind not in ("density", "density (dequantized)"):
         return kind
@@ -279,7 +280,7 @@ def measure_of(kind: str, record: Mapping[str, Any]) -> str:
 
 
 def select(field: Any, index: Tensor | slice) -> Any:
-    """The rows of a field that are asked for; None of None."""
+    """The rows of a field at an index; None if the field is None."""
     if field is None or isinstance(index, slice):
         return None if field is None else field[index]
     return field.index_select(0, index.to(field.device))

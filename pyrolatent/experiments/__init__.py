@@ -1,1 +1,1 @@
-"""Experiments, the runs that they leave, and what is said of several of them."""
+"""Experiments, their runs, and sweeps and comparisons of runs."""

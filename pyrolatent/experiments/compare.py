@@ -1,4 +1,4 @@
-"""Comparing runs by held-out scores: paired over datapoints, repeated over seeds, never across measures."""
+"""Comparing runs by held-out scores, paired over datapoints and repeated over seeds."""
 
 import itertools
 import math
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from pyrolatent.errors import InputError
 from pyrolatent.experiments.run import Run
-from pyrolatent.inference.monte_carlo import known, standard_error
+from pyrolatent.inference.monte_carlo import none_if_nan, standard_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVEL = 0.05
-"""The probability at which declarations that are equally good are said to differ, over all pairs of a group."""
+"""Level of the comparisons, over all pairs of a group of equally good declarations."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Difference:
     """A declaration's mean score minus that of the best; nats per datapoint.
 
     Attributes:
-        value: at most 0.
-        over_datapoints: standard error of it at these seeds: over datapoints, which are paired, and of errors that all
-            datapoints of a run have in common; NaN of one datapoint.
-        over_seeds: standard error of it over seeds; None where either has one seed.
-        half_width: of the interval that holds the true difference; such intervals hold all differences between pairs
-            at once with a probability of 95 %. None where an error is unknown.
+        value: the difference, at most 0.
+        over_datapoints: its standard error at these seeds, over paired datapoints and including errors common to all
+            datapoints of a run; NaN for a single datapoint.
+        over_seeds: its standard error over seeds; None if either has one seed.
+        half_width: half-width of the confidence interval; the intervals of all pairs hold simultaneously with a
+            probability of 95 %. None if an error is unknown.
     """
 
     value: float
@@ -48,31 +48,30 @@ class Difference:
 
 
 def differences(scores: Sequence[Tensor], common: Sequence[float] | None = None) -> list[Difference | None]:
-    """How far each declaration is behind the best, and what of that is noise of seeds and datapoints.
+    """The difference of each declaration to the best, with its variance over seeds and datapoints.
 
     With s_dr the mean over N datapoints of declaration d at seed r of R_d, the variance of the difference between the
     means of two declarations d and e is that of a crossed design,
 
         V = A + B,  A = var_r(s_dr) / R_d + var_r(s_er) / R_e,  B = max(0, P - I) + c_d² + c_e²,
 
-    where P is the variance over datapoints, divided by N, of the paired differences between means over seeds, and I
-    the part of P that is the interaction of datapoints and seeds, which A has already (without it, or where all
-    variance is interaction, V would count it twice). c are the errors `common`. The difference is significant if it
-    exceeds
+    where P is the variance over datapoints, divided by N, of the paired differences between means over seeds, and I is
+    the part of P that is due to the interaction of datapoints and seeds, which A already includes, so that V does not
+    count it twice. c are the errors `common`. The difference is significant if it exceeds
 
         (A h(k, ν) + B h(k, N - 1)) / sqrt(V),  h(k, ν) = q(k, ν) / sqrt(2),
 
-    q being the upper 5 % point of the range of k studentised means, k the number of declarations, and ν the degrees of
-    freedom of A by Welch and Satterthwaite. For B = 0 it is the procedure of Games and Howell (1976), which is for all
-    pairs at once, and so for the best, which the data chose; for k = 2 it is Welch's test (1947). The two points are
-    weighted as by Cochran and Cox (1957), since Satterthwaite's degrees of freedom of A + B are too many where A is
-    small by chance: with two seeds and six equal declarations up to 14 % were said to differ.
+    where q is the upper 5 % point of the studentised range of k means, k the number of declarations, and ν the degrees
+    of freedom of A by Welch and Satterthwaite. For B = 0 this is the procedure of Games and Howell (1976), which is
+    valid for all pairs at once and therefore for the best, which is selected by the data; for k = 2 it is Welch's test
+    (1947). The two quantiles are weighted as by Cochran and Cox (1957), because Satterthwaite's degrees of freedom of
+    A + B are too large if A is small by chance: with two seeds, up to 14 % of groups of six equal declarations differ.
 
     Args:
-        scores: of each declaration (seeds, datapoints), nats; the datapoints are the same, the number of seeds need
-            not be.
-        common: of each declaration an error in nats that all its datapoints have in common, as of log Z. It may have
-            the same sign at all seeds, so it is not divided by their number. None is 0.
+        scores: scores of each declaration, (seeds, datapoints), nats; the datapoints are the same, but the number of
+            seeds may differ.
+        common: for each declaration, an error in nats that is common to all datapoints, such as that of log Z. It may
+            have the same sign at all seeds, so it is not divided by their number. None is 0.
     """
     common = common or [0.0] * len(scores)
     by_datapoint = [each.mean(0) for each in scores]
@@ -100,7 +99,7 @@ def differences(scores: Sequence[Tensor], common: Sequence[float] | None = None)
 
 
 def _variances(scores: Tensor) -> tuple[float, float]:
-    """Variance of the mean over seeds, and what of it is their interaction with datapoints; NaN of one seed."""
+    """Variance of the mean over seeds, and its part due to interaction with datapoints; NaN for one seed."""
     seeds, datapoints = scores.shape
     if seeds == 1:
         return math.nan, math.nan
@@ -110,7 +109,7 @@ def _variances(scores: Tensor) -> tuple[float, float]:
 
 
 def _studentised_range(k: int, freedom: float) -> float:
-    """q(k, ν) / sqrt(2), log-linear in 1 / ν between multiples of 1/2, since each takes a fifth of a second."""
+    """q(k, ν) / sqrt(2), log-linear in 1 / ν between multiples of 1/2, because each takes a fifth of a second."""
     below, above = math.floor(2 * freedom) / 2, math.ceil(2 * freedom) / 2
     if below == above:
         return _studentised_range_at(k, freedom)
@@ -127,27 +126,27 @@ def _studentised_range_at(k: int, freedom: float) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One declaration, over all its seeds; nats per datapoint, higher is better.
+    """One declaration over all its seeds; nats per datapoint, higher is better.
 
     Attributes:
-        name: every declared field in which it differs from others that are compared, in other groups too.
+        name: every declared field in which it differs from the other compared declarations, including other groups.
         runs: the directories.
         seeds: number of runs.
-        score: mean over seeds and datapoints; it and what is computed from it are None where a run has none.
-        score_se: standard error over datapoints of the mean over seeds, with that of log Z where it is estimated.
+        score: mean over seeds and datapoints; None, like all that depends on it, if a run has no score.
+        score_se: standard error over datapoints of the mean over seeds, including that of an estimated log Z.
         score_seeds: standard deviation over seeds; None for one seed.
-        difference: score minus the score of the group's best.
-        difference_se: standard error of it over datapoints, which are paired, with that of log Z where it is estimated.
-        difference_seeds: standard error of it over seeds; None where either has one seed.
-        half_width: of the interval for the difference that the verdict goes by, see `differences`; None for the best
-            itself and where there is one seed, from which no difference between declarations follows.
-        significant: whether the interval excludes 0; None where there is none.
-        gap: log p(x) minus the bound; None for a cross-entropy and where there is no bound.
+        difference: score minus that of the best in the group.
+        difference_se: its standard error over paired datapoints, including that of an estimated log Z.
+        difference_seeds: its standard error over seeds; None if either has one seed.
+        half_width: half-width of the confidence interval of the difference, see `differences`; None for the best and
+            for a single seed, which does not determine a difference between declarations.
+        significant: whether the interval excludes 0; None if there is none.
+        gap: log p(x) minus the bound; None for a cross-entropy and without a bound.
         active_units: mean over seeds; None without latents.
-        khat_share: mean share of datapoints whose k-hat is too large, of runs that were all checked on this split; else
+        khat_share: mean share of datapoints whose k-hat is too large, if all runs were checked on this split; else
             None.
-        parameters: number of trained numbers.
-        seconds: mean time of training.
+        parameters: number of trained parameters.
+        seconds: mean training time.
         missing: why there is no score.
     """
 
@@ -172,15 +171,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose scores can be compared: one measure on the same datapoints, by as many draws.
+    """Runs with comparable scores: one measure on the same datapoints, by equally many draws.
 
     Attributes:
-        measure: what the nats are of.
+        measure: the measure of the scores.
         score: "log_evidence", or "elbo" for a cross-entropy.
         data: name of the data.
         split: part of the data.
         datapoints: number of datapoints.
-        draws: how the scores were estimated, in words; empty where all are exact.
+        draws: how the scores were estimated, in words; empty if all are exact.
         rows: the declarations, best first, those without a score last.
     """
 
@@ -196,21 +195,21 @@ class Group:
 def compare(runs: Sequence[Run]) -> list[Group]:
     """Compares evaluated runs.
 
-    Runs that differ in their seed alone are one declaration; one that was interrupted, or was trained on other
-    datapoints, is another. What was evaluated on other data, another split, given y or by another number of draws is in
-    another group: log p(x) by importance sampling is a bound that rises with draws. Runs that take no draws of a kind,
-    as those of exact log Z, are in every group of their measure and data. Whether a
-    difference is significant is what `differences` says, for all pairs of a group at once; seen in one seed it never
-    is. A declaration of which a run has no score is named with the reason.
+    Runs that differ only in their seed are one declaration; an interrupted run, or one trained on other datapoints, is
+    another declaration. Evaluations on other data or another split, given y, or with another number of draws belong to
+    another group, because log p(x) by importance sampling is a bound that increases with the number of draws. Runs
+    without draws, such as those with an exact log Z, belong to every group of their measure and data. `differences`
+    decides significance, for all pairs of a group at once; with one seed no difference is significant. A declaration
+    without a score is listed with the reason.
 
     Raises:
-        InputError: a run has not been evaluated, or two runs are one declaration at one seed.
+        InputError: a run has not been evaluated, or two runs have the same declaration and seed.
     """
     for run in runs:
         if not isinstance(run, Run):
             raise InputError(f"compare was given {run!r}; give runs, as Run.load({str(run)!r})")
     declared = _declared(runs)
-    _hold_to_seeds(runs, declared)
+    _validate_seeds(runs, declared)
     comparable: dict[tuple[Any, ...], list[tuple[str, Run]]] = defaultdict(list)
     for name, run in zip(described(declared), runs, strict=True):
         if run.evaluation is None:
@@ -229,8 +228,8 @@ def compare(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
-def _hold_to_seeds(runs: Sequence[Run], declared: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses two runs of one declaration at one seed, which do not show the spread over seeds."""
+def _validate_seeds(runs: Sequence[Run], declared: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses two runs of one declaration at one seed, which do not show the variation over seeds."""
     seen: dict[Any, Run] = {}
     for run, declaration in zip(runs, declared, strict=True):
         evaluation: Any = run.evaluation or {}
@@ -249,7 +248,7 @@ def _hold_to_seeds(runs: Sequence[Run], declared: Sequence[Mapping[str, Any]]) -
 
 
 def _draws(run: Run) -> tuple[str, str]:
-    """What random numbers an evaluation took, and how many; empty where it is exact."""
+    """The type and number of draws of an evaluation in words; empty if it is exact."""
     evaluation: Any = run.evaluation
     if evaluation.get("particles"):
         return "particles", f"{evaluation['particles']:,} draws"
@@ -282,7 +281,7 @@ def _group(measure: str, data: str, split: str, draws: str, named: list[tuple[st
 
 
 def _missing(runs: list[Run], score: str) -> str | None:
-    """Why a declaration has no score: one of its runs has none."""
+    """Why a declaration has no score, because one of its runs has none; None if it has one."""
     for run in runs:
         evaluation: Any = run.evaluation
         reason = evaluation.get("log_z_missing")
@@ -293,7 +292,7 @@ def _missing(runs: list[Run], score: str) -> str | None:
 
 
 def _common_error(runs: list[Run]) -> float:
-    """Root mean square of the errors of log Z; errors of draws of latents are among the spread over datapoints."""
+    """Root mean square of the errors of log Z; Monte Carlo errors of latents are part of those over datapoints."""
     evaluations: list[Any] = [run.evaluation for run in runs]
     errors = [each["log_evidence_mcse"] if "log_z" in each else 0.0 for each in evaluations]
     return math.sqrt(sum(error**2 for error in errors) / len(errors))
@@ -302,7 +301,7 @@ def _common_error(runs: list[Run]) -> float:
 def _row(
     name: str, runs: list[Run], scores: Tensor | None, common: float, found: Difference | None, missing: str | None
 ) -> Row:
-    """A row from scores (seeds, datapoints), None where there are none, and its difference to the best if it is not."""
+    """A row from its scores (seeds, datapoints), if any, and its difference to the best, unless it is the best."""
     best = None if scores is None else 0.0
     evaluations: list[Any] = [run.evaluation for run in runs]
     likelihood = "log_evidence" in evaluations[0] and "elbo" in evaluations[0]
@@ -313,10 +312,10 @@ def _row(
         runs=[str(run.path) for run in runs],
         seeds=len(runs),
         score=None if scores is None else scores.mean().item(),
-        score_se=None if scores is None else known(math.hypot(standard_error(scores.mean(0)), common)),
+        score_se=None if scores is None else none_if_nan(math.hypot(standard_error(scores.mean(0)), common)),
         score_seeds=None if scores is None else _spread(scores.mean(1)),
         difference=found.value if found else best,
-        difference_se=known(found.over_datapoints) if found else best,
+        difference_se=none_if_nan(found.over_datapoints) if found else best,
         difference_seeds=found.over_seeds if found else None,
         half_width=found.half_width if found else None,
         significant=found.significant if found else None,
@@ -330,7 +329,7 @@ def _row(
 
 
 def _khat_share(runs: Sequence[Run]) -> float | None:
-    """The mean share of runs that were all checked on the split that they were evaluated on."""
+    """The mean share, if all runs were checked on the split that they were evaluated on."""
     both: list[tuple[Any, Any]] = [(run.checks or {}, run.evaluation) for run in runs]
     shares = [
         verdict["value"]
@@ -342,12 +341,11 @@ def _khat_share(runs: Sequence[Run]) -> float | None:
 
 
 def forest(groups: Sequence[Group]) -> "Figure":
-    """The difference of each declaration to the best of its group, as a forest plot.
+    """A forest plot of the difference of each declaration to the best of its group.
 
-    Thin: the interval that the verdict goes by, right for all pairs at once; significant where it excludes 0. Thick:
-    two standard errors over datapoints, which are paired, at these seeds. Hollow where the difference is not
-    significant, or was seen in one seed, which gives no interval. A declaration without a score stands there by its
-    name alone.
+    Thin lines are simultaneous confidence intervals for all pairs; a difference is significant if its interval excludes
+    0. Thick lines are two standard errors over paired datapoints at these seeds. Markers are hollow if the difference
+    is not significant or there is a single seed and so no interval. A declaration without a score has only its name.
     """
     from matplotlib import color_sequences
     from matplotlib.figure import Figure
@@ -389,9 +387,9 @@ def _spread(values: Tensor) -> float | None:
 
 
 def _declared(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What distinguishes each run from others: its declaration but for the seed, and what is not declared.
+    """What distinguishes each run from others: its declaration without the seed, and what is not declared.
 
-    That is the user's own code by its hash, whether training was interrupted, and, where runs of one declaration were
+    The latter is the hash of the user's code, whether training was interrupted, and, if runs of one declaration were
     trained on different datapoints, the hash of these.
     """
     found, trained_on = [], defaultdict[str, set[str]](set)
@@ -411,14 +409,14 @@ def _declared(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def described(declarations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`prior: vamp, components: 20`: every field in which each declaration differs from others, in their order.
+    """The fields in which each declaration differs from others, in order, such as `prior: vamp, components: 20`.
 
-    Options of a component that only some chose are named where those that chose it differ in them. Names of fields are
-    as short as is unique: `encoder.mlp.hidden` where the decoder's differs too.
+    Options of a component that only some declarations have are listed if these differ in them. Names of fields are the
+    shortest unique ones: `encoder.mlp.hidden` if that of the decoder differs, too.
     """
     found: list[dict[tuple[str, ...], str]] = [{} for _ in declarations]
     _compare_fields(dict(enumerate(declarations)), (), found)
-    paths = {path for fields in found for path in fields} | {("seed",)}  # which is that of training alone
+    paths = {path for fields in found for path in fields} | {("seed",)}  # the seed of training
 
     def short(path: tuple[str, ...]) -> str:
         endings = (path[-length:] for length in range(1, len(path) + 1))
@@ -433,7 +431,7 @@ Found = list[dict[tuple[str, ...], str]]
 
 
 def _compare_fields(nodes: Mapping[int, Mapping[str, Any]], path: tuple[str, ...], found: Found) -> None:
-    """Writes into what is found, by the place of a declaration, the fields of these options that differ."""
+    """Adds the fields in which these options differ to `found`, by index of the declaration."""
     for field in dict.fromkeys(field for options in nodes.values() for field in options):
         _compare_values(
             {place: options.get(field, "default") for place, options in nodes.items()}, (*path, field), found
@@ -441,7 +439,7 @@ def _compare_fields(nodes: Mapping[int, Mapping[str, Any]], path: tuple[str, ...
 
 
 def _compare_values(nodes: Mapping[int, Any], path: tuple[str, ...], found: Found) -> None:
-    """The same of the values of one field: numbers, or names of components with or without options."""
+    """The same for the values of one field: numbers, or names of components with or without options."""
     if all(node == next(iter(nodes.values())) for node in nodes.values()):
         return
     if all(isinstance(node, Mapping) for node in nodes.values()) and any(len(node) > 1 for node in nodes.values()):
@@ -465,6 +463,6 @@ def _compare_values(nodes: Mapping[int, Any], path: tuple[str, ...], found: Foun
 
 
 def _model_name(run: Run) -> str:
-    """What a declaration that has no other beside it is called."""
+    """The name of a declaration that is compared with no other."""
     model = run.declaration["model"]
     return f"model: {next(iter(model)) if isinstance(model, Mapping) else 'given'}"

@@ -1,4 +1,4 @@
-"""Experiment: a model, its data and its training as one declaration, in Python and in YAML."""
+"""Experiments: a model, its data and its training in one declaration, in Python or YAML."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -38,19 +38,20 @@ DEFAULT_DATA = "digits"
 
 
 class Experiment:
-    """What is to be trained, on what, and how; validated when it is made, before any work.
+    """A declaration of a model, its data and its training, validated in the constructor.
 
     Args:
         model: declaration of a model.
-        data: declaration of data: a name, a path, or one of them with the options of `load_data`.
-        directory: where import paths and relative data paths are looked for first.
+        data: declaration of data: a name or a path, possibly with options of `load_data`.
+        directory: directory in which import paths and relative data paths are looked up first.
         **settings: the keyword-only parameters of `fit`: objective, epochs, batch_size, optimizer, ..., seed.
 
     Attributes:
-        files: what imports components of the user's own, each file once, so that what is recorded is what was used.
+        files: importer of user-defined components, which reads each file once, so that the recorded source is the one
+            that was used.
 
     Raises:
-        InputError: naming the field that cannot be right and the nearest valid one.
+        InputError: a field is invalid; the message has its name and the nearest valid one.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Experiment:
 
         Args:
             path: a YAML file.
-            overrides: dotted paths of fields to their values, such as {"model.vae.latent_dim": 20}.
+            overrides: values by dotted path of the field, such as {"model.vae.latent_dim": 20}.
         """
         path = Path(path)
         fields = read_yaml(path)
@@ -90,20 +91,20 @@ class Experiment:
 
     @property
     def declaration(self) -> dict[str, Any]:
-        """The experiment in full, defaults written out, in YAML's own types; null for an instance or data in memory."""
+        """The full experiment with defaults in YAML's own types; null for an instance or data in memory."""
         with self.importing():
             return declare(self.model, self.data, self.settings)
 
     @property
     def model_class(self) -> type[Model]:
-        """The class of the model; `Model` where a function makes it."""
+        """The class of the model; `Model` if it is made by a function."""
         with self.importing():
             found = target("model", self.model)
         return found if isinstance(found, type) and issubclass(found, Model) else Model
 
     @property
     def sources(self) -> dict[str, bytes]:
-        """The files of the user's own components that the experiment names, by their place in a run."""
+        """The files of user-defined components in the experiment, by their path in a run."""
         return {source_name(path): self.files.source(path) for path in import_paths(self.declaration)}
 
     def to_yaml(self) -> str:
@@ -111,7 +112,7 @@ class Experiment:
         return write_yaml(self.declaration)
 
     def load_data(self, data_dir: Path | None = None) -> Data:
-        """Loads the data that the experiment declares."""
+        """Loads the declared data."""
         source = self.data
         if isinstance(source, str | Mapping):
             name, *options = (source,) if isinstance(source, str) else next(iter(source.items()))
@@ -121,7 +122,7 @@ class Experiment:
         return load_data(source, data_dir=data_dir) if data_dir else load_data(source)
 
     def build(self, data: Data) -> LatentVariableModel:
-        """Builds the model for this data; the seed decides its initial weights."""
+        """Builds the model for these data; the seed determines its initial weights."""
         with self.importing(), torch.random.fork_rng():
             torch.manual_seed(self.settings.get("seed", 0))
             return build("model", self.model, event_shape=data.event_shape, label_dim=data.label_dim)
@@ -138,17 +139,17 @@ class Experiment:
             return fit(model, data, on_epoch, progress, **self.settings)
 
     def importing(self) -> AbstractContextManager[None]:
-        """The context in which import paths mean files beside the experiment first."""
+        """A context in which import paths are first looked up beside the experiment."""
         return importing(self.files)
 
 
 def declare(model: Any, data: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment's fields in full, in YAML's own types; null for what is an instance or in memory.
+    """All fields of an experiment in YAML's own types; null for an instance or data in memory.
 
     Args:
         model: declaration of a model, or a model.
         data: declaration of data, or data.
-        settings: keyword-only parameters of `fit`; those left out are given their defaults.
+        settings: keyword-only parameters of `fit`; missing ones get their defaults.
     """
     settings = {name: parameter.default for name, parameter in training_settings().options.items()} | dict(settings)
     given = {name: value for name, value in settings.items() if value is not None}
@@ -160,7 +161,7 @@ def declare(model: Any, data: Any, settings: Mapping[str, Any]) -> dict[str, Any
 
 
 def write_yaml(fields: Mapping[str, Any]) -> str:
-    """The text of a YAML mapping, in the order of its keys; what is innermost stands on one line."""
+    """The text of a YAML mapping in the order of its keys, with the innermost collections on one line."""
     return yaml.safe_dump(dict(fields), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
 
 
@@ -168,7 +169,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML mapping.
 
     Raises:
-        InputError: no such file, no valid YAML, or something else than a mapping of names.
+        InputError: there is no such file, or it is not a YAML mapping of names.
     """
     try:
         fields = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -184,12 +185,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} holds a {type(fields).__name__}, but a mapping of model, data, ... was expected")
     for key in _keys(fields):
         if not isinstance(key, str):
-            raise InputError(f"{path}: {key!r} stands where a name was expected; write it in quotes if it is one")
+            raise InputError(f"{path}: a name was expected instead of {key!r}; write it in quotes if it is one")
     return fields
 
 
 def parse_value(text: str) -> Any:
-    """A value as YAML reads it: `20` is a number, `[200, 100]` a list."""
+    """Parses a value as YAML: `20` is a number, `[200, 100]` a list."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -197,9 +198,9 @@ def parse_value(text: str) -> Any:
 
 
 def override(fields: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces fields by dotted path: `model.vae.prior.vamp.components`.
+    """Replaces fields by dotted path, such as `model.vae.prior.vamp.components`.
 
-    Names and options take turns along a path, and a place holds one name: another one replaces it with its options.
+    Names and options alternate along a path. Another name replaces the one that is there together with its options.
     """
     result = dict(fields)
     for path, value in values.items():
@@ -254,7 +255,7 @@ def _validated_data(data: Any) -> Any:
 
 
 def _spelled(field: str, value: Any) -> Any:
-    """One field in full; a component that was constructed is spelled by its own declaration, if it has one."""
+    """One field in full; an instance of a component is written as its declaration, if it has one."""
     try:
         return plain(complete(field, getattr(value, "declaration", value)) if field in kinds() else value)
     except InputError:
@@ -277,7 +278,7 @@ def _reason(error: yaml.YAMLError) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, reading 1e-3 as a number as YAML 1.2 does."""
+    """YAML's safe loader, but reading 1e-3 as a number, as YAML 1.2 does."""
 
 
 _Loader.add_implicit_resolver(

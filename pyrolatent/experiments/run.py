@@ -1,16 +1,16 @@
-"""Run: one directory on disk that holds a trained model and everything about it.
+"""Runs: a run is a directory with a trained model and everything about it.
 
-experiment.yaml       the declaration in full; `pyrolatent train experiment.yaml` trains it again
-weights.safetensors   the model's state: of the last finished epoch, or of the best one after early stopping
-metrics.jsonl         a row an epoch: epoch, train_loss, validation_elbo, learning_rate, seconds
-record.json           versions, the data's record with its hash, the hashes of components of the user's own, whether
-                      training came to its end
-evaluation.json       held-out scores; evaluation.safetensors, those of each datapoint
-checks.json           verdicts on whether the model can be believed; annealed.json, its evidence by annealing
+experiment.yaml       the full declaration; `pyrolatent train experiment.yaml` trains it again
+weights.safetensors   the model's state after the last finished epoch, or the best one after early stopping
+metrics.jsonl         one row per epoch: epoch, train_loss, validation_elbo, learning_rate, seconds
+record.json           versions, the data's record with its hash, the hashes of user-defined components, whether training
+                      has finished
+evaluation.json       held-out scores; evaluation.safetensors has those of each datapoint
+checks.json           verdicts of checks; annealed.json has the evidence by annealing
 draws.nc              draws, predictions and data for ArviZ
-figures/              pictures
-samples.npy           draws that were asked for; sample_means.npy, their means
-my_module.py          copies of the files of components of the user's own
+figures/              figures
+samples.npy           draws; sample_means.npy has their means
+my_module.py          copies of the files of user-defined components
 """
 
 import hashlib
@@ -49,7 +49,7 @@ from pyrolatent.inference.evidence.importance import evaluate
 from pyrolatent.inference.evidence.result import HeldOutScores, OnStep
 from pyrolatent.inference.rules import require_data
 from pyrolatent.inference.training.loop import Fit, Row
-from pyrolatent.models.arrays import place_of
+from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, count_parameters
 
@@ -60,20 +60,20 @@ if TYPE_CHECKING:
 
 STALE = ("weights.safetensors", "metrics.jsonl", "evaluation.json", "evaluation.safetensors", "samples.npy",
          "sample_means.npy", "checks.json", "annealed.json", "draws.nc")  # fmt: skip
-"""What says something of the model that was in the directory before."""
+"""Results about a model that was in the directory before."""
 
 
 class Run:
     """A trained model on disk.
 
-    Made by `Run.save` and `train`, read by `Run.load`; every file is written beside its old version and then put in
-    its place, so that a crash at any moment leaves a readable state.
+    Created by `Run.save` and `train`, read by `Run.load`. Every file is written beside its old version and then
+    replaces it, so that a crash at any moment leaves a readable state.
 
     Attributes:
         path: the directory.
-        declaration: what stands in experiment.yaml.
-        record: what stands in record.json.
-        written: the files that this object has written into the directory, in their order.
+        declaration: the contents of experiment.yaml.
+        record: the contents of record.json.
+        written: the files that this object has written to the directory, in order.
     """
 
     def __init__(self, path: Path, *, model: LatentVariableModel | None = None, trust: bool = False) -> None:
@@ -89,16 +89,16 @@ class Run:
 
     @classmethod
     def save(cls, path: str | Path, fit: Fit, *, overwrite: bool = False) -> "Run":
-        """Writes a fit.
+        """Saves a fit.
 
         Args:
-            path: the directory, made if it is not there.
-            fit: what `pyrolatent.fit` returned.
-            overwrite: whether a run that is there may be replaced.
+            path: the directory, created if missing.
+            fit: the result of `pyrolatent.fit`.
+            overwrite: whether to replace an existing run.
         """
         path = Path(path)
         declaration, sources = _declaration(fit)
-        claim(path, overwrite)
+        create_directory(path, overwrite)
         _begin(path, fit, declaration, sources)
         _write_state(path, fit)
         _write_record(path, fit, sources, finished=True)
@@ -106,16 +106,16 @@ class Run:
 
     @classmethod
     def load(cls, path: str | Path, *, model: LatentVariableModel | None = None, trust: bool = False) -> "Run":
-        """Reads a run and gives its model back, bit for bit.
+        """Loads a run and restores its model bitwise.
 
         Args:
             path: the directory.
-            model: a model of the same shape to be given the weights, for runs whose model was built of instances.
-            trust: whether the copies of the user's own components in the run may be imported and so executed.
+            model: a model of the same shape to load the weights into, for runs whose model was built from instances.
+            trust: whether to import, and therefore execute, the copies of user-defined components in the run.
 
         Raises:
             InputError: the directory is not a run, or its model cannot be rebuilt from its declaration.
-            TrustError: the run needs a component of the user's own and `trust` was not given.
+            TrustError: the run needs a user-defined component and `trust` was not given.
         """
         run = cls(Path(path), model=model, trust=trust)
         _ = run.model
@@ -123,7 +123,7 @@ class Run:
 
     @cached_property
     def model(self) -> LatentVariableModel:
-        """The trained model, in evaluation mode and its weights' type, on the CPU unless it was given."""
+        """The trained model, in evaluation mode, with the type of its weights and on the CPU unless it was given."""
         model = self._given
         if model is None:
             if self.declaration.get("model") is None:
@@ -161,7 +161,7 @@ class Run:
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
-        """The contents of evaluation.json, whose measure says of what a density is, in older runs too."""
+        """The contents of evaluation.json; the measure of a density includes its units, also for older runs."""
         if not (self.path / "evaluation.json").is_file():
             return None
         found = self._json("evaluation.json")
@@ -191,17 +191,17 @@ class Run:
         """Loads the data that the run was trained on.
 
         Raises:
-            InputError: they were arrays in memory, or are not what they were.
+            InputError: they were arrays in memory, or have changed.
         """
         declared = self.declaration.get("data")
         if declared is None:
             raise InputError(f"{self.path} was trained on data in memory; give the same data to the Python functions")
         data = load_data(declared, data_dir=data_dir) if data_dir else load_data(declared)
-        self._hold_to_record(data, "have changed since training", "restore them, or train again")
+        self._validate_record(data, "have changed since training", "restore them, or train again")
         return data
 
-    def _hold_to_record(self, data: Data, what: str, instead: str) -> None:
-        """Refuses data whose validation and test parts are others than those of the training."""
+    def _validate_record(self, data: Data, what: str, instead: str) -> None:
+        """Refuses data whose validation and test parts differ from those of training."""
         was, now = self._recorded("evaluation_sha256"), data.record["evaluation_sha256"]
         if was != now:
             raise InputError(
@@ -210,20 +210,20 @@ class Run:
             )
 
     def label(self, text: str) -> Any:
-        """A label of the run's data as a user writes it, for one datapoint.
+        """Parses a label of the run's data.
 
         Args:
-            text: the name or the number of a class, or the numbers of a label vector joined by commas.
+            text: the name or number of a class, or the numbers of a label vector joined by commas.
 
         Returns:
             The class, or the vector (label_dim,).
 
         Raises:
-            InputError: the model knows no labels, or no such one.
+            InputError: the model takes no labels, or there is no such label.
         """
         model, names = self.model, self._recorded("classes", default=None) or []
         if not model.label_dim:
-            raise InputError(f"label was {text!r}, but {type(model).__name__} knows no labels; leave it out")
+            raise InputError(f"label was {text!r}, but {type(model).__name__} takes no labels; leave it out")
         if text in names and not model.vector_labels:
             return names.index(text)
         try:
@@ -238,12 +238,12 @@ class Run:
             raise InputError(f"label was {text!r}; {type(model).__name__} takes {takes}") from None
 
     def evaluate(self, data: Data | None = None, *, device: str | None = None, **options: Any) -> HeldOutScores:
-        """Scores the model on held-out data and writes evaluation.json, as `write_evaluation` does.
+        """Scores the model on held-out data and saves the scores by `write_evaluation`.
 
         Args:
-            data: what it was trained on; None loads it.
-            device: where to compute; None is where it was trained.
-            **options: of `pyrolatent.evaluate`.
+            data: the data that it was trained on; None loads them.
+            device: where to compute; None is the device of training.
+            **options: options of `pyrolatent.evaluate`.
         """
         with self._at(device, data) as (model, data):
             found: HeldOutScores = evaluate(model, data, **options)
@@ -261,45 +261,45 @@ class Run:
         on_step: OnStep | None = None,
         **options: Any,
     ) -> tuple[AnnealedEvidence, Bracket]:
-        """Anneals log p(x) of held-out data and brackets that of as many simulated ones; writes annealed.json.
+        """Estimates log p(x) of held-out data by annealing, brackets that of simulated data, and writes annealed.json.
 
         Args:
-            data: what it was trained on; None loads it.
+            data: the data that it was trained on; None loads them.
             split: the part of the data.
-            size: datapoints, from the first; None: all.
-            device: where to compute; None is where it was trained.
-            on_step: told of the datapoints that are done.
+            size: number of datapoints, from the first, and of simulated ones; None for all.
+            device: where to compute; None is the device of training.
+            on_step: called with the number of datapoints done.
             **options: `chains`, `steps`, ... of `annealed_evidence` and `bidirectional_evidence`.
         """
         if Capability.POSTERIOR not in self.model.offers:
             raise InputError(
-                f"{type(self.model).__name__} in {self.path} has no latents to anneal; leave --method out, by which "
-                "log Z of energies is annealed where it is not exact, or train a vae"
+                f"{type(self.model).__name__} in {self.path} has no latents to anneal; leave --method out, since "
+                "log Z of energies is annealed anyway unless it is exact, or train a vae"
             )
 
         with self._at(device, data) as (model, data):
             part = data.split(split)
             count = len(part) if size is None else size
 
-            def told(before: int) -> Callable[[int], Any] | None:
+            def counted(before: int) -> Callable[[int], Any] | None:
                 return (lambda done: on_step("annealing", before + done, 2 * count)) if on_step else None
 
             y = labels_for(model, count, of_data=part.y)
-            found = annealed_evidence(model, data, split=split, size=size, on_batch=told(0), **options)
-            bracket = bidirectional_evidence(model, size=count, y=y, on_batch=told(found.datapoints), **options)
+            found = annealed_evidence(model, data, split=split, size=size, on_batch=counted(0), **options)
+            bracket = bidirectional_evidence(model, size=count, y=y, on_batch=counted(found.datapoints), **options)
         self.write_json("annealed", {"evidence": _fields(found), "bracket": _fields(bracket)})
         return found, bracket
 
     def check(
         self, data: Data | None = None, *, device: str | None = None, pictures: bool = True, **options: Any
     ) -> "Checks":
-        """Asks whether the model can be believed, and writes the verdicts to checks.json.
+        """Checks the model and writes the verdicts to checks.json.
 
         Args:
-            data: what it was trained on; None loads it.
-            device: where to compute; None is where it was trained.
-            pictures: whether to write the figures of the checks, and draws.nc for ArviZ, too.
-            **options: of `pyrolatent.check`.
+            data: the data that it was trained on; None loads them.
+            device: where to compute; None is the device of training.
+            pictures: whether to also write the figures of the checks, and draws.nc for ArviZ.
+            **options: options of `pyrolatent.check`.
         """
         from pyrolatent.checks import check
 
@@ -312,10 +312,10 @@ class Run:
         return found
 
     def plot(self, data: Data | None = None) -> list[Path]:
-        """Draws every figure that a model of this kind has, on the CPU, into figures/.
+        """Plots every figure of the model to figures/, on the CPU.
 
         Args:
-            data: what it was trained on; None loads it.
+            data: the data that it was trained on; None loads them.
         """
         from pyrolatent.pictures import plot
 
@@ -333,7 +333,7 @@ class Run:
         return self.written[-1]
 
     def write_netcdf(self, name: str, groups: Any) -> Path:
-        """Writes what `to_arviz` gave as NAME.nc."""
+        """Writes the result of `to_arviz` as NAME.nc."""
         path = self.path / f"{name}.nc"
         with tempfile.TemporaryDirectory(dir=self.path) as directory:
             groups.to_netcdf(str(Path(directory) / path.name), engine="h5netcdf")
@@ -342,7 +342,7 @@ class Run:
         return path
 
     def write_figures(self, figures: Mapping[str, "Figure"]) -> list[Path]:
-        """Writes figures as PNG files into figures/."""
+        """Writes figures as PNG files to figures/."""
         paths = [self.path / "figures" / f"{name}.png" for name in figures]
         for path, figure in zip(paths, figures.values(), strict=True):
             with _replacing(path) as file:
@@ -360,20 +360,20 @@ class Run:
 
     @contextmanager
     def _at(self, device: str | None, data: Data | None) -> Iterator[tuple[Any, Data]]:
-        """The model on a device, from which it comes back to where it is, and data; None is that of its training."""
+        """Moves the model to a device within this context and yields it with the data; None is that of training."""
         if data is None:
             data = self.load_data()
         require_data(data)
         other = "pl.evaluate, pl.check and the others take run.model and other data, and write nothing"
-        self._hold_to_record(data, "are not those that were given", other)
-        before, _ = place_of(self.model)
+        self._validate_record(data, "are not those that were given", other)
+        before, _ = device_and_dtype(self.model)
         try:
             yield self.model.to(choose_device(device or self.declaration.get("device", "auto"))), data
         finally:
             self.model.to(before)
 
     def importing(self) -> AbstractContextManager[None]:
-        """The context in which import paths mean the copies in this run, if they are trusted."""
+        """A context in which import paths refer to the copies in this run, if they are trusted."""
         return importing(self._import)
 
     def _import(self, path: str) -> Any:
@@ -428,16 +428,16 @@ def train(
     progress: bool = True,
     on_epoch: Callable[[Fit], Any] | None = None,
 ) -> Run:
-    """Trains an experiment into a directory, which holds the state of the last finished epoch at any time.
+    """Trains an experiment and saves it to a directory after every epoch.
 
-    Of several processes under torchrun the first writes; the directory must be one that all of them see.
+    Under torchrun the first process writes; the directory must be visible to all processes.
 
     Args:
-        experiment: what to train.
+        experiment: the experiment.
         output: the directory of the run.
-        data_dir: where named data sets are.
-        overwrite: whether a run that is there may be replaced.
-        tensorboard: whether to write the metrics for TensorBoard too.
+        data_dir: directory of named data sets.
+        overwrite: whether to replace an existing run.
+        tensorboard: whether to also write the metrics for TensorBoard.
         progress: whether to show a progress bar.
         on_epoch: called after each epoch.
     """
@@ -448,7 +448,7 @@ def train(
     board = _tensorboard() if tensorboard else None
     writes = distributed.rank() == 0
     if writes:
-        claim(output, overwrite)
+        create_directory(output, overwrite)
     writer: Any = None
 
     def save(fit: Fit) -> None:
@@ -468,7 +468,7 @@ def train(
     try:
         fit = experiment.fit(model, data, save if writes else None, progress and writes)
     except BaseException:
-        with suppress(OSError):  # a directory that is not empty stays
+        with suppress(OSError):  # keeps a directory that is not empty
             output.rmdir()
         raise
     finally:
@@ -482,9 +482,9 @@ def train(
 
 
 def scores(evaluation: HeldOutScores) -> dict[str, Any]:
-    """An evaluation as evaluation.json holds it: without `log_evidence` where there is no likelihood; null for NaN."""
+    """The contents of evaluation.json: no `log_evidence` if there is no likelihood; null for NaN."""
     fields = _without_nan(_fields(evaluation))
-    for name in ("classification_error", "left_out", "given"):  # of some models alone
+    for name in ("classification_error", "left_out", "given"):  # only some models have these
         if fields.get(name) in (None, []):
             fields.pop(name, None)
     if evaluation.measure != "cross-entropy":
@@ -493,12 +493,12 @@ def scores(evaluation: HeldOutScores) -> dict[str, Any]:
 
 
 def _fields(scores: Any) -> dict[str, Any]:
-    """The fields of scores without those of each datapoint."""
+    """The fields of scores except the scores of each datapoint."""
     return {name: value for name, value in asdict(replace(scores, each={})).items() if name != "each"}
 
 
 def _without_nan(value: Any) -> Any:
-    """NaN, which JSON does not know, as None, at any depth."""
+    """Replaces NaN, which JSON lacks, by None at any depth."""
     if isinstance(value, dict):
         return {name: _without_nan(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -506,11 +506,11 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def claim(path: Path, overwrite: bool) -> None:
-    """Makes the directory of a run; a run that is there is kept until there is something to put in its place.
+def create_directory(path: Path, overwrite: bool) -> None:
+    """Creates the directory of a run; an existing run is kept until it can be replaced.
 
     Raises:
-        InputError: there is something in it that would be lost, or it cannot be written to.
+        InputError: the directory has contents that would be lost, or is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -527,7 +527,7 @@ def claim(path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` when all of it is on disk."""
+    """Yields a file to write to, which replaces `path` when it is complete."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -545,7 +545,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _write(path: Path, contents: bytes) -> Path:
-    """Writes a file so that at any moment either its old or its new version is there."""
+    """Writes a file atomically."""
     with _replacing(path) as file:
         file.write(contents)
     return path
@@ -556,7 +556,7 @@ def _write_json(path: Path, contents: Mapping[str, Any]) -> Path:
 
 
 def _begin(path: Path, fit: Fit, declaration: Mapping[str, Any], sources: Mapping[str, bytes]) -> None:
-    """Writes what stays the same from epoch to epoch; of a run that was there the weights go first."""
+    """Writes what does not change between epochs; deletes the weights of an existing run first."""
     for stale in STALE:
         (path / stale).unlink(missing_ok=True)
     for stale in ("figures", "tensorboard"):
@@ -568,7 +568,7 @@ def _begin(path: Path, fit: Fit, declaration: Mapping[str, Any], sources: Mappin
 
 
 def _write_state(path: Path, fit: Fit) -> None:
-    """Writes weights and then metrics, so that no row is without its weights."""
+    """Writes weights before metrics, so that every row has weights."""
     state = {name: value.detach().cpu().contiguous() for name, value in fit.model.state_dict().items()}
     _write(path / "weights.safetensors", safetensors.torch.save(state))
     _write(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in fit.history).encode())
@@ -590,9 +590,9 @@ def _write_record(path: Path, fit: Fit, sources: Mapping[str, bytes], *, finishe
 
 
 def _declaration(fit: Fit) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What can be declared of a fit made in Python, and the files of the user's own components that it names.
+    """The declaration of a fit made in Python, as far as it has one, and the files of its user-defined components.
 
-    A model whose code is not in a file that can be found again is recorded as an instance.
+    A model whose source file cannot be found is recorded as an instance.
     """
     files = FilesIn(None)
     declaration = declare(fit.model, fit.data.declaration, fit.settings)

@@ -1,4 +1,4 @@
-"""A grid of experiments, trained in parallel processes or on Ray; what is finished is never trained again."""
+"""Grids of experiments, trained in parallel processes or on Ray; finished runs are not trained again."""
 
 import itertools
 import json
@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from pyrolatent.errors import InputError, at_least_one, only
+from pyrolatent.errors import InputError, at_least_one, validate_options
 from pyrolatent.experiments.experiment import Experiment, override
 from pyrolatent.experiments.run import Run, train
 from pyrolatent.models.model import Capability, Model
 
 PARTICLES = 500
-"""Draws for each datapoint in the evaluation that follows training."""
+"""Default number of draws per datapoint in the evaluation after training."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Cell:
 
     Attributes:
         name: what it declares, as the name of its directory.
-        fields: the experiment's fields.
-        directory: where its own components and relative data paths are.
+        fields: the fields of the experiment.
+        directory: directory of user-defined components and relative data paths.
         output: the directory of its run.
-        data_dir: where named data sets are.
-        particles: draws for each datapoint in the evaluation.
-        checked: whether it is checked too.
-        threads: processor threads.
+        data_dir: directory of named data sets.
+        particles: number of draws per datapoint in the evaluation.
+        checked: whether to run checks.
+        threads: number of processor threads.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Cell:
         return Experiment(**self.fields, directory=self.directory)
 
     def trained(self) -> bool:
-        """Whether the run is there, trained to its end.
+        """Whether the run exists and has been trained completely.
 
         Raises:
-            InputError: the directory holds a run of another declaration.
+            InputError: the directory has a run of another declaration.
         """
         if not (self.output / "record.json").is_file():
             return False
@@ -67,7 +67,7 @@ class Cell:
         return bool(run.record.get("finished"))
 
     def evaluated(self) -> bool:
-        """Whether the trained run has been evaluated, with so many draws where it takes any."""
+        """Whether the trained run has been evaluated, with this number of draws if it takes any."""
         file = self.output / "evaluation.json"
         if not file.is_file():
             return False
@@ -92,27 +92,27 @@ def sweep(
     checked: bool = False,
     on_run: Callable[[str, str | None, int, int], Any] | None = None,
 ) -> list[Run]:
-    """Trains and evaluates every combination, those that are not there yet.
+    """Trains and evaluates every combination that has not been finished yet.
 
     Args:
-        fields: an experiment's fields.
-        over: dotted paths of fields to the values that each takes.
-        output: the directory that the runs are put into, each named by what it declares.
+        fields: the fields of an experiment.
+        over: lists of values by dotted path of the field.
+        output: the directory of the runs, each of which is named by what it declares.
         seeds: number of training seeds, from that of the experiment upwards.
-        jobs: processes at a time, which share the processors; None for one each.
-        ray: address of a Ray cluster to train on instead, "auto" for the one that runs, "local" for a new one of this
-            machine alone; `output` must be on a file system that all its machines share.
-        directory: where the experiment's own components and relative data paths are.
-        data_dir: where named data sets are.
-        particles: draws for each datapoint in the evaluation of models with latents; None is 500.
-        checked: whether every run is checked too.
-        on_run: called with a run's name, the reason of its failure or None, how many are done, and of how many.
+        jobs: number of parallel processes, which share the processors; None is one per processor.
+        ray: address of a Ray cluster to train on instead: "auto" for a running one, "local" for a new one on this
+            machine; `output` must be on a file system that its machines share.
+        directory: directory of user-defined components and relative data paths.
+        data_dir: directory of named data sets.
+        particles: number of draws per datapoint in the evaluation of models with latents; None is 500.
+        checked: whether to check every run.
+        on_run: called with the name of a run, the reason of its failure or None, the number of runs done and the total.
 
     Returns:
         The finished runs.
 
     Raises:
-        InputError: a declaration that cannot be right, before any training; or no run could be finished.
+        InputError: a declaration is invalid, before any training; or no run could be finished.
     """
     processors = os.cpu_count() or 1
     jobs = processors if jobs is None else jobs
@@ -123,9 +123,9 @@ def sweep(
         for name, chosen in grid(fields, over, seeds, directory).items()
     ]
     for cell in made:
-        _hold_to_comparison(cell, cell.experiment.model_class)
+        _validate_comparison(cell, cell.experiment.model_class)
     if all(Capability.ENERGY in cell.experiment.model_class.always_offers for cell in made):
-        only("a sweep over energies", (), {"particles": particles})
+        validate_options("a sweep over energies", (), {"particles": particles})
     waiting = [cell for cell in made if not cell.trained() or not cell.evaluated() or cell.missing_check()]
     done, failures = len(made) - len(waiting), {}
     for cell, failure in _on_ray(waiting, ray) if ray else _in_processes(waiting, jobs):
@@ -143,10 +143,10 @@ def sweep(
 def grid(
     fields: Mapping[str, Any], over: Mapping[str, Sequence[Any]], seeds: int, directory: Path | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The fields of every combination by a name that can be a directory, each validated.
+    """The validated fields of every combination, by a name that is valid for a directory.
 
     Raises:
-        InputError: a declaration that cannot be right, or one that stands twice.
+        InputError: a declaration is invalid or occurs twice.
     """
     first, combinations = fields.get("seed", 0), {}
     shown = {path: path.rpartition(".")[2] for path in over}
@@ -157,33 +157,33 @@ def grid(
             Experiment(**declared, directory=directory)
             label = ",".join([*(f"{shown[path]}={_short(value)}" for path, value in chosen.items()), f"seed={seed}"])
             if label in combinations:
-                raise InputError(f"{label} stands twice in the grid; leave one out")
+                raise InputError(f"{label} occurs twice in the grid; leave one out")
             combinations[label] = declared
     return combinations
 
 
 def train_cell(cell: Cell) -> None:
-    """Trains, evaluates and, if asked, checks one experiment into its directory."""
+    """Trains, evaluates and, if declared, checks one experiment."""
     torch.set_num_threads(cell.threads)
     torch.set_flush_denormal(True)
     experiment = cell.experiment
     if cell.trained():
-        run = Run.load(cell.output, trust=True)  # the declaration names the same components as that of the sweep
+        run = Run.load(cell.output, trust=True)  # its components are those of the sweep
     else:
         run = train(experiment, cell.output, data_dir=cell.data_dir, overwrite=True, progress=False)
     data = run.load_data(cell.data_dir)
-    _hold_to_comparison(cell, type(run.model))
+    _validate_comparison(cell, type(run.model))
     if not cell.evaluated():
         run.evaluate(data, particles=cell.particles if Capability.POSTERIOR in run.model.offers else None)
     if cell.missing_check():
         run.check(data, annealed=0, pictures=False)
 
 
-def _hold_to_comparison(cell: Cell, model: type[Model]) -> None:
-    """Refuses what could not be compared or checked by the class of the model; `Model` may become any."""
+def _validate_comparison(cell: Cell, model: type[Model]) -> None:
+    """Refuses classes of models that cannot be compared or checked; `Model` may be any class."""
     (name,) = cell.experiment.declaration["model"]
     if Capability.CODES in model.always_offers:
-        raise InputError(f"{name} has no density, by which runs could be compared; sweep over others")
+        raise InputError(f"{name} has no density to compare runs by; sweep over other models")
     if cell.checked and model is not Model and Capability.POSTERIOR not in model.always_offers:
         raise InputError(
             f"{name} has no {Capability.POSTERIOR} that could be checked; leave --check (checked=True) out"
@@ -191,7 +191,7 @@ def _hold_to_comparison(cell: Cell, model: type[Model]) -> None:
 
 
 def _in_processes(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, str | None]]:
-    """Each cell in a process of its own, `jobs` at a time, so that not even a crash takes others with it."""
+    """Runs each cell in its own process, `jobs` at a time, so that a crash does not affect others."""
     context, waiting = get_context("spawn"), list(cells)
     running: dict[int, tuple[Cell, Any, Any]] = {}
     try:
@@ -217,7 +217,7 @@ def _in_processes(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, str 
 
 
 def _reporting(cell: Cell, sender: Any) -> None:
-    """Trains a cell and tells why it failed."""
+    """Trains a cell and sends the reason of a failure."""
     try:
         train_cell(cell)
     except KeyboardInterrupt:
@@ -234,7 +234,7 @@ def _on_ray(cells: Sequence[Cell], address: str) -> Iterator[tuple[Cell, str | N
         raise InputError("ray is not installed; pip install 'pyrolatent[ray]', or leave --ray out") from None
     try:
         ray.init(address=None if address == "local" else address, log_to_driver=False)
-    except Exception as error:  # whatever a foreign cluster says is the reason
+    except Exception as error:  # Ray may raise anything
         raise InputError(f"there is no Ray cluster at {address!r}: {_reason(error)}") from error
     try:
         started = {ray.remote(train_cell).options(num_cpus=cell.threads).remote(cell): cell for cell in cells}
@@ -255,6 +255,6 @@ def _reason(error: BaseException) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value as part of a directory's name."""
+    """A value as part of the name of a directory."""
     text = value if isinstance(value, str) else json.dumps(value)
     return re.sub(r"[^\w.+-]+", "_", text).strip("_") or "none"

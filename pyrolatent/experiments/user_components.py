@@ -1,4 +1,4 @@
-"""Components of the user's own: files beside an experiment, imported and recorded."""
+"""User-defined components: importing and recording files beside an experiment."""
 
 import hashlib
 import importlib
@@ -16,11 +16,11 @@ from pyrolatent.errors import InputError
 
 
 class FilesIn:
-    """Imports components from the Python files of a directory, each file once.
+    """Imports components from the Python files of a directory, reading each file once.
 
     Args:
-        directory: where `package.module` is looked for as `package/module.py`; what is not there is imported from the
-            Python path, as is everything if it is None.
+        directory: directory in which `package.module` is looked up as `package/module.py`; other modules, or all if it
+            is None, are imported from the Python path.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -42,10 +42,10 @@ class FilesIn:
         return getattr(loaded, name)
 
     def source(self, path: str) -> bytes:
-        """What the file of a component held when it was first read.
+        """The contents of a component's file when it was first read.
 
         Raises:
-            InputError: it has no file that could be read.
+            InputError: the component has no readable file.
         """
         module = path.partition(":")[0]
         if module not in self._sources:
@@ -62,15 +62,15 @@ class FilesIn:
 
 
 def source_name(path: str) -> str:
-    """The file that holds an import path, relative to the directory it is imported from."""
+    """The file of an import path, relative to the directory it is imported from."""
     return path.partition(":")[0].replace(".", "/") + ".py"
 
 
 def _execute(source: bytes, file: Path, name: str) -> ModuleType:
-    """Makes a module of a file's text.
+    """Executes the source of a file as a module.
 
-    The text itself is executed: the import system would prefer a byte code file beside it, which nobody has hashed.
-    Other directories may hold other files of the same name, so the module is known by its place and what is in it.
+    The import system is avoided because it would prefer a bytecode file, whose hash is not recorded. The name of the
+    module depends on path and contents, since other directories may have files of the same name.
     """
     unique = f"{name}_{hashlib.sha256(bytes(file.resolve()) + source).hexdigest()[:12]}"
     if unique not in sys.modules:

@@ -1,4 +1,4 @@
-"""What figures share: arrays of any kind, empty figures, grids of images, and how numbers are written."""
+"""Shared helpers of figures: converting arrays, empty figures, grids of images and number formats."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,26 +19,26 @@ Values = torch.Tensor | npt.ArrayLike
 Array = npt.NDArray[np.float64]
 
 
-# Told apart with any colour vision (Petroff 2021, arXiv 2107.02270); of its two greys the darker one is black here.
+# Distinguishable with any colour vision (Petroff 2021, arXiv 2107.02270); the darker of its two greys is black here.
 COLOURS = [*color_sequences["petroff10"][:8], (0.1, 0.1, 0.1), *color_sequences["petroff10"][9:]]
 
 
 MUTED = "0.4"
 
 
-MISSING = (0.62, 0.79, 0.88)  # light blue, which no grey value can be mistaken for
+MISSING = (0.62, 0.79, 0.88)  # light blue, which differs from every grey value
 
 
 _MAX_BARS = 64  # entries of a vector; a longer one is drawn as a line
 
 
 def as_array(values: Values) -> Array:
-    """Anything as float64 on the CPU, with at least one entry."""
+    """Converts values to a non-empty float64 array."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().double().numpy()  # NumPy has no bfloat16
     array = np.asarray(values, dtype=np.float64)
     if not array.size:
-        raise InputError(f"nothing to draw: the shape is {array.shape}")
+        raise InputError(f"nothing to plot: the shape is {array.shape}")
     return array
 
 
@@ -48,12 +48,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def add_caption(fig: Figure, text: str) -> None:
-    """A line below the axes."""
+    """Adds a line of text below the axes."""
     fig.supxlabel(text, fontsize=7, color=MUTED)
 
 
 def with_title(fig: Figure, title: str) -> Figure:
-    """The figure with a line above it, if there is one to say."""
+    """Sets the title of a figure unless it is empty, and returns the figure."""
     if title:
         fig.suptitle(title, fontsize=8)
         fig.set_figheight(fig.get_figheight() + 0.25)
@@ -61,13 +61,13 @@ def with_title(fig: Figure, title: str) -> Figure:
 
 
 def tidy(axes: Axes) -> None:
-    """Leaves only the spines that carry ticks."""
+    """Removes the spines without ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
 
 
 def plane(fig: Figure) -> Axes:
-    """Axes for data with two entries."""
+    """Axes for two-dimensional data."""
     axes = fig.add_subplot()
     axes.set(xlabel="$x_1$", ylabel="$x_2$")
     axes.set_aspect("equal", adjustable="datalim")
@@ -76,22 +76,22 @@ def plane(fig: Figure) -> Axes:
 
 
 def scatter(axes: Axes, points: Array, **style: Any) -> None:
-    """Draws (n, 2), with smaller markers where there are more."""
+    """Plots points (n, 2), with smaller markers for larger n."""
     axes.scatter(points[:, 0], points[:, 1], s=float(np.clip(6000 / len(points), 3, 20)), linewidths=0, **style)
 
 
 def with_decimals(value: float, decimals: int) -> str:
-    """A number with a typographic minus and no negative zero."""
+    """Formats a number with a typographic minus and without negative zero."""
     return f"{np.round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")
 
 
 def _short(value: float) -> str:
-    """A number with three significant digits."""
+    """Formats a number with three significant digits."""
     return f"{value:.3g}".replace("-", "−")
 
 
 def tick_labels(values: Array) -> list[str]:
-    """Tick labels with as many decimals as tell the values apart."""
+    """Tick labels with enough decimals to distinguish the values."""
     spread = np.ptp(values) or 1.0
     return [with_decimals(value, max(0, 2 - int(np.floor(np.log10(spread))))) for value in values]
 
@@ -99,7 +99,7 @@ def tick_labels(values: Array) -> list[str]:
 def draw_grid(
     values: Array, cells: Sequence[tuple[float, float]], size: tuple[float, float], gap: float = 0.06
 ) -> tuple[Figure, Axes]:
-    """Draws every value into a cell of its own, on one scale and in one axes whose units are cells.
+    """Plots each value in its own cell, on a common scale and in axes whose units are cells.
 
     Args:
         values: (n, *event_shape).
@@ -129,7 +129,7 @@ def is_image_shape(event_shape: Sequence[int]) -> bool:
 
 
 def _limits(values: Array) -> tuple[float, float]:
-    """Zero and one where they hold all finite values, else the least and the greatest of these."""
+    """(0, 1) if all finite values lie between, else their minimum and maximum."""
     finite = values[np.isfinite(values)]
     if not finite.size or (finite.min() >= 0 and finite.max() <= 1):
         return 0.0, 1.0
@@ -137,13 +137,13 @@ def _limits(values: Array) -> tuple[float, float]:
 
 
 def _images(axes: Axes, values: Array, cells: Sequence[tuple[float, float]], gap: float) -> str:
-    """Draws (n, H, W), (n, 1, H, W) or (n, 3, H, W) into their cells and returns the caption."""
+    """Plots (n, H, W), (n, 1, H, W) or (n, 3, H, W) in their cells and returns the caption."""
     low, high = _limits(values)
     grey = colormaps["gray"].with_extremes(bad=MISSING)
     missing = ~np.isfinite(values)
     for value, absent, (column, row) in zip(values, missing, cells, strict=True):
         if len(value) == 3 and value.ndim == 3:
-            # A constant other than zero and one has no range to be scaled by.
+            # A constant other than zero and one has no range to scale by.
             image = np.moveaxis((value - low) / ((high - low) or 1.0), 0, -1)
             image[absent.any(0)] = MISSING
         else:
@@ -155,7 +155,7 @@ def _images(axes: Axes, values: Array, cells: Sequence[tuple[float, float]], gap
 
 
 def _profiles(axes: Axes, values: Array, cells: Sequence[tuple[float, float]]) -> str:
-    """Draws the flattened entries of each value as bars on zero, or as a line, and returns the caption."""
+    """Plots the flattened entries of each value as bars or as a line, and returns the caption."""
     values = values.reshape(len(values), -1)
     entries = values.shape[1]
     low, high = _limits(values)

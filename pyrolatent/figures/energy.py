@@ -30,21 +30,21 @@ PANELS = {
     "weight_norm": "length of a unit's\nweights",
     "dead": "share of dead\nhidden units",
 }
-"""What is watched, in the order in which it is drawn."""
+"""Monitored numbers, in the order in which they are plotted."""
 
 
 def monitors(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """A panel for each number that is watched in training, against the epoch.
+    """One panel per number that is monitored in training, against the epoch.
 
     Args:
-        history: one row an epoch.
+        history: one row per epoch.
 
     Raises:
-        InputError: there is nothing to draw.
+        InputError: the history has no such number.
     """
     shown = [key for key in PANELS if history and history[-1].get(key) is not None]
     if not shown:
-        raise InputError("history holds none of what is watched in training")
+        raise InputError("history has none of the numbers that are monitored in training")
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     fig = new_figure(2.6 * columns, 2.0 * rows)
@@ -66,11 +66,11 @@ def monitors(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def filters(weights: Values, event_shape: tuple[int, ...]) -> Figure:
-    """The weights of each hidden unit as what x is drawn as, from the longest on, each on a scale of its own.
+    """The weights of each hidden unit, plotted like x, sorted by decreasing norm and scaled separately.
 
     Args:
         weights: (visible, hidden).
-        event_shape: of the visible units.
+        event_shape: shape of the visible units.
     """
     columns = as_array(weights).T
     order = np.argsort(-np.square(columns).sum(1))[:100]
@@ -87,12 +87,12 @@ def filters(weights: Values, event_shape: tuple[int, ...]) -> Figure:
 
 
 def chains(frames: Values, sweeps: Sequence[int], starts: Sequence[str] | None = None, title: str = "") -> Figure:
-    """What chains hold as they go on: a row for each chain, a column for each time it is looked at.
+    """The states of chains over time: one row per chain, one column per time.
 
     Args:
         frames: (times, chains, *event_shape).
-        sweeps: sweeps since the start, (times,).
-        starts: what each chain began at, (chains,).
+        sweeps: number of sweeps since the start, (times,).
+        starts: the initial state of each chain in words, (chains,).
         title: what the figure shows.
 
     Raises:
@@ -112,15 +112,15 @@ def chains(frames: Values, sweeps: Sequence[int], starts: Sequence[str] | None =
 
 
 def free_energies(groups: Mapping[str, Values]) -> Figure:
-    """Histograms of F(x) on one axis: a model that fits gives its own samples the free energies of the data.
+    """Histograms of F(x); under a good fit, samples from the model have the free energies of the data.
 
     Args:
-        groups: free energies (n,) by what they are of.
+        groups: free energies (n,) by the name of what they are of.
     """
     values = {name: as_array(found).ravel() for name, found in groups.items()}
     joined: Array = np.concatenate(list(values.values()))
     low, high = np.quantile(joined, [0.002, 0.998])
-    margin = 0.0 if high > low else 0.5  # a model that has learned nothing may give everything one energy
+    margin = 0.0 if high > low else 0.5  # an untrained model may have a constant energy
     edges = np.linspace(low - margin, high + margin, 31)
     fig = new_figure(5.6, 3.4)
     axes = fig.add_subplot()
@@ -135,11 +135,11 @@ def free_energies(groups: Mapping[str, Values]) -> Figure:
 
 
 def log_z_trace(estimates: Mapping[str, tuple[Values, Values]], exact: float | None = None) -> Figure:
-    """How annealing comes from the base to log Z, and how far its chains are spread around their mean on the way.
+    """The mean log-weight of annealed chains from the base to log Z, and their spread around it.
 
     Args:
-        estimates: by name, β (points,) and the log-weights of each chain, log Z_0 in them, (points, chains).
-        exact: log Z, where it is known.
+        estimates: by name, β (points,) and the log-weights of each chain including log Z_0, (points, chains).
+        exact: the exact log Z, if known.
     """
     fig = new_figure(7.2, 3.4)
     whole, spread = fig.subplots(1, 2)

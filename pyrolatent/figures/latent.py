@@ -1,8 +1,8 @@
 """Matplotlib figures of training, reconstructions, samples and latent codes: arrays in, a `Figure` out.
 
-Nothing here touches pyplot, so figures can be made in threads and without a display. Values of shape (n, H, W) or
-(n, 1, H, W) are drawn as grey images, (n, 3, H, W) in colour, (n, 2) as points in the plane where they are samples or
-reconstructions, and all others as profiles of their flattened entries.
+pyplot is not used, so figures can be made in threads and without a display. Values of shape (n, H, W) or (n, 1, H, W)
+are plotted as grey images, (n, 3, H, W) in colour, samples and reconstructions of shape (n, 2) as points in the plane,
+and all others as profiles of their flattened entries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,12 +39,12 @@ _MAX_LEGEND = 20  # classes
 
 
 def training_curve(history: Sequence[Mapping[str, float | None]]) -> Figure:
-    """Bound against epoch, in training and validation; squared error of models without a density.
+    """The bound in training and validation against the epoch; the squared error for models without a density.
 
     Args:
-        history: one row an epoch with `epoch`, `train_loss` (negative bound, nats per datapoint, or squared error;
+        history: one row per epoch with `epoch`, `train_loss` (negative bound, nats per datapoint, or squared error;
             lower is better) and `validation_elbo` or `validation_bound` (nats per datapoint; higher is better; None or
-            absent where it was not evaluated) or, of models without a density, `validation_loss`.
+            absent if it was not evaluated) or, for models without a density, `validation_loss`.
 
     Raises:
         InputError: the history is empty.
@@ -57,7 +57,7 @@ def training_curve(history: Sequence[Mapping[str, float | None]]) -> Figure:
     )
     fig = new_figure(6, 3.6)
     axes = fig.add_subplot()
-    marker = "o" if len(history) <= 20 else ""  # one epoch makes no line
+    marker = "o" if len(history) <= 20 else ""  # a single epoch makes no line
     axes.set_xlim(epoch.min() - 0.5, epoch.max() + 0.5)
     if np.isfinite(error).any():
         training, validation, names = loss, error, ("training", "validation")
@@ -84,12 +84,12 @@ def training_curve(history: Sequence[Mapping[str, float | None]]) -> Figure:
 def reconstructions(
     originals: Values, means: Values, names: tuple[str, str] = ("original", "reconstruction"), title: str = ""
 ) -> Figure:
-    """Originals and, below each, its reconstruction; points in the plane are joined instead.
+    """Originals, each above its reconstruction; points in the plane are joined instead.
 
     Args:
         originals: (n, *event_shape).
         means: (n, *event_shape), means of the likelihood given codes of the originals.
-        names: what the two are called.
+        names: names of the two.
         title: what the figure shows.
 
     Raises:
@@ -108,7 +108,7 @@ def reconstructions(
         return with_title(fig, title)
     columns = min(len(above), _COLUMNS)
     lines = -(-len(above) // columns)
-    pitch = 2.2  # rows from one line of pairs to the next
+    pitch = 2.2  # distance between lines of pairs in rows
     fig, axes = draw_grid(
         np.concatenate([above, below]),
         cells=[(i % columns, i // columns * pitch + row) for row in (0, 1) for i in range(len(above))],
@@ -119,7 +119,7 @@ def reconstructions(
 
 
 def samples(values: Values, title: str = "") -> Figure:
-    """Draws, in a grid as nearly square as their number allows, or points in the plane.
+    """Draws, in a nearly square grid or as points in the plane.
 
     Args:
         values: (n, *event_shape).
@@ -139,17 +139,17 @@ def samples(values: Values, title: str = "") -> Figure:
 
 
 def latent_grid(values: Values, side: int, axes_quantiles: Values, title: str = "") -> Figure:
-    """A seamless mosaic of what is decoded over a grid of the first two latent dimensions, or a line of the only one.
+    """Decoded values over a grid of the first two latent dimensions, or along the only one, without gaps.
 
     z₁ grows to the right and z₂ upwards, and the first dimension varies slowest in `values`, as in
     `torch.cartesian_prod(axes_quantiles, axes_quantiles)`.
 
     Args:
-        values: (side * side, *event_shape); `values[i * side + j]` is decoded from z₁ = q₁[i], z₂ = q₂[j]. Of one
+        values: (side * side, *event_shape); `values[i * side + j]` is decoded from z₁ = q₁[i], z₂ = q₂[j]. For a single
             dimension (side, *event_shape).
         side: number of grid points along each dimension.
-        axes_quantiles: latent values q of the grid points: (side,) for both dimensions, (2, side), or (1, side) of the
-            only one.
+        axes_quantiles: latent values q of the grid points: (side,) for both dimensions, (2, side), or (1, side) for a
+            single dimension.
         title: what the figure shows.
 
     Raises:
@@ -163,7 +163,7 @@ def latent_grid(values: Values, side: int, axes_quantiles: Values, title: str = 
         raise InputError(f"values holds {len(decoded)} entries; a grid of side {side} needs {side * rows}")
     cells = [(i, rows - 1 - j) for i in range(side) for j in range(rows)]
     fig, axes = draw_grid(decoded, cells, size=(side, rows), gap=0.0)
-    ticks = np.arange(0, side, -(-side // 15))  # more labels would run into each other
+    ticks = np.arange(0, side, -(-side // 15))  # more labels would overlap
     horizontal, vertical = np.broadcast_to(quantiles, (2, side))
     axes.set_xticks(ticks + 0.5, tick_labels(horizontal[ticks]))
     axes.set_xlabel("$z_1$" if rows > 1 else "$z$")
@@ -175,16 +175,16 @@ def latent_grid(values: Values, side: int, axes_quantiles: Values, title: str = 
 
 
 def label_grid(values: Values, classes: int, names: Sequence[str] | None = None, title: str = "") -> Figure:
-    """What is decoded with the latent held along each row and the class varied.
+    """Decoded values with the same latent in each row and one class per column.
 
     Args:
         values: (rows * classes, *event_shape), the class varying fastest.
         classes: number of classes.
-        names: what they are called; None, their numbers.
+        names: names of the classes; None uses their numbers.
         title: what the figure shows.
 
     Raises:
-        InputError: the number of values is no multiple of the classes.
+        InputError: the number of values is not a multiple of the number of classes.
     """
     decoded = as_array(values)
     rows, rest = divmod(len(decoded), classes)
@@ -203,16 +203,16 @@ def embedding(
     title: str = "Latent codes",
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Codes in the plane, coloured by class; where all codes are one, a line that says so.
+    """Codes in the plane, coloured by class; if all codes are equal, a line of text instead.
 
     Args:
         codes: (n, 2), for example from `project`.
         labels: (n,) integers, or None for a single colour. Up to 20 classes have a legend; beyond, colours repeat.
         title: what the figure shows.
-        names: what the classes are called; None, their numbers, -1 being unknown.
+        names: names of the classes; None uses their numbers, -1 for unknown.
 
     Raises:
-        InputError: codes that are not in the plane, or another number of labels than of codes.
+        InputError: codes are not (n, 2), or the numbers of codes and labels differ.
     """
     points = as_array(codes)
     if points.shape[1:] != (2,):
@@ -220,7 +220,7 @@ def embedding(
     classes, index = np.unique(as_array(np.zeros(len(points)) if labels is None else labels), return_inverse=True)
     if index.shape != (len(points),):
         raise InputError(
-            f"labels have shape {index.shape} and there are {len(points)} codes; expected one label a code"
+            f"labels have shape {index.shape} and there are {len(points)} codes; expected one label per code"
         )
     fig = new_figure(5.4, 4.4)
     axes = fig.add_subplot()
@@ -232,7 +232,7 @@ def embedding(
         axes.text(0.5, 0.5, said, ha="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
         return fig
-    if not np.ptp(points[:, 1]):  # of one dimension, there is nothing upwards
+    if not np.ptp(points[:, 1]):  # one-dimensional codes have no vertical axis
         axes.set_yticks([])
     if labels is None:
         scatter(axes, points, color=COLOURS[0], alpha=0.7)
@@ -252,18 +252,18 @@ def embedding(
 
 
 def project(codes: Values, method: Literal["tsne", "pca"] = "tsne", seed: int = 0) -> Array:
-    """Codes in the plane, (n, 2).
+    """Projects codes to the plane, (n, 2).
 
-    One dimension is padded with zeros and two are returned as they are. t-SNE needs about three neighbours for each
-    unit of a perplexity of at least five, so fewer than 16 codes are projected by PCA whatever the method.
+    One dimension is padded with zeros, and two are returned unchanged. t-SNE needs about three neighbours per unit of a
+    perplexity of at least five, so fewer than 16 codes are always projected by PCA.
 
     Args:
         codes: (n, latent_dim).
-        method: `tsne` (van der Maaten and Hinton 2008; perplexity 30, or (n − 1) / 3 where that is less) or `pca`.
-        seed: of t-SNE; PCA has no randomness.
+        method: `tsne` (van der Maaten and Hinton 2008; perplexity 30, or (n − 1) / 3 if smaller) or `pca`.
+        seed: seed of t-SNE; PCA has no randomness.
 
     Raises:
-        InputError: an unknown method, or codes that are not a matrix.
+        InputError: the method is unknown, or codes are not a matrix.
     """
     if method not in ("tsne", "pca"):
         raise InputError(f"unknown method {method!r}; expected 'tsne' or 'pca'")
@@ -273,7 +273,7 @@ def project(codes: Values, method: Literal["tsne", "pca"] = "tsne", seed: int = 
     n, latent_dim = points.shape
     if latent_dim <= 2:
         return np.pad(points, ((0, 0), (0, 2 - latent_dim)))
-    if not np.ptp(points, axis=0).any():  # a single code or a collapsed posterior: no direction to project on
+    if not np.ptp(points, axis=0).any():  # a single code or a collapsed posterior has no direction to project on
         return np.zeros((n, 2))
     perplexity = min(30.0, (n - 1) / 3)
     if method == "pca" or perplexity < 5:

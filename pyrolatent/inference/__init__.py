@@ -1,1 +1,1 @@
-"""How models are fitted and how well."""
+"""Fitting models and evaluating the fit."""

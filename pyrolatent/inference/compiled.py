@@ -1,8 +1,8 @@
-"""A function of tensors as a compiled graph: a Pyro pair is run once, and from then on without Python.
+"""Compiling a function of tensors to a graph, so that a Pyro pair runs in Python only once.
 
-`torch.fx.experimental.proxy_tensor.make_fx` records the operations that one call performs, those of its backward pass
-among them, so that whatever Pyro, an objective or a hook does in Python is done once; `torch.compile` makes a program
-of the record. It holds for the shapes that it was recorded with, and draws the same random numbers as the function.
+`torch.fx.experimental.proxy_tensor.make_fx` traces the operations of one call, including its backward pass, so that the
+Python of Pyro, objectives and hooks runs once; `torch.compile` compiles the trace. The result is valid for the shapes
+of that call, and draws the same random numbers as the function.
 """
 
 import os
@@ -19,57 +19,59 @@ from torch.fx.experimental.proxy_tensor import make_fx
 Function = Callable[..., Any]
 
 WORTH_COMPILING = 60.0
-"""Seconds of uncompiled work ahead from which "auto" compiles, which takes from 3 to 25 of them."""
+"""Seconds of remaining uncompiled work from which "auto" compiles, which itself takes 3 to 25 seconds."""
 
 AGREEMENT = {"float32": 1e-3, "bf16": 5e-2}
-"""Largest norm of the difference between a recorded result and the function's, relative to the latter's."""
+"""Largest norm of the difference between the results of graph and function, relative to that of the latter."""
 
-AGAIN = (1, 2)
-"""Seeds at which a record that differs has another chance: rounding can turn a discrete draw, though rarely."""
+RETRY_SEEDS = (1, 2)
+"""Number of further seeds for a graph that differs: rounding may, rarely, change a discrete draw."""
 
 
 class CaptureError(Exception):
-    """A function cannot be compiled; says why in one line."""
+    """A function cannot be compiled; the message is one line."""
 
 
 def compiled(function: Function, inputs: tuple[Any, ...], state: nn.Module, precision: str = "float32") -> Function:
-    """The function as a compiled graph, held to the function itself at the same random numbers.
+    """Compiles a function, and compares the result with the function at the same random numbers.
 
     Args:
-        function: of tensors and None, to a tuple of tensors and None; it may call `backward`, and may change buffers
-            of `state`.
-        inputs: an example of its arguments, tensors (the first) and None; the graph takes only these shapes.
-        state: the module whose parameters and buffers the function uses. Buffers are as before afterwards.
-        precision: of its networks, which bounds how well the two agree.
+        function: a function from tensors and None to a tuple of tensors and None; it may call `backward` and change
+            buffers of `state`.
+        inputs: example arguments, tensors (the first) and None; the graph takes only these shapes.
+        state: the module whose parameters and buffers the function uses; its buffers are restored afterwards.
+        precision: precision of its networks, which limits the agreement of the two.
 
     Returns:
-        A function of the same arguments; parameters and buffers are the same tensors, not copies.
+        A function of the same arguments that uses the same parameters and buffers, not copies.
 
     Raises:
-        CaptureError: it depends on values in Python, there is no compiler, or the results differ.
+        CaptureError: the function depends on values in Python, there is no compiler, or the results differ.
     """
     cuda = inputs[0].is_cuda
     options: dict[str, Any] = {"fallback_random": True}
     if cuda:
         options["triton.cudagraphs"] = True
     release = tuple(map(int, torch.__version__.split(".")[:2]))
-    if release < (2, 13):  # which reorders operations that draw random numbers
+    if release < (2, 13):  # older torch reorders operations that draw random numbers
         options |= {"reorder_for_peak_memory": False, "reorder_for_locality": False}
-    # torch's own default is a directory that a restart of the machine empties.
+    # torch's default directory is emptied when the computer restarts.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache_path("pyrolatent") / "inductor"))
-    with _kept(state, [inputs[0].device] if cuda else []) as at, warnings.catch_warnings():
+    with _frozen(state, [inputs[0].device] if cuda else []) as call, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about its own code
-        expected = at(0, function, inputs)
+        expected = call(0, function, inputs)
         try:
-            graph = at(0, make_fx(lambda *arguments: function(*arguments)), inputs)
+            graph = call(0, make_fx(lambda *arguments: function(*arguments)), inputs)
             program = torch.no_grad()(torch.compile(graph, fullgraph=True, dynamic=False, options=options))
-            found = at(0, program, inputs)
-        except Exception as error:  # torch raises whatever went wrong in its many parts
+            found = call(0, program, inputs)
+        except Exception as error:  # the parts of torch raise errors of many types
             raise CaptureError(_reason(error)) from error
         difference = _difference(expected, found, AGREEMENT[precision])
-        for seed in AGAIN:
+        for seed in RETRY_SEEDS:
             if difference:
-                difference = _difference(at(seed, function, inputs), at(seed, program, inputs), AGREEMENT[precision])
+                difference = _difference(
+                    call(seed, function, inputs), call(seed, program, inputs), AGREEMENT[precision]
+                )
         if difference:
             raise CaptureError(difference)
 
@@ -92,29 +94,29 @@ def _difference(expected: tuple[Any, ...], found: tuple[Any, ...], relative: flo
 
 
 @contextmanager
-def _kept(state: nn.Module, devices: list[torch.device]) -> Iterator[Callable[[int, Function, tuple[Any, ...]], Any]]:
-    """Gives what calls a function at a seed and the buffers as they are now; in the end sets all of that back."""
+def _frozen(state: nn.Module, devices: list[torch.device]) -> Iterator[Callable[[int, Function, tuple[Any, ...]], Any]]:
+    """Yields `call(seed, function, inputs)`; restores buffers and random state before each call and on exit."""
     buffers = [(buffer, buffer.clone()) for buffer in state.buffers()]
 
-    def back() -> None:
+    def restore() -> None:
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
 
-    def at(seed: int, function: Function, inputs: tuple[Any, ...]) -> Any:
+    def call(seed: int, function: Function, inputs: tuple[Any, ...]) -> Any:
         torch.manual_seed(seed)
-        back()
+        restore()
         return function(*inputs)
 
     with torch.random.fork_rng(devices=devices):
         try:
-            yield at
+            yield call
         finally:
-            back()
+            restore()
 
 
 def _reason(error: BaseException) -> str:
     if "value out of a tracing tensor" in str(error):
-        return "Python decides by the values of tensors on the way, which no graph records"
+        return "its Python code depends on values of tensors, which no graph records"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

@@ -1,4 +1,4 @@
-"""Where a model runs, and running it without leaving a trace on it or on the random state."""
+"""The device that a model runs on, and evaluation that changes neither the model nor the random state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,24 +7,24 @@ import torch
 from torch import nn
 
 from pyrolatent.declaration import choices
-from pyrolatent.errors import InputError, hold_seed
-from pyrolatent.models.arrays import place_of
+from pyrolatent.errors import InputError, validate_seed
+from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.isolation import evaluating_alone
 
 
 @contextmanager
 def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
-    """Within this context a model is in evaluation mode, runs alone, and draws do not move the caller's random state.
+    """Runs a model in evaluation mode, isolated from the caller's handlers and random state, within this context.
 
     Args:
-        model: its modules go back to the modes they had.
-        seed: of the draws within; None continues the caller's.
+        model: the model; its modules return to their previous modes afterwards.
+        seed: seed of the draws within; None continues from the caller's random state.
 
     Raises:
-        InputError: the seed is no whole number from 0 to 2**63 - 1, or a model of a type that `place_of` refuses.
+        InputError: the seed is not an integer from 0 to 2**63 - 1, or `device_and_dtype` refuses the model.
     """
-    hold_seed(seed)
-    device, _ = place_of(model)
+    validate_seed(seed)
+    device, _ = device_and_dtype(model)
     devices = [device] if device.type == "cuda" else []
     with evaluating_alone(model), torch.random.fork_rng(devices=devices):
         if seed is not None:
@@ -33,7 +33,7 @@ def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name, "auto" being an accelerator where there is one.
+    """The device of this name; "auto" is an accelerator if there is one.
 
     Raises:
         InputError: the machine has no such device.

@@ -1,6 +1,6 @@
-"""Several processes on one training: each takes every n-th datapoint of a minibatch, and gradients are summed.
+"""Training in several processes: each takes every n-th datapoint of a minibatch, and gradients are summed.
 
-`torch.distributed` does the work; alone, or before a process group exists, every function here does nothing.
+Built on `torch.distributed`; in a single process, or before a process group exists, these functions do nothing.
 """
 
 import os
@@ -14,7 +14,7 @@ from pyrolatent.errors import TrainingError
 
 
 def rank() -> int:
-    """Number of this process, 0 for the one that writes and prints."""
+    """Rank of this process; process 0 writes and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -24,7 +24,7 @@ def size() -> int:
 
 
 def start() -> None:
-    """Joins the process group that torchrun has prepared, by nccl on CUDA and by gloo elsewhere; else does nothing."""
+    """Joins the process group of torchrun, by nccl on CUDA and by gloo elsewhere; without torchrun does nothing."""
     if not dist.is_torchelastic_launched():
         return
     if torch.cuda.is_available():
@@ -39,13 +39,13 @@ def stop() -> None:
 
 
 def wait() -> None:
-    """Returns when every process has come here."""
+    """Waits until every process has reached this call."""
     if size() > 1:
         _reached(dist.barrier)
 
 
 def broadcast_text(text: str) -> str:
-    """The first process's text, in all of them."""
+    """Returns the text of the first process in all processes."""
     found = [text]
     if size() > 1:
         _reached(dist.broadcast_object_list, found, 0)
@@ -58,14 +58,14 @@ def shard(index: Tensor) -> Tensor:
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Gives every process the tensors of the first, in place."""
+    """Copies the tensors of the first process to all processes, in place."""
     if size() > 1:
         for tensor in tensors:
             _reached(dist.broadcast, tensor, 0)
 
 
 def total(tensors: list[Tensor]) -> list[Tensor]:
-    """The sums of tensors over all processes, in one exchange."""
+    """The sums of tensors over all processes, by a single all-reduce."""
     if size() == 1:
         return tensors
     joined = torch.cat([tensor.flatten() for tensor in tensors])
@@ -75,7 +75,7 @@ def total(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def average_buffers(module: nn.Module) -> None:
-    """Gives every process the mean over all of the running statistics of batch normalisation."""
+    """Averages the running statistics of batch normalisation over all processes, in place."""
     if size() > 1:
         for name, buffer in module.named_buffers():
             if name.endswith(("running_mean", "running_var")):
@@ -83,7 +83,7 @@ def average_buffers(module: nn.Module) -> None:
 
 
 def gather(part: Tensor, count: int) -> Tensor:
-    """Joins what `shard` has taken apart: (count, ...) from each process's rows, in the original order."""
+    """Gathers the rows of all shards as (count, ...), in the original order."""
     if size() == 1:
         return part
     rows = -(-count // size())

@@ -1,4 +1,4 @@
-"""Models simulated, x and z ~ p(z, x), at the labels that were asked for, and draws from their posteriors."""
+"""Simulating models, x and z ~ p(z, x), and drawing and resampling from their posteriors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,21 +19,21 @@ from pyrolatent.models.arrays import as_labels, as_numbers
 from pyrolatent.models.latent import LatentVariableModel
 
 AT_ONCE = 1000
-"""Datapoints whose draws are held at a time."""
-FLOATS = 2**21
-"""Numbers in one decoded chunk of draws: small enough for a processor's cache, large enough to keep it busy."""
+"""Number of datapoints per batch of draws."""
+MAX_ELEMENTS = 2**21
+"""Elements per decoded chunk of draws: small enough for a processor's cache, large enough to keep it busy."""
 SCORES = ("log_weights", "log_likelihood", "log_prior", "log_posterior")
 
 
 @torch.no_grad()
 def simulate(model: LatentVariableModel, size: int, y: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """(z, x) ~ p(z, x): data (size, *event_shape) with latents by site, (size, ...).
+    """Draws (z, x) ~ p(z, x): data (size, *event_shape), and latents by site, (size, ...).
 
     Args:
         model: any latent-variable model.
         size: number of draws.
-        y: labels of conditional models; of a model that infers the label, the classes that are drawn, or None for its
-            own draws of them. A label that is given is not among the latents.
+        y: labels of conditional models; for a model that infers the label, the classes to draw, or None to draw them
+            too. Given labels are not among the latents.
 
     Raises:
         InputError: a conditional model without labels, or labels that do not fit the model.
@@ -43,16 +43,16 @@ def simulate(model: LatentVariableModel, size: int, y: Tensor | None = None) -> 
 
 
 def labels_for(model: Any, size: int, y: Any = None, *, of_data: Tensor | None = None) -> Tensor | None:
-    """Labels to draw from a model at, (size,) or (size, label_dim); None where it needs none.
+    """The labels at which to draw from a model, (size,) or (size, label_dim); None if it needs none.
 
     Args:
         model: a model.
-        size: how many.
-        y: labels that were asked for; None: those of the data over and over, or without data the classes in turn.
-        of_data: labels of data at hand, -1 being unknown.
+        size: number of labels.
+        y: requested labels; None repeats those of the data or, without data, the classes in turn.
+        of_data: labels of available data, -1 for unknown ones.
 
     Raises:
-        InputError: labels that do not fit the model, or a model of label vectors that is given none.
+        InputError: the labels do not fit the model, or a model of label vectors has none to draw at.
     """
     if y is not None:
         return as_labels(model, y, size)
@@ -74,13 +74,13 @@ def labels_for(model: Any, size: int, y: Any = None, *, of_data: Tensor | None =
 def prior_variances(
     model: LatentVariableModel, widths: Mapping[str, int], y: Tensor | None = None, draws: int = 1000
 ) -> Tensor:
-    """The variance under the prior of each dimension of some latent sites, side by side, (dimensions,).
+    """The prior variance of each dimension of some latent sites, concatenated, (dimensions,).
 
     Args:
         model: any latent-variable model.
-        widths: number of dimensions by site; one that the model does not have, an auxiliary one of the guide, gets 1.
-        y: labels of the data, of conditional models.
-        draws: from the prior.
+        widths: number of dimensions by site; auxiliary sites of the guide, which have no prior, get variance 1.
+        y: labels of the data, for conditional models.
+        draws: number of draws from the prior.
     """
     _, latents = simulate(model, draws, labels_for(model, draws, of_data=y))
     ones = as_numbers(model, torch.ones(()), "x")
@@ -93,21 +93,21 @@ def prior_variances(
 
 
 def repeated(rows: Tensor, count: int) -> Tensor:
-    """The rows of a batch over and over, (count * batch, ...)."""
+    """The rows of a batch repeated, (count * batch, ...)."""
     return rows.repeat(count, *[1] * (rows.dim() - 1))
 
 
 def posterior_means(model: LatentVariableModel, inputs: Inputs, draws: int) -> dict[str, Tensor]:
-    """The mean of each latent site under the guide, (batch, ...): that of `site_means` over the draws.
+    """The mean of each latent site under the guide, (batch, ...), averaging `site_means` over draws.
 
     Args:
         model: any latent-variable model.
         inputs: x, y, mask.
-        draws: of the guide's sites, for each datapoint.
+        draws: number of draws of the guide's sites per datapoint.
     """
     found: dict[str, list[Tensor]] = {}
     for part in zip(*(_split(field, len(inputs[0])) for field in inputs), strict=True):
-        # The guide in the model's place: its sites are all that is asked for, so that nothing is decoded.
+        # The guide takes the model's place, so that nothing is decoded.
         at_once = draws if model.vectorises else 1
         runs = [weigh(model.infer, model.infer, *part, particles=at_once) for _ in range(draws // at_once)]
         for site in runs[0].latents:
@@ -117,15 +117,15 @@ def posterior_means(model: LatentVariableModel, inputs: Inputs, draws: int) -> d
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of a batch from q(z | x), which can be ranked as they are; of enumerated sites a state is drawn. Nats.
+    """Draws of a batch from q(z | x), including one state of every enumerated site; nats.
 
     Attributes:
-        log_weights: log p(x, z) - log q(z | x), (draws, batch), with the states of enumerated sites summed out: for
-            log p(x) and k-hat, and not those of the states that were drawn.
+        log_weights: log p(x, z) - log q(z | x), (draws, batch), with enumerated sites summed out, for log p(x) and
+            k-hat.
         log_likelihood: log p(x | z), (draws, batch).
         log_prior: log p(z) over all sites, (draws, batch).
         log_posterior: log q(z | x) over all sites, (draws, batch).
-        latents: by site, (kept, batch, ...), the first of the draws.
+        latents: the first draws by site, (kept, batch, ...).
     """
 
     log_weights: Tensor
@@ -136,7 +136,7 @@ class Draws:
 
     @property
     def log_weights_of_states(self) -> Tensor:
-        """log p(x, z) - log q(z | x) of what was drawn, (draws, batch): weighted by it, draws are the posterior's."""
+        """log p(x, z) - log q(z | x) at the drawn states too, (draws, batch), for weighting the draws themselves."""
         return self.log_likelihood + self.log_prior - self.log_posterior
 
 
@@ -148,19 +148,19 @@ def draw(
     *,
     keep: int | None = None,
     guide: Program | None = None,
-    floats: int = FLOATS,
+    max_elements: int = MAX_ELEMENTS,
 ) -> Draws:
     """Draws from q(z | x), or from another guide, for each datapoint.
 
     Args:
         model: a fitted model.
         inputs: x, y, mask.
-        draws: number for each datapoint.
+        draws: number of draws per datapoint.
         keep: number of draws whose latents are kept; None for all.
-        guide: in place of the model's.
-        floats: bound on the numbers decoded at a time.
+        guide: guide to use instead of the model's.
+        max_elements: largest number of elements decoded at a time.
     """
-    at_once = max(1, floats // inputs[0].numel()) if model.vectorises else 1
+    at_once = max(1, max_elements // inputs[0].numel()) if model.vectorises else 1
     parts = [
         _scored(weigh(model.generate, guide or model.infer, *inputs, particles=min(at_once, draws - start)))
         for start in range(0, draws, at_once)
@@ -173,7 +173,7 @@ def draw(
 
 
 def joined(parts: list[Draws]) -> Draws:
-    """Draws of consecutive batches as one."""
+    """Concatenates the draws of consecutive batches."""
     return Draws(
         **{name: torch.cat([getattr(part, name) for part in parts], 1) for name in SCORES},
         latents={site: torch.cat([part.latents[site] for part in parts], 1) for site in parts[0].latents},
@@ -182,21 +182,21 @@ def joined(parts: list[Draws]) -> Draws:
 
 @torch.no_grad()
 def log_posterior_of(
-    model: LatentVariableModel, inputs: Inputs, latents: Mapping[str, Tensor], floats: int = FLOATS
+    model: LatentVariableModel, inputs: Inputs, latents: Mapping[str, Tensor], max_elements: int = MAX_ELEMENTS
 ) -> Tensor:
     """log q(z_i | x_j) over all sites, (draws, batch), nats.
 
     Args:
         model: a model whose posterior can score values that it did not draw.
         inputs: x, y, mask of the batch.
-        latents: by site, (draws, *shape), each scored for every datapoint, or (draws, batch, *shape).
-        floats: bound on the numbers scored at a time.
+        latents: values by site, (draws, *shape), scored for every datapoint, or (draws, batch, *shape).
+        max_elements: largest number of elements scored at a time.
     """
     x = inputs[0]
     count = len(next(iter(latents.values())))
     dims = {site: node["fn"].event_dim for site, node in _guide_sites(model, inputs).items()}
     width = sum(value[0].numel() for value in latents.values())
-    at_once = max(1, floats // (len(x) * max(width, 1))) if model.vectorises else 1
+    at_once = max(1, max_elements // (len(x) * max(width, 1))) if model.vectorises else 1
     rows = []
     for start in range(0, count, at_once):
         values = {}
@@ -219,7 +219,7 @@ def _guide_sites(model: LatentVariableModel, inputs: Inputs) -> dict[str, Any]:
 
 
 def _scored(weights: Weights) -> Draws:
-    """The draws of one pass; where sites are enumerated, one of their states is drawn for each particle."""
+    """The draws of one pass, with one state of every enumerated site drawn per particle."""
     log_weights = weights.log_weights()
     terms = {
         "log_likelihood": weights.log_likelihood,
@@ -247,19 +247,21 @@ def _scored(weights: Weights) -> Draws:
 
 
 @torch.no_grad()
-def weighed_draws(model: LatentVariableModel, inputs: Inputs, particles: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Draws of the latents given what is observed: log weights (particles, batch) and latents (particles, batch, ...).
+def weighted_draws(model: LatentVariableModel, inputs: Inputs, particles: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted draws of the latents given the observed entries of x.
 
-    They are drawn from q(z | x) and weighed by p(x, z) / q(z | x) if the encoder was trained with gaps. Else half of
-    them are drawn from the prior, and all are weighed by p(x, z) / (q(z | x) / 2 + p(z) / 2), so that no weight is
-    larger than twice the likelihood, however wrong the encoder is (Veach and Guibas 1995; Owen and Zhou 2000). A
-    posterior that scores nothing but its own draws is the only proposal too. Of sites that are summed out a state is
-    drawn and weighed.
+    They are drawn from q(z | x) and weighted by p(x, z) / q(z | x) if the encoder was trained with missing entries, or
+    if the posterior can score only its own draws. Otherwise half of them are drawn from the prior, and all are weighted
+    by p(x, z) / (q(z | x) / 2 + p(z) / 2), so that no weight exceeds twice the likelihood, however wrong the encoder is
+    (Veach and Guibas 1995; Owen and Zhou 2000). For sites that are summed out, one state is drawn.
 
     Args:
         model: any latent-variable model.
         inputs: x, y, mask.
-        particles: number of draws, one more if it is odd.
+        particles: number of draws, rounded up to an even one if half of them come from the prior.
+
+    Returns:
+        Log-weights (particles, batch), and latents by site (particles, batch, ...).
     """
     if model.sees_gaps or not model.scores_any_value:
         drawn = draw(model, inputs, particles)
@@ -280,21 +282,23 @@ def weighed_draws(model: LatentVariableModel, inputs: Inputs, particles: int) ->
 def resampled(
     model: LatentVariableModel, inputs: Inputs, particles: int, draws: int = 1
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Draws from p(z | what is observed of x) by sampling importance resampling (Rubin 1988), exact as particles grow.
+    """Draws from p(z | observed entries of x) by sampling importance resampling (Rubin 1988).
+
+    The draws are exact in the limit of many particles.
 
     Args:
         model: any latent-variable model.
         inputs: x, y, mask.
-        particles: number of latents, as `weighed_draws` gives them, that each draw is chosen from by its weight.
-        draws: number for each datapoint, all from the same particles.
+        particles: number of `weighted_draws` from which each draw is resampled.
+        draws: number of draws per datapoint, all from the same particles.
 
     Returns:
-        Latents by site, (draws, batch, ...), and the log weights of what they were chosen from, (particles, batch).
+        Latents by site, (draws, batch, ...), and the log-weights of the particles, (particles, batch).
 
     Raises:
         InputError: the weights of a datapoint are not finite.
     """
-    log_weights, proposed = weighed_draws(model, inputs, particles)
+    log_weights, proposed = weighted_draws(model, inputs, particles)
     if not torch.isfinite(log_weights.logsumexp(0)).all():
         raise InputError("log p(x, z) is not finite at the draws of z for some datapoints, so none can be chosen")
     chosen = dist.Categorical(logits=log_weights.T).sample(torch.Size([draws]))
@@ -305,15 +309,14 @@ def resampled(
 def site_means(weights: Weights, site: str) -> Tensor:
     """The mean of a latent site under the guide given each draw of the sites before it, (particles, batch, ...).
 
-    It is the site's own draw where that has no closed form; states that are summed out are summed with their
-    probabilities.
+    A mean without closed form is replaced by the draw itself. States that are summed out are averaged by probability.
     """
     fn, draws = weights.guide_trace.nodes[site]["fn"], weights.latents[site]
     try:
         mean = weights.with_particles(fn.mean, fn.event_dim)
     except NotImplementedError:
         mean = draws
-    mean = torch.where(torch.isnan(mean).any(), draws, mean)  # a Student-t of few degrees of freedom has none
+    mean = torch.where(torch.isnan(mean).any(), draws, mean)  # a Student-t with few degrees of freedom has no mean
     return weights.expect(mean, fn.event_dim)
 
 

@@ -1,4 +1,4 @@
-"""Means of draws with their Monte Carlo errors."""
+"""Monte Carlo estimates and their errors."""
 
 import math
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def standard_error(values: Tensor) -> float:
-    """The standard error of the mean of independent values, (n,); NaN of a single one."""
+    """The standard error of the mean of independent values, (n,); NaN for a single value."""
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def known(number: float) -> float | None:
-    """The number, None where it is NaN."""
+def none_if_nan(number: float) -> float | None:
+    """The number, or None if it is NaN."""
     return None if math.isnan(number) else number
 
 
 def log_mean(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log (1/K) ∑_k w_k, its standard error, and the effective sample size, as `log_mean_of_sums` gives them.
+    """log (1/K) ∑_k w_k, its standard error, and the effective sample size, as in `log_mean_of_sums`.
 
     Args:
         log_weights: log w, (draws, ...), nats.
@@ -34,8 +34,8 @@ def log_mean_of_sums(log_sum: Tensor, log_square_sum: Tensor, draws: int) -> tup
         draws: number K of weights.
 
     Returns:
-        log (1/K) ∑_k w_k; its standard error by the delta method, which is the standard error of the mean weight over
-        the mean weight, NaN of one draw; and the effective sample size (∑ w)² / ∑ w², between 1 and K.
+        log (1/K) ∑_k w_k; its standard error by the delta method, which is the relative standard error of the mean
+        weight, NaN for one draw; and the effective sample size (∑ w)² / ∑ w², between 1 and K.
     """
     ess = (2 * log_sum - log_square_sum).exp()
     variance = (1 / ess - 1 / draws).clamp(min=0) * draws / (draws - 1) if draws > 1 else torch.full_like(ess, math.nan)

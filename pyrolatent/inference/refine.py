@@ -1,8 +1,8 @@
-"""A posterior of its own for each datapoint, refined from the encoder's or from the prior.
+"""Local variational inference: a separate posterior for each datapoint, refined from the encoder's or from the prior.
 
-Amortized inference gives the numbers of q(z | x_n) by a network; local inference makes them free parameters of each
-datapoint. The difference of their bounds is the price of amortization (Cremer et al. 2018, 1801.03558). Training the
-generative parameters on the local bound is variational expectation-maximisation, with an encoder to start from
+Amortized inference computes the variational parameters of q(z | x_n) by a network; local inference optimises them for
+each datapoint. The difference of the bounds is the amortization gap (Cremer et al. 2018, 1801.03558). Training the
+generative parameters on the local bound is variational expectation-maximisation; initialised by an encoder it is
 semi-amortized (Kim et al. 2018, 1802.02550).
 """
 
@@ -22,22 +22,22 @@ from pyrolatent.models.latent import LatentVariableModel
 
 Start = Literal["encoder", "prior"]
 PRIOR_STEPS = 200
-"""Steps of Adam from all numbers 0 to the member of the family that is nearest to the prior."""
+"""Steps of Adam from parameters 0 to the member of the family that is closest to the prior."""
 FOLLOWING = 10
-"""Steps after those that follow a prior whose parameters are trained."""
+"""Steps of later searches, which follow a prior whose parameters are trained."""
 NEGLIGIBLE = 1e-3
-"""Gradients of a bound, in nats a unit, far below which steps shrink to nothing: there they are noise or rounding."""
+"""Gradient of a bound, in nats per unit, well below which steps vanish: there it is noise or rounding."""
 
 
 @dataclass(frozen=True)
 class LocalPosterior:
-    """q_n(z) = family(u_n) of the datapoints that it was made for: a guide for `weigh`.
+    """q_n(z) = family(u_n) for a fixed batch of datapoints, as a guide for `weigh`.
 
     Attributes:
-        model: whose guide it stands for.
+        model: the model whose guide it replaces.
         numbers: u_n for each part of the guide, (batch, *unconstrained_shape), or (..., 1, batch, *unconstrained_shape)
-            where a part is given another site; ... are its states if that is enumerated.
-        added: parts whose network is given draws of another site; u_n is added to what the network gives.
+            if the part is conditioned on another site, where ... are the states of an enumerated one.
+        added: parts whose network is conditioned on draws of another site; u_n is added to the output of the network.
     """
 
     model: LatentVariableModel
@@ -45,7 +45,7 @@ class LocalPosterior:
     added: frozenset[Conditional]
 
     def __call__(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """Runs the guide with these numbers; arguments as in `LatentVariableModel.infer`."""
+        """Runs the guide with these parameters; arguments as in `LatentVariableModel.infer`."""
         with ExitStack() as stack:
             for part, numbers in self.numbers.items():
                 stack.enter_context(_giving(part, numbers, part in self.added))
@@ -63,37 +63,37 @@ def refine(
     start: Start = "encoder",
     lr: float = 0.1,
 ) -> LocalPosterior:
-    """Maximises the ELBO of each datapoint over the numbers of its own posterior, the model held.
+    """Maximises the ELBO of each datapoint over the parameters of its own posterior, with the model fixed.
 
-    max over u_n of E_q_n[log p(x_n, z) - log q_n(z)], by Adam with a rate that falls to 0. The gradient leaves out the
-    score of q_n where it can, so that it has no noise where q_n is the exact posterior (Roeder
-    et al. 2017, 1703.09194).
+    Maximises E_q_n[log p(x_n, z) - log q_n(z)] over u_n by Adam with a learning rate that decays to 0. If possible the
+    gradient omits the score of q_n, so that it has no noise where q_n is the exact posterior (Roeder et al. 2017,
+    1703.09194).
 
     Args:
-        model: a model each of whose posteriors is a network and a family.
+        model: a model whose posteriors each consist of a network and a family.
         x: data (batch, *event_shape).
         y: labels of conditional models.
         mask: True where x is observed.
-        steps: number of steps; 0 gives the start.
-        particles: draws in each step.
-        start: at what the encoder gives, or at the member of the family that is nearest to the prior.
-        lr: rate of the first step, in units of the unconstrained numbers.
+        steps: number of steps; 0 returns the initial posterior.
+        particles: number of draws per step.
+        start: the initial posterior: the encoder's, or the member of the family that is closest to the prior.
+        lr: initial learning rate, in units of the unconstrained parameters.
 
     Raises:
-        InputError: a posterior that is no network and family, or whose draws have no pathwise gradient.
+        InputError: a posterior is not a network and a family, or its draws have no pathwise gradient.
     """
     inputs = (x, y, mask)
     posterior = encoded(model, inputs)
     if start == "prior":
         posterior = nearest_to_prior(posterior, inputs)
-    return climb(posterior, inputs, steps=steps, particles=particles, lr=lr)
+    return optimise(posterior, inputs, steps=steps, particles=particles, lr=lr)
 
 
 def encoded(model: LatentVariableModel, inputs: Inputs) -> LocalPosterior:
-    """The encoder's posterior as free numbers, with which `refine` starts.
+    """The encoder's posterior with free parameters, from which `refine` starts.
 
     Raises:
-        InputError: as `refine`.
+        InputError: as in `refine`.
     """
     given: dict[Conditional, Tensor] = {}
 
@@ -107,7 +107,7 @@ def encoded(model: LatentVariableModel, inputs: Inputs) -> LocalPosterior:
                     stack.callback(hook.remove)
             model.infer(*args)
 
-    # With two particles the shape of numbers tells whether they depend on draws.
+    # With two particles the shape of the parameters shows whether they depend on draws.
     with torch.no_grad():
         trace = weigh(model.generate, recording, *inputs, particles=2).guide_trace
     sites = trace.stochastic_nodes
@@ -119,7 +119,7 @@ def encoded(model: LatentVariableModel, inputs: Inputs) -> LocalPosterior:
     for site in sites:
         if not trace.nodes[site]["fn"].has_rsample and "_enumerate_dim" not in trace.nodes[site]["infer"]:
             raise InputError(
-                f"the posterior of {site} has draws without a gradient, by which its numbers could be refined; "
+                f"the posterior of {site} has draws without a gradient, so its parameters cannot be refined; "
                 "declare a reparameterised posterior, or one that is enumerated"
             )
     numbers, added = {}, set()
@@ -137,24 +137,24 @@ def encoded(model: LatentVariableModel, inputs: Inputs) -> LocalPosterior:
 def nearest_to_prior(
     posterior: LocalPosterior, inputs: Inputs, *, start: LocalPosterior | None = None, steps: int = PRIOR_STEPS
 ) -> LocalPosterior:
-    """The members of the families that minimise KL(q || p(z)), with no part given the draws of another site.
+    """The members of the families that minimise KL(q || p(z)), where no part is conditioned on another site.
 
     Args:
-        posterior: whose families; its numbers do not matter.
+        posterior: a posterior with these families; its parameters do not matter.
         inputs: x, y, mask of its datapoints.
-        start: what this gave before, for other datapoints; None starts where all numbers are 0.
+        start: an earlier result, for other datapoints; None starts from parameters 0.
         steps: number of steps.
     """
     model, (x, y, _) = posterior.model, inputs
-    # Without labels all datapoints have one prior, and one of them stands for all.
+    # Without labels all datapoints have the same prior, so a single one is enough.
     few = (x, y, None) if model.conditional else (x[:1], None, None)
     zeros = {part: torch.zeros_like(value) for part, value in posterior.numbers.items()}
     begin = replace(posterior, numbers=start.numbers if start else zeros, added=frozenset())
-    nearest = climb(_for_datapoints(begin, len(few[0])), few, steps=steps, target=_closeness_to_prior)
+    nearest = optimise(_for_datapoints(begin, len(few[0])), few, steps=steps, target=_closeness_to_prior)
     return _for_datapoints(nearest, len(x))
 
 
-def climb(
+def optimise(
     posterior: LocalPosterior,
     inputs: Inputs,
     *,
@@ -163,7 +163,7 @@ def climb(
     lr: float = 0.1,
     target: Callable[[Weights], Tensor] | None = None,
 ) -> LocalPosterior:
-    """Maximises a target of each datapoint, (batch,), over its numbers; None is the ELBO."""
+    """Maximises a target, (batch,), over the parameters of each datapoint; None is the ELBO."""
     model = posterior.model
     if target is None:
         again = all(getattr(part.family, "scores_any_value", True) for part in posterior.numbers)
@@ -192,7 +192,7 @@ def _closeness_to_prior(weights: Weights) -> Tensor:
 
 
 def _for_datapoints(posterior: LocalPosterior, count: int) -> LocalPosterior:
-    """The numbers of the first datapoint for `count` of them, if that is another count."""
+    """Repeats the parameters of the first datapoint `count` times, unless there are as many datapoints."""
     numbers = {}
     for part, value in posterior.numbers.items():
         own = len(part.family.unconstrained_shape)
@@ -205,11 +205,11 @@ def _for_datapoints(posterior: LocalPosterior, count: int) -> LocalPosterior:
 
 @contextmanager
 def _giving(part: Conditional, numbers: Tensor, added: bool) -> Iterator[None]:
-    """Within this context the family is given free numbers, on top of what the network gives or in its place."""
+    """Replaces the output of a part's network by free parameters, or adds them to it, within this context."""
     network, own = part.network, len(part.family.unconstrained_shape)
 
     def plus(family: nn.Module, given: tuple[Tensor]) -> Tensor:
-        # One particle has no dimension of its own.
+        # A single particle has no dimension.
         return given[0] + (numbers.squeeze(-2 - own) if given[0].dim() < numbers.dim() else numbers)
 
     hook = part.family.register_forward_pre_hook(plus)
@@ -223,7 +223,7 @@ def _giving(part: Conditional, numbers: Tensor, added: bool) -> Iterator[None]:
 
 
 class _Zeros(nn.Module):
-    """Stands for a network and gives nothing."""
+    """Placeholder for a network, which returns zeros."""
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What goes with what: every declaration that cannot be right is refused here, before any training."""
+"""Rules that refuse invalid combinations of model, data and objective before training."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.objectives.base import needs_of
 from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
-from pyrolatent.models.arrays import as_labels, hold_to_divisor, place_of
+from pyrolatent.models.arrays import as_labels, device_and_dtype, validate_divisor
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, Model
@@ -23,7 +23,7 @@ from pyrolatent.models.model import Capability, Model
 
 @dataclass(frozen=True)
 class Case:
-    """What is to be judged: a model, the data and the objective."""
+    """A combination of a model, data and an objective."""
 
     model: Any
     data: Data
@@ -33,17 +33,17 @@ class Case:
     def weights(self) -> Weights:
         """The model's draws for one datapoint."""
         with torch.no_grad(), evaluating(self.model):
-            one = self.data.train.to(*place_of(self.model)).batch(slice(0, 1))
+            one = self.data.train.to(*device_and_dtype(self.model)).batch(slice(0, 1))
             return weigh(self.model.generate, self.model.infer, *training_arguments(self.model, one))
 
     def lacks(self, need: Capability | None, of_what: str = "") -> str | None:
-        """Says that the model does not offer what the objective needs, and which objectives it can be trained by."""
+        """The message that the model does not offer what the objective needs, with suitable objectives; else None."""
         if need is None:
             return None
         offers = set(self.model.offers)
         if Capability.POSTERIOR in offers and not self.weights.without_path:
             offers.add(Capability.PATHWISE_DRAWS)
-        fitting = [name for name, needs in needing().items() if needs <= offers]
+        fitting = [name for name, needs in needs_by_objective().items() if needs <= offers]
         listed = ", ".join(fitting[:6]) + (", ..." if len(fitting) > 6 else "")
         otherwise = f", or {OTHERWISE[need]}" if need in OTHERWISE else ""
         model = type(self.model).__name__
@@ -53,13 +53,13 @@ class Case:
 
 
 class Rule(NamedTuple):
-    """One thing that cannot be right.
+    """A rule about combinations.
 
     Attributes:
         refuses: what is refused.
-        instead: what to declare instead; None where `broken` says it.
-        broken: gives the message where the rule is broken, else None; it may also raise the error itself.
-        of: what the models offer that the rule is about; None: all models.
+        instead: what to declare instead; None if the message of `broken` includes it.
+        broken: returns the message if a combination breaks the rule, else None; it may also raise the error.
+        of: a capability of the models that the rule applies to; None for all models.
     """
 
     refuses: str
@@ -68,11 +68,11 @@ class Rule(NamedTuple):
     of: Capability | None = None
 
 
-def hold_to_rules(model: Any, data: Data, objective: Any) -> None:
-    """Refuses a combination that cannot be right.
+def validate_combination(model: Any, data: Data, objective: Any) -> None:
+    """Refuses an invalid combination of model, data and objective.
 
     Raises:
-        InputError: naming both sides and what to declare.
+        InputError: the combination breaks a rule; the message names both sides and what to declare.
     """
     same_event_shape(model, data)
     case = Case(model, data, objective)
@@ -83,17 +83,17 @@ def hold_to_rules(model: Any, data: Data, objective: Any) -> None:
 
 
 def require_data(data: Any) -> None:
-    """Refuses an array where data with its splits is asked for.
+    """Requires a `Data` object.
 
     Raises:
-        InputError: it is no `Data`.
+        InputError: the argument is something else, such as an array.
     """
     if not isinstance(data, Data):
         raise InputError(f"data is a {type(data).__name__}; give pl.load_data(x), which splits it and keeps its labels")
 
 
 def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Data) -> None:
-    """Refuses what is no `Data`, and data of another event shape than the model's or in other units."""
+    """Requires a `Data` object with the model's event shape and units."""
     require_data(data)
     introduce(model, data)
     if model.event_shape != torch.Size(data.event_shape):
@@ -102,23 +102,23 @@ def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Dat
             "build the model for data.event_shape"
         )
     if data.divisor == 1:
-        hold_to_divisor(model, data.test.x)
+        validate_divisor(model, data.test.x)
 
 
 def introduce(model: Model, data: Data) -> None:
     """Shows a model that is not whole the first rows of the data that it is used with."""
     if not model.met:
-        device, dtype = place_of(model)
+        device, dtype = device_and_dtype(model)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             rows = data.train.to(device, dtype).batch(slice(0, 3))
         model.meet(*rows, data.label_dim)
 
 
 def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
-    """Refuses a model that observes more than x, where x alone is simulated.
+    """Requires a model to observe only x, for checks that simulate x.
 
     Raises:
-        InputError: naming the other site.
+        InputError: the model observes another site, which the message names.
     """
     with torch.no_grad(), evaluating(model):
         trace: Any = weigh(model.generate, model.infer, *arguments(model, one)).model_trace
@@ -132,31 +132,31 @@ def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
 
 
 def require_latents(model: Model) -> None:
-    """Refuses a model without latents where these are asked for.
+    """Requires a model with latents.
 
     Raises:
-        InputError: it has none.
+        InputError: the model has no latents.
     """
     model.require(Capability.LATENTS, "fit a vae")
 
 
-def part_for(model: LatentVariableModel, data: Data, split: str) -> Split:
-    """A split of the data for a model of latents to score, where the model is.
+def split_for(model: LatentVariableModel, data: Data, split: str) -> Split:
+    """A split of the data for a model with latents to score, on the model's device.
 
     Args:
         model: the model.
-        data: what `load_data` gives.
+        data: the result of `load_data`.
         split: "train", "validation" or "test".
 
     Raises:
-        InputError: a model without latents, what is no `Data`, no such split, or data whose events or labels are not
-            the model's.
+        InputError: the model has no latents, `data` is not a `Data`, there is no such split, or events or labels do not
+            fit the model.
     """
     require_latents(model)
     require_data(data)
     part = data.split(split)
     same_event_shape(model, data)
-    part = part.to(*place_of(model))
+    part = part.to(*device_and_dtype(model))
     if model.conditional and part.y is None:
         raise InputError(f"{type(model).__name__} is a model of x given y, but {data.name} has no labels; give some")
     if model.label_dim and part.y is not None:
@@ -165,7 +165,7 @@ def part_for(model: LatentVariableModel, data: Data, split: str) -> Split:
 
 
 def domain(support: Any) -> str:
-    """The set that a constraint describes, up to a boundary of measure zero."""
+    """The set that a constraint describes, in words and up to a boundary of measure zero."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     if isinstance(support, type(constraints.positive) | type(constraints.nonnegative)) and support.lower_bound == 0:
@@ -189,8 +189,8 @@ def _pathwise(case: Case) -> str | None:
 
 
 @cache
-def needing() -> dict[str, frozenset[Capability]]:
-    """What each objective that can be declared by name needs."""
+def needs_by_objective() -> dict[str, frozenset[Capability]]:
+    """The needs of each objective that can be declared by name."""
     return {name: needs_of(entry.target) for name, entry in sorted(registered("objective").items())}
 
 
@@ -206,7 +206,7 @@ def _energy_data(case: Case) -> str | None:
         return f"{name} is trained on complete data, but {case.data.name} has a mask"
     if case.data.binarize == "relaxed":
         return f"{name} is a density of x, not a cross-entropy, but {case.data.name} is declared binarize: relaxed"
-    case.data.check_support(case.model.support, name)
+    case.data.validate_support(case.model.support, name)
     return None
 
 
@@ -214,7 +214,7 @@ def _smooth(case: Case) -> str | None:
     if Capability.GRADIENT_IN_X in case.model.offers and any(
         isinstance(module, nn.ReLU) for module in case.model.modules()
     ):
-        return "score matching, by which energies over real numbers are scored, sees no curvature of rectifiers"
+        return "energies over real numbers are scored by score matching, which does not see rectifiers' curvature"
     return None
 
 
@@ -262,7 +262,7 @@ def _observed_site(case: Case) -> str | None:
 def _support(case: Case) -> str | None:
     if not case.model.observes_x:
         return None
-    case.data.check_support(
+    case.data.validate_support(
         case.model.observation(case.weights.model_trace)["fn"].support,
         f"the {case.model.likelihood_name} likelihood",
     )
@@ -289,7 +289,7 @@ def _training_term(case: Case) -> str | None:
 
 def _unfit(case: Case) -> str | None:
     with torch.no_grad(), evaluating(case.model):
-        one = case.data.train.to(*place_of(case.model)).batch(slice(0, 1))
+        one = case.data.train.to(*device_and_dtype(case.model)).batch(slice(0, 1))
         reason: str | None = case.objective.unfit(case.model, training_arguments(case.model, one))
         return reason
 
@@ -300,14 +300,14 @@ WHERE = {
     Capability.PATHWISE_DRAWS: "posteriors that are reparameterised, or summed out",
     Capability.ANY_DRAW_SCORED: "every posterior but `planar`",
 }
-"""Which models offer what depends on more than their class."""
+"""Which models offer the capabilities that depend on more than their class."""
 
 OTHERWISE = {
     Capability.PATHWISE_DRAWS: "a relaxed posterior, or estimator: enumerate",
     Capability.ANY_DRAW_SCORED: "posterior: iaf, coupling or spline",
     Capability.CODES: "model: autoencoder",
 }
-"""What else to declare where a model lacks what an objective needs."""
+"""What else to declare if a model lacks what an objective needs."""
 
 RULES = (
     Rule("an objective that needs what the model does not offer (below)", None, _lacking),
@@ -324,7 +324,7 @@ RULES = (
     ),
     Rule(
         "an energy of rectifiers over real numbers",
-        "declare a smooth activation, as energy: {mlp: {activation: silu}} does",
+        "declare a smooth activation, as in energy: {mlp: {activation: silu}}",
         _smooth,
         of=Capability.ENERGY,
     ),
@@ -356,7 +356,7 @@ RULES = (
         of=Capability.POSTERIOR,
     ),
     Rule(
-        "data outside the likelihood's support, as grey values under an exactly discrete likelihood; `binarize: "
+        "data outside the likelihood's support, such as grey values under an exactly discrete likelihood; `binarize: "
         "relaxed` goes with bernoulli alone, as a cross-entropy",
         "declare another likelihood, or how the data are binarized or dequantized",
         _support,
@@ -370,7 +370,7 @@ RULES = (
     ),
     Rule("an objective that needs gradients through draws that have none (below)", None, _pathwise),
     Rule(
-        "local with a posterior that is no network and family (exact, the prior itself, a ladder's)",
+        "local with a posterior that is not a network and a family (exact, the prior itself, a ladder)",
         "declare objective: elbo, or for hierarchical_vae inference: bottom_up",
         _unfit,
     ),
@@ -381,25 +381,25 @@ RULES = (
         of=Capability.POSTERIOR,
     ),
 )
-"""The rules, in the order in which they are looked at."""
+"""The rules, in the order in which they are applied."""
 
 BUILT_INTO_PARTS = (
     (
-        "prior vamp with a posterior that cannot score what it did not draw (planar), or that takes labels",
+        "prior vamp with a posterior that scores only its own draws (planar), or that takes labels",
         "another prior or posterior",
     ),
     ("prior label_normal or conditional_vae without labels", "labelled data"),
-    ("a flow over one dimension (but planar)", "a larger latent_dim, or a family"),
+    ("a flow other than planar over one dimension", "a larger latent_dim, or a family"),
     ("a mask under a likelihood whose elements are not independent", "a likelihood that factorises"),
-    ("a network whose input or output has another shape than the distributions need", "both shapes are said"),
+    ("a network whose input or output has another shape than the distributions need", "the message states both shapes"),
 )
-"""What the parts themselves refuse when they are built."""
+"""What components refuse when they are built."""
 
 INTRODUCTION = (
     "# What goes with what",
     "",
-    "A declaration that cannot be right is refused before any training, naming both sides. The rules stand in",
-    "`pyrolatent/inference/rules.py`, which writes this page:",
+    "Invalid declarations are refused before training, with a message that names both sides. The rules are in",
+    "`pyrolatent/inference/rules.py`, which generates this page:",
     "",
     "    python -c \"from pyrolatent.inference import rules; print(rules.page(), end='')\" > docs/rules.md",
     "",
@@ -410,13 +410,13 @@ OFFERS = ("", "What objectives need and models offer:", "", "| | needed by | off
 
 
 def page() -> str:
-    """The page of the documentation that lists the rules, in Markdown."""
+    """The documentation page that lists the rules, in Markdown."""
     rows = [(rule.refuses, rule.instead or "an objective that it can be trained by") for rule in RULES]
     table = [f"| {refuses} | {instead} |" for refuses, instead in [*rows, *BUILT_INTO_PARTS]]
     models: dict[str, Any] = {name: entry.target for name, entry in sorted(registered("model").items())}
     offers = []
     for capability in Capability:
-        needed = _listed(name for name, needs in needing().items() if capability in needs)
+        needed = _listed(name for name, needs in needs_by_objective().items() if capability in needs)
         always = _listed(name for name, model in models.items() if capability in model.always_offers)
         if needed:
             offers.append(f"| {capability} | {needed} | {WHERE.get(capability, always)} |")

@@ -1,4 +1,4 @@
-"""The one place where a Pyro pair is run and scored: particles, importance weights and KL terms per datapoint."""
+"""Running and scoring a Pyro pair: particles, importance weights and KL terms per datapoint."""
 
 import functools
 import math
@@ -40,9 +40,9 @@ class Plate(NamedTuple):
     """The plate over datapoints.
 
     Attributes:
-        name: of the plate; None if the whole program is one datapoint.
-        dim: its dimension, from the right.
-        nesting: number of dimensions that plates take; the particles stand to the left of them.
+        name: name of the plate; None if the whole program is one datapoint.
+        dim: its dimension, negative, from the right.
+        nesting: number of dimensions of all plates; the particles are to the left of them.
     """
 
     name: str | None = "data"
@@ -51,7 +51,7 @@ class Plate(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """log q of a run of the guide, (..., particles, batch): of sites as they count, and of states as probabilities."""
+    """log q of a run of the guide, (..., particles, batch), by site, and of the states that are summed out."""
 
     sites: dict[str, Tensor]
     states: dict[str, Tensor]
@@ -59,23 +59,23 @@ class _Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class Weights:
-    """Draws from a guide, scored under the model when asked, never summed over datapoints.
+    """Draws from a guide, scored under the model on demand and never summed over datapoints.
 
     Sites that the guide marks `infer={"enumerate": "parallel"}` are not drawn but run over all their states, in
-    dimensions to the left of the particles; their sum is part of what the properties below return. With
-    `infer={"num_samples": n}` they are drawn n times there, and the mean over the draws stands for the sum.
+    dimensions to the left of the particles, and the properties below sum over them. With `infer={"num_samples": n}`
+    they are drawn n times there, and the mean over these draws replaces the sum.
 
     Attributes:
         model_trace: the model replayed on the guide's draws.
         guide_trace: the guide's draws.
-        seen: the draws by latent site as the model and a rerun of the guide see them: views, whose gradients can be
-            told from those inside the guide's own run.
-        rerun: runs the guide again on given values of its sites, with the randomness beside its sites as it was.
-        plate: over the datapoints; log-probabilities are summed over any plates inside it.
-        particles: number K of draws; one has no plate of its own in the traces.
-        scale: by which every site of the plate is scaled, as a plate that subsamples does; it belongs outside of any
-            logarithm of a mean, so no property here has it in, and objectives multiply by it at the end. None if
-            sites have scales of their own, which all properties then have in: only for what is linear in them.
+        seen: the draws by latent site as passed to the model and to reruns of the guide: views, so that their gradients
+            are separate from those within the guide's first run.
+        rerun: runs the guide again on given values of its sites, replaying all other randomness.
+        plate: the plate over datapoints; log-probabilities are summed over any plates inside it.
+        particles: number K of draws; a single one has no plate in the traces.
+        scale: the scale of all sites in the plate, as of a plate that subsamples. It must stay outside of logarithms of
+            means, so no property here includes it, and objectives multiply by it at the end. None if sites differ in
+            scale; all properties then include their scales, which is valid only for linear functions of them.
         with_terms: whether `log_observed` counts what the guide observes, as training does and evidence does not.
     """
 
@@ -90,7 +90,7 @@ class Weights:
 
     @cached_property
     def latents(self) -> dict[str, Tensor]:
-        """Draws by latent site, (particles, batch, ...); all states, (states, 1, 1, ...), where enumerated."""
+        """Draws by latent site, (particles, batch, ...); for enumerated sites all states, (states, 1, 1, ...)."""
         nodes = self.guide_trace.nodes
         return {
             site: self.with_particles(nodes[site]["value"], nodes[site]["fn"].event_dim)
@@ -99,7 +99,7 @@ class Weights:
 
     @cached_property
     def summed_out(self) -> list[str]:
-        """Sites all of whose states, or `num_samples` of whose draws, stand side by side in their own dimension."""
+        """Sites whose states, or `num_samples` draws, have a dimension of their own."""
         return [site for site in self.latents if "_enumerate_dim" in self.guide_trace.nodes[site]["infer"]]
 
     @cached_property
@@ -109,12 +109,12 @@ class Weights:
 
     @cached_property
     def drawn(self) -> list[str]:
-        """Sites that are drawn, one value for each particle (and state of those above)."""
+        """Sites that are drawn, one value per particle (and per state of the sites that they depend on)."""
         return [site for site in self.latents if site not in self.summed_out]
 
     @cached_property
     def sampled_inside(self) -> list[str]:
-        """Of the sites in `summed_out` those with `num_samples` draws in the place of all states."""
+        """Sites in `summed_out` that have `num_samples` draws instead of all states."""
         return [site for site in self.summed_out if self.guide_trace.nodes[site]["infer"].get("num_samples")]
 
     @cached_property
@@ -124,13 +124,13 @@ class Weights:
 
     @property
     def without_path(self) -> list[str]:
-        """Sites through whose draws no gradient goes: discrete or not reparameterised, and not summed out."""
+        """Sites without gradients through their draws: discrete or not reparameterised, and not summed out."""
         nodes = self.guide_trace.nodes
         return [site for site in self.drawn + self.sampled_inside if not nodes[site]["fn"].has_rsample]
 
     @cached_property
     def log_prior(self) -> dict[str, Tensor]:
-        """log p(z) by latent site, (..., particles, batch), nats; auxiliary sites of the guide have none."""
+        """log p(z) by latent site, (..., particles, batch), nats; excludes auxiliary sites of the guide."""
         nodes = self.model_trace.nodes
         return {site: self._log_prob(nodes[site]) for site in self.latents if site in nodes}
 
@@ -140,12 +140,12 @@ class Weights:
         return self.log_guide_sites("full")
 
     def log_guide_sites(self, score: Score) -> dict[str, Tensor]:
-        """log q by site, what the guide observes among them, (..., particles, batch), nats.
+        """log q by site, including sites that the guide observes, (..., particles, batch), nats.
 
         Args:
-            score: which gradient they have. "full": through the parameters and the draws. "frozen": of drawn sites
-                through the draws alone, as the model sees them; of states and of what is observed through both.
-                "held": through the parameters alone.
+            score: which gradient they have. "full": through the parameters and the draws. "frozen": for drawn sites
+                only through the draws, as passed to the model; for states and observed sites through both. "held": only
+                through the parameters.
         """
         return self._by_score(score).sites
 
@@ -161,7 +161,7 @@ class Weights:
     @cached_property
     def _frozen(self) -> "_Scored":
         # The guide is run again, since the distribution of a lower site depends on the draws of those above it, and
-        # holding its loc and scale would cut that path too.
+        # detaching its parameters would cut that path too.
         parameters = _leaves([*self._full.sites.values(), *self._full.states.values()])
         live = self._scored(self.rerun(self.seen)) if self.summed_out or self.terms else _Scored({}, {})
         for parameter in parameters:
@@ -187,7 +187,7 @@ class Weights:
         return self._scored(self.rerun({site: nodes[site]["value"].detach() for site in self.latents}))
 
     def hold_to_rerun(self) -> None:
-        """Refuses a guide that was run again, but then gave its draws other probabilities."""
+        """Refuses a guide whose rerun gives its draws other probabilities."""
         for score in ("_frozen", "_held"):
             for site, again in getattr(vars(self).get(score), "sites", {}).items():
                 if not torch.allclose(self._full.sites[site].detach(), again.detach(), rtol=1e-3, atol=1e-3):
@@ -197,7 +197,7 @@ class Weights:
                     )
 
     def log_posterior_at(self, values: dict[str, Tensor]) -> Tensor:
-        """log q(z | x) over all sites at other values of them, as many as there are draws, (..., particles, batch)."""
+        """log q(z | x) over all sites at other values, as many as there are draws, (..., particles, batch)."""
         scored = self._scored(self.rerun(values)).sites
         return total(scored[site] for site in self.latents)
 
@@ -210,7 +210,7 @@ class Weights:
         return total(map(self._log_prob, nodes))
 
     def log_observed(self, score: Score = "full") -> Tensor:
-        """log p(x | z), less what the guide observes where that is counted, (..., particles, batch), nats."""
+        """log p(x | z), less what the guide observes if `with_terms`, (..., particles, batch), nats."""
         if not (self.with_terms and self.terms):
             return self.log_likelihood
         sites = self.log_guide_sites(score)
@@ -237,7 +237,7 @@ class Weights:
 
         Args:
             beta: factor of the log-ratio of prior and posterior.
-            score: which gradient log q has, as in `log_guide_sites`.
+            score: the gradient of log q, as in `log_guide_sites`.
         """
         if not self.latents:
             return self.log_observed(score)
@@ -248,7 +248,7 @@ class Weights:
         return self.log_observed(score) + beta * ratio
 
     def log_terms(self, beta: float | Tensor = 1.0, *, score: Score = "full") -> Tensor:
-        """log of q(s) exp(log_ratio), (states..., particles, batch): what is summed over the states s."""
+        """log of q(s) exp(log_ratio), (states..., particles, batch), the terms of the sum over states s."""
         ratio, log_states = self.log_ratio(beta, score=score), self.log_states(score)
         if log_states is None:
             return ratio
@@ -260,10 +260,10 @@ class Weights:
         return log_sum_over_states(self.log_terms(beta, score=score))
 
     def over_draws(self, shares: Tensor) -> Tensor:
-        """Shares of states and particles summed over the states that the drawn sites do not depend on.
+        """Sums shares of states and particles over the states that the drawn sites do not depend on.
 
         Args:
-            shares: (states..., particles, batch).
+            shares: normalised weights, (states..., particles, batch).
 
         Raises:
             InputError: some drawn sites depend on states and others do not.
@@ -282,7 +282,7 @@ class Weights:
         return shares.sum_to_size(*next(iter(states.values())), *shares.shape[-2:]) if states else shares
 
     def scale_paths(self, factor: Tensor) -> None:
-        """Multiplies the gradient that reaches the guide through the draws, once whatever the guide's layers.
+        """Multiplies the gradient that reaches the guide through the draws, once for any number of layers.
 
         Args:
             factor: (..., particles, batch).
@@ -302,7 +302,7 @@ class Weights:
 
         Args:
             values: (..., particles, batch, *event).
-            event_dims: number of its dimensions behind the batch.
+            event_dims: number of dimensions after the batch.
         """
         log_states = self.log_states()
         if log_states is None:
@@ -314,7 +314,7 @@ class Weights:
     def kl(self) -> dict[str, Tensor]:
         """KL(q(z | x) || p(z)) by latent site, (..., particles, batch), nats.
 
-        Closed form where one is known and is this expectation, else its estimate log q(z | x) - log p(z).
+        In closed form if one is known and is the required expectation, else estimated by log q(z | x) - log p(z).
         """
         return {site: self._kl(site) for site in self.latents}
 
@@ -324,10 +324,10 @@ class Weights:
         return log_q - self.log_prior[site] if site in self.log_prior else log_q
 
     def has_closed_kl(self, site: str) -> bool:
-        """Whether the expectation of log q - log p over the site, others held, is KL(q || p).
+        """Whether the expectation of log q - log p over the site, given the others, is KL(q || p).
 
-        It is if whatever the model draws before the site the guide has drawn before it too. Else, as for
-        p(z1 | z2) with q(z1 | x) q(z2 | z1), the prior changes with the very draw that is averaged over.
+        It is if the guide, too, draws before this site everything that the model draws before it. Otherwise, as for
+        p(z1 | z2) with q(z1 | x) q(z2 | z1), the prior depends on the draw that is averaged over.
         """
         before = [trace.stochastic_nodes for trace in (self.model_trace, self.guide_trace)]
         if not all(site in names for names in before):
@@ -366,7 +366,7 @@ class Weights:
         return self._by_datapoint(log_prob, node)
 
     def _by_datapoint(self, values: Tensor, node: Any) -> Tensor:
-        """Masked, and summed over the plates inside the datapoints', (..., particles, batch)."""
+        """Masks values and sums them over plates inside the plate of datapoints, (..., particles, batch)."""
         scale = node["scale"] if self.scale is None else 1.0
         values = torch.as_tensor(scale_and_mask(values, scale, node["mask"]))
         known = {*_frames(node).values(), *self._states}
@@ -383,11 +383,11 @@ class Weights:
         return values if self.plate.name is not None else values.unsqueeze(-1)
 
     def with_particles(self, values: Tensor, event_dims: int = 0) -> Tensor:
-        """Values as they stand in the traces with the dimensions of all plates and of the particles.
+        """Reshapes values of a trace to have the dimensions of all plates and of the particles.
 
         Args:
-            values: (*plates, *event), (particles, *plates, *event) or with states in front.
-            event_dims: number of its dimensions behind the plates.
+            values: (*plates, *event), (particles, *plates, *event) or with leading states.
+            event_dims: number of dimensions after the plates.
         """
         one = self.particles == 1
         missing = self.plate.nesting + event_dims + (not one) - values.dim()
@@ -396,25 +396,25 @@ class Weights:
 
 
 def total(terms: Iterable[Tensor]) -> Tensor:
-    """The sum of tensors that broadcast, at least one."""
+    """The sum of one or more tensors, which broadcast."""
     return functools.reduce(torch.add, terms)
 
 
 def sum_over_states(values: Tensor) -> Tensor:
-    """The sum over all dimensions in front of (particles, batch)."""
+    """The sum over all dimensions before (particles, batch)."""
     return values if values.dim() == 2 else values.flatten(0, -3).sum(0)
 
 
 def log_sum_over_states(terms: Tensor) -> Tensor:
-    """log of the sum of exponentials over all dimensions in front of (particles, batch)."""
+    """The log-sum-exp over all dimensions before (particles, batch)."""
     return terms if terms.dim() == 2 else terms.flatten(0, -3).logsumexp(0)
 
 
 def closed_kl(posterior: Any, prior: Any) -> Tensor | None:
-    """KL(posterior || prior) in closed form, of their common batch shape; None where no form is known."""
+    """KL(posterior || prior) in closed form, with their common batch shape; None if no closed form is known."""
     if isinstance(innermost(posterior), dist.Delta):
-        return None  # Pyro's form leaves out the log-density of the point
-    # Some of torch's closed forms take no broadcasting.
+        return None  # Pyro's formula omits the log-density of the point
+    # Some of torch's closed forms do not broadcast.
     shape = torch.broadcast_shapes(posterior.batch_shape, prior.batch_shape)
     try:
         return kl_divergence(posterior.expand(shape), prior.expand(shape))
@@ -437,22 +437,22 @@ def weigh(
     """Draws every latent from the guide and scores the draws under the guide and the model.
 
     Args:
-        model: generative function whose sites all lie in one plate over datapoints.
-        guide: function with the same arguments that samples the model's latent sites, in the same plate.
+        model: generative function, with all sites in one plate over datapoints.
+        guide: function with the same arguments that samples the model's latent sites in the same plate.
         *args: arguments of both: x, y, mask for the models of this package.
-        particles: number K of draws for each datapoint, in one vectorised pass. One particle adds no plate, so that
+        particles: number K of draws per datapoint, in one vectorised pass. A single particle adds no plate, so that
             programs that do not broadcast over particles work.
         plate: name of the plate over datapoints; None takes the one that all sites share. A program without plates is
             one datapoint.
-        nesting: number of dimensions that the plates take; None finds it, by one more run.
-        with_terms: whether what the guide observes is counted, as in `Weights`.
-        jointly: for what is linear in the log-probabilities: sites may have scales of their own, and if they share no
-            plate the whole program is one datapoint.
-        again: whether the guide may be run again, for which the randomness beside its sites is kept.
+        nesting: number of dimensions of the plates; None finds it by an additional run.
+        with_terms: whether to count what the guide observes, as in `Weights`.
+        jointly: for linear functions of log-probabilities: sites may differ in scale, and if they share no plate the
+            whole program is one datapoint.
+        again: whether the guide may be run again, for which all randomness outside of its sites is recorded.
         **kwargs: keyword arguments of both.
 
     Raises:
-        InputError: a latent site that only one of the two has, a site outside the plate, or sites of different scales.
+        InputError: a latent site occurs in only one of the two, a site lies outside the plate, or scales differ.
     """
     owner = owner_of(model)
     if particles > 1 and owner is not None and not owner.vectorises:
@@ -492,9 +492,9 @@ _nestings: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
 
 
 def plate_nesting(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
-    """Number of dimensions that the plates of a Pyro pair take.
+    """Number of dimensions of the plates of a Pyro pair.
 
-    It is found by a run of the pair, once for the functions of a module and each form of their arguments.
+    It is found by running the pair, once for the functions of a module and each `form` of their arguments.
 
     Args:
         model: generative function.
@@ -515,7 +515,7 @@ def plate_nesting(model: Program, guide: Program, *args: Any, **kwargs: Any) -> 
 
 
 def form(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What of its arguments a program may depend on as a whole: which are there, dimensions of tensors, flags."""
+    """The form of arguments on which the structure of a program may depend: presence, dimensions of tensors, flags."""
 
     def of(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -532,7 +532,7 @@ def _depth(nodes: list[Any]) -> int:
 def _plate_of(nodes: list[Any], nesting: int, name: str | None, jointly: bool) -> Plate:
     """The plate over datapoints: the one that all sites share, or the one of this name.
 
-    The whole program is one datapoint where it has no plate or, where sites may be weighed jointly, shares none.
+    The whole program is one datapoint if it has no plate or, with `jointly`, if its sites share none.
     """
     if _depth(nodes) > nesting:
         raise InputError(DEEPER.format(_depth(nodes), nesting))
@@ -570,7 +570,7 @@ def _plate_of(nodes: list[Any], nesting: int, name: str | None, jointly: bool) -
 
 
 def _sites(trace: Any) -> Iterator[Any]:
-    """What is sampled, observed or a factor: all but what is only recorded."""
+    """The nodes that are sampled, observed or factors."""
     for node in trace.nodes.values():
         if node["type"] == "sample" and not node["infer"].get("_deterministic") and not site_is_subsample(node):
             yield node
@@ -581,12 +581,12 @@ def _observed(trace: Any) -> list[str]:
 
 
 def _frames(node: Any) -> dict[str, int]:
-    """Plates of the program that a site lies in, with their dimensions."""
+    """The plates of the program that contain a site, with their dimensions."""
     return {frame.name: frame.dim for frame in node["cond_indep_stack"] if frame.vectorized and frame.name != PARTICLES}
 
 
 def _hold_to_sites(model_trace: Any, guide_trace: Any, nesting: int) -> None:
-    """Refuses latent sites of the guide that the model does not have, or has otherwise."""
+    """Refuses latent sites of the guide that the model does not have, observes, or has in another shape."""
     for site in guide_trace.stochastic_nodes:
         guide, model = guide_trace.nodes[site], model_trace.nodes.get(site)
         if model is None and not guide["infer"].get("is_auxiliary"):
@@ -604,7 +604,7 @@ def _hold_to_sites(model_trace: Any, guide_trace: Any, nesting: int) -> None:
 
 
 class _OnlyDrawn(Messenger):
-    """Refuses latent sites of the model that the guide does not have, where they stand."""
+    """Refuses latent sites of the model that the guide does not have, when they are sampled."""
 
     def __init__(self, drawn: set[str]) -> None:
         super().__init__()
@@ -619,7 +619,7 @@ class _OnlyDrawn(Messenger):
 
 
 def _hold_to_states(nodes: list[Any], plate: Plate) -> None:
-    """Refuses states that cannot be summed out for each datapoint."""
+    """Refuses states that cannot be summed out per datapoint."""
     dims: dict[int, str] = {}
     for node in nodes:
         site, inner = node["name"], sorted({*_frames(node)} - {plate.name})
@@ -640,7 +640,7 @@ def _hold_to_states(nodes: list[Any], plate: Plate) -> None:
 
 
 def _seen_by_the_model(guide_trace: Any) -> tuple[Any, dict[str, Tensor]]:
-    """The guide's trace with its draws as views, and these by site."""
+    """The guide's trace with its draws replaced by views, and the views by site."""
     draws, seen = guide_trace.copy(), {}
     for site in draws.stochastic_nodes:
         node = draws.nodes[site]
@@ -649,7 +649,7 @@ def _seen_by_the_model(guide_trace: Any) -> tuple[Any, dict[str, Tensor]]:
         seen[site] = node["value"]
         if node["value"].requires_grad:
             seen[site] = node["value"].view_as(node["value"])
-            vars(seen[site]).update(vars(node["value"]))  # what Pyro's straight-through draws remember of themselves
+            vars(seen[site]).update(vars(node["value"]))  # attributes of Pyro's straight-through draws
             draws.nodes[site] = {**node, "value": seen[site]}
     return draws, seen
 
@@ -663,7 +663,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 class _Noise(TorchDispatchMode):
-    """Keeps what random operations beside the sites of a program give, such as dropout masks, and gives it again."""
+    """Records the results of random operations outside of sites, such as dropout masks, and replays them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -697,7 +697,7 @@ class _Noise(TorchDispatchMode):
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Within this context operations give what they gave before, in their order."""
+        """Replays the recorded results in order within this context."""
         self.given = iter(self.kept)
         try:
             with self:
@@ -707,7 +707,7 @@ class _Noise(TorchDispatchMode):
 
 
 class _BesideSites(Messenger):
-    """Tells whether a site is being drawn."""
+    """Tracks whether a site is being sampled."""
 
     drawing = False
 
@@ -719,7 +719,7 @@ class _BesideSites(Messenger):
 
 
 def _leaves(tensors: Iterable[Tensor], without: Iterable[Any] = ()) -> list[Tensor]:
-    """The tensors that a gradient of these would be accumulated in, not by way of some operations."""
+    """The leaf tensors that receive a gradient from these tensors, except by way of given operations."""
     found: dict[int, Tensor] = {}
     seen = {*without}
     waiting: list[Any] = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
@@ -737,7 +737,7 @@ def _leaves(tensors: Iterable[Tensor], without: Iterable[Any] = ()) -> list[Tens
 
 
 def _common_scale(sites: list[Any], plate: Plate, jointly: bool) -> float | Tensor | None:
-    """What scales every site, a number or (batch,), None if each has its own."""
+    """The common scale of all sites, a number or (batch,); None if they differ."""
     scale = sites[0]["scale"] if sites else 1.0
     for site in sites:
         if not _same(site["scale"], scale):
@@ -761,7 +761,7 @@ def _common_scale(sites: list[Any], plate: Plate, jointly: bool) -> float | Tens
 
 
 def _in_particles(program: Program, particles: int, nesting: int) -> Program:
-    """The program in a plate of particles; one particle has none."""
+    """The program in a plate of particles, unless there is a single one."""
     if particles == 1:
         return program
 
@@ -780,7 +780,7 @@ def _in_particles(program: Program, particles: int, nesting: int) -> Program:
 def arguments(
     model: Any, batch: tuple[Tensor, Tensor | None, Tensor | None]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What a model is called with to score a minibatch (x, y, mask): without labels if it is no model of x given y."""
+    """Arguments with which to score a minibatch (x, y, mask); labels only if the model is one of x given y."""
     x, y, mask = batch
     return x, y if model.conditional else None, mask
 
@@ -788,7 +788,7 @@ def arguments(
 def training_arguments(
     model: Any, batch: tuple[Tensor, Tensor | None, Tensor | None]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What a model is called with in training: with the labels if it has any use for them."""
+    """Arguments with which to train on a minibatch (x, y, mask); labels only if the model uses them."""
     x, y, mask = batch
     return x, y if model.label_dim else None, mask
 
@@ -798,5 +798,5 @@ Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
-    """log of the mean of exponentials, without leaving log space."""
+    """The log-mean-exp over a dimension."""
     return values.logsumexp(dim) - math.log(values.shape[dim])

@@ -1,4 +1,4 @@
-"""What is believed: families, priors, conditionals, networks, and the models made of them."""
+"""Models, and the families, priors, conditionals and networks that they are made of."""
 
 from pyrolatent.models.autoencoder import PCA, Autoencoder
 from pyrolatent.models.components import families as named

@@ -1,4 +1,4 @@
-"""What users give to a model, as its tensors: converted to its type and device, or refused naming both sides."""
+"""Converting users' arrays to tensors of a model's type and device, with validation."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from pyrolatent.errors import InputError
 
 
 def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Datapoints with their labels and their mask, as a model takes them: divided as its training data were.
+    """Converts datapoints, labels and mask to tensors for a model, in the units of its training data.
 
     Args:
-        model: whose event shape, labels, type and device count.
+        model: the model, whose event shape, labels, type and device apply.
         x: data (batch, *event_shape), numbers of any type in a tensor, an array or nested lists.
         y: labels, as in `as_labels`; -1 is an unknown class where the model infers the label.
         mask: True, or 1, where x is observed, (batch, *event_shape).
 
     Raises:
-        InputError: another shape, no datapoints, what is no number, an observed value that is not finite, or values
-            as they were before `load_data` divided them.
+        InputError: the shapes do not fit, there are no datapoints, values are not numbers, observed values are not
+            finite, or x was not divided as `load_data` divided the training data.
     """
     x = as_numbers(model, x, "x")
     if not model.met and x.dim() and len(x):
@@ -44,15 +44,15 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
     missing = int((~torch.isfinite(observed)).sum())
     if missing:
         raise InputError(f"{missing} observed values of x are NaN or infinite; give a mask that is False there")
-    hold_to_divisor(model, observed)
+    validate_divisor(model, observed)
     return x, None if y is None else as_labels(model, y, len(x), known=model.conditional), mask
 
 
-def hold_to_divisor(model: Any, x: Tensor) -> None:
-    """Refuses values as they were before `load_data` divided them to [0, 1], or resized; 0 and 1 alone are binary.
+def validate_divisor(model: Any, x: Tensor) -> None:
+    """Refuses values that were not divided as `load_data` divided the training data; only 0 and 1 count as binary.
 
     Raises:
-        InputError: naming what to divide by.
+        InputError: the values were not divided; the message has the divisor.
     """
     if model.divisor != 1 and (x > 1).any() and (x.mean() > 1 or (x == x.round()).all()):
         raise InputError(
@@ -62,24 +62,23 @@ def hold_to_divisor(model: Any, x: Tensor) -> None:
 
 
 def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
-    """Labels as a model takes them: classes (size,), int64, or vectors (size, label_dim) in the model's type.
+    """Converts labels for a model: classes (size,), int64, or vectors (size, label_dim) in the model's type.
 
-    Real numbers are vectors, one number (size,) being a vector of width 1, and are never taken for classes; whole
-    numbers, (size,) or (size, 1), are classes, but for a model of label vectors, whose labels are vectors whatever
-    their type.
+    Real numbers are always vectors; (size,) real numbers are vectors of width 1. Integers, (size,) or (size, 1), are
+    classes, except for a model of label vectors, whose labels are vectors whatever their type.
 
     Args:
-        model: whose labels, type and device count.
+        model: the model, whose labels, type and device apply.
         y: labels in a tensor, an array or nested lists.
-        size: how many are needed.
-        known: whether -1, an unknown class, is refused.
+        size: required number of labels.
+        known: whether to refuse -1, which stands for an unknown class.
 
     Raises:
-        InputError: the model knows no labels or others.
+        InputError: the model takes no labels, or these do not fit it.
     """
     name, label_dim = type(model).__name__, model.label_dim
     if not label_dim:
-        raise InputError(f"{name} knows no labels, but y was given; leave y out, or declare a model of labels")
+        raise InputError(f"{name} takes no labels, but y was given; leave y out, or declare a model of labels")
     labels = as_tensor(y, "y")
     vectors = model.vector_labels or labels.is_floating_point()
     if vectors and model.conditional:
@@ -90,7 +89,7 @@ def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
         labels = labels.reshape(size)
         least, most = (int(labels.min()), int(labels.max())) if size else (0, 0)
         if least >= (0 if known else -1) and most < label_dim:
-            return labels.to(place_of(model)[0], torch.int64)
+            return labels.to(device_and_dtype(model)[0], torch.int64)
         raise InputError(
             f"labels from {least} to {most} were given; they are 0 to {label_dim - 1}{'' if known else ', or -1'}"
         )
@@ -102,21 +101,21 @@ def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
 
 
 def as_numbers(model: Any, values: Any, name: str) -> Tensor:
-    """Numbers as a tensor of a model's type on its device.
+    """Converts numbers to a tensor of a model's type on its device.
 
     Raises:
-        InputError: what was given are no numbers.
+        InputError: the values are not numbers.
     """
-    return as_tensor(values, name).to(*place_of(model))
+    return as_tensor(values, name).to(*device_and_dtype(model))
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
-    """Numbers of any type in a tensor, an array or nested lists as a dense tensor; what numbers they are is kept.
+    """Converts numbers in a tensor, an array or nested lists to a dense tensor, keeping their type.
 
-    Unsigned integers, of which torch knows little, become int64, but for tensors of uint8.
+    Unsigned integers other than uint8, which torch hardly supports, become int64.
 
     Raises:
-        InputError: what was given are no numbers, or a masked array.
+        InputError: the values are not numbers, or are a masked array.
     """
     if isinstance(values, np.ma.MaskedArray):
         raise InputError(f"{name} is a masked array; give {name}.filled(0), and mask=~x.mask, True where x is observed")
@@ -133,17 +132,17 @@ def as_tensor(values: Any, name: str) -> Tensor:
     if array.dtype.kind == "f":
         return torch.from_numpy(array.astype(np.float64))
     if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
-        raise InputError(f"{name} holds whole numbers up to {array.max()}, of which int64 has none; give smaller ones")
+        raise InputError(f"{name} holds whole numbers up to {array.max()}, which int64 cannot hold; give smaller ones")
     if array.dtype.kind in "bui":
         return torch.from_numpy(array.astype(np.int64))
     raise InputError(f"{name} is a {type(values).__name__} of no real numbers; give a tensor, an array or nested lists")
 
 
-def place_of(model: Any) -> tuple[torch.device, torch.dtype]:
-    """The device and the floating type of a model's numbers, those of torch's defaults if it has none.
+def device_and_dtype(model: Any) -> tuple[torch.device, torch.dtype]:
+    """The device and floating type of a model's parameters and buffers; torch's defaults if it has none.
 
     Raises:
-        InputError: a model of several types, or of half precision, in which sums of log-probabilities are lost.
+        InputError: the model has several types, or half precision, in which sums of log-probabilities are inaccurate.
     """
     named = [*model.named_parameters(), *model.named_buffers()]
     floating = {name: tensor for name, tensor in named if tensor.is_floating_point()}

@@ -17,7 +17,7 @@ from pyrolatent.models.model import Capability, MaskInput, Model
 
 
 class DeterministicModel(Model):
-    """z = encoder(x), x' = decoder(z): codes and reconstructions, but neither p(x) nor samples.
+    """z = encoder(x), x' = decoder(z): codes and reconstructions, without p(x) or samples.
 
     Args:
         event_shape: shape of one datapoint x.
@@ -33,12 +33,12 @@ class DeterministicModel(Model):
         self.decoder = decoder
 
     def encode(self, x: Any, y: Any = None, mask: Any = None) -> dict[str, Any]:
-        """The code as a distribution with all its mass at one point, 0 standing for what is not observed."""
+        """The code as a point mass; unobserved entries enter as 0."""
         x, _, mask = as_inputs(self, x, y, mask)
         return {"z": dist.Delta(self._code(x, mask)).to_event(1)}
 
     def decode(self, latents: Any, y: Any = None) -> TorchDistributionMixin:
-        """The reconstruction of codes (..., latent_dim) as a distribution with all its mass at one point."""
+        """The reconstruction of codes (..., latent_dim) as a point mass."""
         if y is not None:
             as_labels(self, y, len(y))  # refuses them
         z = as_numbers(self, latents["z"] if isinstance(latents, Mapping) else latents, "z")
@@ -46,24 +46,24 @@ class DeterministicModel(Model):
         return dist.Delta(decoded).to_event(len(self.event_shape))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """decoder(encoder(x)), (batch, *event_shape), of tensors as training has them."""
+        """decoder(encoder(x)), (batch, *event_shape), of training tensors."""
         return self.decoder(self._code(x, mask))
 
     def reconstruct(self, x: Any, y: Any = None, mask: Any = None) -> Tensor:
-        """decoder(encoder(x)), (batch, *event_shape), 0 standing for what is not observed."""
+        """decoder(encoder(x)), (batch, *event_shape); unobserved entries enter as 0."""
         x, _, mask = as_inputs(self, x, y, mask)
         return self(x, mask)
 
     @property
     def encoders(self) -> list[nn.Module]:
-        """The network that sees x with its gaps."""
+        """The network that receives x with missing entries."""
         return [self.encoder]
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return apply_network(self.encoder, filled(x, mask), mask=mask)
 
     def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> NoReturn:
-        """Refused: there is no generative function."""
+        """Raises InputError: there is no generative function."""
         raise InputError(
             f"{type(self).__name__} maps x to a code and back and says nothing of how codes or x are distributed, so "
             "it has no density, evidence or samples; declare vae, or linear_gaussian, for these"
@@ -84,7 +84,7 @@ class Autoencoder(DeterministicModel):
         latent_dim: width of the code.
         encoder: the network from x to the code.
         decoder: the network from the code to the reconstruction.
-        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
+        mask_input: whether the encoder receives the mask; "auto" if it is trained with one.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Autoencoder(DeterministicModel):
 
 @component("pca", "model")
 class PCA(DeterministicModel):
-    """Principal components: z = W'(x - m), x' = m + W z, W'W = I, of least squared error among linear codes.
+    """Principal component analysis: z = W'(x - m), x' = m + W z, W'W = I, the linear code of least squared error.
 
     Args:
         event_shape: shape of one datapoint x.
@@ -129,7 +129,7 @@ class PCA(DeterministicModel):
 
     @torch.no_grad()
     def solve(self, x: Tensor) -> None:
-        """The exact solution for data x (datapoints, *event_shape), by scikit-learn."""
+        """Sets the exact solution for data x (datapoints, *event_shape), computed by scikit-learn."""
         from sklearn import decomposition
 
         inward, outward = (_only_layer(part) for part in (self.encoder, self.decoder))
@@ -140,7 +140,7 @@ class PCA(DeterministicModel):
             )
         flat = x.flatten(1).double()
         mean = flat.mean(0)
-        # Centred in double precision first, since scikit-learn forms moments, in which a mean far from 0 cancels.
+        # Centred in double precision first: scikit-learn forms moments, in which a mean far from 0 cancels.
         solved = decomposition.PCA(latent_dim).fit((flat - mean).cpu().numpy())
         components = torch.as_tensor(solved.components_, device=x.device)
         inward.weight.copy_(components)

@@ -59,7 +59,7 @@ class LayeredModel(LatentVariableModel):
 
     @property
     def encoders(self) -> list[nn.Module]:
-        """The network that sees x with its gaps."""
+        """The network that receives x with missing entries."""
         return [next(iter(self.upwards)).network]
 
     def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
@@ -72,7 +72,7 @@ class LayeredModel(LatentVariableModel):
             pyro.sample("x", masked(likelihood, mask), obs=filled(x, mask, likelihood.support))
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """z_1 ~ q(z_1 | x), z_(l+1) ~ q(z_(l+1) | z_l); the encoder sees 0 where x is not observed."""
+        """z_1 ~ q(z_1 | x), z_(l+1) ~ q(z_(l+1) | z_l); unobserved entries of x enter the encoder as 0."""
         with pyro.plate("data", x.shape[0], dim=-1):
             value = x
             for level, posterior in enumerate(self.upwards, 1):
@@ -84,7 +84,7 @@ class LayeredModel(LatentVariableModel):
         return posterior
 
     def site_options(self, level: int, x: Tensor) -> Any:
-        """What gradient estimators are told of the guide's site z_level."""
+        """The `infer` options of the guide's site z_level, for gradient estimators."""
         return {}
 
     def __str__(self) -> str:
@@ -101,24 +101,24 @@ class LayeredModel(LatentVariableModel):
 
 @component("hierarchical_vae", "model")
 class HierarchicalVAE(LayeredModel):
-    """VAE with L stochastic layers of normals, its posterior from the bottom up or from the top down.
+    """VAE with L stochastic layers of normal latents and a bottom-up or top-down posterior.
 
     bottom_up: q(z_1 | x) prod_l q(z_(l+1) | z_l) (Rezende et al. 2014, 1401.4082).
     top_down: a ladder (Sonderby et al. 2016, 1602.02282). A deterministic pass h_l = net_l(h_(l-1)), h_0 = x, proposes
-    N(m_l, s_l^2), which is joined with the prior N(m, s^2) that z_(l+1) gives to z_l by precision:
+    N(m_l, s_l^2), which is multiplied with the prior N(m, s^2) of z_l given z_(l+1):
     q(z_l | z_(l+1), x) = N((m_l / s_l^2 + m / s^2) v, v), 1 / v = 1 / s_l^2 + 1 / s^2.
 
     Args:
         event_shape: shape of one datapoint x.
         latent_dims: number of dimensions of z_1, ..., z_L.
-        inference: how the posterior factorises.
-        prior: p(z_L); of the top-down posterior it must be over all real numbers.
+        inference: factorisation of the posterior.
+        prior: p(z_L); a top-down posterior needs a prior over all real numbers.
         likelihood: the family of p(x | z_1).
         encoder: the network from x upwards.
         decoder: the network from z_1 to the likelihood's parameters.
         between: the networks between latent layers, in both directions.
-        width: width of h_l, of the top-down posterior.
-        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
+        width: width of h_l in the top-down posterior.
+        mask_input: whether the encoder receives the mask; "auto" if it is trained with one.
     """
 
     def __init__(
@@ -201,20 +201,20 @@ class _Proposal(nn.Module):
 
 
 def joined(first: dist.Normal, second: dist.Normal) -> dist.Normal:
-    """The normalised product of two normals: precisions add, means are weighed by them."""
+    """The normalised product of two normal densities: precisions add, and means are weighted by precision."""
     precisions = first.scale**-2, second.scale**-2
     variance = 1 / (precisions[0] + precisions[1])
     return dist.Normal((first.loc * precisions[0] + second.loc * precisions[1]) * variance, variance.sqrt())
 
 
 class CartesianProduct(dist.Independent):
-    """Independent discrete variables as one, whose states are all combinations of theirs."""
+    """Independent discrete variables as one variable, whose states are all combinations of their states."""
 
     has_enumerate_support = True
 
     @classmethod
     def of(cls, independent: Any) -> "CartesianProduct":
-        """The same distribution, enumerable."""
+        """The same distribution with an enumerable support."""
         return cls(independent.base_dist, independent.reinterpreted_batch_ndims)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
@@ -231,20 +231,20 @@ class CartesianProduct(dist.Independent):
 class DiscreteVAE(LayeredModel):
     """Layers of discrete latents: a sigmoid belief network with two classes, else a categorical VAE.
 
-    p(z_L) is uniform, p(z_l | z_(l+1)) and p(x | z_1) are networks, as is q from the bottom up (Mnih and Gregor 2014,
-    1402.0030; Jang et al. 2017, 1611.01144, for relaxed ones declare vae with prior and posterior relaxed_bernoulli).
+    p(z_L) is uniform; p(z_l | z_(l+1)), p(x | z_1) and the bottom-up q are networks (Mnih and Gregor 2014, 1402.0030).
+    For relaxed latents (Jang et al. 2017, 1611.01144) declare vae with prior and posterior relaxed_bernoulli.
 
     Args:
         event_shape: shape of one datapoint x.
         latent_dims: number of variables of z_1, ..., z_L.
-        classes: of each variable: 2 for {0, 1}, more for one-hot vectors.
-        estimator: "score" leaves gradients to the objective and gives it a baseline network of x for each site;
-            "enumerate" sums each layer out exactly, for at most 1,024 states over all layers.
+        classes: number of classes of each variable: 2 for {0, 1}, more for one-hot vectors.
+        estimator: "score" leaves gradients to the objective and provides a baseline network of x for each site;
+            "enumerate" sums out every layer exactly, for at most 1,024 states over all layers.
         likelihood: the family of p(x | z_1).
         encoder: the network from x to q(z_1 | x).
         decoder: the network from z_1 to the likelihood's parameters.
         between: the networks between latent layers, in both directions.
-        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
+        mask_input: whether the encoder receives the mask; "auto" if it is trained with one.
     """
 
     def __init__(
@@ -285,11 +285,11 @@ class DiscreteVAE(LayeredModel):
             )
 
     def site(self, posterior: TorchDistributionMixin) -> TorchDistributionMixin:
-        """The guide's distribution at a site, with its states where they are summed out."""
+        """The guide's distribution at a site, enumerable if its states are summed out."""
         return CartesianProduct.of(posterior) if self.estimator == "enumerate" else posterior
 
     def site_options(self, level: int, x: Tensor) -> Any:
-        """A baseline network, or that the site is to be summed out."""
+        """A baseline network, or the mark that the site is summed out."""
         if self.estimator == "enumerate":
             return {"enumerate": "parallel"}
         baseline = self.baselines[level - 1]

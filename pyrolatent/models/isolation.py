@@ -1,4 +1,4 @@
-"""Running modules without leaving a trace on them."""
+"""Contexts that run modules without changing them, isolated from the caller's contexts."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,10 +17,10 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within this context no effect handler of the caller's, no plate and no inference mode reaches what is run.
+    """Disables the caller's effect handlers, plates and inference mode within this context.
 
-    What is computed for the package's own numbers is the same inside a caller's `poutine.scale`, `pyro.plate` or
-    `torch.inference_mode` as it is outside. Gradients are recorded if they were.
+    The package's results are therefore the same inside a caller's `poutine.scale`, `pyro.plate` or
+    `torch.inference_mode` as outside of it. Whether gradients are recorded does not change.
     """
     outside = _PYRO_STACK[:], _DIM_ALLOCATOR._stack[:], vars(_ENUM_ALLOCATOR).copy()
     _PYRO_STACK.clear()
@@ -37,21 +37,21 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def evaluating_alone(*modules: nn.Module) -> Iterator[None]:
-    """Within this context modules are in evaluation mode, and run `alone`."""
+    """Puts modules in evaluation mode and runs them `alone` within this context."""
     with alone(), evaluation_mode(*modules):
         yield
 
 
 @contextmanager
 def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    """Within this context modules are in evaluation mode; afterwards all of their parts are in the modes they had."""
+    """Puts modules in evaluation mode within this context; their sub-modules return to their own modes afterwards."""
     with _mode(False, modules):
         yield
 
 
 @contextmanager
 def training_mode(*modules: nn.Module) -> Iterator[None]:
-    """Within this context modules are in training mode; afterwards all of their parts are in the modes they had."""
+    """Puts modules in training mode within this context; their sub-modules return to their own modes afterwards."""
     with _mode(True, modules):
         yield
 
@@ -70,9 +70,9 @@ def _mode(training: bool, modules: tuple[nn.Module, ...]) -> Iterator[None]:
 
 @contextmanager
 def statistics_held() -> Iterator[None]:
-    """Within this context normalisations do all that they do in training but move their running statistics.
+    """Keeps running statistics of normalisation layers in training mode unchanged within this context.
 
-    They are given copies to move, whatever program they are a part of.
+    The layers update copies of them instead, also in compiled programs.
     """
     kept: list[tuple[nn.Module, dict[str, Any]]] = []
 

@@ -1,4 +1,4 @@
-"""A latent-variable model is three distributions; this file makes a generative function and a guide of them."""
+"""Latent-variable models: a prior, a likelihood and a posterior as a generative function and a guide."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -25,14 +25,14 @@ from pyrolatent.models.model import Capability, Model, count_parameters
 class LatentVariableModel(Model):
     """p(x, z) = p(z) p(x | z) with the approximate posterior q(z | x).
 
-    Both functions hold exactly one plate, `data`, of the minibatch's size. Models with several latent sites override
-    `generate` and `infer` and nothing else.
+    Both functions have exactly one plate, `data`, of the size of the minibatch. Models with several latent sites
+    override only `generate` and `infer`.
 
     Args:
         event_shape: shape of one datapoint x.
-        prior: forward(y=None) gives the distribution of z, of batch shape () or (batch,).
-        likelihood: forward(z, y=None) gives the distribution of x.
-        posterior: forward(x, y=None) gives the distribution of z.
+        prior: forward(y=None) returns the distribution of z, of batch shape () or (batch,).
+        likelihood: forward(z, y=None) returns the distribution of x.
+        posterior: forward(x, y=None) returns the distribution of z.
     """
 
     always_offers = frozenset({Capability.DENSITY, Capability.LATENTS, Capability.POSTERIOR})
@@ -56,7 +56,7 @@ class LatentVariableModel(Model):
 
     @property
     def offers(self) -> frozenset[Capability]:
-        """A density and a posterior, and whether the latter scores any value, which some flows do not."""
+        """A density and a posterior and, unless it is a flow without an inverse, scores of any value."""
         return self.always_offers | ({Capability.ANY_DRAW_SCORED} if self.scores_any_value else set())
 
     @property
@@ -76,19 +76,19 @@ class LatentVariableModel(Model):
 
     @property
     def encoders(self) -> list[nn.Module]:
-        """The networks that see x with its gaps."""
+        """The networks that receive x with missing entries."""
         network = getattr(self.posterior, "network", None)
         return [] if network is None else [network]
 
     @property
     def sees_gaps(self) -> bool:
-        """Whether q(z | x) can be right where parts of x are missing: it is exact, or its encoders see the mask."""
+        """Whether q(z | x) accounts for missing entries of x: it is exact, or its encoders receive the mask."""
         seen = [getattr(network, "missing", None) is not None for network in self.encoders]
         return self.exact or (bool(seen) and all(seen))
 
     @property
     def scores_any_value(self) -> bool:
-        """Whether the posterior has a density at values that it did not draw itself, which some flows have not."""
+        """Whether the posterior can score values that it did not draw itself, which some flows cannot."""
         return getattr(getattr(self.posterior, "family", None), "scores_any_value", True)
 
     def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
@@ -97,7 +97,7 @@ class LatentVariableModel(Model):
         Args:
             x: data (batch, *event_shape).
             y: labels (batch,) or (batch, label_dim), of conditional models.
-            mask: True where x is observed (batch, *event_shape); the rest is left out of the likelihood.
+            mask: True where x is observed (batch, *event_shape); other entries are left out of the likelihood.
         """
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", self.prior(y))
@@ -105,7 +105,7 @@ class LatentVariableModel(Model):
             pyro.sample("x", masked(likelihood, mask), obs=filled(x, mask, likelihood.support))
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """The guide: z ~ q(z | x), the encoder seeing 0 where x is not observed, and the mask if it takes one.
+        """The guide: z ~ q(z | x). The encoder receives 0 for unobserved entries, and the mask if it takes one.
 
         Arguments as in `generate`.
         """
@@ -114,26 +114,26 @@ class LatentVariableModel(Model):
 
     @property
     def model(self) -> "PyroProgram":
-        """The generative function for Pyro's own tools, as in `SVI(m.model, m.guide, ...)`."""
+        """The generative function for Pyro's tools, as in `SVI(m.model, m.guide, ...)`."""
         return PyroProgram(self, self.generate)
 
     @property
     def guide(self) -> "PyroProgram":
-        """The guide for Pyro's own tools."""
+        """The guide for Pyro's tools."""
         return PyroProgram(self, self.infer)
 
     def encode(self, x: Any, y: Any = None, mask: Any = None) -> dict[str, TorchDistributionMixin]:
         """The approximate posterior of every latent site, each of batch shape (batch,), in evaluation mode.
 
-        A site below another in a hierarchy is given one draw of the sites above it.
+        In a hierarchy a site is conditioned on one draw of the sites that the guide draws before it.
 
         Args:
             x: data (batch, *event_shape), numbers of any type in a tensor, an array or nested lists.
-            y: labels, of models that know any.
+            y: labels, of models that take any.
             mask: True where x is observed.
 
         Raises:
-            InputError: arguments that do not fit the model.
+            InputError: an argument does not fit the model.
         """
         inputs = as_inputs(self, x, y, mask)
         with evaluating_alone(self):
@@ -144,11 +144,12 @@ class LatentVariableModel(Model):
         """The likelihood p(x | latents), in evaluation mode.
 
         Args:
-            latents: by site, (..., batch, *shape), numbers of any type; what is no mapping stands for the only site.
-            y: labels (batch,) or (batch, label_dim), of models that know any; they give a site that is the label.
+            latents: values by site, (..., batch, *shape), numbers of any type; for a model with a single site also the
+                value itself.
+            y: labels (batch,) or (batch, label_dim), of models that take any, also as the value of a label site.
 
         Raises:
-            InputError: a site that is missing, unknown or of another shape, or labels that do not fit the model.
+            InputError: a site is missing, unknown or of another shape, or the labels do not fit the model.
         """
         name, x = type(self).__name__, as_numbers(self, torch.zeros(()), "x")
         one = as_labels(self, [[0.0] * self.label_dim] if self.vector_labels else [0], 1) if self.conditional else None
@@ -189,11 +190,11 @@ class LatentVariableModel(Model):
         return self.observation(trace)["fn"]
 
     def simulated(self, size: int, y: Tensor | None = None) -> dict[str, Any]:
-        """Draws z ~ p(z), x ~ p(x | z): what a Pyro trace in evaluation mode holds of x and every latent site, by name.
+        """Draws z ~ p(z), x ~ p(x | z) in evaluation mode: the nodes of a Pyro trace for x and every latent site.
 
         Args:
             size: number of draws.
-            y: labels of conditional models; of a model that infers the label, the classes that are drawn.
+            y: labels of conditional models; for a model that infers the label, the classes to draw.
         """
         program = poutine.condition(self.unconditioned(y), data=self.given_label(y))
         x = as_numbers(self, torch.zeros(()), "x").expand(size, *self.event_shape)
@@ -219,15 +220,15 @@ class LatentVariableModel(Model):
         return trace.nodes[self.observed_site]
 
     def given_label(self, y: Tensor | None) -> dict[str, Tensor]:
-        """The latent site that labels give, one-hot, by its name, of a model that infers the label, else none."""
+        """The labels as the value of the label site, one-hot, for a model that infers the label; else empty."""
         return {} if y is None or self.label_site is None else {self.label_site: one_hot(y, self.label_dim)}
 
     def training_term(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor | None:
-        """What training maximises besides the bound, (batch,); never part of a reported bound. None here."""
+        """A term that training maximises besides the bound, (batch,), never part of a reported bound; None here."""
         return None
 
     def log_evidence(self, x: Any, mask: Any = None) -> Tensor | None:
-        """log p(x) of what is observed, (batch,), nats, where it has a closed form; else None, as here."""
+        """log p(x) of the observed entries, (batch,), nats, if it has a closed form; None here."""
         return None
 
     def __str__(self) -> str:
@@ -238,13 +239,13 @@ class LatentVariableModel(Model):
 
 
 def owner_of(program: Any) -> LatentVariableModel | None:
-    """The model whose generative function or guide this is; None: it is a function of its own."""
+    """The model whose generative function or guide this is; None for any other function."""
     owner = getattr(program, "owner", getattr(program, "__self__", None))
     return owner if isinstance(owner, LatentVariableModel) else None
 
 
 def require_labels(label_dim: int, name: str) -> None:
-    """Refuses to build a model of labels without any.
+    """Refuses to build a model of labels for data without labels.
 
     Raises:
         InputError: there are no labels.
@@ -254,11 +255,11 @@ def require_labels(label_dim: int, name: str) -> None:
 
 
 class PyroProgram(nn.Module):
-    """A generative function or a guide as Pyro's tools want it: a module that registers its parameters when called.
+    """A generative function or a guide for Pyro's tools: a module that registers its parameters when called.
 
-    The name in the parameter store is the model's own, by the order in which models first run: with one fixed name a
-    second model in the same process would silently be given the first one's parameters. A store that was loaded gives
-    its values to the model when it next runs.
+    Each model has its own name in the parameter store, numbered in the order in which models first run; under one fixed
+    name a second model in the same process would silently receive the parameters of the first. The values of a store
+    that was loaded are copied to the model when it next runs.
 
     Args:
         owner: the model that holds the parameters.
@@ -286,17 +287,17 @@ class PyroProgram(nn.Module):
 
 
 def _share_parameters(model: Model) -> None:
-    """Makes the parameters that the store holds of a model the model's own, with the values of the store.
+    """Replaces a model's entries in the parameter store by the model's own parameters, with the values of the store.
 
-    Pyro's optimisers move the tensors of the store, which after `load` and `set_state` are not the model's. A parameter
-    that was put into the model in the place of another keeps its own value.
+    Pyro's optimisers update the tensors of the store, which are not the model's after `load` and `set_state`. A
+    parameter that has replaced another one in the model keeps its value.
     """
     started = model in _names
     name, store = _store_name(model), pyro.get_param_store()
     stored = dict(store.named_parameters())
     for key, parameter in model.named_parameters():
         full = param_with_module_name(name, key)
-        if not parameter.is_contiguous():  # of which the store would keep a copy
+        if not parameter.is_contiguous():  # the store would keep a copy
             parameter.data = parameter.data.contiguous()
         held = stored.get(full)
         if held is not None and held is not parameter:

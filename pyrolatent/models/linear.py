@@ -1,4 +1,4 @@
-"""Latent-variable models whose truth is known: linear-Gaussian in closed form, logistic by quadrature or NUTS."""
+"""Latent-variable models whose posterior is known: linear-Gaussian in closed form, logistic by quadrature or NUTS."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -29,12 +29,12 @@ NEWTON = 100
 class LinearGaussian(LatentVariableModel):
     """z ~ N(0, I / alpha), x | z ~ N(W z + b, Sigma), Sigma diagonal: probabilistic PCA and factor analysis.
 
-    Posterior and evidence are exact, S being the inverse of Sigma:
+    With S the inverse of Sigma, posterior and evidence are
 
         p(z | x) = N(V W' S (x - b), V),  V = (alpha I + W' S W)^-1
         log p(x) = log N(x; b, W W' / alpha + Sigma)
 
-    The posterior is used as q(z | x), so that the bound is the evidence. Closed form for isotropic Sigma: Tipping and
+    This posterior is used as q(z | x), so the bound is the evidence. Closed-form fit for isotropic Sigma: Tipping and
     Bishop 1999; EM: Rubin and Thayer 1982.
 
     Args:
@@ -44,9 +44,9 @@ class LinearGaussian(LatentVariableModel):
             analysis), or the known standard deviation.
         precision: alpha.
         min_scale: lower bound of learned noise scales.
-        posterior: the family of an amortized approximation; None for the exact posterior.
-        encoder: the network of an amortized approximation.
-        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
+        posterior: family of an amortized posterior; None for the exact one.
+        encoder: network of an amortized posterior.
+        mask_input: whether the encoder receives the mask; "auto" if it is trained with one.
     """
 
     always_offers = LatentVariableModel.always_offers | {Capability.SOLUTION, Capability.EM}
@@ -73,7 +73,7 @@ class LinearGaussian(LatentVariableModel):
         self.likelihood: _LinearNormal
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """z ~ p(z | x) given what is observed, or its declared approximation."""
+        """z ~ p(z | x) given the observed entries, or its declared approximation."""
         if not self.exact:
             return super().infer(x, y, mask)
         with pyro.plate("data", x.shape[0], dim=-1):
@@ -81,7 +81,7 @@ class LinearGaussian(LatentVariableModel):
         return None
 
     def exact_posterior(self, x: Any, mask: Any = None) -> dist.MultivariateNormal:
-        """p(z | x), of batch shape (batch,), given what is observed.
+        """p(z | x) given the observed entries, of batch shape (batch,).
 
         Args:
             x: data (batch, *event_shape).
@@ -101,10 +101,10 @@ class LinearGaussian(LatentVariableModel):
         return dist.MultivariateNormal(loc.to(x), scale_tril=scale_tril.to(x))
 
     def log_evidence(self, x: Any, mask: Any = None) -> Tensor:
-        """log p(x) of what is observed, (batch,), nats, exactly.
+        """The exact log p(x) of the observed entries, (batch,), nats.
 
-        By the matrix determinant and inversion lemmas, so at the cost of latent_dim^3 for each datapoint, in double
-        precision, since where the noise is small terms of both signs are far larger than their sum.
+        Computed by the matrix determinant and inversion lemmas, at a cost of latent_dim^3 per datapoint, and in double
+        precision, because for small noise its terms are far larger than their sum.
 
         Args:
             x: data (batch, *event_shape).
@@ -124,9 +124,10 @@ class LinearGaussian(LatentVariableModel):
 
     @torch.no_grad()
     def solve(self, x: Tensor) -> None:
-        """The maximum-likelihood solution for isotropic noise: W = U (L - s^2 I)^(1/2), s^2 the mean of the rest.
+        """Sets the maximum-likelihood solution for isotropic noise: W = U (L - s^2 I)^(1/2).
 
-        U and L are the leading eigenvectors and eigenvalues of the covariance of x (datapoints, *event_shape).
+        U and L are the leading eigenvectors and eigenvalues of the covariance of x (datapoints, *event_shape), and s^2
+        is the mean of the other eigenvalues.
         """
         if self.likelihood.noise != "isotropic":
             raise InputError("linear_gaussian has a closed form for noise: isotropic alone; declare objective: em")
@@ -142,10 +143,10 @@ class LinearGaussian(LatentVariableModel):
 
     @torch.no_grad()
     def em_step(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """One step of expectation-maximisation over all of x, which never lowers the evidence.
+        """Takes one step of expectation-maximisation on all of x, which never lowers the evidence.
 
-        Each row of (W, b) and each noise variance solves its own least squares over the datapoints where that
-        dimension is observed, in double precision and of x less its mean, since moments of x far from 0 cancel. A
+        Each row of (W, b) and each noise variance solves a least-squares problem over the datapoints where that
+        dimension is observed, in double precision and with x centred, because moments of x far from 0 cancel. A
         dimension that is never observed keeps its noise, and its row of W goes to 0.
         """
         flat = x.flatten(1).double()
@@ -213,7 +214,7 @@ class _LinearNormal(nn.Module):
         return self.weight, self.bias, scale.expand_as(self.bias)
 
     def set(self, weight: Tensor, bias: Tensor, scale: Tensor) -> None:
-        """Sets W, b and, where it is learned, the noise scale, not below its floor."""
+        """Sets W, b and, if learned, the noise scale, bounded below by its floor."""
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         if isinstance(self.noise, str):
@@ -225,7 +226,7 @@ class _LinearNormal(nn.Module):
         return isinstance(self.noise, str) and bool((self.parameters_flat()[2] <= 1.01 * self.min_scale).any())
 
     def initialise(self, batch: Tensor, mask: Tensor | None = None) -> None:
-        """Starts b at the mean of what is observed of the data."""
+        """Initialises b to the mean of the observed data."""
         seen = torch.ones_like(batch) if mask is None else mask.to(batch)
         mean = torch.where(seen > 0, batch, 0.0).sum(0) / seen.sum(0).clamp(min=1)
         self.bias.data.copy_(mean.flatten())
@@ -243,7 +244,7 @@ class _LinearNormal(nn.Module):
 
 
 class _Exact(nn.Module):
-    """Stands for the exact posterior, which has no parameters of its own."""
+    """Placeholder for the exact posterior, which has no parameters of its own."""
 
     def __str__(self) -> str:
         return "Normal(exact mean, exact covariance)"
@@ -251,10 +252,10 @@ class _Exact(nn.Module):
 
 @component("logistic_bernoulli", "model")
 class LogisticBernoulli(LatentVariableModel):
-    """z ~ N(0, I / alpha), x | z ~ Bernoulli(sigmoid(W z + b)): no closed form, but a truth to compare with.
+    """z ~ N(0, I / alpha), x | z ~ Bernoulli(sigmoid(W z + b)), with a numerically exact posterior to compare with.
 
-    For one or two latent dimensions posterior moments and evidence come from Gauss-Hermite quadrature, for more from
-    NUTS (Hoffman and Gelman 2014), which gives no evidence.
+    For one or two latent dimensions, posterior moments and evidence come from Gauss-Hermite quadrature; for more, draws
+    from the posterior come from NUTS (Hoffman and Gelman 2014), without the evidence.
 
     Args:
         event_shape: shape of one datapoint x; it is flattened.
@@ -262,7 +263,7 @@ class LogisticBernoulli(LatentVariableModel):
         precision: alpha.
         posterior: the family of the amortized approximation q(z | x).
         encoder: the network of the approximation.
-        mask_input: whether the encoder is told which entries are missing, "auto" if it is trained with a mask.
+        mask_input: whether the encoder receives the mask; "auto" if it is trained with one.
     """
 
     def __init__(
@@ -290,12 +291,12 @@ class LogisticBernoulli(LatentVariableModel):
     def quadrature(self, x: Any, nodes: int = 200) -> tuple[Tensor, Tensor, Tensor]:
         """Posterior mean and standard deviation, (batch, latent_dim), and log p(x), (batch,), by quadrature.
 
-        Gauss-Hermite nodes stand around the mode of each posterior, in the units of its curvature there (Liu and
-        Pierce 1994), so that they find it however narrow it is.
+        Gauss-Hermite nodes are centred at the mode of each posterior and scaled by its curvature there (Liu and Pierce
+        1994), so that they cover it however narrow it is.
 
         Args:
             x: data (batch, *event_shape).
-            nodes: for each latent dimension.
+            nodes: number of nodes per latent dimension.
 
         Raises:
             InputError: there are more than two latent dimensions.
@@ -336,7 +337,7 @@ class LogisticBernoulli(LatentVariableModel):
     def _laplace(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Modes of p(z | x), (batch, latent_dim), by Newton's method, and Cholesky factors of -H^-1 there.
 
-        The log joint is concave, so a step is halved until it climbs, and the method converges.
+        The log joint is concave, so the method converges if steps are halved until they increase it.
         """
         z = x.new_zeros(len(x), self.latent_dim)
         identity = torch.eye(self.latent_dim).to(z)
@@ -345,7 +346,7 @@ class LogisticBernoulli(LatentVariableModel):
             return _log_bernoulli(x, z @ weight + bias) + self._log_prior(z)
 
         def curvature(p: Tensor) -> Tensor:
-            """-H where x has the probabilities p."""
+            """-H at the probabilities p of x."""
             return self.precision * identity + torch.einsum("ld,nd,md->nlm", weight, p * (1 - p), weight)
 
         for _ in range(NEWTON):
@@ -367,8 +368,8 @@ class LogisticBernoulli(LatentVariableModel):
 
         Args:
             x: data (batch, *event_shape).
-            draws: number of draws kept.
-            warmup: number of steps of adaptation before them.
+            draws: number of draws to return.
+            warmup: number of adaptation steps before them.
         """
         x, *_ = as_inputs(self, x)
         parameters = [p for p in self.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""What every model says of itself."""
+"""The base class of models, and the capabilities that a model may offer."""
 
 import warnings
 from enum import StrEnum
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from pyrolatent.errors import InputError
 
 MaskInput = Literal["auto", "always", "never"]
-"""Whether encoders are told which entries are missing: "auto" if they are trained on data with a mask."""
+"""Whether encoders receive the mask; "auto" if they are trained on data with one."""
 
 
 class Capability(StrEnum):
-    """What a model may offer and an objective may need, in words that stand after "no"."""
+    """A capability that a model may offer and an objective may need, worded to follow "no" in messages."""
 
     DENSITY = "density of x"
     LATENTS = "latent codes"
@@ -37,20 +37,20 @@ class Model(nn.Module):
         event_shape: shape of one datapoint x.
 
     Attributes:
-        label_dim: number of classes or width of the labels that the model knows, 0 for none.
-        conditional: whether the model is one of x given y, so that it must be given labels.
-        vector_labels: whether its labels are vectors and not classes. `fit` sees it in the data and a run records it;
-            it is no part of the state that `state_dict` gives.
-        divisor: by which `load_data` divided integers, as it does images, for the model to be trained on; recorded as
-            `vector_labels` is.
-        label_site: the latent site that is the label, of models that infer it.
-        mask_input: whether its encoders are told which entries are missing.
-        met: whether the model is whole; one that is not is made so by `meet`.
-        fitted: whether `fit` has trained it or a state was loaded, so that training goes on from what was learnt.
+        label_dim: number of classes or width of label vectors; 0 for a model without labels.
+        conditional: whether the model is one of x given y, which needs labels.
+        vector_labels: whether labels are vectors rather than classes. `fit` reads it from the data and a run records
+            it; it is not part of `state_dict`.
+        divisor: number by which `load_data` divided the integers of the training data, such as 255 for images;
+            recorded like `vector_labels`.
+        label_site: the latent site that is the label, in models that infer it.
+        mask_input: whether encoders receive the mask.
+        met: whether the model has seen its first data, for a model that is completed by them.
+        fitted: whether the model has been trained by `fit` or its state was loaded, so that training continues.
     """
 
     always_offers: ClassVar[frozenset[Capability]] = frozenset()
-    """What every model of the class offers."""
+    """Capabilities that every model of the class offers."""
 
     label_dim: int = 0
     conditional: bool = False
@@ -69,7 +69,7 @@ class Model(nn.Module):
 
     @property
     def offers(self) -> frozenset[Capability]:
-        """What can be done with the model; an objective says what it `needs`."""
+        """The capabilities of the model; those that an objective requires are its `needs`."""
         return self.always_offers
 
     def meet(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None, label_dim: int = 0) -> None:
@@ -88,31 +88,32 @@ class Model(nn.Module):
         return self.label_site is not None
 
     def require(self, capability: Capability, instead: str) -> None:
-        """Refuses to go on with a model that does not offer something.
+        """Requires that the model offers a capability.
 
         Raises:
-            InputError: it does not; `instead` says what to do.
+            InputError: it does not; the message ends with `instead`, what to do.
         """
         if capability not in self.offers:
             raise InputError(f"{type(self).__name__} has no {capability}; {instead}")
 
     @property
     def encoders(self) -> list[nn.Module]:
-        """The networks that see x with its gaps."""
+        """The networks that receive x with missing entries."""
         return []
 
     def prepare(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """What training does first, before there is an optimiser.
+        """Prepares the model for training, before the optimiser is built.
 
-        Encoders get the mask as a second input if training data have one. Every part with an `initialise` starts where
-        the data are; where the model has been trained before, every part with a `go_on` is shown them instead.
+        Encoders receive the mask as a second input if the training data have one. Every sub-module with a method
+        `initialise` is initialised from the data; if the model has been trained before, every one with a method
+        `resume` is called instead.
 
         Args:
-            x: data to start at (batch, *event_shape).
+            x: data to start from (batch, *event_shape).
             mask: True where x is observed, None if all of it is.
 
         Raises:
-            InputError: an encoder that must see masks is no network that can.
+            InputError: an encoder must receive masks but cannot.
         """
         if self.mask_input == "always" or (self.mask_input == "auto" and mask is not None):
             for network in self.encoders:
@@ -124,15 +125,15 @@ class Model(nn.Module):
                     )
                 if take_mask is None:
                     warnings.warn(
-                        f"the encoder {type(network).__name__} is not told which entries are missing: it sees 0 there; "
-                        "declare mlp or conv, or mask_input: never",
+                        f"the encoder {type(network).__name__} does not receive the mask and sees 0 for missing "
+                        "entries; declare mlp or conv, or mask_input: never",
                         stacklevel=5,
                     )
                 else:
                     take_mask()
         trained = self.fitted or self._versions not in (None, self._versions_now())
         for part in self.modules():
-            begin = getattr(part, "go_on" if trained else "initialise", None)
+            begin = getattr(part, "resume" if trained else "initialise", None)
             if callable(begin):
                 begin(x, mask)
 
@@ -140,7 +141,7 @@ class Model(nn.Module):
         return f"{type(self).__name__} of x {tuple(self.event_shape)}, {count_parameters(self):,} parameters"
 
     def run_by_pyro(self) -> None:
-        """Told when Pyro's tools run the model, whose optimisers then change its parameters in place."""
+        """Hook called when Pyro's tools run the model, whose optimisers then update its parameters in place."""
         if self._versions is None:
             self._versions = self._versions_now()
 

@@ -1,4 +1,4 @@
-"""Semi-supervised VAE: the label is a latent that is known for some datapoints and summed out for the others."""
+"""Semi-supervised VAE: the label is a latent, observed for some datapoints and summed out for the others."""
 
 from typing import Annotated, Any
 
@@ -16,16 +16,16 @@ from pyrolatent.models.model import Model
 from pyrolatent.models.vae import Autoencoding
 
 NEVER = -1e9
-"""A log-probability of zero that stays finite when it is multiplied by a probability of zero."""
+"""The log-probability of an impossible class, finite so that its product with a probability of 0 is 0."""
 
 
 @component("semi_supervised_vae", "model")
 class SemiSupervisedVAE(Autoencoding):
     """Model M2: p(y) p(z) p(x | z, y) with q(y | x) q(z | x, y) (Kingma et al. 2014, 1406.5298).
 
-    The bound is sum_y q(y | x) (L(x, y) - log q(y | x)) where y is unknown, and L(x, y) where it is known, L(x, y) =
-    E_q(z | x, y)[log p(y) + log p(x | z, y) + log p(z) - log q(z | x, y)]. Training adds classifier_weight
-    log q(y | x) for each known label. Without labels it is a model of x, and its evidence is log p(x).
+    With L(x, y) = E_q(z | x, y)[log p(y) + log p(x | z, y) + log p(z) - log q(z | x, y)], the bound is L(x, y) where y
+    is known and sum_y q(y | x) (L(x, y) - log q(y | x)) where it is not. Training adds classifier_weight log q(y | x)
+    for each known label. Evaluated without labels it is a model of x with the evidence log p(x).
 
     Args:
         event_shape: shape of one datapoint x.
@@ -55,12 +55,12 @@ class SemiSupervisedVAE(Autoencoding):
 
     @property
     def encoders(self) -> list[nn.Module]:
-        """The networks that see x with its gaps."""
+        """The networks that receive x with missing entries."""
         classifier: Any = self.classifier
         return [*super().encoders, classifier.network]
 
     def generate(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """y ~ p(y), z ~ p(z), x ~ p(x | z, y); classes y (batch,) are observed where they are not negative."""
+        """y ~ p(y), z ~ p(z), x ~ p(x | z, y); classes y (batch,) are observed unless negative."""
         known, given = self._known(x, y)
         with pyro.plate("data", x.shape[0], dim=-1):
             label = pyro.sample("y", dist.OneHotCategorical(logits=self.label_logits))
@@ -70,7 +70,7 @@ class SemiSupervisedVAE(Autoencoding):
             pyro.sample("x", masked(likelihood, mask), obs=filled(x, mask, likelihood.support))
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """y ~ q(y | x), or what is known; z ~ q(z | x, y). The label is enumerated."""
+        """y ~ q(y | x), enumerated, unless it is known; z ~ q(z | x, y)."""
         known, given = self._known(x, y)
         with pyro.plate("data", x.shape[0], dim=-1):
             logits = torch.where(known.unsqueeze(-1), NEVER * (1 - given), self._class_logits(x, mask))
@@ -80,7 +80,7 @@ class SemiSupervisedVAE(Autoencoding):
     def training_term(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor | None:
         """classifier_weight log q(y | x) where y is known, else 0, (batch,)."""
         known, given = self._known(x, y)
-        with statistics_held():  # the guide has moved them
+        with statistics_held():  # the guide has updated them
             log_q = self._class_logits(x, mask).log_softmax(-1)
         return self.classifier_weight * known * (log_q * given).sum(-1)
 

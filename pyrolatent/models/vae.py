@@ -12,19 +12,19 @@ from pyrolatent.models.model import MaskInput
 
 
 class Autoencoding(LatentVariableModel):
-    """A prior, a likelihood and an amortized posterior of one latent z, from their declarations.
+    """A model of one latent z, built from declarations of its prior, likelihood and amortized posterior.
 
     Args:
         event_shape: shape of one datapoint x.
         label_dim: number of classes, or width of label vectors y; 0 for none.
         latent_dim: number of latent dimensions.
-        prior: p(z); of conditional models also p(z | y), with label_normal.
-        likelihood: the family of p(x | z), or p(x | z, y) where there are labels.
-        posterior: the family of q(z | x), or q(z | x, y).
-        encoder: the network from x, and y, to the posterior's parameters.
-        decoder: the network from z, and y, to the likelihood's parameters.
-        start_at_data: whether the decoder's last bias starts where the likelihood fits the data best without z.
-        mask_input: whether encoders are told which entries are missing, "auto" if they are trained with a mask.
+        prior: p(z); in conditional models also p(z | y), by label_normal.
+        likelihood: the family of p(x | z), or of p(x | z, y) with labels.
+        posterior: the family of q(z | x), or of q(z | x, y).
+        encoder: the network from x (and y) to the posterior's parameters.
+        decoder: the network from z (and y) to the likelihood's parameters.
+        start_at_data: whether the decoder's last bias is initialised where the likelihood fits the data best without z.
+        mask_input: whether encoders receive the mask; "auto" if they are trained with one.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class ConditionalVAE(Autoencoding):
 
 @component("generative_network", "model")
 class GenerativeNetwork(LatentVariableModel):
-    """p(z) p(x | z) without an encoder: the prior itself is the proposal, so that log p(x) ~ log mean_k p(x | z_k).
+    """p(z) p(x | z) without an encoder: the prior is the proposal, and log p(x) is estimated by log mean_k p(x | z_k).
 
-    Trained by `iwae` with many particles this is maximum likelihood by plain Monte Carlo (MacKay 1995).
+    Training by `iwae` with many particles is maximum likelihood by plain Monte Carlo (MacKay 1995).
 
     Args:
         event_shape: shape of one datapoint x.
@@ -95,7 +95,7 @@ class GenerativeNetwork(LatentVariableModel):
         prior: p(z).
         likelihood: the family of p(x | z).
         decoder: the network from z to the likelihood's parameters.
-        start_at_data: whether the decoder's last bias starts where the likelihood fits the data best without z.
+        start_at_data: whether the decoder's last bias is initialised where the likelihood fits the data best without z.
     """
 
     def __init__(
@@ -113,13 +113,13 @@ class GenerativeNetwork(LatentVariableModel):
         super().__init__(event_shape, p_z, p_x, _PriorItself())
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """z ~ p(z), whatever x is."""
+        """z ~ p(z), independently of x."""
         with pyro.plate("data", x.shape[0], dim=-1):
             pyro.sample("z", self.prior(y))
 
 
 class _PriorItself(nn.Module):
-    """Stands for a posterior that is the prior."""
+    """Placeholder for a posterior that is the prior."""
 
     def __str__(self) -> str:
         return "p(z)"

@@ -235,7 +235,7 @@ def test_log_posterior_of_scores_every_pair() -> None:
         x = torch.bernoulli(torch.full((5, D), 0.5))
         own = {site: value[0] for site, value in checks.draw(model, (x, None, None), 1).latents.items()}
         with torch.no_grad():
-            found = checks.log_posterior_of(model, (x, None, None), own, floats=1)
+            found = checks.log_posterior_of(model, (x, None, None), own, max_elements=1)
             for j in range(5):
                 one = {site: value[j : j + 1] for site, value in own.items()}
                 alone = checks.log_posterior_of(
@@ -275,7 +275,7 @@ def test_draws_are_scored_as_weigh_scores_them() -> None:
     """In chunks of any size; weights are the difference of their parts, and agree with `score`."""
     model = VAE((D,), latent_dim=2, **SMALL)
     x = torch.bernoulli(torch.full((7, D), 0.5))
-    drawn = checks.draw(model, (x, None, None), 500, keep=3, floats=7 * D * 60)
+    drawn = checks.draw(model, (x, None, None), 500, keep=3, max_elements=7 * D * 60)
     assert drawn.log_weights.shape == (500, 7)
     assert drawn.latents["z"].shape == (3, 7, 2)
     expected = drawn.log_likelihood + drawn.log_prior - drawn.log_posterior
@@ -385,7 +385,7 @@ def test_conditional_draws_are_those_of_the_joint_normal() -> None:
 
 def test_nearest_distances_and_who_is_nearer() -> None:
     points, among = torch.randn(20, 1, 3), torch.randn(50, 1, 3)
-    distances, index = checks.nearest_distances(points, among, floats=100)
+    distances, index = checks.nearest_distances(points, among, max_elements=100)
     table = scipy.spatial.distance.cdist(points.flatten(1), among.flatten(1))
     np.testing.assert_allclose(distances, table.min(1), rtol=1e-4)
     assert index.tolist() == table.argmin(1).tolist()

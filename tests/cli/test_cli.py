@@ -164,7 +164,7 @@ def test_labels_that_are_vectors_are_numbers_on_the_command_line(bits: Path) -> 
 
 def test_a_model_without_labels_has_no_class(made: Path) -> None:
     for text in ("1", "x"):
-        assert "VAE knows no labels" in refused("sample", made, f"--label={text}")
+        assert "VAE takes no labels" in refused("sample", made, f"--label={text}")
 
 
 def test_sample_and_figures_write_into_the_run(made: Path) -> None:

@@ -18,7 +18,7 @@ from pyrolatent.cli import app
 from pyrolatent.figures.energy import chains, filters, free_energies, log_z_trace, monitors
 from pyrolatent.inference.evidence.energies import model_states
 from pyrolatent.inference.objectives.contrastive import CD
-from pyrolatent.inference.rules import hold_to_rules
+from pyrolatent.inference.rules import validate_combination
 from pyrolatent.inference.sampling.chains import sample_energy, watch
 
 MODELS: dict[str, tuple[Any, str]] = {
@@ -129,13 +129,13 @@ def test_data_outside_the_support_are_refused(binary_data: Data) -> None:
     grey = load_data(np.random.default_rng(0).random((40, 6)))
     objective = CD()
     with pytest.raises(InputError, match="not all 0 or 1"):
-        hold_to_rules(RBM((6,), hidden=2), grey, objective)
+        validate_combination(RBM((6,), hidden=2), grey, objective)
     with pytest.raises(InputError, match="declare other visible units"):
-        hold_to_rules(RBM((6,), hidden=2), load_data(grey.train.x.numpy(), binarize="relaxed"), objective)
+        validate_combination(RBM((6,), hidden=2), load_data(grey.train.x.numpy(), binarize="relaxed"), objective)
     mask = np.ones((50, 6), bool)
     x = torch.cat([binary_data.train.x, binary_data.validation.x, binary_data.test.x]).numpy()
     with pytest.raises(InputError, match="has a mask"):
-        hold_to_rules(RBM((6,), hidden=2), load_data(x, mask=mask), objective)
+        validate_combination(RBM((6,), hidden=2), load_data(x, mask=mask), objective)
 
 
 def test_training_over_real_numbers_by_every_objective(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_samples_are_exact_where_they_can_be_and_follow_labels() -> None:
     p_1 = (-model.free_energy(x, torch.ones(16, dtype=torch.int64))).softmax(0).detach()
     drawn = sample_energy(model, n, torch.ones(n, dtype=torch.int64), sweeps=60)
     assert ((drawn.mean(0) - p_1 @ x).abs() < 4.5 * drawn.std(0) / math.sqrt(n)).all()
-    with pytest.raises(InputError, match="knows no labels"):
+    with pytest.raises(InputError, match="takes no labels"):
         sample(RBM((4,), hidden=2), 3, torch.zeros(3, dtype=torch.int64))
 
 
@@ -282,7 +282,7 @@ def test_energies_refuse_labels_and_values_that_they_do_not_have() -> None:
     for other in unlabelled:
         with pytest.raises(InputError, match="1 of 2 datapoints hold values that their variables do not have"):
             other.free_energy(grey)
-        with pytest.raises(InputError, match="knows no labels, but y was given"):
+        with pytest.raises(InputError, match="takes no labels, but y was given"):
             other.free_energy(x, [0, 1])
     with pytest.raises(InputError, match="1 values of x are NaN or infinite; energies are of complete data"):
         model.free_energy([[math.nan, 0, 1, 0]])
@@ -329,7 +329,7 @@ def test_a_network_of_what_is_no_table_is_refused() -> None:
 
 
 def test_figures_refuse_what_they_cannot_draw() -> None:
-    with pytest.raises(InputError, match="none of what is watched"):
+    with pytest.raises(InputError, match="none of the numbers"):
         monitors([{"epoch": 1}])
     with pytest.raises(InputError, match="3 times, but 2 numbers"):
         chains(np.zeros((3, 1, 4)), [0, 1])
@@ -356,10 +356,10 @@ def test_python_calls_say_what_is_wrong(binary_data: Data) -> None:
         (lambda: sample(model, 2.5), "size was 2.5; a whole number is needed"),
         (lambda: pl.watch(model, 0, [0, 1]), "size was 0; at least 1 is needed"),
         (lambda: pl.watch(model, 1.5, [0, 1]), "size was 1.5; a whole number is needed"),
-        (lambda: pl.watch(model, 2, 5), "sweeps were 5; give a list of whole numbers from 0 that rise"),
-        (lambda: pl.watch(model, 2, [0.5, 1]), "give a list of whole numbers"),
-        (lambda: pl.watch(model, 2, [2, 1]), "give a list of whole numbers"),
-        (lambda: pl.watch(model, 2, []), "give a list of whole numbers"),
+        (lambda: pl.watch(model, 2, 5), "sweeps were 5; give a list of ascending integers from 0"),
+        (lambda: pl.watch(model, 2, [0.5, 1]), "give a list of ascending integers"),
+        (lambda: pl.watch(model, 2, [2, 1]), "give a list of ascending integers"),
+        (lambda: pl.watch(model, 2, []), "give a list of ascending integers"),
         (lambda: pl.watch(model, 3, [1], start=x), "start holds 4 datapoints, but 3 chains"),
         (lambda: pl.Annealing(chains=1), "chains was 1; at least 2 are needed"),
         (

@@ -88,9 +88,9 @@ def test_loading_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    load_data("digits").check_support(constraints.boolean, "the bernoulli likelihood")
+    load_data("digits").validate_support(constraints.boolean, "the bernoulli likelihood")
     with pytest.raises(InputError) as kept:
-        load_data("digits").check_support(constraints.one_hot, "the one-hot likelihood")
+        load_data("digits").validate_support(constraints.one_hot, "the one-hot likelihood")
     assert torch.equal(torch.rand(3), expected)
     del kept  # a refusal that is still held moves nothing either
 
@@ -351,7 +351,7 @@ def test_classes_that_no_datapoint_has_are_named(x: np.ndarray, classes: list[in
         warnings.simplefilter("always")
         load_data(x, labels=labels)
     assert [str(each.message) for each in caught if "no datapoint" in str(each.message)] == (
-        [f"array: {said}; number the classes that there are 0, 1, 2, ... to have these alone"] if said else []
+        [f"array: {said}; number the existing classes 0, 1, 2, ... to have only these"] if said else []
     )
 
 
@@ -510,15 +510,15 @@ def test_archive_with_one_array_a_mask_or_other_labels(tmp_path: Path, x: np.nda
     assert torch.equal(batch.x > 0, batch.mask)
     np.savez(path, x=x, target=np.arange(60) % 4)
     assert load_data(path, labels="target").label_dim == 4
-    with pytest.raises(InputError, match="nothing is known of an array 'target' here"):
+    with pytest.raises(InputError, match="there is no use for an array 'target'"):
         load_data(path)
 
 
 @pytest.mark.parametrize(
     ("arrays", "options", "message"),
     [
-        ({"x": 1, "x_test": 1}, {}, "an array 'x_test' here"),
-        ({"x_train": 1, "x_tets": 1}, {}, "'x_tets' here"),
+        ({"x": 1, "x_test": 1}, {}, "an array 'x_test'"),
+        ({"x_train": 1, "x_tets": 1}, {}, "'x_tets'"),
         ({"x_test": 1, "y_test": 1}, {}, "expected an array x, or x_train, but it holds x_test, y_test"),
         ({"x": 1, "mask": 1}, {"labels": "target"}, "there are no labels 'target'; it holds x, mask"),
         ({"x_train": 2, "x_test": 3}, {}, r"\(test\): datapoints are float32 of shape \(3,\), but those"),
@@ -665,7 +665,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         load_data(tmp_path / "b")
     draw(tmp_path / "c")
     Image.fromarray(np.zeros((4, 5), np.uint16)).save(tmp_path / "c" / "3.png")
-    with pytest.raises(InputError, match=r"3\.png: more than 8 bits a pixel"):
+    with pytest.raises(InputError, match=r"3\.png: more than 8 bits per pixel"):
         load_data(tmp_path / "c")
     draw(tmp_path / "d", size=(40, 40))
     picture = (tmp_path / "d" / "2.png").read_bytes()
@@ -787,7 +787,7 @@ def test_binarized_mnist_is_as_in_its_files(tmp_path: Path, monkeypatch: pytest.
         assert np.array_equal(whole(split).flatten(1), expected)
     assert data.event_shape == (1, 28, 28)
     assert data.label_dim == 0
-    data.check_support(constraints.boolean, "the bernoulli likelihood")
+    data.validate_support(constraints.boolean, "the bernoulli likelihood")
     with pytest.raises(InputError, match="validation part of its own"):
         load_data("binarized-mnist", validation=0.5, data_dir=tmp_path)
     (tmp_path / "BinarizedMNIST/binarized_mnist_valid.amat").write_text("0 1 1")
@@ -853,7 +853,7 @@ def test_mnist_itself() -> None:
     assert whole(data.train).mean().item() == pytest.approx(0.1307, abs=0.001)
     assert data.test.y is not None
     assert data.test.y[:5].tolist() == [7, 2, 1, 0, 4]
-    data.check_support(constraints.boolean, "the bernoulli likelihood")
+    data.validate_support(constraints.boolean, "the bernoulli likelihood")
 
 
 # Declarations.
@@ -927,12 +927,12 @@ def test_grey_values_under_a_bernoulli_are_refused_with_what_to_declare() -> Non
         "or relaxed to train on grey values as a cross-entropy$"
     )
     with pytest.raises(InputError, match=message):
-        load_data("digits", binarize="none").check_support(constraints.boolean, "the bernoulli likelihood")
+        load_data("digits", binarize="none").validate_support(constraints.boolean, "the bernoulli likelihood")
 
 
 @pytest.mark.parametrize("binarize", ["dynamic", "static", "threshold", "relaxed"])
 def test_binarized_and_relaxed_values_go_with_a_bernoulli(binarize: Any) -> None:
-    load_data("digits", binarize=binarize).check_support(constraints.boolean, "the bernoulli likelihood")
+    load_data("digits", binarize=binarize).validate_support(constraints.boolean, "the bernoulli likelihood")
 
 
 @pytest.mark.parametrize("constraint", [constraints.real, constraints.unit_interval])
@@ -940,7 +940,7 @@ def test_relaxed_goes_with_the_bernoulli_alone(constraint: Any) -> None:
     with pytest.raises(
         InputError, match=r"relaxed, which goes with the bernoulli likelihood alone.* the beta likelihood;"
     ):
-        load_data("digits", binarize="relaxed").check_support(constraint, "the beta likelihood")
+        load_data("digits", binarize="relaxed").validate_support(constraint, "the beta likelihood")
 
 
 @pytest.mark.parametrize(
@@ -960,26 +960,26 @@ def test_relaxed_goes_with_the_bernoulli_alone(constraint: Any) -> None:
 def test_support(values: np.ndarray, constraint: Any, ok: bool) -> None:
     data = load_data(values[:, None])
     if ok:
-        data.check_support(constraint, "the some likelihood")
+        data.validate_support(constraint, "the some likelihood")
     else:
         with pytest.raises(InputError, match=r"array holds values in \[.* the some likelihood is defined on"):
-            data.check_support(constraint, "the some likelihood")
+            data.validate_support(constraint, "the some likelihood")
 
 
 def test_support_of_vectors() -> None:
     simplex = np.random.default_rng(0).dirichlet(np.ones(3), 30)
-    load_data(simplex).check_support(constraints.simplex, "the dirichlet likelihood")
+    load_data(simplex).validate_support(constraints.simplex, "the dirichlet likelihood")
     with pytest.raises(InputError, match="dirichlet likelihood is defined on Simplex"):
-        load_data(2 * simplex).check_support(constraints.simplex, "the dirichlet likelihood")
+        load_data(2 * simplex).validate_support(constraints.simplex, "the dirichlet likelihood")
 
 
 def test_what_is_not_observed_may_lie_outside_the_support() -> None:
     values = np.linspace(0, 2, 40)[:, None]
-    load_data(values, mask=values > 0).check_support(constraints.positive, "the gamma likelihood")
+    load_data(values, mask=values > 0).validate_support(constraints.positive, "the gamma likelihood")
 
 
 def test_dequantized_values_lie_in_the_unit_interval() -> None:
-    load_data("digits", dequantize="uniform").check_support(constraints.unit_interval, "the beta likelihood")
+    load_data("digits", dequantize="uniform").validate_support(constraints.unit_interval, "the beta likelihood")
 
 
 # Devices.
@@ -992,7 +992,7 @@ def test_evaluation_is_the_same_on_a_gpu() -> None:
     assert moved.train.batch(slice(4)).x.device.type == "cuda"
     assert torch.equal(whole(moved.test).cpu(), whole(data.test))
     assert sum(len(batch.x) for batch in moved.train.batches(100, shuffle=True)) == len(data.train)
-    moved.check_support(constraints.boolean, "the bernoulli likelihood")
+    moved.validate_support(constraints.boolean, "the bernoulli likelihood")
 
 
 def test_moving_keeps_everything(x: np.ndarray) -> None:

@@ -68,7 +68,7 @@ def test_a_grid_names_every_combination() -> None:
     assert chosen["seed"] == 1
     for over, message in (
         ({"model.vae.prior": ["nromal"]}, "did you mean 'normal'"),
-        ({"model.vae.prior": ["normal", "normal"]}, "stands twice"),
+        ({"model.vae.prior": ["normal", "normal"]}, "occurs twice"),
     ):
         with pytest.raises(InputError, match=message):
             grid(FIELDS, over, 1)

@@ -174,14 +174,14 @@ def test_compiled_evidence_is_the_uncompiled_one(vae: Callable[..., VAE], binary
     """Each datapoint to rounding at the same draws, by `score` and by `evaluate`; a smaller batch runs uncompiled."""
     model = vae().eval()
     x = binary_data.train.batch(slice(0, 8)).x
-    floats = 20 * x.numel()
-    several = compiled_chunk(model, draws_at_once(x, 50, floats), (x, None, None))
+    max_elements = 20 * x.numel()
+    scorer = compiled_chunk(model, draws_at_once(x, 50, max_elements), (x, None, None))
     for part in (x, x[:3]):
         found = []
-        for used in (None, several):
+        for used in (None, scorer):
             torch.manual_seed(1)
-            limit = floats if len(part) == 8 else 20 * part.numel()
-            found.append(score(model, part, particles=50, floats=limit, several=used))
+            limit = max_elements if len(part) == 8 else 20 * part.numel()
+            found.append(score(model, part, particles=50, max_elements=limit, scorer=used))
         torch.testing.assert_close(found[0].log_evidence, found[1].log_evidence, rtol=0, atol=1e-5)
         torch.testing.assert_close(found[0].means["z"], found[1].means["z"])
         torch.testing.assert_close(found[0].khat, found[1].khat, rtol=1e-3, atol=1e-3)
@@ -202,7 +202,7 @@ def test_bf16_is_of_the_networks_alone(vae: Callable[..., VAE], binary_data: Dat
 
 
 def test_what_looks_at_values_is_trained_uncompiled_and_says_so(vae: Callable[..., VAE], binary_data: Data) -> None:
-    with pytest.warns(UserWarning, match="training goes on uncompiled: Python decides by the values of tensors"):
+    with pytest.warns(UserWarning, match="training goes on uncompiled: its Python code depends on values of tensors"):
         history = fit(vae(), binary_data, objective="Trace_ELBO", epochs=2, compile="always", progress=False).history
     assert len(history) == 2
 
@@ -222,7 +222,7 @@ def test_without_a_compiler_training_goes_on(
 
 
 def test_an_objective_that_remembers_is_not_compiled(binary_data: Data, vae: Callable[..., VAE]) -> None:
-    with pytest.warns(UserWarning, match="uncompiled: local remembers"):
+    with pytest.warns(UserWarning, match="uncompiled: local keeps state"):
         fit(vae(), binary_data, objective={"local": {"steps": 1}}, epochs=1, compile="always", progress=False)
 
 

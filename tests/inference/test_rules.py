@@ -197,7 +197,7 @@ def test_what_a_model_does_not_offer_is_named_with_what_it_can_be_trained_by(cap
 
 
 def test_every_need_of_an_objective_is_lacked_above() -> None:
-    assert {need for needs in rules.needing().values() for need in needs} == {*LACKING}
+    assert {need for needs in rules.needs_by_objective().values() for need in needs} == {*LACKING}
 
 
 def test_the_page_is_what_the_rules_write() -> None:

@@ -107,7 +107,7 @@ def test_an_encoder_that_takes_no_mask_is_refused_where_one_is_demanded() -> Non
     encoder = nn.Sequential(nn.Linear(6, 4))
     with pytest.raises(InputError, match="mask_input was always, but the encoder Sequential takes no mask"):
         trained(VAE((6,), latent_dim=2, encoder=encoder, mask_input="always"), table(True))
-    with pytest.warns(UserWarning, match="the encoder Sequential is not told which entries are missing"):
+    with pytest.warns(UserWarning, match="the encoder Sequential does not receive the mask"):
         trained(VAE((6,), latent_dim=2, encoder=encoder), table(True))
 
 

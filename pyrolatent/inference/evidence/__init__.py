@@ -1,1 +1,1 @@
-"""log p(x), and how far an estimate of it can be trusted."""
+"""Estimates of log p(x) and diagnostics of their reliability."""

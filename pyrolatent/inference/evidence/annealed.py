@@ -1,10 +1,10 @@
-"""log p(x) by annealing from the prior, which asks nothing of the encoder, and brackets of it on simulated data.
+"""log p(x) by annealing from the prior, which does not use the encoder, and brackets of it on simulated data.
 
     f_b(z) = p(z)^(1 - b) p(x, z)^b,  0 = b_0 < b_1 < ... < b_T = 1
 
-Annealed importance sampling draws z ~ p(z) and moves it by Hamiltonian Monte Carlo from each f_b to the next; its
-weight prod_t (p(x, z_t) / p(z_t))^(b_t+1 - b_t) has the mean p(x) whatever the moves (Neal 2001). All continuous sites
-move together, in unconstrained coordinates u with the Jacobian of z(u); enumerated sites are summed out of p.
+Annealed importance sampling draws z ~ p(z) and moves it by Hamiltonian Monte Carlo along the densities f_b. The mean of
+its weight prod_t (p(x, z_t) / p(z_t))^(b_t+1 - b_t) is p(x), whatever the moves (Neal 2001). All continuous sites are
+moved jointly, in unconstrained coordinates u with the Jacobian of z(u); enumerated sites are summed out.
 """
 
 import math
@@ -25,18 +25,18 @@ from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import labels_for, repeated, simulate
 from pyrolatent.inference.evidence.importance import measure, observation_support
 from pyrolatent.inference.evidence.result import HeldOutScores, Line
-from pyrolatent.inference.monte_carlo import known, log_mean, standard_error
-from pyrolatent.inference.rules import part_for, require_latents
+from pyrolatent.inference.monte_carlo import log_mean, none_if_nan, standard_error
+from pyrolatent.inference.rules import require_latents, split_for
 from pyrolatent.inference.sampling.annealing import anneal
 from pyrolatent.inference.sampling.kernels import HMC, adapted_steps
 from pyrolatent.inference.weights import Inputs, arguments, total, weigh
 from pyrolatent.models.latent import LatentVariableModel
 
 Schedule = Literal["sigmoid", "linear"]
-FLOATS = 2**22
-"""Numbers in one decoded chunk of chains and datapoints, whose gradients are kept."""
+MAX_ELEMENTS = 2**22
+"""Elements per decoded chunk of chains and datapoints, for which gradients are stored."""
 PILOTS = 8
-"""Chains that step sizes are adapted on."""
+"""Number of pilot chains on which step sizes are adapted."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class AnnealedEvidence(HeldOutScores):
     """log p(x) by annealed importance sampling, means over datapoints in nats.
 
     Attributes:
-        split: which part of the data.
-        measure: what the nats are of, as in `Evaluation`.
+        split: the part of the data.
+        measure: the measure of the scores, as in `Evaluation`.
         log_evidence: log (1/K) sum_k w_k, a lower bound in expectation.
         log_evidence_se: its standard error over datapoints.
-        log_evidence_mcse: its Monte Carlo standard error of the chains, by the delta method.
-        bits_per_dimension: `Data.bits_per_dimension` of log p(x), of images of discrete or dequantized levels.
+        log_evidence_mcse: its Monte Carlo standard error over chains, by the delta method.
+        bits_per_dimension: `Data.bits_per_dimension` of log p(x), for images of discrete or dequantized levels.
         ess: mean effective sample size of the chains.
-        acceptance: mean acceptance of the moves.
-        exact: the exact log p(x) of the same datapoints, of models that have it.
+        acceptance: mean acceptance probability of the moves.
+        exact: the exact log p(x) of the same datapoints, if it has a closed form.
         datapoints: number of datapoints.
-        chains: number K of chains for each datapoint.
+        chains: number K of chains per datapoint.
         steps: number T of annealing steps.
         each: log p(x) and effective sample size of each datapoint, (datapoints,), float64.
     """
@@ -75,11 +75,11 @@ class AnnealedEvidence(HeldOutScores):
 
     @property
     def title(self) -> str:
-        """What the scores are of, to be printed above them."""
+        """Title of the printed scores."""
         return f"{super().title}, {self.chains} chains of {self.steps} steps"
 
     def rows(self) -> list[Line]:
-        """A line for each score, to be printed."""
+        """One printed line per score."""
         mcse = self.log_evidence_mcse
         rows = self.evidence_rows([] if mcse is None else [f"± {mcse:.2g} of the draws"])
         if self.exact is not None:
@@ -91,16 +91,16 @@ class AnnealedEvidence(HeldOutScores):
 
 @dataclass(frozen=True)
 class Bracket:
-    """Bounds on the log p(x) of data that the model itself has drawn, means over datapoints in nats.
+    """Bounds on log p(x) of data simulated from the model, means over datapoints in nats.
 
     Attributes:
         lower: log (1/K) sum_k w_k of chains from the prior; below log p(x) in expectation.
-        upper: -log (1/K) sum_k 1 / w_k of chains from the latents that x was drawn with; above it in expectation.
+        upper: -log (1/K) sum_k 1 / w_k of chains from the latents that x was simulated with; above it in expectation.
         width: upper - lower, which bounds the error of either.
         width_se: its standard error over datapoints.
-        exact: the exact log p(x), of models that have it.
+        exact: the exact log p(x), if it has a closed form.
         ess: mean effective sample size of the forward chains.
-        acceptance: mean acceptance of the moves.
+        acceptance: mean acceptance probability of the moves.
         datapoints: number of simulated datapoints.
         chains: number K of chains in each direction.
         steps: number T of annealing steps.
@@ -120,7 +120,7 @@ class Bracket:
     each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def rows(self) -> list[Line]:
-        """Lines to be printed under those of the evidence of data."""
+        """Lines printed below those of `AnnealedEvidence`."""
         return [
             ("bracket", f"{self.lower:.3f}", f"to {self.upper:.3f} on simulated data"),
             ("width", f"{self.width:.3f}", "bounds the error where data are like the simulated"),
@@ -140,25 +140,25 @@ def annealed_evidence(
     seed: int = 0,
     on_batch: Callable[[int], Any] | None = None,
 ) -> AnnealedEvidence:
-    """Held-out log p(x) by annealed importance sampling (Neal 2001; of decoders: Wu et al. 2017, 1611.04273).
+    """Held-out log p(x) by annealed importance sampling (Neal 2001; for decoders: Wu et al. 2017, 1611.04273).
 
     Args:
         model: a fitted model.
         data: data with the event shape and in the support of the model's likelihood.
         split: "train", "validation" or "test".
-        size: how many of its datapoints, from the first; None for all.
-        chains: number of chains for each datapoint.
+        size: number of datapoints, from the first; None for all.
+        chains: number of chains per datapoint.
         steps: number of annealing steps.
-        leapfrog: leapfrog steps of each move.
-        schedule: of b: "linear", or "sigmoid", which is slower at both ends.
+        leapfrog: number of leapfrog steps per move.
+        schedule: schedule of b: "linear", or "sigmoid", which is slower at both ends.
         seed: seed of the draws.
         on_batch: called with the number of datapoints done.
 
     Raises:
-        InputError: the data does not fit the model, or a latent is discrete and not enumerated.
+        InputError: the data do not fit the model, or a latent is discrete and not enumerated.
     """
     at_least_one(size=size, chains=chains, steps=steps, leapfrog=leapfrog)
-    part = part_for(model, data, split)
+    part = split_for(model, data, split)
     support = observation_support(model, part.batch(slice(0, 1)), data)
     unit = measure(model, data, support)
     if unit == "cross-entropy":
@@ -185,7 +185,7 @@ def annealed_evidence(
             evidence.mean().item(), unit, support, None if part.mask is None else part.mask[:count]
         ),
         log_evidence=evidence.mean().item(),
-        log_evidence_se=known(standard_error(evidence)),
+        log_evidence_se=none_if_nan(standard_error(evidence)),
         log_evidence_mcse=mcse.square().sum().sqrt().item() / count if chains > 1 else None,
         ess=ess.mean().item(),
         acceptance=torch.cat(acceptance).mean().item(),
@@ -211,17 +211,17 @@ def bidirectional_evidence(
 ) -> Bracket:
     """Bidirectional Monte Carlo on data simulated from the model (Grosse et al. 2015, 1511.02543).
 
-    (z, x) ~ p(z, x) makes z an exact draw from p(z | x), from which chains run back to the prior: the mean of their
-    1 / w is 1 / p(x). A wide bracket says that so many steps and chains do not suffice for this decoder.
+    For (z, x) ~ p(z, x), z is an exact draw from p(z | x), from which chains run back to the prior; the mean of their
+    1 / w is 1 / p(x). A wide bracket means that these steps and chains do not suffice for this decoder.
 
     Args:
         model: a fitted model.
         size: number of datapoints to simulate.
-        y: labels of conditional models, (size,) or (size, label_dim); if None, the classes in turn. Of a model that
-            infers the label, the classes of what is simulated; the bracket is then of log p(x, y).
-        chains: number of chains for each datapoint in each direction.
+        y: labels of conditional models, (size,) or (size, label_dim); None takes the classes in turn. For a model that
+            infers the label, the classes to simulate; the bracket is then of log p(x, y).
+        chains: number of chains per datapoint in each direction.
         steps: number of annealing steps.
-        leapfrog: leapfrog steps of each move.
+        leapfrog: number of leapfrog steps per move.
         schedule: as in `annealed_evidence`.
         seed: seed of the simulation and of the chains.
         on_batch: called with the number of datapoints done.
@@ -256,7 +256,7 @@ def bidirectional_evidence(
         lower=below.mean().item(),
         upper=above.mean().item(),
         width=(above - below).mean().item(),
-        width_se=known(standard_error(above - below)),
+        width_se=none_if_nan(standard_error(above - below)),
         exact=_mean(exact),
         ess=torch.cat(ess).mean().item(),
         acceptance=torch.cat(acceptance).mean().item(),
@@ -276,7 +276,7 @@ class _Target:
         chains: number of chains.
 
     Raises:
-        InputError: a discrete site that is not enumerated, or no continuous one.
+        InputError: a discrete site is not enumerated, or there is no continuous one.
     """
 
     def __init__(self, model: LatentVariableModel, inputs: Inputs, chains: int) -> None:
@@ -304,7 +304,7 @@ class _Target:
             )
 
     def coordinates(self, latents: dict[str, Tensor]) -> Tensor:
-        """Latents by site, (..., batch, *event), as one vector, (..., batch, dimensions)."""
+        """Latents by site, (..., batch, *event), as one vector of coordinates, (..., batch, dimensions)."""
         parts = [transform.inv(latents[site]) for site, transform in self.transforms.items()]
         return torch.cat([u.flatten(u.dim() - len(s)) for u, s in zip(parts, self.shapes.values(), strict=True)], -1)
 
@@ -322,7 +322,7 @@ class _Target:
                 for site, fn in self.enumerated.items():
                     pyro.sample(site, fn, infer={"enumerate": "parallel"})
                 for site, value in values.items():
-                    at = value.squeeze(0) if len(u) == 1 else value  # one particle has no dimension of its own
+                    at = value.squeeze(0) if len(u) == 1 else value  # a single particle has no dimension
                     pyro.sample(site, dist.Delta(at, event_dim=self.event_dims[site]))
 
         weights = weigh(self.model.generate, guide, *self.inputs, particles=len(u))
@@ -336,13 +336,13 @@ class _Target:
         log_steps: dict[float, Tensor] | None = None,
         start: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Log weights, (chains, batch), and mean acceptance, (batch,), of chains along a path.
+        """Log-weights, (chains, batch), and mean acceptance, (batch,), of chains along a path.
 
         Args:
             betas: exponents, rising from 0 to 1 from the prior to the posterior, or falling from 1 to 0.
-            leapfrog: leapfrog steps of each move.
-            log_steps: `log_steps` of the path, found here if None.
-            start: exact draws of the latents given x, (batch, ...), where the exponents fall.
+            leapfrog: number of leapfrog steps per move.
+            log_steps: `log_steps` of the path; None computes them.
+            start: exact draws of the latents given x, (batch, ...), for falling exponents.
         """
         path = _Path(self, HMC(leapfrogs=leapfrog), self.log_steps(betas, leapfrog) if log_steps is None else log_steps)
         u = self.prior() if start is None else self.coordinates(start).expand(self.chains, -1, -1)
@@ -350,7 +350,7 @@ class _Target:
         return log_weights, torch.stack(path.accepted).mean(0) if path.accepted else log_weights.new_zeros(u.shape[1])
 
     def log_steps(self, betas: list[float], leapfrog: int) -> dict[float, Tensor]:
-        """Logarithms of the step sizes of each datapoint, (batch,), from pilot chains of their own, by exponent."""
+        """Log step sizes of each datapoint, (batch,), by exponent, adapted on separate pilot chains."""
         state, between = self.state(self.prior()[:PILOTS]), betas[1:-1]
         path = _Path(self, HMC(leapfrogs=leapfrog), {})
 
@@ -388,7 +388,7 @@ class _State(NamedTuple):
 
 
 class _Path:
-    """f_b of a target, and moves with steps of their own for each exponent and datapoint.
+    """The densities f_b of a target, and moves with a step size per exponent and datapoint.
 
     Attributes:
         accepted: mean acceptance of each move, (batch,).
@@ -412,7 +412,7 @@ class _Path:
 
 
 def _betas(steps: int, schedule: Schedule) -> list[float]:
-    """b_0 = 0, ..., b_T = 1; sigmoid: those of sigma(4 (2 t / T - 1)), scaled to [0, 1] (Grosse et al. 2015)."""
+    """b_0 = 0, ..., b_T = 1; for "sigmoid" sigma(4 (2 t / T - 1)), scaled to [0, 1] (Grosse et al. 2015)."""
     line = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     if schedule == "linear":
         return line.tolist()
@@ -423,16 +423,16 @@ def _betas(steps: int, schedule: Schedule) -> list[float]:
 
 
 def _of_components(support: Any) -> Any:
-    """A mixture's support, as that of its components."""
+    """The support of the components, for that of a mixture."""
     return support.base_constraint if isinstance(support, MixtureSameFamilyConstraint) else support
 
 
 def _batch_size(model: LatentVariableModel, chains: int) -> int:
-    return max(1, FLOATS // (chains * model.event_shape.numel()))
+    return max(1, MAX_ELEMENTS // (chains * model.event_shape.numel()))
 
 
 def _exact(model: LatentVariableModel, inputs: Inputs) -> Tensor | None:
-    """log p(x) in closed form, (batch,), where the model has it."""
+    """log p(x), (batch,), if it has a closed form."""
     x, _, mask = inputs
     with torch.no_grad():
         return model.log_evidence(x, mask)

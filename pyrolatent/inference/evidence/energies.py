@@ -1,11 +1,11 @@
-"""log Z and held-out log p(x) of unnormalised densities: exact, by annealing, and bounds from either side.
+"""log Z and held-out log p(x) of unnormalised densities: exact, by annealing, and bounds from both sides.
 
-Annealed importance sampling moves chains from the base to the model along the path p_β and weighs them. With
+Annealed importance sampling moves chains from the base to the model along the path p_β and weights them. With
 
-    log w = ∑_k log p̃_{β_k}(x_{k-1}) - log p̃_{β_{k-1}}(x_{k-1}),     x_k from a kernel that leaves p_{β_k} as it is,
+    log w = ∑_k log p̃_{β_k}(x_{k-1}) - log p̃_{β_{k-1}}(x_{k-1}),     x_k from a kernel that leaves p_{β_k} invariant,
 
-E[w] = Z / Z_0, so that the logarithm of the mean weight is below log(Z / Z_0) in expectation, and log p(x) with it is
-too high if anything. The same chains run backwards from *exact samples* give a bound on the other side.
+E[w] = Z / Z_0. So the log of the mean weight is below log(Z / Z_0) in expectation, and log p(x) computed with it tends
+to be too high. The same chains run backwards from *exact samples* give a bound from the other side.
 """
 
 import math
@@ -21,21 +21,21 @@ from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.evidence.pseudo_likelihood import pseudo_likelihood
 from pyrolatent.inference.evidence.result import HeldOutScores, Line, OnStep
-from pyrolatent.inference.monte_carlo import known, log_mean, standard_error
+from pyrolatent.inference.monte_carlo import log_mean, none_if_nan, standard_error
 from pyrolatent.inference.rules import same_event_shape
 from pyrolatent.inference.sampling.annealing import anneal
 from pyrolatent.inference.sampling.kernels import Movement, adapted, no_normaliser, run
 from pyrolatent.inference.weights import log_mean_exp
-from pyrolatent.models.arrays import place_of
+from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.energies.density import UnnormalisedDensity, in_double, warn_if_constant
 
 Starts = Literal["exact samples", "persistent chains", "chains begun at training data"]
 POINTS = 200
-"""Of the path at which the weights are kept to be looked at."""
+"""Number of points of the path at which weights are kept, to be plotted."""
 FEWEST = 5
-"""Effective chains, or a fifth of fewer than 25, below which a standard error of log Z means nothing."""
+"""Number of effective chains below which a standard error of log Z is meaningless; a fifth of fewer than 25 chains."""
 ERRORS, SMALL = 4.0, 0.05
-"""Standard errors by which two estimates of log Z may differ, and nats that are never called a difference."""
+"""Largest differences of two estimates of log Z, in standard errors and in nats."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class LogZ:
 
     Attributes:
         value: the estimate.
-        error: its standard error over chains, by the delta method; 0 where it is exact.
+        error: its standard error over chains, by the delta method; 0 if it is exact.
         method: "exact", "ais" or "reverse ais".
-        starts: what reverse chains began at.
-        betas: points of the path (points,) and ...
-        log_weights: ... the weights of each chain up to there plus log Z_0, (points, chains).
-        acceptance: mean acceptance of the moves; None where none can be rejected.
-        stuck: why the estimate is none: a density without a normaliser, chains that cannot be said to have moved, or
-            a few that carry all the weight, whose error is unknown; None where there is an estimate.
+        starts: the initial states of reverse chains.
+        betas: points of the path, (points,).
+        log_weights: log-weights of each chain up to these points, plus log Z_0, (points, chains).
+        acceptance: mean acceptance probability of the moves; None if moves cannot be rejected.
+        stuck: why the estimate is invalid: the density has no normaliser, the chains did not move, or a few chains
+            carry all the weight, so that the error is unknown; None if it is valid.
     """
 
     value: float
@@ -66,14 +66,14 @@ class LogZ:
 
 @dataclass(frozen=True)
 class Annealing:
-    """How log Z is estimated.
+    """Options of the estimate of log Z.
 
     Attributes:
         chains: number of chains.
         temperatures: number of steps from the base to the model.
-        always: whether to anneal also where log Z is known, for comparison.
+        always: whether to anneal also if log Z is tractable, for comparison.
         raised: number of datapoints for which the bound `raise_log_prob` is computed.
-        kernel: what moves the chains; None: the model's Gibbs sampler, or HMC with an adapted step where it has none.
+        kernel: kernel of the chains; None is the model's Gibbs sampler, or HMC with an adapted step if it has none.
     """
 
     chains: int = 100
@@ -85,7 +85,7 @@ class Annealing:
     def __post_init__(self) -> None:
         at_least_one(chains=self.chains, temperatures=self.temperatures)
         if self.chains < 2:
-            raise InputError("chains was 1; at least 2 are needed, from whose spread the error of log Z comes")
+            raise InputError("chains was 1; at least 2 are needed, whose spread gives the error of log Z")
 
 
 @torch.no_grad()
@@ -111,9 +111,9 @@ def ais(
 
     Args:
         model: an unnormalised density.
-        chains: number of chains, from whose spread the error comes.
-        temperatures: steps of the path, evenly spaced.
-        kernel: what moves the chains, as in `Annealing`.
+        chains: number of chains, whose spread gives the error.
+        temperatures: number of evenly spaced steps of the path.
+        kernel: kernel of the chains, as in `Annealing`.
         on_step: called with the number of steps done.
     """
     at_least_one(chains=chains, temperatures=temperatures)
@@ -135,17 +135,17 @@ def reverse_ais(
     kernel: Any = None,
     on_step: Callable[[int], Any] | None = None,
 ) -> LogZ:
-    """log Z by the same path run backwards: minus the logarithm of the mean inverse weight.
+    """log Z by the same path run backwards: minus the log of the mean inverse weight.
 
-    It is above log Z in expectation if the starts are exact samples, and only then (Grosse et al. 2013; Burda et al.
+    It is above log Z in expectation only if the initial states are exact samples (Grosse et al. 2013; Burda et al.
     2015); chains that have not reached the model give no bound.
 
     Args:
         model: an unnormalised density.
-        start: states of the model, one for each chain.
-        starts: what they are.
-        temperatures: steps of the path.
-        kernel: what moves the chains, reversible, as in `Annealing`.
+        start: initial states, one per chain.
+        starts: what the initial states are.
+        temperatures: number of steps of the path.
+        kernel: reversible kernel of the chains, as in `Annealing`.
         on_step: called with the number of steps done.
     """
     at_least_one(temperatures=temperatures)
@@ -164,36 +164,36 @@ def raise_log_prob(
     kernel: Any = None,
     on_step: Callable[[int], Any] | None = None,
 ) -> Tensor:
-    """RAISE: a lower bound in expectation on log p_ann(x), (batch,), the density of what annealed chains end at.
+    """RAISE: a lower bound in expectation on log p_ann(x), (batch,), p_ann being the distribution of annealed chains.
 
-    log p_0(x_0) + ∑_k log p̃_{β_k}(x_k) - log p̃_{β_k}(x_{k-1}) over chains that begin at x_K = x and go down to the
-    base (Burda, Grosse and Salakhutdinov 2015, 1412.8566). The annealing model is what sampling by these steps draws
-    from; as steps grow it becomes the model.
+    log p_0(x_0) + ∑_k log p̃_{β_k}(x_k) - log p̃_{β_k}(x_{k-1}) over chains that begin at x_K = x and run down to the
+    base (Burda, Grosse and Salakhutdinov 2015, 1412.8566). p_ann is the distribution of the final states of chains with
+    these steps; it approaches the model as their number grows.
 
     Args:
         model: an unnormalised density with a reversible kernel.
         x: data (batch, *event_shape).
-        temperatures: steps of the path.
-        chains: for each datapoint; the bound is the logarithm of their mean weight.
-        kernel: what moves the chains, reversible, as in `Annealing`.
+        temperatures: number of steps of the path.
+        chains: number of chains per datapoint; the bound is the log of their mean weight.
+        kernel: reversible kernel of the chains, as in `Annealing`.
         on_step: called with the number of steps done.
     """
     at_least_one(chains=chains, temperatures=temperatures)
     path = _Path(model, adapted(model, kernel, temperatures))
     state = model.state(x.repeat_interleave(chains, 0))
     log_p = (model.log_density(state) - model.base_log_z()).double()
-    told = (lambda step, _: on_step(step)) if on_step else None
-    log_w, _ = anneal(path, path.move(state, 1.0), _betas(temperatures)[::-1], told)
+    report = (lambda step, _: on_step(step)) if on_step else None
+    log_w, _ = anneal(path, path.move(state, 1.0), _betas(temperatures)[::-1], report)
     return log_mean_exp((log_p + log_w).reshape(-1, chains), 1)
 
 
 def model_states(
     model: UnnormalisedDensity, data: Data, chains: int, sweeps: int = 1000, kernel: Any = None
 ) -> tuple[Any, Starts]:
-    """States of the model and what they are: exact samples where there are any, else chains after so many sweeps."""
+    """States of the model and what they are: exact samples if possible, else chains after a number of sweeps."""
     if model.tractable:
         exact = in_double(model).exact_sample(chains)
-        return model.restore(in_double(model).flat(exact).to(*place_of(model))), "exact samples"
+        return model.restore(in_double(model).flat(exact).to(*device_and_dtype(model))), "exact samples"
     starts: Starts = "persistent chains" if len(model.chains) else "chains begun at training data"
     if len(model.chains):
         state = model.restore(model.chains[torch.randperm(len(model.chains))[:chains].to(model.chains.device)])
@@ -208,36 +208,37 @@ def model_states(
 
 @dataclass(frozen=True)
 class EnergyEvaluation(HeldOutScores):
-    """Held-out scores of an unnormalised density, means over datapoints in nats; None where it is not defined.
+    """Held-out scores of an unnormalised density, means over datapoints in nats; undefined scores are None.
 
     Attributes:
-        split: which part of the data.
-        measure: what log p(x) is of, as for latent-variable models.
-        log_evidence: log p(x) = -F(x) - log Z; with log Z from `log_z_method`.
+        split: the part of the data.
+        measure: the measure of p(x), as for latent-variable models.
+        log_evidence: log p(x) = -F(x) - log Z, with log Z by `log_z_method`.
         log_evidence_se: its standard error over datapoints.
-        log_evidence_mcse: the standard error of log Z, or how far reverse annealing is above it where that is more
-            than their errors allow.
-        bits_per_dimension: `Data.bits_per_dimension` of log p(x), of images of discrete or dequantized levels.
+        log_evidence_mcse: the standard error of log Z or, if larger than the errors allow, its distance from reverse
+            annealing.
+        bits_per_dimension: `Data.bits_per_dimension` of log p(x), for images of discrete or dequantized levels.
         log_z: log Z.
         log_z_se: its standard error.
-        log_z_method: "exact" or "ais"; the latter is too low in expectation, and log p(x) then too high.
-        log_z_missing: why log Z, and log p(x) with it, is not given.
-        acceptance: mean acceptance of the chains over real x, by annealing from the base.
-        ais: log Z by annealing from the base, and its standard error, where it was asked for or needed.
+        log_z_method: "exact" or "ais"; the latter is too low in expectation, so that log p(x) is too high.
+        log_z_missing: why log Z and log p(x) are missing.
+        acceptance: mean acceptance probability in annealing from the base, over real x.
+        ais: log Z by annealing from the base and its standard error, if requested or needed.
         reverse_ais: log Z by annealing from samples of the model, and its standard error.
-        reverse_starts: what these samples were, and whether the estimate is a bound.
-        reverse_missing: why there is no estimate from them.
-        apart: by how many nats reverse annealing is above annealing from the base, if by more than `apart` allows.
-        raised: the mean bound on log p(x) of the annealing model over some datapoints, mean log p(x) by `log_z` of the
-            same (None without log Z), and their number.
-        pseudo_likelihood: ∑_i log p(x_i | all others) over discrete x, no bound on log p(x), estimated from ten entries
-            of each datapoint.
+        reverse_starts: what these samples are, and whether the estimate is a bound.
+        reverse_missing: why there is no such estimate.
+        apart: by how many nats reverse annealing exceeds annealing from the base, if by more than `apart` allows.
+        raised: mean bound on log p(x) of the annealing model over some datapoints, their mean log p(x) by `log_z` (None
+            without log Z), and their number.
+        pseudo_likelihood: ∑_i log p(x_i | all others) over discrete x, which is no bound on log p(x), estimated from
+            ten entries of each datapoint.
         pseudo_likelihood_se: its standard error over datapoints and their entries.
         free_energy: mean F(x).
         datapoints: number of datapoints.
-        chains: of the annealing.
-        temperatures: of the annealing.
-        classification_error: share of known labels that the class of least F(x, y) misses, of models with label units.
+        chains: number of annealed chains.
+        temperatures: number of annealing steps.
+        classification_error: share of known labels that differ from the class of lowest F(x, y), for models with label
+            units.
         each: log p(x) of each datapoint, (datapoints,), float64.
     """
 
@@ -268,7 +269,7 @@ class EnergyEvaluation(HeldOutScores):
     each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def rows(self) -> list[Line]:
-        """A line for each score, to be printed."""
+        """One printed line per score."""
         if self.log_evidence is None:
             rows: list[Line] = [("log_evidence", "none", str(self.log_z_missing))]
         else:
@@ -314,27 +315,27 @@ def evaluate_energy(
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> EnergyEvaluation:
-    """Held-out log p(x), by the exact log Z where it can be summed and else by annealed importance sampling.
+    """Held-out log p(x), with log Z exact if it can be summed and otherwise by annealed importance sampling.
 
     Args:
         model: a fitted model.
         data: data in its support.
         split: "train", "validation" or "test".
-        annealing: chains and steps, and what is estimated beside.
-        seed: of the chains.
-        on_step: called with what is being done, the number of steps done and of all steps.
+        annealing: chains, steps and additional estimates.
+        seed: seed of the chains.
+        on_step: called with the current task, the number of steps done and the total.
 
     Raises:
-        InputError: the data does not fit the model, or there is no such split.
+        InputError: the data do not fit the model, or there is no such split.
     """
     same_event_shape(model, data)
-    data.check_support(model.support, type(model).__name__)
-    data = data.to(*place_of(model))
+    data.validate_support(model.support, type(model).__name__)
+    data = data.to(*device_and_dtype(model))
     part = data.split(split)
     if model.levels is None:
         warn_if_constant(data.train.batch(slice(0, 10_000)).x)
 
-    def told(what: str) -> Callable[[int], Any] | None:
+    def report(what: str) -> Callable[[int], Any] | None:
         return (lambda done: on_step(what, done, annealing.temperatures)) if on_step else None
 
     with evaluating(model, seed):
@@ -343,7 +344,7 @@ def evaluate_energy(
         if unfit:
             raise InputError(
                 f"F(x) of {type(model).__name__} is not finite for {unfit} of {len(free_energy)} datapoints; "
-                "give a large finite energy to what is hardly possible"
+                "give nearly impossible values a large finite energy"
             )
         forward = reverse = bounds = None
         anneals = annealing.always or not model.tractable
@@ -357,15 +358,15 @@ def evaluate_energy(
             kernel = adapted(model, kernel, annealing.temperatures)
         steps: dict[str, Any] = {"temperatures": annealing.temperatures, "kernel": kernel}
         if anneals:
-            forward = ais(model, chains=annealing.chains, on_step=told("ais"), **steps)
+            forward = ais(model, chains=annealing.chains, on_step=report("ais"), **steps)
         if forward and not forward.stuck:
             start, starts = model_states(model, data, annealing.chains, kernel=kernel)
-            reverse = reverse_ais(model, start, starts, on_step=told("reverse ais"), **steps)
+            reverse = reverse_ais(model, start, starts, on_step=report("reverse ais"), **steps)
         log_z = exact_log_z(model) if model.tractable else forward
         assert log_z is not None
         if annealing.raised:
             some = part.batch(slice(0, annealing.raised)).x
-            bounds = raise_log_prob(model, some, on_step=told("raise"), **steps)
+            bounds = raise_log_prob(model, some, on_step=report("raise"), **steps)
         pseudo = [
             pseudo_likelihood(model, batch.x, entries=10).double().cpu()
             for batch in (part.batches(1000) if model.levels is not None else ())
@@ -384,7 +385,7 @@ def evaluate_energy(
         split=split,
         measure=unit,
         log_evidence=evidence,
-        log_evidence_se=None if log_p is None else known(standard_error(log_p)),
+        log_evidence_se=None if log_p is None else none_if_nan(standard_error(log_p)),
         log_evidence_mcse=None if log_z.stuck else uncertain,
         bits_per_dimension=data.bits_per_dimension(evidence, unit, model.support),
         log_z=None if log_z.stuck else log_z.value,
@@ -399,7 +400,7 @@ def evaluate_energy(
         apart=between,
         raised=raised,
         pseudo_likelihood=torch.cat(pseudo).mean().item() if pseudo else None,
-        pseudo_likelihood_se=known(standard_error(torch.cat(pseudo))) if pseudo else None,
+        pseudo_likelihood_se=none_if_nan(standard_error(torch.cat(pseudo))) if pseudo else None,
         free_energy=free_energy.mean().item(),
         datapoints=len(free_energy),
         chains=annealing.chains if forward else None,
@@ -410,7 +411,7 @@ def evaluate_energy(
 
 
 class _Path(NamedTuple):
-    """The path of a model, and what moves its chains."""
+    """The annealing path of a model, with the kernel of its chains."""
 
     model: UnnormalisedDensity
     kernel: Any
@@ -432,7 +433,7 @@ def _require_finite(model: UnnormalisedDensity, state: Any) -> None:
     if unfit:
         raise InputError(
             f"the energy of {type(model).__name__} is not finite at {unfit} of {len(log_p)} states where chains begin; "
-            "give a large finite energy to what is hardly possible"
+            "give nearly impossible values a large finite energy"
         )
 
 
@@ -444,7 +445,7 @@ def _log_z(
     method: Literal["ais", "reverse ais"],
     starts: Starts | None = None,
 ) -> LogZ:
-    """log Z by chains from the base, or from states of the model."""
+    """log Z by chains from the base or from states of the model."""
     backwards = method == "reverse ais"
     betas = _betas(temperatures)[:: -1 if backwards else 1]
     passed, kept = [betas[0]], []
@@ -458,7 +459,7 @@ def _log_z(
 
     log_w, _ = anneal(path, state, betas, keep)
     along = torch.stack([torch.zeros_like(log_w), *kept])
-    if backwards:  # what was gathered from β = 1 down to a point is what lies above it
+    if backwards:  # weights accumulated from β = 1 down to a point belong to the path above it
         passed, along = passed[::-1], (along - log_w).flip(0)
     base = float(path.model.base_log_z())
     found = _estimate(log_w - base if backwards else log_w + base, path.kernel)
@@ -473,8 +474,8 @@ def _log_z(
 
 
 def _estimate(log_w: Tensor, move: Movement) -> LogZ:
-    # The largest of few weights hide how much larger others can be: if log w is normal, n exp(-s²) chains are
-    # effective, s being its standard deviation on the side that decides, above the median.
+    # Few weights do not show how large others can be. If log w is normal, n exp(-s²) chains are effective, where s is
+    # its standard deviation above the median, the side that matters.
     variance = 2 * (log_w - log_w.median()).clamp(min=0).square().mean()
     value, error, ess = (number.item() for number in log_mean(log_w))
     effective = min(ess, len(log_w) * math.exp(-variance))
@@ -485,20 +486,20 @@ def _estimate(log_w: Tensor, move: Movement) -> LogZ:
 
 
 def apart(forward: LogZ, reverse: LogZ) -> float | None:
-    """How far reverse annealing is above forward annealing, nats, if by more than their errors a and b allow.
+    """How far reverse annealing lies above forward annealing, nats, if by more than their errors a and b allow.
 
-    In expectation forward annealing is a²/2 below log Z and reverse annealing from exact samples b²/2 above it, by the
-    delta method. With e² = a² + b² they may differ by e²/2 + 4 e, and by 0.05 nats in any case. Forward annealing is
-    t nats above log Z with a probability of at most exp(-t), whatever the model (Markov's inequality). So where they
-    are apart, forward annealing is too low, or, where the difference is negative, the chains that reverse annealing
-    began with hold a part of the model alone.
+    By the delta method, forward annealing is a²/2 below log Z in expectation, and reverse annealing from exact samples
+    b²/2 above it. With e² = a² + b² they may differ by e²/2 + 4 e, and by 0.05 nats in any case. The probability that
+    forward annealing exceeds log Z by t nats is at most exp(-t) for any model (Markov's inequality). So if they are
+    apart, forward annealing is too low or, if the difference is negative, the initial states of reverse annealing cover
+    only a part of the model.
     """
     error, difference = math.hypot(forward.error, reverse.error), reverse.value - forward.value
     return difference if abs(difference) > max(SMALL, error**2 / 2 + ERRORS * error) else None
 
 
 def _moving(estimate: LogZ | None) -> list[float] | None:
-    """log Z and its error, where chains moved."""
+    """log Z and its error, if the chains moved."""
     return None if estimate is None or estimate.stuck else [estimate.value, estimate.error]
 
 

@@ -1,4 +1,4 @@
-"""Held-out bounds and log p(x), per datapoint, each with its errors."""
+"""Held-out bounds and log p(x) per datapoint, by importance sampling, with their errors."""
 
 import functools
 import math
@@ -16,27 +16,27 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyrolatent.data.splits import Batch, Data, measure_of
-from pyrolatent.errors import InputError, at_least_one, only
+from pyrolatent.errors import InputError, at_least_one, validate_options
 from pyrolatent.inference import distributed
 from pyrolatent.inference.compiled import WORTH_COMPILING, CaptureError, compiled
 from pyrolatent.inference.devices import evaluating
-from pyrolatent.inference.draws import FLOATS, prior_variances, site_means
+from pyrolatent.inference.draws import MAX_ELEMENTS, prior_variances, site_means
 from pyrolatent.inference.evidence.energies import Annealing, EnergyEvaluation, evaluate_energy
 from pyrolatent.inference.evidence.psis import SHORTEST, khat_of_tail, khat_threshold, tail_length, too_large
 from pyrolatent.inference.evidence.result import HeldOutScores, Line, OnStep
-from pyrolatent.inference.monte_carlo import known, log_mean_of_sums, standard_error
-from pyrolatent.inference.rules import part_for, same_event_shape
+from pyrolatent.inference.monte_carlo import log_mean_of_sums, none_if_nan, standard_error
+from pyrolatent.inference.rules import same_event_shape, split_for
 from pyrolatent.inference.weights import Inputs, Weights, arguments, closed_kl, total, weigh
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.latent import LatentVariableModel
 
 ACTIVE = 0.01
-"""Variance of a posterior mean over the data from which a latent dimension counts as active."""
+"""Variance of a posterior mean over the data, relative to the prior's, above which a latent dimension is active."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What importance sampling says about each datapoint of a batch; nats, higher is better but for `kl`.
+    """Importance-sampling scores of each datapoint of a batch; in nats, and higher is better except for `kl`.
 
     Attributes:
         elbo: E_q[log p(x | z)] - KL, (batch,).
@@ -47,7 +47,7 @@ class Scores:
         ess: effective sample size (sum w)^2 / sum w^2, (batch,), between 1 and K.
         khat: `psis.khat` of the weights, (batch,).
         means: posterior mean of each site, (batch, dimensions).
-        noise: Monte Carlo variance of `means`, 0 where they are in closed form; unknown, and 0, of one draw.
+        noise: Monte Carlo variance of `means`; 0 if they have a closed form, and for a single draw.
         kl_dimensions: KL of each dimension of each site whose prior and posterior factorise, (batch, dimensions).
     """
 
@@ -65,37 +65,37 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation(HeldOutScores):
-    """Held-out scores of a model, means over datapoints in nats; a field is None where it is not defined.
+    """Held-out scores of a model, means over datapoints in nats; undefined scores are None.
 
     Attributes:
-        split: which part of the data.
-        measure: what the nats are of: "mass", "density (in the units of the data)", "density (of [0, 1])", "density (of
-            [0, 1], dequantized over 256 levels)", "mixed ..." or "cross-entropy". Numbers of different measures cannot
-            be compared.
+        split: the part of the data.
+        measure: the measure of the scores: "mass", "density (in the units of the data)", "density (of [0, 1])",
+            "density (of [0, 1], dequantized over 256 levels)", "mixed ..." or "cross-entropy". Scores with different
+            measures cannot be compared.
         elbo: evidence lower bound; higher is better.
         reconstruction: its term E_q[log p(x | z)].
         kl: its term KL(q(z | x) || p(z)).
         log_evidence: log p(x) by importance sampling; None for a cross-entropy, which is not a likelihood.
         log_evidence_se: its standard error over datapoints.
-        log_evidence_mcse: its Monte Carlo standard error of the draws.
-        log_evidence_bias: by how much it is expected to be too low, the logarithm of a mean being concave; only a lower
-            limit where k-hat is too large.
-        log_evidence_interval: the ends of its 95 % interval over draws for these datapoints, `draws_interval`.
+        log_evidence_mcse: its Monte Carlo standard error.
+        log_evidence_bias: its expected downward bias, since the log of a mean is concave; only a lower limit if k-hat
+            is too large.
+        log_evidence_interval: the ends of its 95 % interval over draws for these datapoints, by `draws_interval`.
         ess: mean effective sample size of the draws.
-        khat_share: share of datapoints whose k-hat is too large (`psis.too_large`), so that the errors of the draws say
-            little; None of fewer than 21 draws.
-        kl_per_dimension: KL of each latent dimension; None where the posterior does not factorise.
-        active_units: number of latent dimensions, labels not among them, whose posterior mean varies over the data by
-            more than 0.01 of the prior's variance, which is 1 where Burda et al. 2016 (1509.00519) say 0.01, the Monte
-            Carlo variance of a mean without closed form taken off; None of one datapoint or one draw, which have none.
+        khat_share: share of datapoints whose k-hat is too large (`psis.too_large`), for which Monte Carlo errors are
+            unreliable; None for fewer than 21 draws.
+        kl_per_dimension: KL of each latent dimension; None if the posterior does not factorise.
+        active_units: number of latent dimensions, excluding labels, whose posterior mean has a variance over the data
+            of more than 0.01 prior variances (Burda et al. 2016, 1509.00519, for a prior variance of 1), less the Monte
+            Carlo variance of means without closed form; None for one datapoint or one draw.
         datapoints: number of datapoints.
-        particles: draws for each datapoint.
-        bits_per_dimension: `Data.bits_per_dimension` of log p(x), of images of discrete or dequantized levels.
-        classification_error: share of known labels that the most probable one under q(y | x) misses, of models with
-            a latent label; None where no label is known.
+        particles: number of draws per datapoint.
+        bits_per_dimension: `Data.bits_per_dimension` of log p(x), for images of discrete or dequantized levels.
+        classification_error: share of known labels that differ from the most probable one under q(y | x), for models
+            with a latent label; None if no label is known.
         left_out: factors and observed sites of the guide, which training counts and a proposal does not.
-        given: "y" where all of it is of x given y, which cannot be compared with what is of x alone.
-        each: the bound, and log p(x) where there is one, of each datapoint, (datapoints,), float64.
+        given: "y" if the scores are of x given y, which cannot be compared with scores of x.
+        each: the bound and, if defined, log p(x) of each datapoint, (datapoints,), float64.
     """
 
     split: str
@@ -122,11 +122,11 @@ class Evaluation(HeldOutScores):
 
     @property
     def title(self) -> str:
-        """What the scores are of, to be printed above them."""
+        """Title of the printed scores."""
         return super().title + ", of x given y" * bool(self.given)
 
     def rows(self) -> list[Line]:
-        """A line for each score, to be printed."""
+        """One printed line per score."""
         rows: list[Line] = [
             ("elbo", f"{self.elbo:.3f}", "higher is better"),
             ("reconstruction", f"{self.reconstruction:.3f}", ""),
@@ -162,15 +162,15 @@ class Evaluation(HeldOutScores):
 
 
 Chunk = Callable[..., dict[str, Tensor]]
-"""Some draws of each datapoint, scored: (x, y, mask) to the terms of `score`."""
+"""Scores some draws of each datapoint: a function of (x, y, mask) to the terms of `score`."""
 
 
 def chunk(model: LatentVariableModel, particles: int) -> Chunk:
-    """Scores this many draws at a time; what it gives is added up by `score`.
+    """A function that scores `particles` draws at a time, for `score` to accumulate.
 
     Returns:
-        A function of x, y and mask to the log-weights, (draws, batch), and to the means over draws of log p(x | z), of
-        the KL, of each site and of the KL of each of its dimensions.
+        A function of x, y and mask to the log-weights, (draws, batch), and the means over draws of log p(x | z), of the
+        KL, of each site and of the KL of each of its dimensions.
     """
 
     def scored(x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Tensor]:
@@ -191,7 +191,7 @@ def chunk(model: LatentVariableModel, particles: int) -> Chunk:
 
 
 def compiled_chunk(model: LatentVariableModel, particles: int, inputs: Inputs) -> Chunk:
-    """`chunk` as a compiled graph for batches like these inputs, and uncompiled for others.
+    """`chunk` as a compiled graph for batches of these shapes, and uncompiled for others.
 
     Raises:
         CaptureError: the model depends on values in Python, or there is no compiler.
@@ -214,9 +214,9 @@ def compiled_chunk(model: LatentVariableModel, particles: int, inputs: Inputs) -
     return scored
 
 
-def draws_at_once(x: Tensor, particles: int, floats: int = FLOATS) -> int:
-    """How many draws of each datapoint of a batch are decoded at a time."""
-    return max(1, min(particles, floats // x.numel()))
+def draws_at_once(x: Tensor, particles: int, max_elements: int = MAX_ELEMENTS) -> int:
+    """The number of draws of each datapoint of a batch that are decoded at a time."""
+    return max(1, min(particles, max_elements // x.numel()))
 
 
 @torch.no_grad()
@@ -227,8 +227,8 @@ def score(
     mask: Tensor | None = None,
     *,
     particles: int = 5000,
-    floats: int = FLOATS,
-    several: Chunk | None = None,
+    max_elements: int = MAX_ELEMENTS,
+    scorer: Chunk | None = None,
 ) -> Scores:
     """Scores a batch by importance sampling with the posterior as proposal, in chunks that stay in log space.
 
@@ -236,19 +236,19 @@ def score(
         model: any latent-variable model.
         x: data (batch, *event_shape).
         y: labels of conditional models.
-        mask: True where x is observed; what is not is left out of the likelihood, so this is log p of the rest.
-        particles: number K of draws for each datapoint.
-        floats: bound on the numbers decoded at a time.
-        several: what scores `draws_at_once(x, particles, floats)` draws, by default `chunk`.
+        mask: True where x is observed; other entries are left out of the likelihood and of log p(x).
+        particles: number K of draws per datapoint.
+        max_elements: largest number of elements decoded at a time.
+        scorer: function that scores `draws_at_once(x, particles, max_elements)` draws; `chunk` by default.
     """
-    at_once = draws_at_once(x, particles, floats) if model.vectorises else 1
-    several = several or chunk(model, at_once)
+    at_once = draws_at_once(x, particles, max_elements) if model.vectorises else 1
+    scorer = scorer or chunk(model, at_once)
     log_sum = log_square_sum = x.new_full((len(x),), -math.inf)
     largest, smallest, kept = x.new_empty(0, len(x)), x.new_full((len(x),), math.inf), tail_length(particles) + 1
     means: dict[str, Tensor] = {}
     for start in range(0, particles, at_once):
         count = min(at_once, particles - start)
-        terms = (several if count == at_once else chunk(model, count))(x, y, mask)
+        terms = (scorer if count == at_once else chunk(model, count))(x, y, mask)
         log_weights = terms.pop("log_weights")
         log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
         log_square_sum = torch.logaddexp(log_square_sum, (2 * log_weights).logsumexp(0))
@@ -295,23 +295,23 @@ def evaluate(
     Where torch.distributed has a process group, as under torchrun, the processes share the datapoints.
 
     Args:
-        model: a fitted model; it is evaluated where its parameters are.
+        model: a fitted model; it is evaluated on its own device.
         data: data with the event shape and in the support of the model's likelihood.
         split: "train", "validation" or "test".
-        particles: number of draws for each datapoint; None is 5,000. This and what follows but `seed`, `annealing` and
-            `on_step` are for models with latents alone.
-        batch_size: datapoints at a time; None is 100.
+        particles: number of draws per datapoint, for models with latents; None is 5,000.
+        batch_size: number of datapoints per batch, for models with latents; None is 100.
         seed: seed of the draws.
-        on_batch: called with the number of datapoints done, all processes together.
-        annealing: how log Z of an unnormalised density is estimated, where it is.
-        compile: whether the scoring is compiled; "auto", which None is, does where a minute or more of it is ahead.
-        on_step: called with what is being done, how much of it is done, and of how much.
+        on_batch: called with the number of datapoints done by all processes, for models with latents.
+        annealing: how to estimate log Z of an unnormalised density if it is intractable.
+        compile: whether to compile the scoring, for models with latents; "auto" (None) does if it will take a minute or
+            more.
+        on_step: called with the current task, the amount done and the total.
 
     Returns:
-        An `Evaluation`, or an `EnergyEvaluation` of an unnormalised density.
+        An `Evaluation`, or an `EnergyEvaluation` for an unnormalised density.
 
     Raises:
-        InputError: the data does not fit the model, there is no such split, or an option is for others than the model.
+        InputError: the data do not fit the model, there is no such split, or an option does not apply to the model.
     """
     options = {"particles": particles, "batch_size": batch_size, "on_batch": on_batch, "compile": compile}
     return _evaluate(model, data, {**options, "annealing": annealing}, split=split, seed=seed, on_step=on_step)
@@ -319,9 +319,9 @@ def evaluate(
 
 @functools.singledispatch
 def _evaluate(model: Any, data: Data, options: dict[str, Any], **about: Any) -> Any:
-    """Evaluates a kind of model with those of all options that it takes."""
+    """Evaluates a type of model, which refuses options that do not apply to it."""
     taken = ("particles", "batch_size", "on_batch", "compile")
-    return _evaluate_latents(model, data, **about, **only(type(model).__name__, taken, options))
+    return _evaluate_latents(model, data, **about, **validate_options(type(model).__name__, taken, options))
 
 
 @_evaluate.register
@@ -329,7 +329,7 @@ def _(model: UnnormalisedDensity, data: Data, options: dict[str, Any], **about: 
     name, annealing = type(model).__name__, options["annealing"]
     anneals = not model.tractable or (annealing is not None and (annealing.always or annealing.raised > 0))
     who = name if anneals else f"{name} of exact log Z, but for Annealing(always=True),"
-    return evaluate_energy(model, data, **about, **only(who, ["annealing"] * anneals, options))
+    return evaluate_energy(model, data, **about, **validate_options(who, ["annealing"] * anneals, options))
 
 
 def _evaluate_latents(
@@ -347,23 +347,23 @@ def _evaluate_latents(
     at_least_one(particles=particles, batch_size=batch_size)
     if compile not in ("auto", "always", "never"):
         raise InputError(f"compile was {compile!r}; valid: auto, always, never")
-    part = part_for(model, data, split)
+    part = split_for(model, data, split)
     if len(part) < distributed.size():
         raise InputError(f"{len(part)} datapoints cannot be shared by {distributed.size()} processes; start fewer")
     support = observation_support(model, part.batch(slice(0, 1)), data)
     own = distributed.shard(torch.arange(len(part), device=part.x.device))
-    several: Chunk | None = None
+    scorer: Chunk | None = None
     scores: list[Scores] = []
     done = 0
     with pyro.validation_enabled(False), evaluating(model, seed + (distributed.rank() << 32)):
         for index in own.split(batch_size):
             inputs, started = arguments(model, part.batch(index)), time.perf_counter()
             if compile == "always" and not scores:
-                several = _compiled(model, inputs, particles)
-            scores.append(score(model, *inputs, particles=particles, several=several))
+                scorer = _compiled(model, inputs, particles)
+            scores.append(score(model, *inputs, particles=particles, scorer=scorer))
             if compile == "auto" and len(scores) == 1:
                 ahead = (time.perf_counter() - started) * (len(own) / len(index) - 1)
-                several = _compiled(model, inputs, particles) if ahead > WORTH_COMPILING else None
+                scorer = _compiled(model, inputs, particles) if ahead > WORTH_COMPILING else None
             done += len(index)
             together = min(done * distributed.size(), len(part))
             if on_batch:
@@ -405,7 +405,7 @@ def _terms_of_the_guide(model: LatentVariableModel, inputs: Inputs) -> list[str]
 
 
 def _joined(scores: list[Scores], count: int) -> Scores:
-    """The scores of all datapoints in their order, those of other processes among them."""
+    """The scores of all datapoints in their order, gathered from all processes."""
 
     def joined(values: list[Any]) -> Any:
         if isinstance(values[0], dict):
@@ -416,9 +416,9 @@ def _joined(scores: list[Scores], count: int) -> Scores:
 
 
 def measure(model: LatentVariableModel, data: Data, support: Constraint | None) -> str:
-    """What the nats of a likelihood on this data are of: a mass, a density, a mixture of both, or a cross-entropy.
+    """The measure of a likelihood on these data: a mass, a density, a mixture of both, or a cross-entropy.
 
-    What is of other values than x, `support` being None, is a measure of its own.
+    A density of other values than x, where `support` is None, is a measure of its own.
     """
     if support is None:
         return "density (of what the program observes, not of x)"
@@ -431,7 +431,7 @@ def measure(model: LatentVariableModel, data: Data, support: Constraint | None) 
 
 @torch.no_grad()
 def observation_support(model: LatentVariableModel, one: Batch, data: Data) -> Constraint | None:
-    """The support of p(x | z), from one datapoint, in which the data lie; None where no site observes x.
+    """The support of p(x | z), found with one datapoint; None if no site observes x.
 
     Raises:
         InputError: data of another shape, or outside the support.
@@ -442,19 +442,19 @@ def observation_support(model: LatentVariableModel, one: Batch, data: Data) -> C
     with evaluating(model):
         trace: Any = poutine.trace(poutine.uncondition(model.generate)).get_trace(*arguments(model, one))
     support: Constraint = model.observation(trace)["fn"].support
-    data.check_support(support, f"the {model.likelihood_name} likelihood")
+    data.validate_support(support, f"the {model.likelihood_name} likelihood")
     return support
 
 
 def _moments(weights: Weights, site: str) -> tuple[Tensor, Tensor]:
-    """Means over draws of a site's posterior mean given the sites above it, and of its square, (batch, dimensions)."""
+    """Means over draws of a site's conditional mean and of its square, (batch, dimensions)."""
     means = site_means(weights, site)
     first, second = (moment.mean(0).reshape(means.shape[1], -1) for moment in (means, means.square()))
     return first, second
 
 
 def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
-    """The KL of each dimension of a site, (batch, dimensions); None where prior or posterior does not factorise."""
+    """The KL of each dimension of a site, (batch, dimensions); None if prior or posterior does not factorise."""
     prior, posterior = (trace.nodes[site]["fn"] for trace in (weights.model_trace, weights.guide_trace))
     if not all(isinstance(d, dist.Independent) and not d.base_dist.event_shape for d in (prior, posterior)):
         return None
@@ -491,7 +491,7 @@ def _summarise(
         reconstruction=each["reconstruction"].mean().item(),
         kl=each["kl"].mean().item(),
         log_evidence=evidence.mean().item() if likelihood else None,
-        log_evidence_se=known(standard_error(evidence)) if likelihood else None,
+        log_evidence_se=none_if_nan(standard_error(evidence)) if likelihood else None,
         log_evidence_mcse=mcse if errors else None,
         log_evidence_bias=bias if errors else None,
         log_evidence_interval=[low, high] if errors else None,
@@ -510,7 +510,8 @@ def draws_interval(log_evidence: Tensor, mcse: Tensor) -> tuple[Tensor, Tensor, 
 
         [v - 1.96 m, v + b + 1.96 m],  v = (1/N) ∑_n log p(x_n),  m² = (1/N²) ∑_n s_n²,  b = (1/2N) ∑_n s_n²
 
-    log (1/K) ∑_k w_k is below log p(x) by half its variance to first order, which does not average out over datapoints.
+    To first order, log (1/K) ∑_k w_k lies below log p(x) by half its variance, which does not average out over
+    datapoints.
 
     Args:
         log_evidence: importance-sampled log p(x), (..., datapoints), nats.
@@ -525,11 +526,11 @@ def draws_interval(log_evidence: Tensor, mcse: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def active_units(means: Tensor, noise: Tensor, prior: Tensor | float = 1.0) -> Tensor:
-    """Which dimensions' posterior means vary over the data by more than 0.01 prior variances, (dimensions,), bool.
+    """Whether the variance of each posterior mean over the data exceeds 0.01 prior variances, (dimensions,), bool.
 
     Args:
-        means: (datapoints, dimensions).
-        noise: their Monte Carlo variance (datapoints, dimensions), which is taken off; 0 of a closed form.
+        means: posterior means, (datapoints, dimensions).
+        noise: their Monte Carlo variance (datapoints, dimensions), which is subtracted; 0 for a closed form.
         prior: the variance of each dimension under the prior, (dimensions,).
     """
     return means.var(0) - noise.mean(0) > ACTIVE * prior

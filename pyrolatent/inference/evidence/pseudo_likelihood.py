@@ -8,12 +8,12 @@ from pyrolatent.models.energies.density import UnnormalisedDensity
 
 @torch.no_grad()
 def pseudo_likelihood(model: UnnormalisedDensity, x: Tensor, *, entries: int | None = None) -> Tensor:
-    """∑_i log p(x_i | all others), (batch,), nats (Besag 1975), without log Z; no bound on log p(x).
+    """∑_i log p(x_i | all others), (batch,), nats (Besag 1975), which needs no log Z and is no bound on log p(x).
 
     Args:
-        model: over discrete x.
+        model: an unnormalised density over discrete x.
         x: data (batch, *event_shape).
-        entries: how many entries i are drawn for each datapoint, their mean standing for all; None: all.
+        entries: number of entries i drawn per datapoint to estimate the sum; None sums over all.
     """
     assert model.levels is not None
     flat = x.reshape(len(x), -1)

@@ -1,4 +1,4 @@
-"""Pareto k-hat of importance weights: how heavy their tail is, datapoint by datapoint."""
+"""Pareto k-hat of importance weights: the heaviness of their tail, per datapoint."""
 
 import math
 
@@ -6,35 +6,34 @@ import torch
 from torch import Tensor
 
 SHORTEST = 5
-"""Weights that a tail needs at least, those of 21 draws, for its shape to be told."""
+"""Smallest number of weights in a tail, that of 21 draws, from which its shape is estimated."""
 
 
 def khat(log_weights: Tensor) -> Tensor:
-    """The shape of a generalised Pareto distribution of the largest weights of each datapoint (Vehtari et al. 2024).
+    """Shape of a generalised Pareto distribution fitted to the largest weights of each datapoint (Vehtari et al. 2024).
 
-    The tail is the M = min(S / 5, 3 sqrt(S)) largest of S weights above the next one; its shape is the empirical-Bayes
-    estimate of Zhang and Stephens (2009) with a weak prior at 1/2, as in Pareto-smoothed importance sampling
-    (1507.02646). Weights with k < 1/2 have a finite variance, with k < 1 a finite mean.
+    The tail consists of the M = min(S / 5, 3 sqrt(S)) largest of S weights, less the next one. Its shape is the
+    empirical-Bayes estimate of Zhang and Stephens (2009) with a weak prior at 1/2, as in Pareto-smoothed importance
+    sampling (1507.02646). Weights with k < 1/2 have a finite variance, with k < 1 a finite mean.
 
     Args:
-        log_weights: (draws, batch), nats; constants in a column do not matter.
+        log_weights: (draws, batch), nats; adding a constant to a column changes nothing.
 
     Returns:
-        (batch,), float64; minus infinity where all weights, or the larger half of the tail, are equal up to the
-        rounding of their type, as they are where q is the exact posterior or weights have a bound, and NaN with fewer
-        than 21 draws, whose tail is too short to tell.
+        (batch,), float64. It is minus infinity if all weights, or the larger half of the tail, are equal up to
+        rounding, because q is the exact posterior or the weights are bounded; NaN for fewer than 21 draws.
     """
     largest = log_weights.topk(min(tail_length(len(log_weights)) + 1, len(log_weights)), 0).values
     return khat_of_tail(largest, log_weights.min(0).values, len(log_weights))
 
 
 def tail_length(draws: int) -> int:
-    """How many of the largest weights make the tail, M = min(S / 5, 3 sqrt(S)) of S."""
+    """The number of weights in the tail, M = min(S / 5, 3 sqrt(S)) of S."""
     return math.ceil(min(draws / 5, 3 * math.sqrt(draws)))
 
 
 def khat_of_tail(largest: Tensor, smallest: Tensor, draws: int) -> Tensor:
-    """`khat` from what it uses of the weights.
+    """`khat` from the largest and smallest weights.
 
     Args:
         largest: the M + 1 largest log-weights in descending order, or all of fewer, (M + 1, batch), nats.
@@ -48,21 +47,21 @@ def khat_of_tail(largest: Tensor, smallest: Tensor, draws: int) -> Tensor:
     ordered = (largest.double() - largest[0].double()).exp().flip(0)
     excess = ordered[1:] - ordered[0]
     shape = _pareto_shape(excess.clamp(min=torch.finfo(torch.float64).tiny))
-    # Weights that end at a bound which most of the tail reaches, up to rounding, have no tail above it.
+    # Weights whose tail mostly lies at an upper bound, up to rounding, have no tail above it.
     bounded = largest[0] - largest[len(largest) // 2] <= 64 * torch.finfo(largest.dtype).eps * size
     return torch.where(constant | bounded, -math.inf, shape)
 
 
 def khat_threshold(draws: int) -> float:
-    """min(1 - 1 / log10 S, 0.7): above it the estimate from S draws cannot be relied on (Vehtari et al. 2024)."""
+    """min(1 - 1 / log10 S, 0.7), above which an estimate from S draws is unreliable (Vehtari et al. 2024)."""
     return min(1 - 1 / math.log10(draws), 0.7)
 
 
 def too_large(khat: Tensor, ess: Tensor, draws: int) -> Tensor:
-    """Where weights cannot be relied on: k-hat is above its threshold, and they differ, (batch,), bool.
+    """Whether weights are unreliable: k-hat exceeds its threshold and the weights are not nearly equal, (batch,), bool.
 
-    Weights with an effective number of at least 90 % of the draws are so alike that the shape of what they differ by
-    does not matter; of few values, as those of a few states, it has no meaning either.
+    If the effective sample size is at least 90 % of the draws, the weights are so similar that the shape of their
+    differences does not matter; for weights of only a few values, as with a few states, it is meaningless.
 
     Args:
         khat: (batch,).

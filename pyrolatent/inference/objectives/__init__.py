@@ -1,4 +1,4 @@
-"""What training maximises: bounds on log p(x), exact solutions, and objectives of unnormalised densities."""
+"""Objectives of training: bounds on log p(x), exact solutions, and objectives for unnormalised densities."""
 
 from pyrolatent.inference.objectives.base import Objective, PyroObjective
 from pyrolatent.inference.objectives.bounds import (

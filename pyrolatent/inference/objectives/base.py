@@ -1,4 +1,4 @@
-"""What every objective says of itself, and Pyro's own objectives in the training loop."""
+"""The base class of objectives, and the wrapper of Pyro's objectives for the training loop."""
 
 from typing import Any, ClassVar
 
@@ -12,55 +12,55 @@ from pyrolatent.inference.weights import Inputs
 from pyrolatent.models.model import Capability
 
 PAIR = frozenset({Capability.DENSITY, Capability.POSTERIOR})
-"""What every bound needs: a generative function and a guide."""
+"""Capabilities that every bound needs: those of a generative function and a guide."""
 
 
 class Objective(Options):
-    """What training maximises: by gradients of minibatches, or in steps on all data at once."""
+    """What training maximises, by gradients of minibatches or by updates on all data."""
 
     needs: ClassVar[frozenset[Capability]] = frozenset()
-    """What a model must offer."""
+    """The capabilities that a model must offer."""
 
     settings: ClassVar[tuple[str, ...] | None] = None
-    """The settings of `fit` that it has a use for; None: all but the unused."""
+    """Settings of `fit` that apply; None means all except `unused`."""
 
     unused: ClassVar[tuple[str, ...]] = ("kl_warmup",)
-    """Settings of `fit` that it has no use for."""
+    """Settings of `fit` that do not apply."""
 
     by_gradient: ClassVar[bool] = True
-    """Whether `accumulate` gives it for minibatches, or `update` for all data at once."""
+    """Whether training calls `accumulate` on minibatches, or else `update` on all data."""
 
     epochs: ClassVar[int | None] = None
-    """After how many epochs it is done; None: as many as are declared."""
+    """Number of epochs after which training is complete; None means those declared."""
 
     compiles: ClassVar[bool] = True
-    """Whether `accumulate` keeps nothing from step to step but what the model holds, so that it can be compiled."""
+    """Whether `accumulate` can be compiled: it keeps no state between steps except in the model."""
 
     takes_masks: ClassVar[bool] = True
-    """Whether values may be missing."""
+    """Whether x may have missing entries."""
 
     adds_training_terms: ClassVar[bool] = True
-    """Whether it counts a model's `training_term`."""
+    """Whether it includes a model's `training_term`."""
 
     distributes: ClassVar[bool] = True
     """Whether several processes can share a minibatch."""
 
     @property
     def num_particles(self) -> int:
-        """Draws for each datapoint."""
+        """Number of draws per datapoint."""
         return 1
 
     @property
     def name(self) -> str:
-        """By which it is declared, or that of its class."""
+        """The name by which it is declared, or that of its class."""
         return declared_name(self)
 
     def unfit(self, model: Any, inputs: Inputs) -> str | None:
-        """Why it cannot train a model, found by a run on these inputs (x, y, mask); None if it can."""
+        """Why it cannot train a model, found by running it on inputs (x, y, mask); None if it can."""
         return None
 
     def prepare(self, model: Any) -> None:
-        """Makes what the model keeps from step to step, where it is missing; steps then change it in place."""
+        """Initialises the state that the model keeps between steps, such as persistent chains, if it is missing."""
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
         """Adds the gradient of the mean negative target of a minibatch to the parameters'.
@@ -71,24 +71,24 @@ class Objective(Options):
             warmup: factor of beta.
 
         Returns:
-            What is reported, summed over the minibatch; higher is better.
+            The reported score, summed over the minibatch; higher is better.
         """
         raise NotImplementedError
 
     def update(self, model: Any, inputs: Inputs) -> None:
-        """One step on all training data, of an objective that is not climbed by gradients."""
+        """Takes one step on all training data, for an objective that is not optimised by gradients."""
         raise NotImplementedError
 
     def extra_losses(self) -> dict[str, Tensor]:
-        """Losses of the last minibatch to stand beside `train_loss`, each summed over it."""
+        """Further losses of the last minibatch to report with `train_loss`, each summed over it."""
         return {}
 
 
 class PyroObjective(Objective):
-    """One of Pyro's own objectives in the training loop.
+    """Wrapper of one of Pyro's objectives for the training loop.
 
     Args:
-        elbo: such as `pyro.infer.Trace_ELBO()`.
+        elbo: an instance such as `pyro.infer.Trace_ELBO()`.
     """
 
     adds_training_terms = False
@@ -100,11 +100,11 @@ class PyroObjective(Objective):
 
     @property
     def name(self) -> str:
-        """That of its class."""
+        """The name of its class."""
         return type(self.elbo).__name__
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
-        """Adds the gradient of Pyro's loss, a mean over the minibatch, and returns the bound, a sum over it."""
+        """Adds the gradient of Pyro's loss, averaged over the minibatch; returns the bound, summed over it."""
         loss = self.elbo.loss_and_grads(model.model, model.guide, *inputs)
         for parameter in model.parameters():
             if parameter.grad is not None:
@@ -113,7 +113,7 @@ class PyroObjective(Objective):
 
 
 def needs_of(target: Any) -> frozenset[Capability]:
-    """What an objective of this class needs, one of Pyro's too."""
+    """The capabilities that an objective of this class needs, including Pyro's."""
     if issubclass(target, Objective):
         return target.needs
     pathwise = {Capability.PATHWISE_DRAWS} if issubclass(target, pyro.infer.TraceMeanField_ELBO) else set()
@@ -121,10 +121,10 @@ def needs_of(target: Any) -> frozenset[Capability]:
 
 
 def as_objective(objective: Any) -> Objective:
-    """An objective as the training loop takes it, one of Pyro's in a wrapper.
+    """Returns an objective for the training loop, wrapping one of Pyro's.
 
     Raises:
-        InputError: it is no instance of an objective, or one of Pyro's that gives no single loss.
+        InputError: it is not an instance of an objective, or one of Pyro's that does not compute a single loss.
     """
     if isinstance(objective, Objective):
         return objective
@@ -133,7 +133,7 @@ def as_objective(objective: Any) -> Objective:
     unfit = (pyro.infer.ReweightedWakeSleep, *compiled_by_pyro)
     if isinstance(objective, (type, *unfit)) or not callable(getattr(objective, "loss_and_grads", None)):
         raise InputError(
-            f"objective was {given}{' itself' if isinstance(objective, type) else ''}, by which fit cannot train; give "
+            f"objective was {given}{' itself' if isinstance(objective, type) else ''}, which fit cannot maximise; give "
             "the name of one of `pyrolatent components`, or an instance such as pyro.infer.Trace_ELBO()"
         )
     return PyroObjective(elbo=objective)

@@ -1,7 +1,7 @@
-"""Objectives: what training maximises. Bounds on log p(x) are a few lines each on top of `weigh`.
+"""Bounds on log p(x) as objectives, each a few lines on top of `weigh`.
 
-A bound is a `pyro.infer.ELBO`, so that `SVI(model, guide, optim, loss=ELBO())` and `ELBO()(model, guide)` work, and
-returns what Pyro's own classes return: a loss summed over the minibatch, lower is better.
+A bound is a `pyro.infer.ELBO`, so that `SVI(model, guide, optim, loss=ELBO())` and `ELBO()(model, guide)` work. Like
+Pyro's classes it returns a loss summed over the minibatch, lower is better.
 """
 
 import math
@@ -36,10 +36,10 @@ class Bound(Objective, pyro.infer.ELBO):
     """A bound on log p(x) for each datapoint, to be maximised.
 
     Args:
-        particles: number K of draws from the posterior for each datapoint.
-        beta: factor of log p(z) - log q(z | x); other than 1 it makes a training target, not a bound
+        particles: number K of draws from the posterior per datapoint.
+        beta: factor of log p(z) - log q(z | x); with a value other than 1 this is a training target, not a bound
             (Higgins et al. 2017).
-        plate: name of the plate over datapoints, of Pyro pairs that have several; None takes the one that all sites
+        plate: name of the plate over datapoints, for Pyro pairs with several plates; None takes the one that all sites
             share.
     """
 
@@ -53,48 +53,48 @@ class Bound(Objective, pyro.infer.ELBO):
     def __post_init__(self) -> None:
         pyro.infer.ELBO.__init__(self, num_particles=self.draws, vectorize_particles=True)
         self._found: tuple[Program, Program, dict[Any, int]] | None = None
-        self._held_to_rerun: set[Any] = set()
+        self._rerun_validated: set[Any] = set()
 
     @property
     def draws(self) -> int:
-        """Number of draws from the posterior for each datapoint, all in all."""
+        """Total number of draws from the posterior per datapoint."""
         return self.particles
 
     @property
     def num_particles(self) -> int:
-        """Pyro's name of `draws`, which follows `particles` where that is changed between steps."""
+        """Pyro's name for `draws`; it follows changes of `particles` between steps."""
         return self.draws
 
     @num_particles.setter
     def num_particles(self, number: int) -> None:
-        """Set by Pyro's constructor alone."""
+        """Ignored; only Pyro's constructor sets it."""
 
     @property
     def scores_again(self) -> bool:
-        """Whether the guide must score draws again, which some flows cannot."""
+        """Whether the guide must score its draws again, which some flows cannot do."""
         return Capability.ANY_DRAW_SCORED in self.needs
 
     @property
     def jointly(self) -> bool:
-        """Whether it is linear in log-probabilities, so that sites may lie outside the plate and have own scales."""
+        """Whether it is linear in log-probabilities, so that sites may lie outside the plate or differ in scale."""
         return False
 
     @abstractmethod
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
-        """The bound for each datapoint, (batch,), nats, higher is better."""
+        """The bound for each datapoint, (batch,), in nats; higher is better."""
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
-        """What is differentiated, (batch,); where it is not the bound itself, its gradient is an estimator of it."""
+        """The differentiated target, (batch,); if it is not the bound, its gradient estimates that of the bound."""
         return self.bound(weights, beta)
 
     def weigh(self, model: Program, guide: Program, *args: Any, jointly: bool = False, **kwargs: Any) -> Weights:
-        """The draws and weights that this objective asks for; factors in the guide are counted.
+        """The draws and weights of this objective; factors in the guide are counted.
 
         Raises:
-            InputError: as `weigh`, or what the objective does not count.
+            InputError: as in `weigh`, or the objective would not count a term.
         """
         if self._found is None or self._found[0] != model or self._found[1] != guide:
-            self._found, self._held_to_rerun = (model, guide, {}), set()
+            self._found, self._rerun_validated = (model, guide, {}), set()
         nestings, key = self._found[2], form(args, kwargs)
         if key not in nestings:
             given = self.max_plate_nesting < math.inf
@@ -115,7 +115,7 @@ class Bound(Objective, pyro.infer.ELBO):
         return weights
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
-        """Adds the gradient of the mean negative target of a minibatch; returns the bound with beta = 1, a sum."""
+        """Adds the gradient of the mean negative target of a minibatch; returns the summed bound with beta = 1."""
         weights = self.weigh(model.generate, model.infer, *inputs)
         target, bound = self.target(weights, self.beta * warmup), self.bound(weights)
         for name, value in {"target": target, "bound": bound}.items():
@@ -129,22 +129,24 @@ class Bound(Objective, pyro.infer.ELBO):
         return bound.detach().sum()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """What `loss` gives as a tensor, with the gradient of the target."""
+        """The value of `loss` as a tensor, with the gradient of the target."""
         weights = self.weigh(model, guide, *args, jointly=self.jointly, **kwargs)
         target = self.target(weights, self.beta)
         called = form(args, kwargs)
-        if torch.is_grad_enabled() and called not in self._held_to_rerun:  # once, as it waits for the device
+        if (
+            torch.is_grad_enabled() and called not in self._rerun_validated
+        ):  # only once, because it waits for the device
             weights.hold_to_rerun()
-            self._held_to_rerun.add(called)
+            self._rerun_validated.add(called)
         owner = owner_of(model)
         term = None if owner is None or not torch.is_grad_enabled() else owner.training_term(*args, **kwargs)
         target = target if term is None else target + term
-        # The value is the bound's, also where the gradient is that of something else.
+        # The value is that of the bound, even if the gradient is that of another target.
         value = target + (self.bound(weights, self.beta) - target).detach()
         return -(value if weights.scale is None else weights.scale * value).sum()
 
     def _refuse_uncounted(self, weights: Weights) -> None:
-        """Refuses what would leave a part of the gradient out without a word."""
+        """Refuses programs for which a part of the gradient would silently be left out."""
         if not torch.is_grad_enabled():
             return
         name = type(self).__name__
@@ -170,12 +172,12 @@ class Bound(Objective, pyro.infer.ELBO):
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The negative bound at the declared beta, summed over the minibatch.
 
-        Free bits, and what else training has beside a bound, are in the gradient alone.
+        Free bits and other training terms enter only the gradient.
         """
         return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """What `loss` gives, with the gradient of the target added to the parameters'."""
+        """The value of `loss`; adds the gradient of the target to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -187,10 +189,10 @@ class Bound(Objective, pyro.infer.ELBO):
 
 @component("elbo", "objective")
 class ELBO(Bound):
-    """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), all of it by Monte Carlo.
+    """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), by Monte Carlo (Kingma and Welling 2014, 1312.6114).
 
-    Kingma and Welling 2014, 1312.6114. With free bits the target has max(free_bits, mean KL) for the KL of each site,
-    the mean being over the minibatch (Kingma et al. 2016, 1606.04934), so that a site may carry that much at no cost.
+    With free bits the target has max(free_bits, mean KL) in place of the KL of each site, averaged over the minibatch,
+    so that the first nats of each site are free (Kingma et al. 2016, 1606.04934).
 
     Args:
         free_bits: nats of the KL of each latent site that the training target does not count.
@@ -200,7 +202,7 @@ class ELBO(Bound):
 
     @property
     def jointly(self) -> bool:
-        """Free bits are of the mean over datapoints, the rest is linear."""
+        """Whether it is linear in log-probabilities; free bits are not."""
         return not self.free_bits
 
     def kl(self, weights: Weights) -> dict[str, Tensor]:
@@ -214,7 +216,7 @@ class ELBO(Bound):
         return weights.expect(ratio - beta * total(kl) if kl else ratio).mean(0)
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
-        """The bound, with the KL of a site replaced by free_bits where its mean is below, (batch,)."""
+        """The bound, with the KL of a site replaced by free_bits if its mean is smaller, (batch,)."""
         if not (self.free_bits and weights.latents):
             return self.bound(weights, beta)
         by_site = [weights.expect(kl).mean(0) for kl in self.kl(weights).values()]
@@ -224,7 +226,7 @@ class ELBO(Bound):
 
 @component("analytic_elbo", "objective")
 class AnalyticELBO(ELBO):
-    """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), the KL in closed form for each site where one is known."""
+    """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), with the KL of each site in closed form if it has one."""
 
     def kl(self, weights: Weights) -> dict[str, Tensor]:
         """KL(q(z | x) || p(z)) of each site, (..., particles, batch)."""
@@ -246,10 +248,10 @@ class IWAE(Bound):
 class STL(IWAE):
     """The importance-weighted bound without the score of q: "sticking the landing" (Roeder et al. 2017, 1703.09194).
 
-    Its gradient has no noise where q is the exact posterior. With one draw it is unbiased for the ELBO's; with more, or
-    with states that are summed out beside the draws, it is biased for the bound's, by design: `dreg` is not. What is
-    left out is the score of q alone, whose mean is then not 0; where the model uses parameters of q, as prior vamp
-    does, the bias reaches the model's parameters too.
+    Its gradient has no noise where q is the exact posterior. With one draw it is an unbiased estimate of the gradient
+    of the ELBO. With more draws, or with states that are summed out beside the draws, the omitted score of q does not
+    have mean 0, and the gradient is biased by design, unlike that of `dreg`; if the model shares parameters with q, as
+    prior vamp does, the bias affects these too.
     """
 
     needs = Bound.needs | {Capability.ANY_DRAW_SCORED}
@@ -257,7 +259,7 @@ class STL(IWAE):
     particles: PositiveInt = 1
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
-        """log (1/K) sum_k w_k with the parameters of q held in log q, (batch,)."""
+        """log (1/K) sum_k w_k with the parameters of q held fixed in log q, (batch,)."""
         return log_mean_exp(weights.log_weights(beta, score="frozen"))
 
 
@@ -266,28 +268,28 @@ class DReG(IWAE):
     """The importance-weighted bound with doubly reparameterised gradients (Tucker et al. 2019, 1810.04152).
 
     With v_k = w_k / sum w, the gradient is sum_k v_k d log w_k / d theta for the model and
-    sum_k v_k^2 (d log w_k / d z_k) (d z_k / d phi) for the guide: unbiased for the bound's, and its signal does not
-    drown in noise as K grows. With beta the factor of a path is v_k (1 - beta + beta v_k), since only beta log q is
-    scored. States that are summed out count as so many weights. Parameters that model and guide share are not covered
-    by the proof.
+    sum_k v_k^2 (d log w_k / d z_k) (d z_k / d phi) for the guide. It is unbiased, and its signal-to-noise ratio does
+    not vanish as K grows. With beta the factor of a path is v_k (1 - beta + beta v_k), since only beta log q is
+    scored. Each state that is summed out counts as a weight. The proof does not cover parameters that model and guide
+    share.
     """
 
     needs = Bound.needs | {Capability.ANY_DRAW_SCORED}
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
-        """sum_k v_k log w_k with v and the parameters of q held and paths scaled by 1 - beta + beta v, (batch,)."""
+        """sum_k v_k log w_k, v and the parameters of q held fixed, paths scaled by 1 - beta + beta v, (batch,)."""
         terms = weights.log_terms(beta, score="frozen")
-        v = shares(terms)
+        v = normalised_weights(terms)
         weights.scale_paths(1 - beta + beta * weights.over_draws(v))
-        return weighed(v, terms)
+        return weighted_sum(v, terms)
 
 
 @component("renyi", "objective")
 class Renyi(Bound):
     """log mean_k w_k^(1 - alpha) / (1 - alpha), for each datapoint (Li and Turner 2016, 1602.02311).
 
-    alpha = 0 is `iwae`, alpha = 1 the ELBO, alpha = -inf the largest weight (vr-max), alpha = inf the smallest; below
-    log p(x) for alpha >= 0.
+    alpha = 0 is `iwae`, alpha = 1 the ELBO, alpha = -inf the largest weight (vr-max) and alpha = inf the smallest. It
+    is a lower bound on log p(x) for alpha >= 0.
 
     Args:
         alpha: order of the divergence.
@@ -297,7 +299,7 @@ class Renyi(Bound):
     particles: PositiveInt = 50
 
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
-        """log mean_k w_k^(1 - alpha) / (1 - alpha), (batch,), by its limit where alpha is 1, -inf or inf."""
+        """log mean_k w_k^(1 - alpha) / (1 - alpha), (batch,), or its limit if alpha is 1, -inf or inf."""
         log_weights = weights.log_weights(beta)
         order = 1 - self.alpha
         if order == 0:
@@ -305,7 +307,7 @@ class Renyi(Bound):
         furthest = log_weights.max(0).values if order > 0 else log_weights.min(0).values
         if math.isinf(order):
             return furthest
-        # Where the powers are near 1 the logarithm of their mean loses all digits, but not that of what they add to 1.
+        # If the powers are near 1, the log of their mean loses all digits; log1p of the mean excess over 1 does not.
         exponent = order * (log_weights - furthest.detach())
         near = furthest.detach() + exponent.expm1().mean(0).log1p() / order
         return torch.where(exponent.min(0).values > -1, near, log_mean_exp(order * log_weights) / order)
@@ -316,7 +318,7 @@ class CombinationIWAE(Bound):
     """share mean_k log w_k + (1 - share) log mean_k w_k: the CIWAE of Rainforth et al. 2018, 1802.04537.
 
     Args:
-        share: of the ELBO.
+        share: share of the ELBO.
     """
 
     share: Annotated[float, Interval(ge=0, le=1)] = 0.5
@@ -332,11 +334,11 @@ class CombinationIWAE(Bound):
 class MultiplyIWAE(Bound):
     """mean_m log mean_k w_mk over M groups of K draws: the MIWAE of Rainforth et al. 2018, 1802.04537.
 
-    Not the bound of that name for missing data, which is `iwae` with a mask.
+    This is not the bound for missing data of the same name, which is `iwae` with a mask.
 
     Args:
-        groups: number M.
-        particles: number K of draws in each group.
+        groups: number M of groups.
+        particles: number K of draws per group.
     """
 
     groups: PositiveInt = 8
@@ -344,7 +346,7 @@ class MultiplyIWAE(Bound):
 
     @property
     def draws(self) -> int:
-        """M K."""
+        """M K, the total number of draws."""
         return self.groups * self.particles
 
     def grouped(self, log_weights: Tensor) -> Tensor:
@@ -374,17 +376,17 @@ class PartiallyIWAE(MultiplyIWAE):
         log_p = weights.log_likelihood
         for log_prior in weights.log_prior.values():
             log_p = log_p + beta * log_prior
-        v = shares(terms)
-        return weighed(v, log_p) + weighed(v * ratio, terms - log_p)
+        v = normalised_weights(terms)
+        return weighted_sum(v, log_p) + weighted_sum(v * ratio, terms - log_p)
 
 
 @component("vimco", "objective")
 class VIMCO(IWAE):
     """The importance-weighted bound with score-function gradients and a baseline from the other draws.
 
-    sum_k (L - L_-k) d log q(z_k | x) + sum_k v_k d log w_k, L_-k being the bound with w_k replaced by the geometric
-    mean of the others (Mnih and Rezende 2016, 1602.06725). For discrete posteriors; needs at least two draws. States
-    that are summed out need no score: their part of the gradient is exact.
+    The gradient is sum_k (L - L_-k) d log q(z_k | x) + sum_k v_k d log w_k, where L_-k is the bound with w_k replaced
+    by the geometric mean of the others (Mnih and Rezende 2016, 1602.06725). It is for discrete posteriors and needs at
+    least two draws. States that are summed out need no score: their part of the gradient is exact.
     """
 
     needs = PAIR | {Capability.ANY_DRAW_SCORED}
@@ -392,18 +394,18 @@ class VIMCO(IWAE):
     particles: Annotated[int, Gt(1)] = 10
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
-        """L + sum_k (L - L_-k) log q(z_k | x), the difference held, (batch,)."""
+        """L + sum_k (L - L_-k) log q(z_k | x), the difference held fixed, (batch,)."""
         log_weights = weights.log_weights(beta, score="held")
         weights.scale_paths(torch.zeros_like(log_weights))
         held = log_weights.detach()
         count = len(held)
-        # The mean of the others' logarithms is -inf where one of theirs is, and not where one's own alone is.
+        # The mean of the others' logs is -inf only if one of theirs is, not if only w_k's is.
         none = held == -math.inf
         finite = held.masked_fill(none, 0.0)
         others = ((finite.sum(0) - finite) / (count - 1)).masked_fill(none.sum(0) > none.long(), -math.inf)
         replaced = torch.where(torch.eye(count, device=held.device, dtype=torch.bool)[..., None], others, held)
         baseline = log_mean_exp(replaced, 1)
-        baseline = baseline.masked_fill(baseline == -math.inf, 0.0)  # none, where no other draw has weight
+        baseline = baseline.masked_fill(baseline == -math.inf, 0.0)  # no baseline if no other draw has weight
         learning_signal = log_mean_exp(held) - baseline
         log_q = weights.log_guide_sites("held")
         scores = [(learning_signal * sum_over_states(log_q[site])).sum(0) for site in weights.drawn]
@@ -414,34 +416,35 @@ class VIMCO(IWAE):
 class ReweightedWakeSleep(IWAE):
     """Reweighted wake-sleep: sum_k v_k d log p(x, z_k) for the model and sum_k v_k d log q(z_k | x) for the guide.
 
-    The guide's is its "wake" update, which fits q to the posterior from above (Bornschein and Bengio 2015, 1406.2751;
-    Le et al. 2019, 1805.10469). Weights v = w / sum w are each datapoint's own. For discrete posteriors too.
+    The update of the guide is the "wake" update, which covers the mass of the posterior (Bornschein and Bengio 2015,
+    1406.2751; Le et al. 2019, 1805.10469). Weights v = w / sum w are per datapoint. It also works for discrete
+    posteriors.
     """
 
     needs = PAIR | {Capability.ANY_DRAW_SCORED}
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
-        """sum_k v_k (log p(x | z_k) + beta log p(z_k) + log q(z_k | x)), v and the draws held, (batch,)."""
+        """sum_k v_k (log p(x | z_k) + beta log p(z_k) + log q(z_k | x)), v and the draws held fixed, (batch,)."""
         for site in weights.terms:
             raise InputError(
                 f"rws fits the guide to the posterior and has no place for {site!r}, which the guide observes; put the "
                 "term into the model with its sign changed, or use vimco"
             )
-        v = shares(weights.log_terms(beta, score="held"))
+        v = normalised_weights(weights.log_terms(beta, score="held"))
         weights.scale_paths(v.new_zeros(1, v.shape[-1]))
         log_p, log_q = weights.log_likelihood, weights.log_guide_sites("held")
         for site in weights.latents:
             log_p = log_p + log_q[site] + (beta * weights.log_prior[site] if site in weights.log_prior else 0)
-        return weighed(v, log_p)
+        return weighted_sum(v, log_p)
 
 
-def shares(terms: Tensor) -> Tensor:
-    """v = exp(terms) over its sum over states and particles, held, (states..., particles, batch)."""
+def normalised_weights(terms: Tensor) -> Tensor:
+    """v = exp(terms), normalised over states and particles, without gradient, (states..., particles, batch)."""
     return terms.detach().flatten(0, -2).softmax(0).reshape(terms.shape)
 
 
-def weighed(v: Tensor, values: Tensor) -> Tensor:
-    """sum v values over states and particles, (batch,); what has weight 0 adds nothing, though it is infinite."""
+def weighted_sum(v: Tensor, values: Tensor) -> Tensor:
+    """The sum of v values over states and particles, (batch,); values of weight 0 add nothing, even if infinite."""
     return torch.where(v == 0, 0.0, v * values).flatten(0, -2).sum(0)
 
 

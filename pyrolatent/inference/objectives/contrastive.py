@@ -1,6 +1,6 @@
-"""Objectives of unnormalised densities whose gradient is a difference of two means of F: over data and over samples.
+"""Objectives for unnormalised densities whose gradient contrasts the mean of F over data with that over samples.
 
--d log p(x) = d F(x) - E_p[d F], and the objectives differ in where the samples of p come from.
+-d log p(x) = d F(x) - E_p[d F]; the objectives differ in how p is sampled.
 """
 
 from typing import Annotated, Any
@@ -18,16 +18,16 @@ from pyrolatent.models.model import Capability
 
 
 class EnergyObjective(Objective):
-    """What training of an unnormalised density maximises, whose products are no part of a `Conditional`."""
+    """Base class of objectives for unnormalised densities, to which `precision` does not apply."""
 
     needs = frozenset({Capability.ENERGY})
     unused = ("kl_warmup", "precision")
-    distributes = False  # chains belong to one process
+    distributes = False  # chains belong to a single process
 
 
 @component("exact_likelihood", "objective")
 class ExactLikelihood(EnergyObjective):
-    """log p(x) = -F(x) - log Z with its exact gradient, of models whose log Z can be summed."""
+    """log p(x) = -F(x) - log Z with its exact gradient, for models whose log Z can be summed."""
 
     needs = EnergyObjective.needs | {Capability.LOG_Z}
 
@@ -43,14 +43,14 @@ class ExactLikelihood(EnergyObjective):
 
 
 class Contrastive(EnergyObjective):
-    """Chains give the negative samples.
+    """Base class of objectives whose negative samples come from Markov chains.
 
     Args:
-        steps: moves of the chains for each step of the optimiser.
-        kernel: what moves them; null is the model's Gibbs sampler, or HMC where it has none.
-        weight_decay: of the weights of an RBM, not of its biases; that of torch's optimisers is of everything.
-        sparsity_target: mean activity that each hidden unit of an RBM is drawn to.
-        sparsity_cost: how strongly.
+        steps: number of moves of the chains per optimiser step.
+        kernel: kernel of the chains; null is the model's Gibbs sampler, or HMC if it has none.
+        weight_decay: weight decay of the weights of an RBM, but not of its biases, unlike that of torch's optimisers.
+        sparsity_target: target of the mean activity of each hidden unit of an RBM.
+        sparsity_cost: strength of the sparsity target.
     """
 
     steps: PositiveInt = 1
@@ -68,7 +68,7 @@ class Contrastive(EnergyObjective):
         raise NotImplementedError
 
     def move(self, model: UnnormalisedDensity, state: Any) -> Any:
-        """The chains some steps later."""
+        """The chains after `steps` moves."""
         kernel = kernel_of(model, self.kernel)
         for _ in range(self.steps):
             state = kernel(model, state)
@@ -77,7 +77,7 @@ class Contrastive(EnergyObjective):
     def accumulate(self, model: UnnormalisedDensity, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
         """Adds the gradient of mean F(data) - mean F(samples); returns its negative times the size of the minibatch.
 
-        The difference is no likelihood, and says nothing of how good the model is.
+        The difference is not a likelihood and does not measure the quality of the model.
         """
         x, y, _ = inputs
         self.prepare(model)
@@ -94,22 +94,22 @@ class Contrastive(EnergyObjective):
 
 @component("cd", "objective")
 class CD(Contrastive):
-    """Contrastive divergence: chains begin at the data (Hinton 2002). Biased, by less the more steps there are."""
+    """Contrastive divergence: chains begin at the data (Hinton 2002). Its bias decreases with the number of steps."""
 
     def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
-        """k moves from the data."""
+        """The chains after `steps` moves from the data."""
         return self.move(model, positive)
 
 
 @component("pcd", "objective")
 class PCD(Contrastive):
-    """Persistent contrastive divergence: chains go on from step to step (Younes 1989; Tieleman 2008).
+    """Persistent contrastive divergence: chains continue from step to step (Younes 1989; Tieleman 2008).
 
-    They are kept in the model, `model.chains`, and so in its run.
+    They are stored in the model, as `model.chains`, and therefore in its run.
 
     Args:
         chains: number of chains.
-        restarts: share of the chains that begin anew at the base, at each step.
+        restarts: share of the chains that restart from the base at each step.
     """
 
     chains: PositiveInt = 100
@@ -117,12 +117,12 @@ class PCD(Contrastive):
 
     @torch.no_grad()
     def prepare(self, model: UnnormalisedDensity) -> None:
-        """Begins chains at the base, unless there are as many."""
+        """Initialises persistent chains from the base, unless they exist in this number."""
         if len(model.chains) != self.chains:
             model.chains = model.flat(model.base(self.chains))
 
     def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
-        """The persistent chains, moved."""
+        """The persistent chains after `steps` moves."""
         flat = model.chains
         if self.restarts:
             anew = torch.rand(self.chains, 1, device=flat.device) < self.restarts
@@ -136,11 +136,11 @@ class PCD(Contrastive):
 class TemperedPCD(Contrastive):
     """Persistent chains at several β from 1 to 0 that exchange states (Desjardins et al. 2010; Cho et al. 2010).
 
-    For densities of several modes, which a chain at β = 1 alone does not leave.
+    For densities with several modes, between which chains at β = 1 do not move.
 
     Args:
         chains: number of chains at each β; those at 1 are the negative samples.
-        levels: number of β, evenly spaced; after each move neighbours may exchange their states.
+        levels: number of evenly spaced β; after each move neighbours may exchange states.
     """
 
     chains: PositiveInt = 100
@@ -148,13 +148,13 @@ class TemperedPCD(Contrastive):
 
     @torch.no_grad()
     def prepare(self, model: UnnormalisedDensity) -> None:
-        """Begins chains at the base, unless there are as many."""
+        """Initialises persistent chains from the base, unless they exist in this number."""
         if (len(model.chains), len(model.hotter)) != (self.chains, self.chains * (self.levels - 1)):
             flat = model.flat(model.base(self.chains * self.levels))
             model.chains, model.hotter = flat[: self.chains].clone(), flat[self.chains :].clone()
 
     def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
-        """The chains at β = 1 after all have been moved and have exchanged states."""
+        """The chains at β = 1 after all have moved and exchanged states."""
         tempering = Tempering(self.levels, kernel_of(model, self.kernel))
         state = model.restore(torch.cat([model.chains, model.hotter]))
         for _ in range(self.steps):

@@ -1,4 +1,4 @@
-"""Objectives that need no draws: squared error, solutions in closed form, expectation-maximisation."""
+"""Objectives without draws: squared error, closed-form solutions, expectation-maximisation."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from pyrolatent.models.model import Capability
 
 @component("squared_error", "objective")
 class SquaredError(Objective):
-    """sum_i (x_i - decode(encode(x))_i)^2 over what is observed, of models without a density."""
+    """sum_i (x_i - decode(encode(x))_i)^2 over observed entries, for models without a density."""
 
     needs = frozenset({Capability.CODES})
 
@@ -33,7 +33,7 @@ class SquaredError(Objective):
 
 @component("closed_form", "objective")
 class ClosedForm(Objective):
-    """The model's own maximum-likelihood or least-squares solution on all training data at once, in one epoch."""
+    """The model's maximum-likelihood or least-squares solution on all training data, in one epoch."""
 
     needs = frozenset({Capability.SOLUTION})
     settings = ("objective", "seed", "device")
@@ -48,13 +48,13 @@ class ClosedForm(Objective):
 
 @component("em", "objective")
 class EM(Objective):
-    """Expectation-maximisation with the exact posterior on all training data at once, a step an epoch."""
+    """Expectation-maximisation with the exact posterior on all training data, one step per epoch."""
 
     needs = frozenset({Capability.EM})
     by_gradient = False
     settings = ("objective", "epochs", "patience", "seed", "device")
 
     def update(self, model: Any, inputs: Inputs) -> None:
-        """One expectation and one maximisation step, which never lowers the evidence."""
+        """Takes one step of expectation and maximisation, which never lowers the evidence."""
         x, _, mask = inputs
         model.em_step(x, mask)

@@ -1,4 +1,4 @@
-"""The objective of a posterior of its own for each datapoint."""
+"""Semi-amortized training, with a posterior that is refined for each datapoint."""
 
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from pyrolatent.declaration import PositiveFloat, component
 from pyrolatent.errors import InputError
 from pyrolatent.inference.objectives.bounds import AnalyticELBO
-from pyrolatent.inference.refine import FOLLOWING, LocalPosterior, Start, climb, encoded, nearest_to_prior
+from pyrolatent.inference.refine import FOLLOWING, LocalPosterior, Start, encoded, nearest_to_prior, optimise
 from pyrolatent.inference.weights import Inputs, Program
 from pyrolatent.models.latent import LatentVariableModel, owner_of
 
@@ -18,17 +18,17 @@ from pyrolatent.models.latent import LatentVariableModel, owner_of
 class Local(AnalyticELBO):
     """E_q_n[log p(x, z) - log q_n(z)], q_n refined for each datapoint before each step (Kim et al. 2018, 1802.02550).
 
-    The generative parameters climb the refined bound with q_n held; the encoder climbs its own amortized bound, so that
-    it stays a good start. Parameters that prior and encoder share climb both. The column `train_loss` is of the refined
-    bound, `train_loss_amortized` of the encoder's.
+    The generative parameters maximise the refined bound with q_n held fixed; the encoder maximises its own amortized
+    bound, so that it remains a good initial posterior. Parameters that prior and encoder share maximise both. The
+    column `train_loss` is that of the refined bound, `train_loss_amortized` that of the encoder's.
 
     Args:
-        steps: of refinement before each step of the parameters.
-        start: of refinement, at the encoder's posterior or at the prior.
-        lr: rate of the first step of refinement.
+        steps: number of refinement steps before each step of the parameters.
+        start: initial posterior of the refinement, the encoder's or the one closest to the prior.
+        lr: initial learning rate of the refinement.
     """
 
-    compiles = False  # it keeps the amortized bound, for the history
+    compiles = False  # it stores the amortized bound for the history
 
     steps: Annotated[int, Ge(0)] = 5
     start: Start = "encoder"
@@ -40,7 +40,7 @@ class Local(AnalyticELBO):
         self._nearest: LocalPosterior | None = None
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
-        """Adds both gradients, of means over the minibatch, to the parameters'; returns the refined bound, a sum."""
+        """Adds the mean gradients of both bounds to the parameters'; returns the summed refined bound."""
         loss, bound = self._both(model, model.generate, inputs, self.beta * warmup)
         (loss / len(inputs[0])).backward()
         return bound
@@ -56,7 +56,7 @@ class Local(AnalyticELBO):
         return loss - (loss + bound).detach()
 
     def unfit(self, model: Any, inputs: Inputs) -> str | None:
-        """Says that a posterior is no network and family, so that it has no numbers to be made free."""
+        """Why a posterior has no parameters to refine: it is not a network and a family."""
         try:
             encoded(model, inputs)
         except InputError as error:
@@ -70,7 +70,7 @@ class Local(AnalyticELBO):
     def _both(
         self, owner: LatentVariableModel, model: Program, inputs: Inputs, beta: float | Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A loss whose gradient is both parts', and the refined bound; sums over the minibatch."""
+        """A loss with the gradients of both bounds, and the refined bound; both summed over the minibatch."""
         guide = self._refined(owner, inputs)
 
         def held(*args: Any) -> None:
@@ -85,7 +85,7 @@ class Local(AnalyticELBO):
         self._amortized = {"train_loss_amortized": -self.bound(amortized).detach().sum()}
         loss = -self.target(refined, beta).sum()
         for parameter, gradient in zip(encoder, gradients, strict=True):
-            # Linear in the parameter with its gradient as the slope: no other parameter is given any of it.
+            # Linear in the parameter with the gradient as its slope, so that no other parameter receives any of it.
             loss = loss if gradient is None else loss - (parameter * gradient).sum()
         return loss, self.bound(refined).detach().sum()
 
@@ -97,7 +97,7 @@ class Local(AnalyticELBO):
             else:
                 posterior = nearest_to_prior(posterior, inputs, start=self._nearest, steps=FOLLOWING)
             self._nearest = posterior
-        return climb(posterior, inputs, steps=self.steps, particles=self.num_particles, lr=self.lr)
+        return optimise(posterior, inputs, steps=self.steps, particles=self.num_particles, lr=self.lr)
 
 
 def _inputs(x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Inputs:

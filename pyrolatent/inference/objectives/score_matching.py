@@ -1,4 +1,4 @@
-"""Objectives of energies over real numbers that need neither log Z nor samples: they match ∇log p."""
+"""Objectives for energies over real numbers that match ∇log p, and so need neither log Z nor samples."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from pyrolatent.models.model import Capability
 def score(model: UnnormalisedDensity, x: Tensor) -> Tensor:
     """σ ∇ log p(x) = -σ ∇F(x), (batch, width), differentiable in the parameters; x requires a gradient.
 
-    It is the gradient by x in standard deviations σ of the model's base, and so does not depend on the units of x.
+    The gradient is with respect to x in standard deviations σ of the model's base, so it does not depend on the units
+    of x.
     """
     return gradient_in(x, -model.free_energy(x), create_graph=True).flatten(1) * model.base_scale
 
@@ -22,13 +23,13 @@ def score(model: UnnormalisedDensity, x: Tensor) -> Tensor:
 def sliced_score_matching(model: UnnormalisedDensity, x: Tensor, projections: int = 1) -> Tensor:
     """E_v[v·∇(v·s) + |s|² / 2], s = ∇log p, v ~ N(0, I), for each datapoint, (batch,) (Song et al. 2019).
 
-    Up to a constant of the data half the Fisher divergence E|∇log p_data - s|²; lower is better. Gradients are by x in
-    standard deviations of the model's base.
+    Up to a constant of the data it is half the Fisher divergence E|∇log p_data - s|²; lower is better. Gradients are
+    with respect to x in standard deviations of the model's base.
 
     Args:
-        model: over real numbers.
+        model: an energy over real numbers.
         x: data (batch, *event_shape).
-        projections: number of v for each datapoint.
+        projections: number of directions v per datapoint.
     """
     with torch.enable_grad():
         x = x.repeat(projections, *[1] * (x.dim() - 1)).detach().requires_grad_()
@@ -42,10 +43,10 @@ def sliced_score_matching(model: UnnormalisedDensity, x: Tensor, projections: in
 def denoising_score_matching(model: UnnormalisedDensity, x: Tensor, noise: float) -> Tensor:
     """|σ ∇log p(x + σ e) + e|² / 2 for each datapoint, (batch,), e ~ N(0, I) (Vincent 2011).
 
-    Its minimum is the density of the data with the noise added.
+    It is minimised by the density of the data with noise added.
 
     Args:
-        model: over real numbers.
+        model: an energy over real numbers.
         x: data (batch, *event_shape).
         noise: σ, in standard deviations of the model's base.
     """
@@ -56,7 +57,7 @@ def denoising_score_matching(model: UnnormalisedDensity, x: Tensor, noise: float
 
 
 class ScoreMatching(EnergyObjective):
-    """A loss of each datapoint that the gradient of log p in x decides."""
+    """Base class of objectives whose loss depends on the gradient of log p in x."""
 
     needs = EnergyObjective.needs | {Capability.GRADIENT_IN_X}
 
@@ -75,10 +76,10 @@ class ScoreMatching(EnergyObjective):
 class SlicedScoreMatching(ScoreMatching):
     """-E_v[v·∇(v·s) + |s|² / 2], s = ∇log p(x): score matching along random directions (Song et al. 2019, 1905.07088).
 
-    Gradients are by x in standard deviations of the model's base.
+    Gradients are with respect to x in standard deviations of the model's base.
 
     Args:
-        projections: number of directions for each datapoint.
+        projections: number of directions per datapoint.
     """
 
     projections: PositiveInt = 1
@@ -90,7 +91,7 @@ class SlicedScoreMatching(ScoreMatching):
 
 @component("denoising_score_matching", "objective")
 class DenoisingScoreMatching(ScoreMatching):
-    """-|σ s(x + σ e) + e|² / 2, s = ∇log p: score matching to the data with noise (Vincent 2011).
+    """-|σ s(x + σ e) + e|² / 2, s = ∇log p: score matching on noisy data (Vincent 2011).
 
     Args:
         noise: σ, in standard deviations of the model's base.

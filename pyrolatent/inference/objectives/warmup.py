@@ -1,4 +1,4 @@
-"""Warm-ups: the factor of log p(z) - log q(z | x) in the training target after so many epochs."""
+"""Warm-ups: schedules of the factor of log p(z) - log q(z | x) in the training target."""
 
 import math
 from typing import Annotated
@@ -9,10 +9,10 @@ from pyrolatent.declaration import Options, PositiveFloat, PositiveInt, componen
 
 
 class Warmup(Options):
-    """A factor that rises from 0 to 1.
+    """Base class of factors that rise from 0 to 1.
 
     Args:
-        epochs: until the factor is 1; it stays there.
+        epochs: number of epochs after which the factor stays 1.
     """
 
     epochs: PositiveFloat
@@ -33,11 +33,11 @@ class Linear(Warmup):
 
 @component("cyclical", "warmup")
 class Cyclical(Warmup):
-    """Cycles in each of which the factor rises linearly from 0 and then stays 1 (Fu et al. 2019, 1903.10145).
+    """Cycles in which the factor rises linearly from 0 and then stays at 1 (Fu et al. 2019, 1903.10145).
 
     Args:
-        cycles: their number.
-        share: of each cycle in which the factor rises.
+        cycles: number of cycles.
+        share: share of each cycle in which the factor rises.
     """
 
     cycles: PositiveInt = 4
@@ -52,18 +52,18 @@ class Cyclical(Warmup):
 
 @component("sigmoid", "warmup")
 class Sigmoid(Warmup):
-    """(s(t) - s(0)) / (s(epochs) - s(0)), s(t) = sigmoid(steepness (t / epochs - 1/2)), and 1 after that many epochs.
+    """(s(t) - s(0)) / (s(epochs) - s(0)), s(t) = sigmoid(steepness (t / epochs - 1/2)), and 1 after these epochs.
 
-    Bowman et al. 2016, 1511.06349, scaled so that it rises from 0 to 1.
+    Bowman et al. 2016, 1511.06349, rescaled to rise from 0 to 1.
 
     Args:
-        steepness: of the rise; the factor is 1/2 at half of the epochs.
+        steepness: steepness of the rise; the factor is 1/2 after half of the epochs.
     """
 
     steepness: PositiveFloat = 10.0
 
     def __call__(self, t: float) -> float:
         """The factor after t epochs."""
-        # s(t) - 1/2 = tanh(steepness (t / epochs - 1/2) / 2) / 2, which no steepness overflows.
+        # s(t) - 1/2 = tanh(steepness (t / epochs - 1/2) / 2) / 2, which does not overflow.
         reach = math.tanh(self.steepness / 4)
         return min(1.0, 0.5 + 0.5 * math.tanh(self.steepness * (t / self.epochs - 0.5) / 2) / reach)

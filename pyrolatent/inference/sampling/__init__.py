@@ -1,1 +1,1 @@
-"""Markov chains: what moves them, annealing, and what they draw."""
+"""Markov chains: kernels, annealing and sampling."""

@@ -1,4 +1,4 @@
-"""Samples of unnormalised densities, and chains that can be watched."""
+"""Samples from unnormalised densities, and the states of chains over time."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from torch.nn import functional
 
 from pyrolatent.errors import InputError, at_least, at_least_one
 from pyrolatent.inference.sampling.kernels import Movement, adapted, no_normaliser
-from pyrolatent.models.arrays import as_tensor, place_of
+from pyrolatent.models.arrays import as_tensor, device_and_dtype
 from pyrolatent.models.energies.density import UnnormalisedDensity, in_double
 from pyrolatent.models.model import Capability
 
 SWEEPS = 1000
-"""Of chains that begin at the base, before what they hold is called a sample."""
+"""Default number of sweeps from the base before the states of chains are taken as samples."""
 
 
 @torch.no_grad()
@@ -26,29 +26,29 @@ def sample_energy(
     sweeps: int = SWEEPS,
     kernel: Any = None,
 ) -> Tensor:
-    """Draws of x: exact where log Z can be summed, else what chains hold after so many sweeps.
+    """Draws x from an unnormalised density: exactly if log Z can be summed, else by chains.
 
     Args:
         model: a fitted model.
         size: number of draws.
-        y: labels (size,) of models with label units; chains then hold them, and x ~ p(x | y).
-        mean: whether a machine returns E[x | h] at the last h instead of a draw of x.
-        sweeps: of the chains.
-        kernel: what moves them; None: the model's Gibbs sampler, or HMC with an adapted step where it has none. With a
-            kernel chains are run also where log Z can be summed.
+        y: labels (size,) to condition on, for models with label units: x ~ p(x | y).
+        mean: whether to return E[x | h] at the last h instead of a draw of x, for an RBM.
+        sweeps: number of sweeps of the chains.
+        kernel: kernel of the chains; None is the model's Gibbs sampler, or HMC with an adapted step if it has none.
+            With a kernel, chains are run even if log Z can be summed.
 
     Returns:
         (size, *event_shape).
 
     Raises:
-        InputError: the chains of a kernel over real x did not move, the density has no normaliser, or what is asked for
-            does not go with the model, or a model of a type that `place_of` refuses.
+        InputError: the chains of a kernel over real x did not move, the density has no normaliser, an argument does not
+            fit the model, or `device_and_dtype` refuses the model.
     """
     at_least_one(size=size)
     at_least(0, sweeps=sweeps)
     if mean:
         model.require(Capability.HIDDEN_UNITS, "leave mean out")
-    device, dtype = place_of(model)
+    device, dtype = device_and_dtype(model)
     if model.tractable and y is None and kernel is None:
         state = model.restore(in_double(model).flat(in_double(model).exact_sample(size)).to(device, dtype))
     else:
@@ -58,21 +58,21 @@ def sample_energy(
 
 @torch.no_grad()
 def watch(model: UnnormalisedDensity, size: int, sweeps: Any, *, start: Any = None, kernel: Any = None) -> Tensor:
-    """What chains hold after so many sweeps from their start, (len(sweeps), size, *event_shape).
+    """The states of chains after given numbers of sweeps, (len(sweeps), size, *event_shape).
 
-    Machines show E[x | h] after the first sweep, and the start as it is.
+    For an RBM these are E[x | h], except for the initial state.
 
     Args:
         model: a fitted model.
         size: number of chains.
-        sweeps: when they are looked at, whole numbers that rise, 0 being the start.
-        start: data (size, *event_shape); None: draws of the base.
-        kernel: what moves the chains, as in `sample_energy`.
+        sweeps: ascending numbers of sweeps after which to return states; 0 is the initial state.
+        start: initial data (size, *event_shape); None draws from the base.
+        kernel: kernel of the chains, as in `sample_energy`.
 
     Raises:
-        InputError: an argument that does not fit the model or the others, or a model of a type that `place_of` refuses.
+        InputError: an argument does not fit the model or the others, or `device_and_dtype` refuses the model.
     """
-    place_of(model)
+    device_and_dtype(model)
     at_least_one(size=size)
     times = as_tensor(sweeps, "sweeps")
     if (
@@ -81,9 +81,9 @@ def watch(model: UnnormalisedDensity, size: int, sweeps: Any, *, start: Any = No
         or (times != times.round()).any()
         or (times.diff(prepend=0 * times[:1]) < 0).any()
     ):
-        raise InputError(f"sweeps were {sweeps}; give a list of whole numbers from 0 that rise")
+        raise InputError(f"sweeps were {sweeps}; give a list of ascending integers from 0")
     if start is not None:
-        start, _ = model.checked(start)
+        start, _ = model.validated(start)
         if len(start) != size:
             raise InputError(f"start holds {len(start)} datapoints, but {size} chains were asked for; give as many")
     state = model.base(size) if start is None else model.state(start)
@@ -98,7 +98,7 @@ def watch(model: UnnormalisedDensity, size: int, sweeps: Any, *, start: Any = No
 
 
 def _walk(model: UnnormalisedDensity, size: int, sweeps: int, y: Tensor | None, kernel: Any) -> object:
-    """The last state of chains that begin at persistent ones where there are any, else at the base."""
+    """The final states of chains that begin at persistent chains if there are any, else at the base."""
     if y is not None and not model.label_dim:
         raise InputError(f"{type(model).__name__} has no label units; leave y out")
     if y is not None and (y.shape != (size,) or not ((y >= 0) & (y < model.label_dim)).all()):

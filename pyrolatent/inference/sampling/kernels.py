@@ -1,7 +1,7 @@
-"""Markov kernels that leave a model's density as it is: what chains are made of.
+"""MCMC kernels that leave a model's density invariant.
 
 Each is called as kernel(model, state, beta) and moves every chain once; β = 1 is the model, β < 1 a point of its path
-to the base, one number or one for each chain, (chains, 1).
+to the base, one number or one per chain, (chains, 1).
 """
 
 import math
@@ -20,21 +20,21 @@ from pyrolatent.models.energies.density import Beta, UnnormalisedDensity
 S = TypeVar("S")
 Size = float | Tensor
 LogDensity = Callable[[Tensor], tuple[Tensor, ...]]
-"""Gives log p(x) up to a constant, (...), of x (..., width), and what else is to be kept of it, each (...)."""
+"""Maps x (..., width) to log p(x) up to a constant, (...), and further terms to keep, each (...)."""
 FIXED_STEP = 0.1
-"""Step of kernels in training, and at which adaptation begins, in standard deviations of the base."""
+"""Step size in training, and initial one of adaptation, in standard deviations of the base."""
 PILOTS = 32
-"""Chains that steps are adapted on."""
+"""Number of pilot chains on which steps are adapted."""
 POINTS_ADAPTED = 100
-"""Of a path at which a step is adapted, at most."""
+"""Largest number of points of a path at which a step is adapted."""
 LOWEST_ACCEPTANCE, LOWEST_DISTANCE = 0.01, 0.1
-"""Of chains that can be said to have moved."""
+"""Smallest acceptance rate and relative distance of chains that count as having moved."""
 NEAR, FAR = 1e3, 1e6
-"""Distances from the base, in its standard deviations, between which the tails of a density are looked at."""
+"""Distances from the base, in its standard deviations, between which the tails of a density are examined."""
 EARLY, LATE, GROWTH = 16, 256, 1.8
-"""Moves of chains from the base, and by how much they are farther away after the latter if there is no normaliser.
+"""Two numbers of moves from the base, and the ratio of distances after them above which there is no normaliser.
 
-A random walk goes four times as far; of a density the ratio of two medians of 200 chains is 1 within 0.12.
+A random walk has a ratio of four; for a density the ratio of two medians of 200 chains is 1 within 0.12.
 """
 
 
@@ -43,18 +43,18 @@ class Gibbs:
     """One sweep of the model's own Gibbs sampler, block by block."""
 
     def __call__(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> Any:
-        """The chains one sweep later."""
+        """The chains after one sweep."""
         return model.gibbs(state, beta)
 
 
 class Point(NamedTuple):
-    """Where chains stand, with what is known of their density there.
+    """The positions of chains with their density.
 
     Attributes:
-        x: (..., width).
-        log_p: log of the density, (...).
+        x: positions, (..., width).
+        log_p: log density, (...).
         gradient: ∂ log p / ∂x, (..., width).
-        terms: what else the density gave, each (...).
+        terms: further terms that the density returned, each (...).
     """
 
     x: Tensor
@@ -72,7 +72,7 @@ class Point(NamedTuple):
         return cls(x.detach(), log_p.detach(), gradient, tuple(term.detach() for term in terms))
 
     def where(self, accepted: Tensor, other: "Point") -> "Point":
-        """This point of the chains that are accepted, the other of the rest."""
+        """This point for accepted chains, the other one for the rest."""
         return Point(
             torch.where(accepted[..., None], self.x, other.x),
             torch.where(accepted, self.log_p, other.log_p),
@@ -85,28 +85,28 @@ class GradientKernel(Options):
     """Moves along ∇log p over real x, each coordinate in standard deviations of the model's base.
 
     Args:
-        step: in standard deviations of the base. None: evaluation, sampling and watching adapt it in pilot chains
-            that are no part of what follows, so that p is left as it is; training goes by 0.1.
+        step: step size in standard deviations of the base. None: evaluation, sampling and `watch` adapt it in separate
+            pilot chains, so that p remains invariant; training uses 0.1.
     """
 
     target: ClassVar[float]
-    """The mean acceptance that steps are adapted to."""
+    """The target of the mean acceptance in adaptation."""
 
     step: PositiveFloat | None = None
 
     @property
     def exact(self) -> bool:
-        """Whether moves are accepted as Metropolis and Hastings do, so that they leave p invariant."""
+        """Whether moves leave p invariant, by Metropolis-Hastings acceptance."""
         return True
 
     def __call__(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> Any:
-        """The chains a move later, or where they were if it is not accepted."""
+        """The chains after one move, which may be rejected."""
         return self.moved(model, state, beta)[0]
 
     def moved(
         self, model: UnnormalisedDensity, state: Any, beta: Beta, step: float | None = None
     ) -> tuple[Any, Tensor]:
-        """The chains a move later, and the probability with which each was accepted, (chains,)."""
+        """The chains after one move, and their acceptance probabilities, (chains,)."""
 
         def log_density(x: Tensor) -> tuple[Tensor]:
             return (model.log_density(model.restore(x), beta),)
@@ -116,16 +116,16 @@ class GradientKernel(Options):
         return model.restore(point.x), probability
 
     def move(self, log_density: LogDensity, x: Tensor, step: Size, scale: Size = 1.0) -> tuple[Point, Tensor]:
-        """One move of each chain.
+        """Moves each chain once.
 
         Args:
-            log_density: what the move leaves invariant.
-            x: where the chains stand, (..., width).
-            step: a number, or what broadcasts to (...), in units of `scale`.
+            log_density: log of the density that the move leaves invariant.
+            x: positions of the chains, (..., width).
+            step: step size in units of `scale`, a number or broadcastable to (...).
             scale: units of the coordinates, (width,) or one for all.
 
         Returns:
-            Where they stand afterwards, and the probability with which each was accepted, (...).
+            The new positions, and the acceptance probabilities, (...).
         """
         raise NotImplementedError
 
@@ -135,8 +135,8 @@ class Langevin(GradientKernel):
     """x' = x + (s σ)²/2 ∇log p(x) + s σ e, e ~ N(0, I), σ those of the base (Roberts and Tweedie 1996).
 
     Args:
-        adjusted: whether proposals are accepted as Metropolis and Hastings do, so that p is left as it is exactly.
-        steps: moves in one call, whose mean probability of acceptance is given.
+        adjusted: whether moves are accepted or rejected by Metropolis-Hastings, which leaves p invariant exactly.
+        steps: number of moves per call; their mean acceptance probability is returned.
     """
 
     target = 0.574  # Roberts and Rosenthal (1998)
@@ -146,7 +146,7 @@ class Langevin(GradientKernel):
 
     @property
     def exact(self) -> bool:
-        """Whether moves are accepted as Metropolis and Hastings do, so that they leave p invariant."""
+        """Whether moves leave p invariant, by Metropolis-Hastings acceptance."""
         return self.adjusted
 
     def move(self, log_density: LogDensity, x: Tensor, step: Size, scale: Size = 1.0) -> tuple[Point, Tensor]:
@@ -167,12 +167,12 @@ class Langevin(GradientKernel):
 
 @component("hmc", "kernel")
 class HMC(GradientKernel):
-    """Hamiltonian Monte Carlo over real x, with momenta drawn anew in each call (Duane et al. 1987; Neal 2011).
+    """Hamiltonian Monte Carlo over real x, with new momenta in each call (Duane et al. 1987; Neal 2011).
 
-    Steps vary by a fifth from chain to chain, which keeps trajectories from closing on themselves.
+    Step sizes vary by a fifth between chains, which avoids periodic trajectories.
 
     Args:
-        leapfrogs: steps of a trajectory.
+        leapfrogs: number of leapfrog steps per trajectory.
     """
 
     target = 0.65  # Beskos et al. (2013)
@@ -199,8 +199,8 @@ class Adapted:
 
     Attributes:
         kernel: the kernel.
-        betas: β, rising ...
-        log_steps: ... and the logarithm of the step there; between them it is linear in β.
+        betas: ascending β.
+        log_steps: log step sizes at these β, interpolated linearly between them.
     """
 
     kernel: GradientKernel
@@ -208,11 +208,11 @@ class Adapted:
     log_steps: Sequence[float]
 
     def __call__(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> Any:
-        """The chains a move later, β being one number."""
+        """The chains after one move at a single β."""
         return self.moved(model, state, beta)[0]
 
     def moved(self, model: UnnormalisedDensity, state: Any, beta: Beta) -> tuple[Any, Tensor]:
-        """The chains a move later, and the probability with which each was accepted, (chains,)."""
+        """The chains after one move, and their acceptance probabilities, (chains,)."""
         return self.kernel.moved(model, state, beta, math.exp(np.interp(float(beta), self.betas, self.log_steps)))
 
 
@@ -227,23 +227,23 @@ def adapted_steps(
     each: int,
     averaged: int,
 ) -> list[Any]:
-    """Steps with which pilot chains meet a target of acceptance, β by β (Robbins and Monro 1951).
+    """Adapts step sizes to a target acceptance on pilot chains, β by β (Robbins and Monro 1951).
 
-    After each move the logarithm of the step rises by half of what the acceptance exceeds the target by. Within the
-    chains that are weighed the steps would depend on these, and weights would be biased.
+    After each move the log step size increases by half the excess of the acceptance over the target. Pilot chains are
+    separate because weights of chains whose step sizes depend on them would be biased.
 
     Args:
-        move: takes a state, β and the logarithm of the step, and gives the next state and the mean acceptance.
-        state: where the pilot chains begin.
-        betas: points of the path, in their order.
-        log_step: to begin with, a number or one for each datapoint, as the acceptance is.
-        target: the mean acceptance.
-        first: number of moves at the first β ...
-        each: ... and at each later one.
-        averaged: last moves at a β whose logarithms are averaged.
+        move: maps a state, β and the log step size to the next state and the mean acceptance.
+        state: initial states of the pilot chains.
+        betas: points of the path, in order.
+        log_step: initial log step size, a number or one per datapoint, like the acceptance.
+        target: target of the mean acceptance.
+        first: number of moves at the first β.
+        each: number of moves at each later β.
+        averaged: number of last moves at each β over which log step sizes are averaged.
 
     Returns:
-        The logarithm of the step at each β.
+        The log step size at each β.
     """
     log_steps = []
     for place, beta in enumerate(betas):
@@ -258,27 +258,27 @@ def adapted_steps(
 
 @torch.no_grad()
 def adapted(model: UnnormalisedDensity, declared: Any = None, temperatures: int = 0, start: Any = None) -> Any:
-    """The declared kernel, its steps adapted where it moves along a gradient and none was declared.
+    """The declared kernel, with steps adapted if it uses gradients and declares none.
 
-    Pilot chains go up the path, and the step rises and falls until the kernel's target of acceptance is met. They are
-    no part of what is estimated afterwards, whose kernel therefore depends on β alone.
+    Separate pilot chains move along the path while the step is adapted to the kernel's target acceptance. The kernel of
+    the estimates that follow therefore depends only on β.
 
     Args:
         model: an unnormalised density.
-        declared: a kernel, or None for the model's own.
-        temperatures: of the path along which the kernel is to be used; 0: at β = 1 alone.
-        start: states at which the pilot chains begin; None: draws of the base.
+        declared: a kernel, or None for the model's default.
+        temperatures: number of steps of the path along which the kernel will be used; 0 for β = 1 only.
+        start: initial states of the pilot chains; None draws from the base.
 
     Raises:
-        InputError: the kernel does not leave the density as it is, or does not go with the model.
+        InputError: the kernel does not leave the density invariant, or does not fit the model.
     """
     kernel = kernel_of(model, declared)
     if not isinstance(kernel, GradientKernel):
         return kernel
     if not kernel.exact:
         raise InputError(
-            "langevin with adjusted: false draws from another density than the model's, by which nothing is estimated "
-            "or sampled; declare adjusted: true"
+            "langevin with adjusted: false does not draw from the model's density, so it can neither estimate nor "
+            "sample; declare adjusted: true"
         )
     if kernel.step is not None:
         return kernel
@@ -296,12 +296,12 @@ def adapted(model: UnnormalisedDensity, declared: Any = None, temperatures: int 
 
 
 class Movement:
-    """A kernel that keeps account of what it does to chains over real numbers.
+    """Wrapper of a kernel that records how far it moves chains over real numbers.
 
     Attributes:
         accepted: mean acceptance of each move.
-        distance: sum over moves of the mean squared distance of each coordinate over twice its variance over chains,
-            which of independent states is 1, (width,).
+        distance: sum over moves of the mean squared distance of each coordinate, divided by twice its variance over
+            chains, (width,); it is 1 for independent states.
     """
 
     def __init__(self, kernel: Any) -> None:
@@ -310,7 +310,7 @@ class Movement:
         self.distance = torch.zeros(())
 
     def __call__(self, model: UnnormalisedDensity, state: Any, beta: Beta = 1.0) -> Any:
-        """The chains a move later."""
+        """The chains after one move."""
         if model.levels is not None or not isinstance(state, Tensor):
             return self.kernel(model, state, beta)
         if isinstance(self.kernel, GradientKernel | Adapted):
@@ -323,17 +323,17 @@ class Movement:
             variance = new.var(0).clamp(min=torch.finfo(new.dtype).tiny)
             self.distance = self.distance.to(new) + (new - state).square().mean(0) / (2 * variance)
         else:
-            self.distance = torch.tensor(math.inf)  # of one chain nothing is known
+            self.distance = torch.tensor(math.inf)  # unknown for a single chain
         return new
 
     @property
     def acceptance(self) -> float | None:
-        """Mean acceptance; None where no move can be rejected, or none was made."""
+        """Mean acceptance; None if moves cannot be rejected or none was made."""
         return torch.stack(self.accepted).mean().item() if self.accepted else None
 
     @property
     def stuck(self) -> str | None:
-        """Why the chains cannot be said to have moved, if so: rejected over a tenth of their moves, or too close."""
+        """Why the chains did not move, if so: a tenth of the moves were all rejected, or distances are too small."""
         if not self.accepted:
             return None
         parts = torch.stack(self.accepted).tensor_split(10)
@@ -346,27 +346,28 @@ class Movement:
             else f"all moves of a coordinate together are {distance:.2g} of the distance between independent states"
         )
         return (
-            f"the chains did not move: {said}; leave the kernel's step out, by which it is adapted, or give the base "
+            f"the chains did not move: {said}; leave out the kernel's step, so that it is adapted, or give the base "
             "the units of x (model.initialise)"
         )
 
 
 @torch.no_grad()
 def no_normaliser(model: UnnormalisedDensity, kernel: Any, size: int = 200) -> str | None:
-    """Why exp(-F) over real x seems to have no finite integral; None where nothing speaks for it.
+    """Why exp(-F) over real x seems to have no finite integral; None if there is no indication.
 
-    Along a ray the mass between r and r + dr is r^(D - 1) exp(-F(r)) dr, so that log p + D log r must fall in the end:
-    it is looked at along rays from the base, far out. A valley that no ray follows is found by chains from the base: of
-    a density their distances settle, while without one they grow with the root of the number of moves or faster. The
-    median over chains is compared, coordinate by coordinate, which heavy tails do not move.
+    Along a ray the mass between r and r + dr is r^(D - 1) exp(-F(r)) dr, so log p + D log r must eventually decrease,
+    which is examined along rays from the base, far out. Valleys that no ray follows are found by chains from the base:
+    for a density their distances settle, whereas without a normaliser they grow at least with the square root of the
+    number of moves. Distances are compared by coordinate and by their median over chains, which is robust to heavy
+    tails.
 
     Args:
         model: an unnormalised density.
-        kernel: what moves the chains, as `adapted` gives it.
+        kernel: kernel of the chains, as returned by `adapted`.
         size: number of rays, and of chains.
     """
     if model.levels is not None or model.has_conditionals:
-        return None  # finitely many x, or conditionals that are normal
+        return None  # finitely many x, or normal conditionals
     start = state = _real(model, model.base(size))
     centre = start.mean(0)
     near, far = (model.log_density(model.restore(centre + r * (start - centre))).double() for r in (NEAR, FAR))
@@ -382,7 +383,7 @@ def no_normaliser(model: UnnormalisedDensity, kernel: Any, size: int = 200) -> s
         ratio = (distances[1] / distances[0]).max().item()
         if not ratio > GROWTH:
             return None
-        found = f"chains go on spreading, {ratio:.3g} times as far after {LATE} moves as after {EARLY}"
+        found = f"chains keep spreading, {ratio:.3g} times as far after {LATE} moves as after {EARLY}"
     return (
         f"exp(-F) of {type(model).__name__} has no finite integral: {found}; let the energy grow with x in all "
         "directions, as reference: normal does"
@@ -390,27 +391,27 @@ def no_normaliser(model: UnnormalisedDensity, kernel: Any, size: int = 200) -> s
 
 
 def accept(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
-    """Which proposals are accepted, and the probability min(1, r) of it, 0 where a trajectory diverged and r is NaN."""
+    """Which proposals are accepted, and their probabilities min(1, r), 0 where a trajectory diverged and r is NaN."""
     probability = log_ratio.clamp(max=0).exp().nan_to_num(0.0)
     return torch.rand_like(probability) < probability, probability
 
 
 class Tempering:
-    """Parallel tempering: chains at several β that exchange their states with their neighbours.
+    """Parallel tempering: chains at several β that exchange states with their neighbours.
 
     A swap of the states at β and β' is accepted with probability min(1, p_β(x') p_β'(x) / (p_β(x) p_β'(x'))), so that
     the chains at β = 1 visit every mode that those at β = 0 do (Swendsen and Wang 1986; Desjardins et al. 2010).
 
     Args:
         levels: number of β, evenly spaced from 1 to 0.
-        kernel: what moves the chains between swaps.
+        kernel: kernel that moves the chains between swaps.
     """
 
     def __init__(self, levels: int, kernel: Any) -> None:
         self.levels, self.kernel = levels, kernel
 
     def betas(self, chains: int, like: Tensor) -> Tensor:
-        """β of each of `chains` chains a level, (levels * chains, 1), the first being 1."""
+        """β of `chains` chains per level, (levels * chains, 1), from 1 down to 0."""
         levels = torch.linspace(1, 0, self.levels, dtype=like.dtype, device=like.device)
         return levels.repeat_interleave(chains)[:, None]
 
@@ -439,13 +440,13 @@ class Tempering:
 
 
 def run(model: UnnormalisedDensity, state: Any, sweeps: int, kernel: Any = None) -> Iterator[Any]:
-    """The states of chains after each of so many moves, to be watched.
+    """Yields the states of chains after each of a number of moves.
 
     Args:
         model: an unnormalised density.
-        state: where the chains begin.
+        state: initial states of the chains.
         sweeps: number of moves.
-        kernel: what moves them; None is the model's Gibbs sampler, or adapted HMC where x is real and it has none.
+        kernel: kernel of the chains; None is the model's Gibbs sampler, or adapted HMC if it has none.
     """
     kernel = adapted(model, kernel, start=state)
     for _ in range(sweeps):
@@ -454,7 +455,7 @@ def run(model: UnnormalisedDensity, state: Any, sweeps: int, kernel: Any = None)
 
 
 def kernel_of(model: UnnormalisedDensity, declared: Any = None) -> Any:
-    """The declared kernel; None: the Gibbs sampler of a model that has one, else HMC."""
+    """The declared kernel; None is the model's Gibbs sampler, or HMC if it has none."""
     if declared is None:
         return Gibbs() if model.has_conditionals else HMC()
     return build("kernel", declared)
@@ -473,7 +474,7 @@ def gradient_in(x: Tensor, log_p: Tensor, *, create_graph: bool = False) -> Tens
     """∂ log p(x) / ∂x for each datapoint.
 
     Raises:
-        InputError: log p was not computed from x, or not by what torch can differentiate.
+        InputError: log p was not computed from x, or not by differentiable operations of torch.
     """
     gradient = None
     if log_p.requires_grad:
@@ -487,7 +488,7 @@ def gradient_in(x: Tensor, log_p: Tensor, *, create_graph: bool = False) -> Tens
 
 
 def _shifted(beta: Tensor, chains: int, by: int) -> Tensor:
-    """β of the next (1) or previous (-1) level of each chain's; its own at the end."""
+    """β of the next (1) or previous (-1) level for each chain; its own β at the ends."""
     levels = beta.reshape(-1, chains)
     index = (torch.arange(len(levels), device=beta.device) + by).clamp(0, len(levels) - 1)
     return levels[index].reshape(-1, 1)

@@ -1,1 +1,1 @@
-"""Training: the loop, and what stands beside it."""
+"""Training: the loop, optimisers, compilation, validation and diagnosis."""

@@ -1,4 +1,4 @@
-"""What went wrong in training: numbers that are not finite, and fits that have not converged."""
+"""Diagnosis of training: non-finite numbers, and fits that have not converged."""
 
 import copy
 import math
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from pyrolatent.inference.training.loop import Trainer
 
 LEAST_NATS = 0.2
-"""Rise of a validation score in nats over the last quarter of training from which it counts as not converged."""
+"""Increase of a validation score over the last quarter of training, in nats, above which it has not converged."""
 LEAST_SHARE = 0.01
-"""The same of a validation loss, whose units are the data's, as a share of it."""
+"""The same for a validation loss, which has the units of the data, relative to the loss."""
 
 
 class State:
-    """The state of a training at one moment, to go back to."""
+    """A snapshot of the state of training."""
 
     def __init__(self, trainer: "Trainer") -> None:
         self.steps = trainer.steps
@@ -32,7 +32,7 @@ class State:
         self.random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if trainer.factor.is_cuda else []
 
     def restore(self, trainer: "Trainer") -> None:
-        """Goes back to this state."""
+        """Restores this state."""
         trainer.steps = self.steps
         trainer.model.load_state_dict(self.parts[0])
         trainer.optimizer.load_state_dict(self.parts[1])
@@ -42,19 +42,19 @@ class State:
 
 
 def not_finite(model: Model, numbers: dict[str, float]) -> str | None:
-    """The name of the first number or parameter that is not finite."""
+    """The name of the first non-finite number or parameter; None if all are finite."""
     bad = [name for name, number in numbers.items() if not math.isfinite(number)]
     bad += [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
     return bad[0] if bad else None
 
 
 def replay(trainer: "Trainer", state: State, epoch: int, bad: str) -> NoReturn:
-    """Runs an epoch again, looking at every number, to name the step and the site that were not finite.
+    """Repeats an epoch while checking every step, to find the step and site of a non-finite number.
 
     Args:
         trainer: the training.
-        state: as it was before the epoch.
-        epoch: its number.
+        state: the state before the epoch.
+        epoch: number of the epoch.
         bad: what was not finite after it.
 
     Raises:
@@ -97,33 +97,33 @@ def _culprit(trainer: "Trainer", batch: Batch) -> str:
 
 
 def warn_if_not_converged(name: str, scores: list[float], epochs: int) -> None:
-    """Says that a validation score was still rising at the last epoch.
+    """Warns if a validation score was still increasing at the last epoch.
 
     Args:
-        name: of the score; one that ends in `loss` is the negative of a loss.
-        scores: one an epoch, higher is better.
-        epochs: that were declared; a training that stopped before has converged.
+        name: name of the score; if it ends in `loss`, the score is the negative of a loss.
+        scores: one per epoch; higher is better.
+        epochs: declared number of epochs; training that stopped earlier has converged.
     """
     of_loss = name.endswith("loss")
     slope = still_rising(scores, LEAST_SHARE * abs(scores[-1]) if of_loss else LEAST_NATS)
     if slope is not None and len(scores) == epochs:
         verb = "falling" if of_loss else "rising"
         warnings.warn(
-            f"not converged: {name} was still {verb}, by {slope:.2g} an epoch, at the last of {epochs} epochs; set "
+            f"not converged: {name} was still {verb}, by {slope:.2g} per epoch, at the last of {epochs} epochs; set "
             f"epochs: {2 * epochs}, or a larger learning rate",
             stacklevel=5,
         )
 
 
 def still_rising(scores: list[float], least: float) -> float | None:
-    """The slope of scores by epoch over the last quarter of training, None if they have converged.
+    """The slope of scores per epoch over the last quarter of training; None if they have converged.
 
-    They have not where the line of least squares rises there by more than `least`, and by more than three standard
+    They have converged unless a least-squares line increases there by more than `least` and by more than three standard
     errors.
 
     Args:
-        scores: one an epoch, higher is better.
-        least: rise that matters, in the units of the scores.
+        scores: one per epoch; higher is better.
+        least: smallest relevant increase, in the units of the scores.
     """
     last = np.array(scores[-max(8, len(scores) // 4) :])
     if len(scores) < 2 * len(last):
@@ -136,12 +136,12 @@ def still_rising(scores: list[float], least: float) -> float | None:
 
 
 def warn_of_floors(parts: Iterable[Any]) -> None:
-    """Names the parts of a model that have a learned parameter at its lower bound."""
+    """Warns of parts of a model with a learned parameter at its lower bound."""
     for part in parts:
         at_floor = getattr(part, "at_floor", None)
         if at_floor and at_floor():
             warnings.warn(
-                f"a learned parameter of {part} has reached its lower bound, which then decides the density: "
+                f"a learned parameter of {part} has reached its lower bound, which then determines the density: "
                 "constant dimensions of the data drive it there, or units in which all numbers are small; declare "
                 "another bound, scale x, or dequantize the data",
                 stacklevel=5,

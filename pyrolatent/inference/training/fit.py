@@ -1,4 +1,4 @@
-"""`fit`: what can be declared about training, and what is refused before it."""
+"""`fit`, and the settings of training that can be declared."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,10 +14,10 @@ from pyrolatent.declaration import Component, Kind, PositiveFloat, PositiveInt, 
 from pyrolatent.errors import SEEDS, InputError
 from pyrolatent.inference.devices import choose_device
 from pyrolatent.inference.objectives.base import as_objective
-from pyrolatent.inference.rules import hold_to_rules, introduce, require_data
+from pyrolatent.inference.rules import introduce, require_data, validate_combination
 from pyrolatent.inference.training.loop import Fit, Trainer, progress_bar
-from pyrolatent.inference.training.validation import hold_to_precision, hold_to_settings, validate_first_batch
-from pyrolatent.models.arrays import place_of
+from pyrolatent.inference.training.validation import validate_first_batch, validate_precision, validate_settings
+from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.isolation import alone
 from pyrolatent.models.model import Model
 
@@ -43,35 +43,35 @@ def fit(
 ) -> Fit:
     """Trains a model by stochastic variational inference.
 
-    Where torch.distributed has a process group, as under torchrun, the processes share each minibatch.
+    If torch.distributed has a process group, as under torchrun, the processes share each minibatch.
 
     Args:
         model: the model; it is trained in place.
-        data: what it is trained on.
+        data: the data to train on.
         on_epoch: called after each epoch with the fit so far; the model then holds that epoch's weights, in evaluation
             mode.
         progress: whether to show a progress bar.
-        objective: what is maximised, one of this package's or of Pyro's.
-        epochs: passes over the training data, at most.
-        batch_size: datapoints in a minibatch; the last of an epoch may be smaller, and a single datapoint that is left
-            over joins the one before it.
+        objective: what to maximise, one of this package's objectives or of Pyro's.
+        epochs: largest number of passes over the training data.
+        batch_size: number of datapoints per minibatch; the last one of an epoch may be smaller, and a single remaining
+            datapoint joins the minibatch before it.
         optimizer: a class of `torch.optim`.
         scheduler: a class of `torch.optim.lr_scheduler`, stepped after each epoch.
         clip_norm: bound on the norm of the gradient of the loss per datapoint.
-        kl_warmup: how the factor of log p(z) - log q(z | x) in the target rises to 1.
-        patience: stop when the validation bound has not risen for so many epochs, and keep the best weights; it begins
-            when a kl_warmup has ended.
-        seed: of everything that is random in training; the caller's random state is left as it was.
-        device: where to train; "auto" takes an accelerator where there is one.
-        compile: whether the gradient is compiled; "auto" does where a minute or more of training is ahead. Compiled
-            and uncompiled steps draw the same numbers and agree to rounding. What cannot be compiled is trained
+        kl_warmup: schedule by which the factor of log p(z) - log q(z | x) in the target rises to 1.
+        patience: number of epochs without an improvement of the validation bound after which training stops and keeps
+            the best weights; counted from the end of a kl_warmup.
+        seed: seed of everything random in training; the caller's random state is left unchanged.
+        device: where to train; "auto" is an accelerator if there is one.
+        compile: whether to compile the gradient; "auto" does if a minute or more of training remains. Compiled and
+            uncompiled steps draw the same numbers and agree up to rounding. What cannot be compiled is trained
             uncompiled, with a warning.
-        precision: of the products in networks: "bf16" is faster on processors and GPUs that have it. Parameters and
-            all probabilities stay in float32. A model in float64 trains in float64.
+        precision: precision of the products in networks: "bf16" is faster on CPUs and GPUs that support it. Parameters
+            and all probabilities stay in float32. A model in float64 trains in float64.
 
     Raises:
-        InputError: a declaration that cannot be right, or data that the model does not fit, before any training.
-        TrainingError: a number that is not finite; the model then holds the state before that step.
+        InputError: a declaration is invalid or the data do not fit the model; raised before training.
+        TrainingError: a number is not finite; the model then holds the state before that step.
     """
     given = locals()
     require_data(data)
@@ -80,8 +80,8 @@ def fit(
             f"fit was given a {type(model).__name__} as its model; build one, as pl.VAE(data.event_shape, ...)"
         )
     settings = training_settings().validate({name: given[name] for name in training_settings().options}, "fit")
-    target, (_, dtype) = choose_device(device), place_of(model)
-    hold_to_precision(model, target, precision)
+    target, (_, dtype) = choose_device(device), device_and_dtype(model)
+    validate_precision(model, target, precision)
     devices = [target] if target.type == "cuda" else []
     with ExitStack() as within:
         for context in (alone(), torch.enable_grad(), torch.random.fork_rng(devices=devices)):
@@ -94,8 +94,8 @@ def fit(
         run = Fit(model.to(target), data, {name: value for name, value in settings.items() if value is not None})
         there = data.to(target, dtype)
         defaults = {name: option.default for name, option in training_settings().options.items()}
-        hold_to_rules(model, there, maximised)
-        hold_to_settings(model, there, maximised, settings, defaults)
+        validate_combination(model, there, maximised)
+        validate_settings(model, there, maximised, settings, defaults)
         several = there.train.batch(torch.randperm(len(there.train))[:1000].to(target))
         with pyro.validation_enabled(False):
             model.prepare(several.x, several.mask)
@@ -110,5 +110,5 @@ def fit(
 
 
 def training_settings() -> Component:
-    """What can be declared about training, read from the signature of `fit`."""
+    """The settings of training that can be declared, from the signature of `fit`."""
     return Component(fit, ("model", "data", "on_epoch", "progress"))

@@ -1,4 +1,4 @@
-"""The gradient of a minibatch, compiled where that pays."""
+"""The gradient of a minibatch, compiled if it is worthwhile."""
 
 import time
 import warnings
@@ -18,18 +18,18 @@ from pyrolatent.models.model import Model
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 TIMED = range(5, 25)
-"""The steps whose duration says how long training will take."""
+"""The steps from whose duration that of training is predicted."""
 
 
 class Gradient:
-    """The bound summed over some datapoints, and the gradient of the mean negative target by each parameter.
+    """The bound summed over some datapoints, and the gradient of the mean negative target for each parameter.
 
     Args:
-        model: the model, with whose parameters it is shared.
-        data: the training data, where the model is.
+        model: the model.
+        data: the training data, on the model's device.
         objective: what is maximised.
-        settings: `compile` and `precision`, as declared.
-        steps: number of steps of the whole training.
+        settings: the declared `compile` and `precision`.
+        steps: total number of training steps.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class Gradient:
         self.policy = settings["compile"] if self.parameters[0].device.type in ("cpu", "cuda") else "never"
         self.compiled: Callable[..., Any] | None = None
         self.size = 0
-        """Datapoints of the minibatches that the compiled program takes."""
+        """The size of the minibatches that the compiled program takes."""
         self._clock = 0.0
 
     def __call__(self, index: Tensor, factor: Tensor) -> tuple[Any, ...]:
         """The bound, (), and a gradient or None for each parameter.
 
         Args:
-            index: numbers of the datapoints.
-            factor: of beta, ().
+            index: indices of the datapoints.
+            factor: factor of beta, ().
         """
         if self.compiled is not None and len(index) == self.size:
             found: tuple[Any, ...] = self.compiled(index, factor)
@@ -57,7 +57,7 @@ class Gradient:
         return self.uncompiled(index, factor)
 
     def uncompiled(self, index: Tensor, factor: Tensor) -> tuple[Any, ...]:
-        """The same, run step by step."""
+        """The same without compilation."""
         for parameter in self.parameters:
             parameter.grad = None
         inputs = training_arguments(self.model, self.data.batch(index))
@@ -66,7 +66,7 @@ class Gradient:
         return bound, *(parameter.grad for parameter in self.parameters)
 
     def is_worth_compiling(self, step: int) -> bool:
-        """Whether to compile before this step: if it was asked for, or if enough of the training is ahead."""
+        """Whether to compile before this step: if declared, or if enough of training remains."""
         if self.policy != "auto":
             return self.policy == "always"
         if step in (TIMED.start, TIMED.stop) and self.parameters[0].is_cuda:
@@ -78,12 +78,12 @@ class Gradient:
         return (time.perf_counter() - self._clock) / len(TIMED) * (self.steps_ahead - step) > WORTH_COMPILING
 
     def compile(self, index: Tensor, factor: Tensor) -> None:
-        """Compiles it for minibatches as large as this one, once, or says why it cannot be."""
+        """Compiles it once, for minibatches of this size, or warns why it cannot be compiled."""
         asked, self.policy = self.policy, "never"
         if not self.objective.compiles:
             if asked == "always":
                 name = self.objective.name
-                warnings.warn(f"training goes on uncompiled: {name} remembers what a graph would not", stacklevel=5)
+                warnings.warn(f"training goes on uncompiled: {name} keeps state outside of the model", stacklevel=5)
             return
         try:
             self.compiled = compiled(self.uncompiled, (index, factor), self.model, self.precision)

@@ -1,4 +1,4 @@
-"""What each kind of model is scored by on held-out data after each epoch: one number, higher is better."""
+"""The score of each type of model on held-out data after each epoch: one number, higher is better."""
 
 from collections.abc import Callable
 from functools import partial, singledispatch
@@ -23,9 +23,9 @@ class HeldOut(NamedTuple):
     """A held-out score.
 
     Attributes:
-        name: under which it stands in the history; a name that ends in `loss` stands there with its sign changed.
+        name: name in the history; if it ends in `loss`, the history has the negative score.
         score: sum over a minibatch x, y, mask; higher is better.
-        monitor: further numbers, from the data.
+        monitor: further numbers, computed from the data.
     """
 
     name: str
@@ -35,11 +35,11 @@ class HeldOut(NamedTuple):
 
 @singledispatch
 def held_out(model: Any, objective: Objective) -> HeldOut:
-    """What a model of this kind is scored by.
+    """The held-out score of a model.
 
-    A bound where there is a posterior, squared error where there is no density, and of unnormalised densities the
-    pseudo-likelihood over discrete x and sliced score matching over real x, which need no normaliser. Where the prior
-    stands for the posterior the bound has as many draws as the objective: with one draw it says nothing of log p(x).
+    It is a bound for models with a posterior and squared error for models without a density. Unnormalised densities
+    have the pseudo-likelihood for discrete x and sliced score matching for real x, which need no normaliser. If the
+    prior replaces the posterior, the bound has as many draws as the objective, since one draw would be uninformative.
     """
     return HeldOut("validation_elbo", partial(_bound, AnalyticELBO(), model), _nothing)
 
@@ -79,9 +79,9 @@ def _nothing(data: Data) -> dict[str, float]:
 
 @torch.no_grad()
 def monitor(model: UnnormalisedDensity, data: Data) -> dict[str, float]:
-    """The gap of free energies, mean F(validation) - mean F(training), which grows as a model overfits, and its own.
+    """The model's own diagnostics, and mean F(validation) - mean F(training), which grows as a model overfits.
 
-    As many training datapoints as there are validation ones are used, at most 1,000 (Hinton 2010, section 6).
+    Equally many training and validation datapoints are used, at most 1,000 (Hinton 2010, section 6).
     """
     size = min(1000, len(data.validation), len(data.train))
     train, validation = (split.batch(slice(0, size)) for split in (data.train, data.validation))

@@ -30,16 +30,16 @@ Row = dict[str, Any]
 
 @dataclass
 class Fit:
-    """A trained model with how it was trained.
+    """A trained model and the record of its training.
 
     Attributes:
-        model: the model, holding the weights of `best_epoch` with early stopping, else of the last epoch.
-        data: what it was trained on.
-        settings: what was declared, as in an experiment file.
-        history: a row an epoch: `epoch`, `train_loss` (running mean of the negative bound over the epoch's batches,
-            nats per datapoint, lower is better), `validation_elbo` (nats per datapoint, higher is better),
-            `learning_rate`, `seconds` (of the epoch's training), and other losses that the objective names; in the
-            place of `validation_elbo` what `held_out` says, of models without a bound or without an encoder.
+        model: the model, with the weights of `best_epoch` after early stopping, else of the last epoch.
+        data: the data that it was trained on.
+        settings: the declared settings, as in an experiment file.
+        history: one row per epoch: `epoch`, `train_loss` (mean of the negative bound over the epoch's batches, nats per
+            datapoint, lower is better), `validation_elbo` (nats per datapoint, higher is better) or the name of another
+            `held_out` score, `learning_rate`, `seconds` (training time of the epoch), and further losses of the
+            objective.
         best_epoch: the epoch whose weights were kept by early stopping.
     """
 
@@ -51,11 +51,11 @@ class Fit:
 
 
 class Trainer:
-    """One training.
+    """The training loop of one model.
 
     Args:
-        run: the model and the declared settings; its history grows by an epoch at a time.
-        data: what it is trained on, where the model is.
+        run: the model and the declared settings; its history grows with each epoch.
+        data: the data, on the model's device.
         objective: what is maximised.
     """
 
@@ -74,13 +74,13 @@ class Trainer:
         self.extra: dict[str, float] = {}
 
     def train(self, on_epoch: Callable[[Fit], Any] | None, bar: "Progress") -> None:
-        """All epochs, with validation, schedules and early stopping."""
+        """Trains for all epochs, with validation, schedules and early stopping."""
         scores: list[float] = []
         best, best_state = -math.inf, None
         self.model.fitted = True
         task = bar.add_task("epoch 1", total=self.batches * self.epochs)
         distributed.broadcast([*(p.data for p in self.parameters), *self.model.buffers()])
-        if distributed.rank():  # draws of its own from here on
+        if distributed.rank():  # each process has its own draws from here on
             torch.manual_seed(self.settings["seed"] + (distributed.rank() << 32))
         for epoch in range(1, self.epochs + 1):
             state, started = diagnosis.State(self), time.perf_counter()
@@ -100,7 +100,7 @@ class Trainer:
             row |= {"train_loss": -training, name: -validation if name.endswith("loss") else validation}
             self.run.history.append(row | watched | self.extra)
             bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
-            warm = epoch >= min(getattr(self.warmup, "epochs", 0), self.epochs)  # a function of the user's has none
+            warm = epoch >= min(getattr(self.warmup, "epochs", 0), self.epochs)  # a user's function has none
             if "patience" in self.settings and warm and validation > best:
                 best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
             if on_epoch:
@@ -114,7 +114,7 @@ class Trainer:
         diagnosis.warn_of_floors(self.model.modules())
 
     def epoch(self, bar: "Progress", task: "TaskID") -> float:
-        """One pass over the training data; returns the mean of what is maximised, per datapoint."""
+        """Trains for one pass over the data; returns the mean of the objective per datapoint."""
         if not self.objective.by_gradient:
             with torch.no_grad():
                 self.objective.update(self.model, training_arguments(self.model, self.data.train.batch(slice(None))))
@@ -137,12 +137,12 @@ class Trainer:
         return total.item() / len(self.data.train)
 
     def step(self, index: Tensor) -> Tensor:
-        """One step of the optimiser on a minibatch; returns the bound with beta = 1, summed over it."""
+        """Takes one optimiser step on a minibatch; returns the bound with beta = 1, summed over it."""
         if self.warmup:
             self.factor.fill_(self.warmup(self.steps / self.batches))
         own = distributed.shard(index)
         weight = len(own) / len(index)
-        own = own if len(own) else index[:1]  # a process without a part of the minibatch takes part with weight 0
+        own = own if len(own) else index[:1]  # a process with an empty shard takes part with weight 0
         bound, *gradients = self.gradient(own, self.factor)
         if distributed.size() > 1:
             parts = [bound * (weight > 0), *(g * weight for g in gradients if g is not None)]
@@ -164,14 +164,14 @@ class Trainer:
         return self.minibatches(order)
 
     def minibatches(self, order: Tensor) -> tuple[Tensor, ...]:
-        """An order in minibatches; a single datapoint that is left over, which has no variance, joins those before."""
+        """Splits an order into minibatches; a single remaining datapoint, which has no variance, joins the last one."""
         *others, last = order.split(self.settings["batch_size"])
         if others and len(last) == 1 < self.settings["batch_size"]:
             return *others[:-1], torch.cat([others[-1], last])
         return *others, last
 
     def score(self, split: Split) -> float:
-        """Mean held-out score, with the same noise at each epoch so that epochs can be compared."""
+        """The mean held-out score, with the same noise at each epoch so that epochs are comparable."""
         total = torch.zeros((), dtype=torch.float64)
         with torch.no_grad(), evaluating(self.model, self.settings["seed"] + (distributed.rank() << 32)):
             for index in torch.arange(len(split), device=self.factor.device).split(1000):
@@ -182,14 +182,14 @@ class Trainer:
         return total.item() / len(split)
 
     def watch(self) -> dict[str, float]:
-        """What is watched beside the score."""
+        """Further numbers to monitor."""
         with evaluating(self.model, self.settings["seed"]):
             return self.held_out.monitor(self.data)
 
 
 @contextmanager
 def progress_bar(visible: bool) -> Iterator["Progress"]:
-    """A bar of steps, with their rate and the time that remains."""
+    """A progress bar of steps, with their rate and the remaining time."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (

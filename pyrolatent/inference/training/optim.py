@@ -1,4 +1,4 @@
-"""The optimisers and schedulers of torch that can be declared, and how a declaration becomes one."""
+"""The optimisers and schedulers of torch as components."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from pyrolatent.errors import InputError
 
 
 def build_optimizer(settings: Mapping[str, Any], parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, Any]:
-    """The declared optimiser, and the declared scheduler or None.
+    """Builds the declared optimiser, and the declared scheduler or None.
 
     Raises:
-        InputError: torch refuses them, or the scheduler's mode is that of a score.
+        InputError: torch refuses them, or the scheduler's mode is for a score instead of a loss.
     """
     declared = settings.get("scheduler")
     try:
@@ -31,13 +31,13 @@ def build_optimizer(settings: Mapping[str, Any], parameters: list[nn.Parameter])
 
 
 def take_step(scheduler: Any, validation_loss: float) -> None:
-    """One step of a scheduler after an epoch, of those that look at the validation loss too."""
+    """Steps a scheduler after an epoch, with the validation loss if it takes one."""
     looks = "metrics" in inspect.signature(scheduler.step).parameters
     scheduler.step(*[validation_loss] * looks)
 
 
 def _in_one_kernel(declaration: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The declared optimiser, with its update in one kernel where it has one and nothing else was asked for."""
+    """The declared optimiser, with a fused update if it has one and the declaration does not say otherwise."""
     if isinstance(declaration, str):
         declaration = {declaration: {}}
     if isinstance(declaration, Mapping):
@@ -50,11 +50,11 @@ def _in_one_kernel(declaration: Any, parameters: list[nn.Parameter]) -> torch.op
 
 
 for _name, _class in vars(torch.optim).items():
-    # LBFGS wants to call the loss again, SparseAdam wants sparse gradients, Muon wants matrices alone.
+    # LBFGS re-evaluates the loss, SparseAdam needs sparse gradients, and Muon takes only matrices.
     if isinstance(_class, type) and _name not in ("Optimizer", "LBFGS", "SparseAdam", "Muon"):
         register("optimizer", _name, Component(_class, ("params",)))
 for _name, _class in vars(torch.optim.lr_scheduler).items():
-    # The others want functions or schedulers, which have no spelling in a declaration.
+    # The others take functions or schedulers, which cannot be declared.
     others = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
     if not isinstance(_class, type) or _name[0] == "_" or _name in others:
         continue

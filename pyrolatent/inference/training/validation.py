@@ -1,4 +1,4 @@
-"""What is refused before training: settings that cannot be used, and a first minibatch that goes wrong."""
+"""Validation before training, of settings and of a first minibatch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,30 +8,30 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrolatent.data.splits import Batch, Data
-from pyrolatent.errors import InputError, only
+from pyrolatent.errors import InputError, validate_options
 from pyrolatent.inference import distributed
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.objectives.base import Objective
 from pyrolatent.inference.weights import training_arguments, weigh
-from pyrolatent.models.arrays import place_of
+from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.isolation import statistics_held, training_mode
 from pyrolatent.models.model import Capability, Model
 
 
-def hold_to_settings(
+def validate_settings(
     model: Model, data: Data, objective: Objective, settings: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> None:
-    """Refuses settings of `fit` that the objective has no use for, or that this model or these processes cannot follow.
+    """Refuses settings of `fit` that do not apply to the objective, the model or the number of processes.
 
     Args:
-        model: the model, where it is to be trained.
-        data: what it is trained on.
+        model: the model, on the device of training.
+        data: the data.
         objective: what is maximised.
-        settings: of `fit`, all of them.
-        defaults: of `fit`.
+        settings: all settings of `fit`.
+        defaults: their defaults.
 
     Raises:
-        InputError: naming the setting and what to declare.
+        InputError: a setting does not apply; the message says what to declare.
     """
     name, processes = type(model).__name__, distributed.size()
     if settings["kl_warmup"] is not None and "kl_warmup" in objective.unused:
@@ -41,11 +41,11 @@ def hold_to_settings(
         )
     takes = [one for one in objective.settings or defaults if one not in objective.unused]
     changed = {one: settings[one] if settings[one] != defaults[one] else None for one in defaults}
-    only(f"training {name} by {objective.name}", takes, changed)
+    validate_options(f"training {name} by {objective.name}", takes, changed)
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise InputError("a model that was built under torch.inference_mode cannot be trained; build it outside")
     if objective.by_gradient and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError("the model has no parameter to train: none of them requires a gradient")
+        raise InputError("the model has no parameter to train: none requires a gradient")
     if processes > 1 and not objective.distributes:
         raise InputError(
             f"{name} keeps chains, which processes do not share, but there are {processes}; train it in one"
@@ -63,13 +63,13 @@ def hold_to_settings(
         )
 
 
-def hold_to_precision(model: Model, device: torch.device, precision: str) -> None:
-    """Refuses a model in double precision where products are to be in less, before it is moved.
+def validate_precision(model: Model, device: torch.device, precision: str) -> None:
+    """Refuses a model in double precision for a device or precision that does not support it.
 
     Raises:
-        InputError: naming both and what to declare.
+        InputError: the model is in double precision; the message says what to declare.
     """
-    if place_of(model)[1] == torch.float64 and (precision == "bf16" or device.type == "mps"):
+    if device_and_dtype(model)[1] == torch.float64 and (precision == "bf16" or device.type == "mps"):
         what = "device: mps" if device.type == "mps" else "precision: bf16"
         instead = "device: cpu" if device.type == "mps" else "precision: float32, which leaves the type as it is"
         raise InputError(
@@ -79,10 +79,10 @@ def hold_to_precision(model: Model, device: torch.device, precision: str) -> Non
 
 
 def validate_first_batch(model: Any, data: Data, objective: Any, size: int) -> None:
-    """Tells the model of the data's labels and units, and runs it once on a minibatch, validated, before any training.
+    """Sets the model's record of labels and units from the data, and validates it on a first minibatch.
 
     Raises:
-        InputError: log-probabilities that are not finite or have no batch dimension; the model is then as before.
+        InputError: log-probabilities are not finite or have no batch dimension; the model is then unchanged.
     """
     first, known, y = data.train.batch(slice(0, size)), (model.vector_labels, model.divisor), data.train.y
     model.vector_labels = model.conditional and y is not None and y.is_floating_point()

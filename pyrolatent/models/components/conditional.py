@@ -1,4 +1,4 @@
-"""Conditional distributions: a likelihood p(x | z) and a posterior q(z | x) are a network and a family."""
+"""Conditional distributions: a likelihood p(x | z) or a posterior q(z | x) is a network and a family."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ _precision: ContextVar[torch.dtype] = ContextVar("precision", default=torch.floa
 
 @contextmanager
 def networks_in(precision: torch.dtype) -> Iterator[None]:
-    """Within this context networks multiply in this type; what they give, and all probability, stays as it was."""
+    """Networks compute in this type within this context; their outputs and all log-probabilities keep their own."""
     token = _precision.set(precision)
     try:
         yield
@@ -30,11 +30,11 @@ def networks_in(precision: torch.dtype) -> Iterator[None]:
 
 
 def apply_network(network: nn.Module, *inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What a network gives, in the type of its input, computed in the precision of the present context.
+    """The output of a network in the type of its input, computed in the precision of `networks_in`.
 
     Args:
-        network: one that has been told to take masks is given `mask`, others are not.
-        *inputs: what is conditioned on, and labels.
+        network: the network; it receives `mask` if it takes masks.
+        *inputs: the value that is conditioned on, and labels.
         mask: True where the first input is observed, of its shape.
     """
     precision = _precision.get()
@@ -45,7 +45,7 @@ def apply_network(network: nn.Module, *inputs: Tensor, mask: Tensor | None = Non
 
 
 class Conditional(nn.Module):
-    """p(v | c, y) = family(network(c, y)): the network gives unconstrained numbers, the family a distribution.
+    """p(v | c, y) = family(network(c, y)): the network returns unconstrained numbers, the family a distribution.
 
     Args:
         network: maps (batch, *input_shape), and (batch, label_dim) if there are labels, to
@@ -53,10 +53,10 @@ class Conditional(nn.Module):
         family: maps unconstrained numbers to the elementwise distribution.
         input_shape: shape of one c.
         label_dim: number of classes or width of y, 0 for none.
-        start_at_data: whether the network's last bias starts where the family fits the data best without it.
+        start_at_data: whether the network's last bias is initialised where the family fits the data best without c.
 
     Raises:
-        InputError: the network does not take such an input, or does not give what the family needs.
+        InputError: the network does not take such an input, or its output does not fit the family.
     """
 
     def __init__(
@@ -83,16 +83,16 @@ class Conditional(nn.Module):
     def forward(self, value: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> TorchDistributionMixin:
         """The distribution of v given `value` (..., *input_shape) and y, with batch shape (...).
 
-        Leading dimensions are flattened for the network, so that it sees one batch dimension whatever the number
-        of particles; those of `value` and of y broadcast.
+        Leading dimensions of `value` and y broadcast and are flattened for the network, so that it has one batch
+        dimension for any number of particles.
 
         Args:
-            value: what is conditioned on, (..., *input_shape).
+            value: the value that is conditioned on, (..., *input_shape).
             y: class labels (...) or label vectors (..., label_dim).
             mask: True where `value` is observed, of its shape; for networks that take it.
 
         Raises:
-            InputError: labels are missing, or given where there are none.
+            InputError: labels are missing, or were given to a model without labels.
         """
         lead = value.shape[: value.dim() - len(self.input_shape)]
         if y is None and not self.label_dim:
@@ -109,7 +109,7 @@ class Conditional(nn.Module):
         return elementwise.to_event(self.family.event_dims)
 
     def initialise(self, batch: Tensor, mask: Tensor | None = None) -> None:
-        """Sets the last bias to the constant u that maximises log p(batch; u), by 200 steps of Adam from 0."""
+        """Sets the last bias to the constant u that maximises log p(batch; u), found by 200 steps of Adam from 0."""
         if not self.start_at_data:
             return
         constant = batch.new_zeros(self.family.unconstrained_shape, requires_grad=True)
@@ -160,7 +160,7 @@ class Conditional(nn.Module):
 
 
 def _sees(given: Tensor, labels: Tensor) -> bool:
-    """Whether what a network gives for the same input depends on labels (2, label_dim), by its values or gradients."""
+    """Whether the output of a network for the same input depends on labels (2, label_dim), in value or gradient."""
     if not torch.equal(given[0], given[1]):
         return True
     if not given.requires_grad:
@@ -169,17 +169,17 @@ def _sees(given: Tensor, labels: Tensor) -> bool:
 
 
 def given_gaps(part: nn.Module, x: Tensor, y: Tensor | None, mask: Tensor | None) -> Any:
-    """What a posterior, or a network, gives for x with gaps: it sees 0 there, and the mask if it takes one.
+    """Calls a posterior or network on x with missing entries, which are set to 0, and with the mask if it takes one.
 
     Args:
         part: the posterior or network.
         x: data (batch, *event_shape).
-        y: labels, None where there are none.
-        mask: True where x is observed, None if all of it is.
+        y: labels; None if there are none.
+        mask: True where x is observed; None if all of it is.
     """
     if mask is None:
         return part(x, y)
-    seen = torch.where(mask, x, 0.0)  # floats, also of whole numbers
+    seen = torch.where(mask, x, 0.0)  # floats, also for integers
     return part(seen, y, mask) if isinstance(part, Conditional) else part(seen, y)
 
 
@@ -187,7 +187,7 @@ def one_hot(y: Tensor | None, label_dim: int) -> Tensor:
     """Labels as vectors (..., label_dim): class labels (...) one-hot, vectors as they are.
 
     Raises:
-        InputError: labels are missing, given to a model that has none, or of another width.
+        InputError: labels are missing, were given to a model without labels, or have another width.
     """
     if not label_dim:
         raise InputError("labels were given to an unconditional model; leave them out, or declare conditional_vae")
@@ -221,12 +221,12 @@ def conditional(
 
     Args:
         kind: "likelihood" or "posterior".
-        family: declaration of the family; what is no `Family` is a conditional distribution of its own.
+        family: declaration of the family; a component that is not a `Family` is itself the conditional distribution.
         network: declaration of the network.
-        input_shape: shape of what is conditioned on.
+        input_shape: shape of the value that is conditioned on.
         event_shape: shape of one value of the distribution.
         label_dim: number of classes or width of the labels, 0 for none.
-        start_at_data: whether the network's last bias starts at the data.
+        start_at_data: whether the network's last bias is initialised from the data.
         **supplied: what else the model can supply to the family.
     """
     built = build(kind, family, event_shape=event_shape, label_dim=label_dim, **supplied)
@@ -241,7 +241,7 @@ def masked(distribution: TorchDistributionMixin, mask: Tensor | None) -> TorchDi
     """The distribution scored only where `mask` (batch, *event_shape) is True.
 
     Raises:
-        InputError: its elements are not independent, so that a part of them cannot be scored alone.
+        InputError: its elements are not independent, so some of them cannot be scored without the others.
     """
     if mask is None:
         return distribution
@@ -255,9 +255,9 @@ def masked(distribution: TorchDistributionMixin, mask: Tensor | None) -> TorchDi
 
 
 def filled(x: Tensor, mask: Tensor | None, support: Constraint = constraints.real) -> Tensor:
-    """`x` with a value in the support, 0 of real numbers, where it is not observed.
+    """`x` with unobserved entries replaced by a value in the support, which is 0 for real numbers.
 
-    Whatever stands there, a NaN behind a mask gives NaN gradients.
+    Otherwise a NaN behind a mask would give NaN gradients.
     """
     return x if mask is None else torch.where(mask, x, value_in(support).to(x))
 

@@ -1,4 +1,4 @@
-"""Distributions that Pyro lacks, or that are not exact or slow there."""
+"""Distributions that Pyro lacks, or whose versions in Pyro are inexact or slow."""
 
 import math
 from typing import Any, ClassVar
@@ -18,8 +18,8 @@ Size = torch.Size | list[int] | tuple[int, ...]
 class Bernoulli(dist.Bernoulli):
     """log p(x) = u (x - 1/2) - |u| / 2 - log(1 + exp(-|u|)), u the logits.
 
-    Pyro's class takes the logarithm by log1p, which on a processor is most of what a Bernoulli decoder costs. The
-    argument is between 1 and 2 here, so the logarithm's rounding is at most 6e-8 nat an element. The gradient is
+    Pyro's class computes the logarithm by log1p, which takes most of the time of a Bernoulli decoder on a CPU. Here the
+    argument lies between 1 and 2, so rounding of the logarithm is at most 6e-8 nats per element. The gradient is
     x - sigmoid(u), also at 0.
     """
 
@@ -32,9 +32,9 @@ class Bernoulli(dist.Bernoulli):
 
 
 class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):
-    """N(loc, W W' + diag(d)), whose capacitance I + W' diag(d)^-1 W is formed and factorised in float64.
+    """N(loc, W W' + diag(d)), with the capacitance matrix I + W' diag(d)^-1 W formed and factorised in float64.
 
-    In float32 the identity is lost beside a large W' diag(d)^-1 W, and the Cholesky factorisation fails.
+    In float32 the identity is rounded away beside a large W' diag(d)^-1 W, and the Cholesky factorisation fails.
 
     Args:
         loc: mean (..., n).
@@ -130,7 +130,7 @@ class ContinuousBernoulli(dist.TorchDistribution):
         log p(x) = -a d - log((1 - exp(-a)) / a)
                  = u (x - 1/2) - sum_n B_2n u^2n / (2n (2n)!)    near u = 0, B_2n the Bernoulli numbers,
 
-    which is exact to rounding for every u, as is its gradient; torch's class cuts it off for lambda in [0.499, 0.501].
+    which is exact up to rounding for every u, like its gradient; torch's class is not for lambda in [0.499, 0.501].
 
     Args:
         logits: u, (batch_shape).
@@ -170,14 +170,14 @@ class ContinuousBernoulli(dist.TorchDistribution):
         return torch.where(near, self._even(small, 2), a**-2 - torch.exp(-a) / torch.expm1(-a) ** 2)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """(exp(u x) - 1) / (exp(u) - 1), x = `value` in [0, 1]."""
+        """(exp(u x) - 1) / (exp(u) - 1) for x = `value` in [0, 1]."""
         near, u, large = self._split(0.01)
         a, x = large.abs(), value
         far = torch.where(large > 0, torch.exp(-a * (1 - x)), 1) * torch.expm1(-a * x) / torch.expm1(-a)
         return torch.where(near, x - x * (1 - x) * (u / 2 + (2 * x - 1) * u**2 / 12 - x * (1 - x) * u**3 / 24), far)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """log(1 - v + v exp(u)) / u, v = `value` in [0, 1]; near u = 0 by the cumulants of Bernoulli(v)."""
+        """log(1 - v + v exp(u)) / u for v = `value` in [0, 1]; near u = 0 by the cumulants of Bernoulli(v)."""
         near, u, large = self._split(0.05)
         a, v = large.abs(), value
         w = torch.where(large > 0, 1 - v, v).clamp(max=1 - torch.finfo(v.dtype).eps)  # at 1 and large a: log of 0
@@ -187,18 +187,18 @@ class ContinuousBernoulli(dist.TorchDistribution):
         return torch.where(near, series, torch.where(large > 0, 1 - short, short)).clamp(0, 1)
 
     def rsample(self, sample_shape: Size = EMPTY) -> Tensor:
-        """Draws by the inverse of the distribution function, (*sample_shape, *batch_shape)."""
+        """Draws by inversion of the distribution function, (*sample_shape, *batch_shape)."""
         shape = self._extended_shape(sample_shape)
         return self.icdf(torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device))
 
     def _split(self, radius: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Whether |u| < radius, u where it is (else 0), and u where it is not (else 1): no branch sees a bad number."""
+        """Whether |u| < radius, u where it is (else 0), and u where it is not (else 1), so neither branch fails."""
         u = self.logits
         near = u.abs() < radius
         return near, torch.where(near, u, 0.0), torch.where(near, 1.0, u)
 
     def _even(self, u: Tensor, order: int) -> Tensor:
-        """Derivative of this order of log C(u) - u/2, its series around 0."""
+        """The derivative of this order of log C(u) - u/2, by its series around 0."""
         powers = [(2 * n, c) for n, c in enumerate(self._SERIES, 1)]
         return torch.stack([c * math.perm(p, order) * u ** (p - order) for p, c in powers]).sum(0)
 
@@ -210,9 +210,9 @@ class ZeroOneInflatedBeta(dist.TorchDistribution):
     between (Ospina and Ferrari 2010, 0705.0700).
 
     Args:
-        logits: of 0, of 1 and of what lies between, (*batch_shape, 3).
+        logits: logits of 0, of 1 and of the values between, (*batch_shape, 3).
         concentration1: weight of 1, (batch_shape).
-        concentration0: weight of 0, (batch_shape); both 1 is the uniform density.
+        concentration0: weight of 0, (batch_shape); if both are 1 the density is uniform.
     """
 
     arg_constraints: ClassVar[dict[str, Constraint]] = {
@@ -252,7 +252,7 @@ class ZeroOneInflatedBeta(dist.TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Size = EMPTY) -> Tensor:
-        """Draws, (*sample_shape, *batch_shape); those of the density never round to 0 or 1."""
+        """Draws, (*sample_shape, *batch_shape); draws from the density never round to 0 or 1."""
         shape = self._extended_shape(sample_shape)
         which = dist.Categorical(logits=self.logits).expand(self.batch_shape).sample(sample_shape)
         edge = torch.finfo(self.logits.dtype).eps / 2
@@ -260,9 +260,10 @@ class ZeroOneInflatedBeta(dist.TorchDistribution):
 
 
 def poisson(rate: Tensor) -> Tensor:
-    """Poisson draws of any rate: torch's, which are 64-bit integers, up to 2^40, above it by N(rate, rate).
+    """Poisson draws for any rate: torch's, which are 64-bit integers, up to 2^40, and above it draws of N(rate, rate).
 
-    The latter's distribution function is right to 1e-6 there, and draws end at the largest number of their type.
+    There the normal distribution function has an error of at most 1e-6. Draws are bounded by the largest number of the
+    type.
     """
     large = rate > 2.0**40
     rate = rate.clamp(max=torch.finfo(rate.dtype).max / 2)
@@ -271,9 +272,9 @@ def poisson(rate: Tensor) -> Tensor:
 
 
 class Poisson(dist.Poisson):
-    """Poisson(rate), whose draws are right for any rate.
+    """Poisson(rate) with correct draws for any rate.
 
-    log P is computed in double precision, since of large counts it is a small difference of large numbers.
+    log P is computed in double precision, because for large counts it is a small difference of large numbers.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -288,9 +289,9 @@ class Poisson(dist.Poisson):
 
 
 class NegativeBinomial(dist.NegativeBinomial):
-    """NegativeBinomial(total_count, logits), whose draws are right for any mean.
+    """NegativeBinomial(total_count, logits) with correct draws for any mean.
 
-    log P is computed in double precision, since of large counts it is a small difference of large numbers.
+    log P is computed in double precision, because for large counts it is a small difference of large numbers.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -301,7 +302,7 @@ class NegativeBinomial(dist.NegativeBinomial):
 
     @torch.no_grad()
     def sample(self, sample_shape: Size = EMPTY) -> Tensor:
-        """Draws, (*sample_shape, *batch_shape): Poisson of a rate that is Gamma(total_count) times exp(logits)."""
+        """Draws, (*sample_shape, *batch_shape), of Poisson(r exp(logits)) with r ~ Gamma(total_count)."""
         gamma = dist.Gamma(self.total_count, 1.0, validate_args=False).expand(self.batch_shape).sample(sample_shape)
         return poisson(gamma * self.logits.exp())
 
@@ -309,7 +310,7 @@ class NegativeBinomial(dist.NegativeBinomial):
 class ZeroInflated(dist.TorchDistribution):
     """P(x) = g [x = 0] + (1 - g) base(x), g = sigmoid(gate_logits), over counts.
 
-    Pyro's class refuses or gives infinities where g or a probability of the base rounds to 1.
+    Pyro's class fails or returns infinities where g or a probability of the base rounds to 1.
 
     Args:
         base: a distribution over counts.
@@ -382,7 +383,7 @@ class Levels(Constraint):
     """The numbers 0, 1/(levels - 1), ..., 1, each to within a hundredth of a step.
 
     Args:
-        levels: how many there are.
+        levels: number of levels.
     """
 
     is_discrete = True
@@ -393,7 +394,7 @@ class Levels(Constraint):
         self.levels = levels
 
     def check(self, value: Tensor) -> Tensor:
-        """Where the value is one of them."""
+        """Whether each value is one of the levels."""
         step = value * (self.levels - 1)
         nearest = step.round()
         return ((step - nearest).abs() < 0.01) & (nearest >= 0) & (nearest < self.levels)
@@ -451,7 +452,7 @@ class CategoricalLevels(dist.TorchDistribution):
 
 
 class DiscretizedLogistic(dist.TorchDistribution):
-    """A mixture of logistics rounded to k / (levels - 1), open at both ends (Salimans et al. 2017, 1701.05517).
+    """A mixture of logistics rounded to k / (levels - 1), with tails at both ends (Salimans et al. 2017, 1701.05517).
 
         P(x) = sum_c w_c [sigmoid(b_c) - sigmoid(a_c)],  a_c, b_c = (x -+ step / 2 - loc_c) / scale_c,
 
@@ -461,8 +462,8 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
     Args:
         loc: centres, (*batch_shape, components).
-        scale: widths, (*batch_shape, components).
-        logits: of the weights w, (*batch_shape, components); None weighs all alike.
+        scale: scales, (*batch_shape, components).
+        logits: logits of the weights w, (*batch_shape, components); None means equal weights.
         levels: number of levels.
     """
 
@@ -505,7 +506,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """E[x] = step sum_k P(x >= k step), k = 1 ... levels - 1, one level at a time."""
+        """E[x] = step sum_k P(x >= k step), k = 1 ... levels - 1, computed level by level."""
         weights, step = self.logits.exp(), 1 / (self.levels - 1)
         mean = torch.zeros(self.batch_shape).to(self.loc)
         for k in range(1, self.levels):
@@ -523,11 +524,11 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
 
 class _Representable:
-    """x = T(v) as a number that its type has, the smallest and the largest standing for all beyond.
+    """x = T(v) clamped to the numbers that its type can represent.
 
-    Draws end there, and `log_prob` there is the logarithm of the tail's mass over a width, so that draws and densities
-    agree, and ratios of two such densities are right, however far out the mass lies. The gradient of a draw is 0 there:
-    pathwise gradients leave out what crosses an end.
+    At the smallest and largest number `log_prob` is the log of the mass of the tail over a width, so that draws and
+    densities agree, and ratios of such densities are correct, however far out the mass lies. The gradient of a draw is
+    0 there: pathwise gradients leave out mass that crosses an end.
     """
 
     transforms: list[Any]
@@ -535,7 +536,7 @@ class _Representable:
     _validate_sample: Any
 
     def _ends(self) -> tuple[float, float, float]:
-        """The smallest number, over whose own width the tail below stands, the largest, and the width of that above."""
+        """The smallest number, which is also the width of the lower tail, the largest, and the upper tail's width."""
         raise NotImplementedError
 
     def _draw(self, sample_shape: Size) -> Tensor:
@@ -543,11 +544,11 @@ class _Representable:
         raise NotImplementedError
 
     def _standard(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The log density of v, and the logarithms of its distribution function and of 1 - that."""
+        """The log density of v, and the logs of its distribution function and of its survival function."""
         raise NotImplementedError
 
     def rsample(self, sample_shape: Size = EMPTY) -> Tensor:
-        """Draws, (*sample_shape, *batch_shape), whose gradient is 0 at either end."""
+        """Draws, (*sample_shape, *batch_shape), with gradient 0 at either end."""
         v, transform = self._draw(sample_shape), self.transforms[0]
         low, high = (torch.tensor(end, dtype=v.dtype, device=v.device) for end in self._ends()[:2])
         first, last = transform.inv(low), transform.inv(high)
@@ -575,12 +576,12 @@ class _Representable:
 class RelaxedBernoulli(_Representable, dist.RelaxedBernoulli):
     """x = sigmoid((logits + logit(v)) / temperature), v uniform (Maddison et al. 2017, 1611.00712), with a mean.
 
-    Pyro's class draws as if logits were at most 16 from 0, and gives infinities far from it.
+    Pyro's class draws as if logits lay within 16 of 0, and returns infinities far from it.
     """
 
     def _ends(self) -> tuple[float, float, float]:
         number = torch.finfo(self.logits.dtype)
-        return number.tiny, 1 - 8 * number.eps, 8 * number.eps  # nearer to 1 numbers are too far from each other
+        return number.tiny, 1 - 8 * number.eps, 8 * number.eps  # closer to 1 the spacing of numbers is too coarse
 
     def _draw(self, sample_shape: Size) -> Tensor:
         u = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
@@ -593,13 +594,13 @@ class RelaxedBernoulli(_Representable, dist.RelaxedBernoulli):
 
     @property
     def mean(self) -> Tensor:
-        """E[x] as the mean over 200 equal parts of v."""
+        """E[x], averaged over 200 equal parts of v."""
         v = (torch.arange(200).to(self.logits) + 0.5) / 200
         return torch.sigmoid((self.logits.unsqueeze(-1) + v.logit()) / self.temperature).mean(-1)
 
 
 class LogNormal(_Representable, dist.LogNormal):
-    """x = exp(v), v ~ N(loc, scale^2); Pyro's class gives 0 and infinity, of which neither has a density."""
+    """x = exp(v), v ~ N(loc, scale^2); Pyro's class also draws 0 and infinity, which have no density."""
 
     def _ends(self) -> tuple[float, float, float]:
         number = torch.finfo(self.loc.dtype)
@@ -618,7 +619,7 @@ class LogNormal(_Representable, dist.LogNormal):
 class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
     """x = softmax((logits + g) / temperature), g standard Gumbel (Maddison et al. 2017, 1611.00712), with a mean.
 
-    Elements that round to 0 are scored at the smallest number, not at a density of infinity.
+    Elements that round to 0 are scored at the smallest number instead of with an infinite density.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -627,7 +628,7 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
 
     @property
     def mean(self) -> Tensor:
-        """E[x] as the mean over 512 quasi-random g, the same at each call; right to about 0.01."""
+        """E[x], averaged over 512 quasi-random g that are the same in each call; accurate to about 0.01."""
         v = SobolEngine(self.event_shape[0], seed=0, scramble=True).draw(512).clamp(1e-6, 1 - 1e-6).to(self.logits)
         g = -(-v.log()).log()
         return torch.softmax((self.logits.unsqueeze(-2) + g) / self.temperature, -1).mean(-2)

@@ -1,4 +1,4 @@
-"""The families that can be declared by name, and those of Pyro's distributions that can be by their class."""
+"""Families that can be declared by name, and Pyro's distributions that can be declared by the name of their class."""
 
 import inspect
 from typing import Annotated, Any, Literal
@@ -16,16 +16,16 @@ from pyrolatent.models.components import distributions as ours
 from pyrolatent.models.components.family import OTHER_PARAMETRISATIONS, Family, continuous
 
 _TINY = 1e-6
-"""Floor of positive parameters that have no option for one, so that none rounds to zero."""
+"""Floor of positive parameters that have no option for it, so that none rounds to zero."""
 
 Levels = Annotated[int, Ge(2), Le(65536)]
 Chosen = Literal["predicted", "learned", "learned_each"] | PositiveFloat
-"""A positive parameter: predicted by the network for each element, learned (one number, or one for each element of the
+"""A positive parameter: predicted by the network for each element, learned (one number, or one per element of the
 event), or known."""
 
 
 class _PositiveSoftplus(SoftplusTransform):
-    """softplus that does not round to 0."""
+    """Softplus that does not round to 0."""
 
     def _call(self, x: Tensor) -> Tensor:
         return super()._call(x).clamp(min=torch.finfo(x.dtype).tiny)
@@ -53,7 +53,7 @@ class Bernoulli(Family):
 
 @component("continuous_bernoulli", "likelihood")
 class ContinuousBernoulli(Family):
-    """p(x) = prod_i u_i exp(u_i x_i) / (exp(u_i) - 1) on [0, 1]: the Bernoulli made a density, exact for every u.
+    """p(x) = prod_i u_i exp(u_i x_i) / (exp(u_i) - 1) on [0, 1], exact for every u.
 
     Loaiza-Ganem and Cunningham 2019, 1907.06845.
     """
@@ -70,7 +70,7 @@ class ZeroOneInflated(Family):
 
     Args:
         event_shape: shape of one value.
-        between: f, the uniform density or a beta density whose two concentrations are predicted.
+        between: f, the uniform density or a beta density with two predicted concentrations.
         max_concentration: upper bound of the beta's concentrations.
     """
 
@@ -100,7 +100,7 @@ class Categorical(Family):
 
     Args:
         event_shape: shape of one value.
-        levels: number of levels of a value in [0, 1]: 256 for bytes / 255, 17 for scikit-learn's digits / 16.
+        levels: number of levels in [0, 1]: 256 for bytes / 255, 17 for scikit-learn's digits / 16.
     """
 
     def __init__(self, event_shape: tuple[int, ...], *, levels: Levels = 256) -> None:
@@ -109,15 +109,15 @@ class Categorical(Family):
 
 @component("discretized_logistic", "likelihood")
 class DiscretizedLogistic(Family):
-    """P(x_i = k / (levels - 1)): a mixture of logistics rounded to the nearest level, open at both ends.
+    """P(x_i = k / (levels - 1)): a mixture of logistics rounded to the nearest level, with tails at both ends.
 
     P(x) = sum_c w_c [F((x + step / 2 - loc_c) / scale_c) - F((x - step / 2 - loc_c) / scale_c)], F = sigmoid,
     step = 1 / (levels - 1) (Salimans et al. 2017, 1701.05517).
 
     Args:
         event_shape: shape of one value.
-        levels: number of levels of a value in [0, 1].
-        components: number of logistics an element.
+        levels: number of levels in [0, 1].
+        components: number of logistics per element.
         min_scale: lower bound of the scales, in units of x.
     """
 
@@ -144,10 +144,10 @@ class Normal(Family):
 
     Args:
         event_shape: shape of one value.
-        scale: "predicted" by the network for each element, "learned" (one number), "learned_each" (one for each
-            element of the event), or the known standard deviation, in the data's own units.
-        min_scale: lower bound of a predicted or learned scale; without one, a pixel that is constant in the data
-            would drive the density to infinity.
+        scale: "predicted" by the network for each element, "learned" (one number), "learned_each" (one per element of
+            the event), or the known standard deviation, in the units of the data.
+        min_scale: lower bound of a predicted or learned scale; without one, a constant pixel would drive the density
+            to infinity.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class StudentT(Family):
     Args:
         event_shape: shape of one value.
         df: degrees of freedom, "predicted", "learned", "learned_each", or known; above 1, so that a mean exists.
-        scale: in units of x: "predicted", "learned", "learned_each", or known.
+        scale: scale in units of x: "predicted", "learned", "learned_each", or known.
         min_df: lower bound of predicted or learned degrees of freedom; above 2 the variance is finite.
         min_scale: lower bound of a predicted or learned scale.
     """
@@ -229,7 +229,7 @@ class Exponential(Family):
 
 @component("gamma", "likelihood", "posterior")
 class Gamma(Family):
-    """p(x) = prod_i rate_i^c_i x_i^(c_i - 1) exp(-rate_i x_i) / Gamma(c_i), x > 0, c the concentration, whole or not.
+    """p(x) = prod_i rate_i^c_i x_i^(c_i - 1) exp(-rate_i x_i) / Gamma(c_i), x > 0, with real concentrations c_i.
 
     Draws have pathwise gradients for any concentration (Figurnov et al. 2018, 1805.08498). At x = 0 the density is 0 or
     infinite: for data with exact zeros declare another likelihood.
@@ -237,7 +237,7 @@ class Gamma(Family):
     Args:
         event_shape: shape of one value.
         concentration: c, "predicted", "learned", "learned_each", or known.
-        rate: in units of 1 / x: "predicted", "learned", "learned_each", or known.
+        rate: rate in units of 1 / x: "predicted", "learned", "learned_each", or known.
         max_concentration: upper bound of a predicted or learned concentration; the standard deviation stays above
             the mean / sqrt(max_concentration).
     """
@@ -267,8 +267,7 @@ class Beta(Family):
 
     Args:
         event_shape: shape of one value.
-        max_concentration: upper bound of a and b; without one, a pixel that is constant in the data would drive the
-            density to infinity.
+        max_concentration: upper bound of a and b; without one, a constant pixel would drive the density to infinity.
     """
 
     def __init__(self, event_shape: tuple[int, ...], *, max_concentration: PositiveFloat = 1e3) -> None:
@@ -344,7 +343,7 @@ class RelaxedBernoulli(Family):
 
     Args:
         event_shape: shape of one value.
-        temperature: near 0 the values are near 0 and 1.
+        temperature: temperature; near 0 the values are close to 0 and 1.
     """
 
     def __init__(self, event_shape: tuple[int, ...], *, temperature: PositiveFloat = 0.5) -> None:
@@ -357,7 +356,7 @@ class RelaxedOneHotCategorical(Family):
 
     Args:
         event_shape: shape of one value; the classes are its last axis.
-        temperature: near 0 the values are near one-hot.
+        temperature: temperature; near 0 the values are close to one-hot vectors.
     """
 
     def __init__(self, event_shape: tuple[int, ...], *, temperature: PositiveFloat = 0.5) -> None:
@@ -400,11 +399,11 @@ class LowRankNormal(Family):
 class Mapped(Family):
     """q(z) of z = T(v), v ~ family over real numbers, T = softplus or sigmoid: log q(z) = log q(v) - sum log |T'(v)|.
 
-    For priors over positive numbers or over (0, 1). It has no closed mean.
+    For priors over positive numbers or over (0, 1). Its mean has no closed form.
 
     Args:
         event_shape: shape of one value.
-        onto: "positive" numbers by softplus, or the "unit_interval" by sigmoid.
+        onto: "positive" (T = softplus) or "unit_interval" (T = sigmoid).
         family: the posterior family of v.
     """
 
@@ -432,16 +431,16 @@ class Mapped(Family):
 
     @property
     def scores_any_value(self) -> bool:  # type: ignore[override]
-        """As the family that is mapped."""
+        """That of the inner family."""
         return self.family.scores_any_value
 
     def forward(self, unconstrained: Tensor) -> dist.TorchDistribution:
-        """The distribution of T(v); the last draw is scored at its v, since T rounds far from 0."""
+        """The distribution of T(v); the last draw is scored at its v, because T rounds far from 0."""
         transform = _PositiveSoftplus(cache_size=1) if self.onto == "positive" else SigmoidTransform(cache_size=1)
         return dist.TransformedDistribution(self.family(unconstrained), [transform])
 
     def at_floor(self) -> bool:
-        """As the family that is mapped."""
+        """That of the inner family."""
         return self.family.at_floor()
 
     def __str__(self) -> str:
@@ -460,11 +459,11 @@ BY_CLASS = (
     "SkewLogistic", "SoftLaplace", "Stable", "StableWithLogProb", "StudentT", "VonMises",
     "Weibull", "ZeroInflatedNegativeBinomial", "ZeroInflatedPoisson",
 )  # fmt: skip
-"""The distributions of Pyro that can be declared by the name of their class."""
+"""Pyro's distributions that can be declared by the name of their class."""
 
 
 def named_by_class(name: str) -> Component:
-    """The family of a class of `pyro.distributions`: options are its parameters, as constants, and `axes`."""
+    """The family of a class of `pyro.distributions`; its options are the parameters, as constants, and `axes`."""
     cls = getattr(dist, name)
 
     def family(event_shape: tuple[int, ...], *, axes: dict[str, PositiveInt] | None = None, **given: Any) -> Family:
@@ -497,7 +496,7 @@ def named_by_class(name: str) -> Component:
 for _name in BY_CLASS:
     if hasattr(dist, _name):
         register("likelihood", _name, named_by_class(_name))
-        # What rounds its draws but scores them unrounded is no density of a latent.
+        # A distribution that rounds draws but scores them unrounded is not a density of a latent.
         rounds = _name in ("RelaxedBernoulliStraightThrough", "RelaxedOneHotCategoricalStraightThrough")
         if getattr(dist, _name).has_rsample is True and not rounds:
             register("posterior", _name, named_by_class(_name))

@@ -1,4 +1,4 @@
-"""Families: unconstrained numbers, as a network gives them, to a Pyro distribution over an event."""
+"""Families: maps from the unconstrained outputs of a network to a Pyro distribution over an event."""
 
 import inspect
 import math
@@ -21,33 +21,33 @@ from torch.distributions.transforms import Transform
 from pyrolatent.errors import InputError
 
 OTHER_PARAMETRISATIONS = {"probs", "gate", "covariance_matrix", "precision_matrix"}
-"""Of each set of alternatives one is used: logits, gate_logits and scale_tril."""
+"""Alternative parametrisations that are not used: logits, gate_logits and scale_tril are."""
 
 
 class Family(nn.Module):
     """Maps unconstrained numbers u to a distribution p(v; theta), theta = transform(u), over `event_shape`.
 
-    Each parameter theta_i comes from u by the transform of its constraint: identity for real numbers,
-    softplus for positive ones, softmax for the simplex, a Cholesky factor with softplus diagonal for matrices.
+    Each parameter theta_i is u under the transform of its constraint: identity for real numbers, softplus for positive
+    ones, softmax for the simplex, a Cholesky factor with softplus diagonal for matrices.
 
     Args:
         event_shape: shape of one value v.
         distribution: a class of `pyro.distributions`.
         constants: parameters that are fixed instead of computed from u; integers and temperatures must be.
-        learned: parameters that are trained but do not depend on u: one number ("shared") or one an element ("each").
+        learned: parameters that are trained but do not depend on u: one number ("shared") or one per element ("each").
         floors: lower bounds of positive parameters, and of the diagonals of Cholesky factors.
         ceilings: upper bounds c of positive parameters: t = softplus(u) becomes t / (1 + t / c).
         axes: sizes of parameter axes that the event does not determine, such as the levels of a Categorical's logits.
 
     Attributes:
-        event_dims: how many of the distribution's batch dimensions belong to the event, for `to_event`.
-        unconstrained_shape: shape of u without leading dimensions. For elementwise distributions the first axis of
-            `event_shape` times the numbers an element (so an image stays an image), else one flat axis.
-        measure: what a log_prob is the log of: "mass", "density", or a mixture of both in words.
-        scores_any_value: whether it can score a value that it did not draw itself.
+        event_dims: number of the distribution's batch dimensions that belong to the event, for `to_event`.
+        unconstrained_shape: shape of u without leading dimensions. For elementwise distributions it is `event_shape`
+            with its first axis multiplied by the numbers per element (so an image stays an image), else one flat axis.
+        measure: the measure of exp(log_prob): "mass", "density", or a mixture of both in words.
+        scores_any_value: whether the distribution can score a value that it did not draw itself.
 
     Raises:
-        InputError: the distribution cannot be built in this way; the message says why.
+        InputError: the distribution cannot be a family; the message has the reason.
     """
 
     measure: str = "density"
@@ -111,7 +111,7 @@ class Family(nn.Module):
             unconstrained: (..., *unconstrained_shape).
 
         Returns:
-            A distribution whose last `event_dims` batch dimensions still are the event's.
+            A distribution whose last `event_dims` batch dimensions belong to the event.
         """
         lead = unconstrained.shape[: unconstrained.dim() - len(self.unconstrained_shape)]
         parameters = {name: self.transforms[name](value) for name, value in self.learned.items()}
@@ -128,7 +128,7 @@ class Family(nn.Module):
 
     @torch.no_grad()
     def at_floor(self) -> bool:
-        """Whether a learned parameter lies within 1% of its floor; predicted ones differ by input and are not asked."""
+        """Whether a learned parameter lies within 1% of its floor; predicted parameters are not considered."""
         return any(
             bool((self.transforms[name](value) <= 1.01 * self.floors[name]).any())
             for name, value in self.learned.items()
@@ -184,7 +184,7 @@ class Family(nn.Module):
         return tuple(shape)
 
     def _probe(self, batch: torch.Size, event: torch.Size) -> None:
-        """Builds the distribution from two sets of numbers and holds it to what a family must be."""
+        """Builds the distribution from two sets of numbers and validates it as a family."""
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             try:
                 numbers = torch.stack(
@@ -196,7 +196,7 @@ class Family(nn.Module):
                 self.measure = "mass" if both.support.is_discrete else self.measure
                 scored = both.log_prob(both.sample()).shape
                 self(numbers).expand((3, *both.batch_shape))  # as a plate does
-            except Exception as error:  # whatever a foreign class raises is the reason
+            except Exception as error:  # a foreign class may raise anything
                 reason = str(error).partition("\n")[0] or type(error).__name__
                 raise self._refuse(f"it cannot be built, drawn and scored ({reason})") from error
         if shapes != ((2, *batch), tuple(event)) or scored != shapes[0]:
@@ -206,7 +206,7 @@ class Family(nn.Module):
 
 
 class _CholeskyFloor(SoftplusLowerCholeskyTransform):
-    """L = softplus on the diagonal plus a floor, identity below it."""
+    """L = softplus plus a floor on the diagonal, identity below it."""
 
     def __init__(self, floor: float) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class _CholeskyFloor(SoftplusLowerCholeskyTransform):
 
 
 class _Ceiling(Transform):
-    """t -> t / (1 + t / ceiling), from positive numbers to those below the ceiling."""
+    """t -> t / (1 + t / ceiling), from positive numbers to positive numbers below the ceiling."""
 
     domain = constraints.positive
     codomain = constraints.positive
@@ -247,7 +247,7 @@ def continuous(constraint: constraints.Constraint | None) -> bool:
 
 
 def _transform(constraint: constraints.Constraint, floor: float, ceiling: float | None = None) -> Transform:
-    """Softplus rather than exp for positive numbers; torch's own transform for every other constraint."""
+    """Softplus instead of exp for positive numbers; torch's own transform for every other constraint."""
     if isinstance(constraint, type(constraints.lower_cholesky)):
         return _CholeskyFloor(floor)
     if isinstance(constraint, type(constraints.independent(constraints.real, 1))):

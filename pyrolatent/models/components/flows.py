@@ -1,4 +1,4 @@
-"""Normalizing flows from Pyro's transforms: posteriors on top of an amortized normal, and priors."""
+"""Normalising flows from Pyro's transforms, as posteriors with an amortized normal base and as priors."""
 
 from typing import Any, ClassVar
 
@@ -17,10 +17,10 @@ MIN_SCALE = 1e-3
 
 
 class Flow(dist.TransformedDistribution):
-    """A transformed distribution whose conditional transforms broadcast a value against the batch shape."""
+    """A transformed distribution whose conditional transforms broadcast values against the batch shape."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, nats; a value of the full shape is passed as it is, since its inverse may be cached."""
+        """Log density, nats; a value of the full shape is passed on unchanged, because its inverse may be cached."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         return super().log_prob(value if value.shape == shape else value.expand(shape))
 
@@ -30,7 +30,7 @@ class FlowFamily(Family):
 
     log q(z) = log N(e; loc, scale^2) - sum_l log |det df_l|.
 
-    The network gives loc, scale and the context; the flows' own parameters are shared by all datapoints.
+    The network returns loc, scale and the context; the parameters of the transforms are shared by all datapoints.
 
     Args:
         event_shape: (latent_dim,).
@@ -40,10 +40,10 @@ class FlowFamily(Family):
     """
 
     scores_any_value: ClassVar[bool] = True
-    """Whether a value that it did not draw itself can be scored."""
+    """Whether values that it did not draw itself can be scored."""
 
     least_width: ClassVar[int] = 2
-    """Dimensions that it needs, two where it transforms some given others."""
+    """Smallest number of dimensions; two if some are transformed given others."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class FlowFamily(Family):
         raise NotImplementedError
 
     def forward(self, unconstrained: Tensor) -> TorchDistributionMixin:
-        """The distribution of z, its event being its last dimension."""
+        """The distribution of z; the last dimension is the event."""
         loc, scale, context = unconstrained.split(self.sizes, dim=-1)
         base = dist.Normal(loc, MIN_SCALE + softplus(scale)).to_event(1)
         transforms: list[Any] = []
@@ -85,7 +85,7 @@ class FlowFamily(Family):
         return Flow(base, transforms[:-1])
 
     def at_floor(self) -> bool:
-        """Never: no parameter of a flow is learned beside a floor."""
+        """False: flows have no learned parameter with a floor."""
         return False
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ class InverseAutoregressive(FlowFamily):
         super().__init__(event_shape, layers=layers, **options)
 
     def transform(self, latent_dim: int, context_dim: int, hidden: int) -> Any:
-        """mu and sigma by a masked network."""
+        """mu and sigma from a masked network."""
         widths = [max(hidden, latent_dim)]
         return T.conditional_affine_autoregressive(latent_dim, context_dim, hidden_dims=widths, stable=True)
 
@@ -116,7 +116,7 @@ class AffineCoupling(FlowFamily):
     """Affine coupling: one half is scaled and shifted given the other (Dinh et al. 2017, 1605.08803)."""
 
     def transform(self, latent_dim: int, context_dim: int, hidden: int) -> Any:
-        """Shift and scale by a network of the first half."""
+        """Shift and scale from a network of the first half."""
         return T.conditional_affine_coupling(latent_dim, context_dim, hidden_dims=[hidden])
 
 
@@ -145,7 +145,7 @@ class Spline(FlowFamily):
         super().__init__(event_shape, layers=layers, **options)
 
     def transform(self, latent_dim: int, context_dim: int, hidden: int) -> Any:
-        """The segments' widths, heights and slopes by a masked network."""
+        """Widths, heights and slopes of the segments from a masked network."""
         return T.conditional_spline_autoregressive(
             latent_dim, context_dim, hidden_dims=[max(hidden, latent_dim)], count_bins=self.bins, bound=self.bound
         )
@@ -155,14 +155,14 @@ class Spline(FlowFamily):
 class Planar(FlowFamily):
     """Planar flow: z = e + u tanh(w'e + b), u, w, b from the context (Rezende and Mohamed 2015, 1505.05770).
 
-    Its inverse has no closed form, so it scores its own draws alone.
+    Its inverse has no closed form, so it can score only its own draws.
     """
 
     scores_any_value = False
     least_width = 1
 
     def transform(self, latent_dim: int, context_dim: int, hidden: int) -> Any:
-        """u, w and b by a network of the context."""
+        """u, w and b from a network of the context."""
         return T.conditional_planar(latent_dim, context_dim, hidden_dims=[hidden])
 
 
@@ -187,7 +187,7 @@ class FlowPrior(nn.Module):
         self.register_buffer("reversal", torch.arange(latent_dim - 1, -1, -1), persistent=False)
 
     def transform(self, latent_dim: int, hidden: int) -> Any:
-        """One transform f of Pyro, which can be inverted."""
+        """One invertible transform f of Pyro."""
         raise NotImplementedError
 
     def forward(self, y: Tensor | None = None) -> TorchDistributionMixin:
@@ -197,7 +197,7 @@ class FlowPrior(nn.Module):
         for flow in self.flows:
             transforms += [flow, T.Permute(self.reversal)]
         flowed = dist.TransformedDistribution(dist.Normal(zero, torch.ones_like(zero)).to_event(1), transforms[:-1])
-        flowed.clear_cache()  # of inverses that an earlier step's parameters gave
+        flowed.clear_cache()  # inverses computed with the parameters of an earlier step
         return flowed
 
     def __str__(self) -> str:
@@ -209,7 +209,7 @@ class AffineCouplingPrior(FlowPrior):
     """Affine coupling flow as a prior (Dinh et al. 2017, 1605.08803)."""
 
     def transform(self, latent_dim: int, hidden: int) -> Any:
-        """Shift and scale by a network of the first half."""
+        """Shift and scale from a network of the first half."""
         return T.affine_coupling(latent_dim, hidden_dims=[hidden])
 
 
@@ -238,6 +238,6 @@ class SplineCouplingPrior(FlowPrior):
         super().__init__(latent_dim, layers=layers, **options)
 
     def transform(self, latent_dim: int, hidden: int) -> Any:
-        """The segments of the second half by a network of the first."""
+        """The segments of the second half from a network of the first."""
         widths = [hidden, hidden]
         return T.spline_coupling(latent_dim, hidden_dims=widths, count_bins=self.bins, bound=self.bound)

@@ -1,4 +1,4 @@
-"""Networks: what a distribution is conditioned on to the unconstrained numbers of its family."""
+"""Networks: maps from what a distribution is conditioned on to the unconstrained numbers of its family."""
 
 import itertools
 import math
@@ -37,9 +37,9 @@ class Block(nn.Module):
         layer: the linear map or convolution.
         features: number of its outputs or output channels.
         activation: the function a.
-        norm: the normalisation, over features or over the batch.
-        dropout: the share of outputs set to 0 in training.
-        residual: whether h is added; its shape must then be that of the output.
+        norm: normalisation over the features or over the batch.
+        dropout: probability with which outputs are set to 0 in training.
+        residual: whether h is added; it must then have the shape of the output.
         label_dim: width of the label that scales and shifts each feature; 0 for none.
     """
 
@@ -69,7 +69,7 @@ class Block(nn.Module):
         self.film = nn.Linear(label_dim, 2 * features) if label_dim else None
 
     def forward(self, value: Tensor, label: Tensor | None = None, added: Tensor | None = None) -> Tensor:
-        """(batch, features, ...) and (batch, label_dim) to (batch, features', ...), `added` to the layer's output."""
+        """Maps (batch, features, ...), (batch, label_dim) to (batch, features', ...); adds `added` after the layer."""
         hidden = self.layer(value)
         hidden = self.norm(hidden if added is None else hidden + added)
         if self.film is not None and label is not None:
@@ -81,18 +81,18 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """What all networks share: how a label and a mask enter, the start of the weights and of the last bias.
+    """Base class of networks: how a label and a mask enter, and how the weights are initialised.
 
     Args:
         input_shape: shape of one input.
         output_shape: shape of one output.
         label_dim: width of the label, 0 for none.
-        label: how the label enters: beside the input, as constant channels of an image ("concat"), beside it after a
-            learned linear map ("embed"), or as a scale and shift of every hidden feature ("film": Perez et al. 2018,
-            1709.07871).
-        embedding_dim: width of the learned map.
-        norm: of the hidden features, over each datapoint's features ("layer") or over the batch.
-        dropout: the share of hidden features set to 0 in training.
+        label: how the label enters: concatenated to the input, to an image as constant channels ("concat"), the same
+            after a learned linear map ("embed"), or as a scale and shift of every hidden feature ("film": Perez et al.
+            2018, 1709.07871).
+        embedding_dim: output width of the learned map.
+        norm: normalisation of hidden features, over the features of a datapoint ("layer") or over the batch ("batch").
+        dropout: probability with which hidden features are set to 0 in training.
         init: scheme of `torch.nn.init` for the weights.
     """
 
@@ -130,11 +130,11 @@ class Network(nn.Module):
 
     @property
     def first(self) -> nn.Linear | nn.Conv2d:
-        """The layer that sees the input."""
+        """The first layer."""
         raise NotImplementedError
 
     def take_mask(self) -> None:
-        """Gives the first layer a second input, 1 where an entry is missing and 0 elsewhere, with weights from 0."""
+        """Adds a second input to the first layer, 1 for missing entries and else 0, with weights initialised to 0."""
         if self.missing is not None:
             return
         first = self.first
@@ -147,7 +147,7 @@ class Network(nn.Module):
         self.missing.to(first.weight)
 
     def from_mask(self, mask: Tensor | None) -> Tensor | None:
-        """What the first layer's output gets from a mask (batch, *input_shape), True where the input is observed."""
+        """The contribution of a mask (batch, *input_shape), True where observed, to the output of the first layer."""
         if self.missing is None or mask is None:
             return None
         missing = (~mask).to(self.first.weight.dtype)
@@ -159,13 +159,13 @@ class Network(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def entering(self, label: Tensor | None) -> Tensor | None:
-        """What stands beside the input, (batch, beside), or None."""
+        """The label as concatenated to the input, (batch, beside); None if it is not."""
         if not self.beside or label is None:
             return None
         return label if self.embedding is None else self.embedding(label)
 
     def start(self) -> None:
-        """Sets the weights of all layers by the scheme, biases to 0; "default" leaves torch's own."""
+        """Initialises the weights of all layers by the scheme and biases to 0; "default" keeps torch's."""
         if self.init == "default":
             return
         for module in self.modules():
@@ -177,16 +177,16 @@ class Network(nn.Module):
 
 @component("mlp", "network")
 class MLP(Network):
-    """Multi-layer perceptron: hidden layers of features, linear at the end.
+    """Multi-layer perceptron.
 
     Args:
         input_shape: shape of one input; it is flattened.
         output_shape: shape of one output.
         label_dim: width of the label, 0 for none.
         hidden: widths of the hidden layers, from input to output.
-        activation: the function after each hidden layer; one name, or one for each layer.
-        output_activation: the function after the last layer; families want "identity".
-        residual: whether a hidden layer adds its input where both have the same width.
+        activation: the function after each hidden layer; one name, or one per layer.
+        output_activation: the function after the last layer; families need "identity".
+        residual: whether hidden layers add their input where both have the same width.
         **options: those of every network.
     """
 
@@ -217,12 +217,12 @@ class MLP(Network):
 
     @property
     def first(self) -> nn.Linear:
-        """The layer that sees the input."""
+        """The first layer."""
         layer: Any = self.blocks[0].layer if len(self.blocks) else self.last
         return layer
 
     def forward(self, value: Tensor, label: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """(batch, *input_shape), (batch, label_dim) and a mask (batch, *input_shape) to (batch, *output_shape)."""
+        """Maps (batch, *input_shape), (batch, label_dim) and a mask (batch, *input_shape) to (batch, *output_shape)."""
         beside, added = self.entering(label), self.from_mask(mask)
         hidden = value.flatten(1) if beside is None else torch.cat([value.flatten(1), beside], -1)
         for block in self.blocks:
@@ -231,7 +231,7 @@ class MLP(Network):
         return self.output(last if added is None else last + added).reshape((-1, *self.output_shape))
 
     def set_output(self, value: Tensor) -> None:
-        """Sets the last bias, so that the network gives `value` (*output_shape) where its last features are 0."""
+        """Sets the last bias so that the network returns `value` (*output_shape) where its last features are 0."""
         self.last.bias.data.copy_(value.flatten())
 
     def __str__(self) -> str:
@@ -240,17 +240,17 @@ class MLP(Network):
 
 @component("conv", "network")
 class Conv(Network):
-    """Convolutions between an image and a vector, in either direction, for images of any size and channels.
+    """Convolutional network from an image to a vector or from a vector to an image, of any size and channels.
 
-    From an image each level halves height and width (rounded up) by a convolution of stride 2, and a linear map ends;
-    to an image a linear map begins, each level doubles by nearest neighbours to the size that the other direction had,
-    with a convolution after it, and a convolution ends.
+    From an image, each level halves height and width (rounded up) by a convolution of stride 2, and a linear map
+    follows. To an image, a linear map comes first, each level upsamples by nearest neighbours to the sizes of the other
+    direction, followed by a convolution, and a convolution comes last.
 
     Args:
-        input_shape: (channels, height, width), or of any shape where the output is an image.
-        output_shape: (channels, height, width) where the input is no image.
+        input_shape: (channels, height, width), or any shape if the output is an image.
+        output_shape: (channels, height, width) if the input is not an image.
         label_dim: width of the label, 0 for none.
-        channels: of the levels, from the image inwards.
+        channels: channels of the levels, from the image inwards.
         kernel: width of the convolutions, odd.
         residual: number of residual blocks at each level.
         activation: the function after each hidden layer.
@@ -278,7 +278,7 @@ class Conv(Network):
                 f"{self.input_shape} and {self.output_shape}; declare mlp"
             )
         if kernel % 2 == 0:
-            raise InputError(f"conv.kernel was {kernel}; give an odd width, so that sizes are kept")
+            raise InputError(f"conv.kernel was {kernel}; give an odd width, which keeps sizes")
         self.channels = channels
 
         def block(before: int, after: int, stride: int = 1, residual: bool = False) -> Block:
@@ -307,12 +307,12 @@ class Conv(Network):
 
     @property
     def first(self) -> nn.Linear | nn.Conv2d:
-        """The layer that sees the input."""
+        """The first layer."""
         levels: Any = self.levels
         return levels[0][0].layer if self.inwards else self.linear
 
     def forward(self, value: Tensor, label: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """(batch, *input_shape), (batch, label_dim) and a mask (batch, *input_shape) to (batch, *output_shape)."""
+        """Maps (batch, *input_shape), (batch, label_dim) and a mask (batch, *input_shape) to (batch, *output_shape)."""
         beside, added = self.entering(label), self.from_mask(mask)
         if self.inwards:
             if beside is not None:
@@ -330,7 +330,7 @@ class Conv(Network):
         return self.last(hidden)
 
     def set_output(self, value: Tensor) -> None:
-        """Sets the last bias to `value` (*output_shape), to its mean over all places where the output is an image."""
+        """Sets the last bias to `value` (*output_shape), averaged over positions if the output is an image."""
         if self.inwards:
             self.linear.bias.data.copy_(value.flatten())
         else:
@@ -345,17 +345,15 @@ class Conv(Network):
 
 @component("residual_conv", "network")
 class ResidualConv(Conv):
-    """conv with residual blocks at each level, the normalisation and the activation that go with them.
-
-    He et al. 2016, 1512.03385.
+    """conv with residual blocks and normalisation (He et al. 2016, 1512.03385).
 
     Args:
-        input_shape: (channels, height, width), or of any shape where the output is an image.
-        output_shape: (channels, height, width) where the input is no image.
+        input_shape: (channels, height, width), or any shape if the output is an image.
+        output_shape: (channels, height, width) if the input is not an image.
         label_dim: width of the label, 0 for none.
         blocks: number of residual blocks at each level.
         activation: the function after each hidden layer.
-        norm: of the hidden features.
+        norm: normalisation of the hidden features.
         **options: those of conv.
     """
 

@@ -1,4 +1,4 @@
-"""Priors: p(z) or p(z | y), modules whose forward gives a distribution over (latent_dim,)."""
+"""Priors p(z) or p(z | y): modules whose forward returns a distribution over (latent_dim,)."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -24,7 +24,7 @@ class NormalPrior(nn.Module):
 
     Args:
         latent_dim: number of latent dimensions.
-        precision: alpha, known, or "learned" (one number, from 1).
+        precision: alpha, known, or "learned" (one number, initially 1).
     """
 
     def __init__(self, latent_dim: int, *, precision: Literal["learned"] | PositiveFloat = 1.0) -> None:
@@ -47,11 +47,11 @@ class NormalPrior(nn.Module):
 
 
 class Factorised(nn.Module):
-    """p(z) = prod_d p(z_d), all dimensions alike, with known parameters.
+    """p(z) = prod_d p(z_d) with the same known parameters in all dimensions.
 
     Args:
         latent_dim: number of latent dimensions.
-        distribution: a class of `pyro.distributions` over numbers.
+        distribution: a class of univariate `pyro.distributions`.
         **parameters: its parameters.
     """
 
@@ -90,7 +90,7 @@ class GammaPrior(Factorised):
 
     Args:
         latent_dim: number of latent dimensions.
-        concentration: the shape, whole or not.
+        concentration: the shape parameter.
         rate: the rate; the mean is concentration / rate.
     """
 
@@ -133,7 +133,7 @@ class BernoulliPrior(Factorised):
 
     Args:
         latent_dim: number of latent dimensions.
-        probability: of 1.
+        probability: probability of 1.
     """
 
     def __init__(self, latent_dim: int, *, probability: Annotated[float, Interval(gt=0, lt=1)] = 0.5) -> None:
@@ -146,8 +146,8 @@ class RelaxedBernoulliPrior(nn.Module):
 
     Args:
         latent_dim: number of latent dimensions.
-        probability: of values near 1.
-        temperature: near 0 the values are near 0 and 1.
+        probability: probability of values above 1/2.
+        temperature: temperature; near 0 the values are close to 0 and 1.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class MixturePrior(nn.Module):
 
     Args:
         latent_dim: number of latent dimensions.
-        components: number of normals.
+        components: number of mixture components.
     """
 
     def __init__(self, latent_dim: int, *, components: PositiveInt = 10) -> None:
@@ -216,15 +216,15 @@ class MixturePrior(nn.Module):
 class VampPrior(nn.Module):
     """p(z) = sum_k pi_k q(z | u_k): the posterior at learned pseudo-inputs u_k (Tomczak and Welling 2018, 1705.07120).
 
-    q(z | u_k) is the posterior as in evaluation, without dropout and with running statistics where it normalises over
-    batches, so that training and evaluation have one and the same prior.
+    q(z | u_k) is the posterior in evaluation mode, without dropout and with running statistics of batch normalisation,
+    so that training and evaluation have the same prior.
 
     Args:
         latent_dim: number of latent dimensions.
         event_shape: shape of one pseudo-input.
-        posterior: the model's q(z | x), which this prior shares.
+        posterior: the model's q(z | x), shared with this prior.
         components: number of pseudo-inputs.
-        start: "data" begins at datapoints drawn from the first batch, "random" at uniform noise on [0, 1].
+        start: initial pseudo-inputs: "data" draws datapoints from the first batch, "random" uniform noise on [0, 1].
     """
 
     def __init__(
@@ -249,11 +249,11 @@ class VampPrior(nn.Module):
         self.start = start
         self.pseudo_inputs = nn.Parameter(torch.rand(components, *event_shape))
         self.logits = nn.Parameter(torch.zeros(components))
-        # In a tuple it is not registered: its weights are the model's and are saved once.
+        # A tuple keeps it unregistered: its weights belong to the model and are saved once.
         self._posterior = (posterior,)
 
     def initialise(self, batch: Tensor, mask: Tensor | None = None) -> None:
-        """Sets the pseudo-inputs to datapoints, drawn with replacement where there are too few."""
+        """Sets the pseudo-inputs to datapoints, drawn with replacement if there are too few."""
         if self.start == "data":
             count = len(self.pseudo_inputs)
             index = torch.randperm(len(batch)) if len(batch) >= count else torch.randint(len(batch), (count,))
@@ -262,7 +262,7 @@ class VampPrior(nn.Module):
     def forward(self, y: Tensor | None = None) -> TorchDistributionMixin:
         """The prior, with batch shape ()."""
         posterior = self._posterior[0]
-        with evaluation_mode(posterior):  # a prior has no dropout noise, and is no minibatch of data
+        with evaluation_mode(posterior):  # a prior has no dropout noise and no minibatch statistics
             components = posterior(self.pseudo_inputs)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
 
@@ -272,7 +272,7 @@ class VampPrior(nn.Module):
 
 @component("label_normal", "prior")
 class LabelNormalPrior(nn.Module):
-    """p(z | y) = N(loc(y), diag(scale(y)^2)) by a network of the label.
+    """p(z | y) = N(loc(y), diag(scale(y)^2)), loc and scale from a network of the label.
 
     Args:
         latent_dim: number of latent dimensions.

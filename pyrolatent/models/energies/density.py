@@ -1,4 +1,4 @@
-"""Densities known up to their normaliser: what chains, contrastive training and estimates of log Z ask of a model."""
+"""Densities known up to their normaliser: the interface for chains, contrastive training and estimates of log Z."""
 
 import copy
 import warnings
@@ -15,17 +15,18 @@ from pyrolatent.models.arrays import as_inputs, as_numbers
 from pyrolatent.models.model import Capability, Model
 
 Beta = float | Tensor
-"""Where on the path from a base distribution (0) to the model (1): a number, or one for each chain, (chains, 1)."""
+"""Inverse temperature on the path from a base distribution (0) to the model (1): a number, or one per chain,
+(chains, 1)."""
 
 
 FAR = 10.0
-"""Standard deviations of a base from which data are those of another model."""
+"""Distance in standard deviations of the base beyond which data are taken for those of another model."""
 
 
 def deviations(x: Tensor) -> Tensor:
-    """Standard deviations of the entries of data (n, ...), (width,), in the units of each; none is 0.
+    """Positive standard deviations of the entries of data (n, ...), (width,), in the units of each.
 
-    An entry that does not vary gets a thousandth of the root mean square of all, or 1 where none varies.
+    A constant entry gets a thousandth of the root mean square of all, or 1 if all are constant.
     """
     flat = x.reshape(len(x), -1)
     found = torch.where(flat.amax(0) > flat.amin(0), flat.std(0), 0.0)
@@ -34,27 +35,27 @@ def deviations(x: Tensor) -> Tensor:
 
 
 def in_real_numbers(energy: Any) -> Tensor:
-    """An energy as floats, also where a function of the user's gives an array, truth values or whole numbers."""
+    """An energy as floats, also if a user's function returns an array, booleans or integers."""
     energy = torch.as_tensor(energy)
     return energy if energy.is_floating_point() else energy.to(torch.get_default_dtype())
 
 
 def warn_if_constant(x: Tensor) -> None:
-    """Says which entries of data (n, ...) do not vary, whose density has no width that the data tell."""
+    """Warns of constant entries of data (n, ...), for which the data do not determine a width of the density."""
     flat = x.reshape(len(x), -1)
     constant = (flat.amax(0) == flat.amin(0)).nonzero().flatten().tolist()
     if constant:
         named = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
         warnings.warn(
             f"{len(constant)} of {flat.shape[1]} entries of x (from 0: {named}) are the same in all {len(x):,} "
-            "training datapoints: their width is made up, a thousandth of the others', and log p(x) rests on it; "
+            "training datapoints: their width is set to a thousandth of the others', and log p(x) depends on it; "
             "leave them out",
             stacklevel=6,
         )
 
 
 def warn_if_far(x: Tensor, loc: Tensor, scale: Tensor) -> None:
-    """Says that a base or units that were set by other data stay, where these are more than ten deviations away."""
+    """Warns if data lie more than ten standard deviations from those that have set the base or the units."""
     flat = x.reshape(len(x), -1)
     distance = ((flat.mean(0) - loc).abs() / scale).max().item()
     ratio = (flat.std(0) / scale).max().item()
@@ -67,22 +68,22 @@ def warn_if_far(x: Tensor, loc: Tensor, scale: Tensor) -> None:
 
 
 class UnnormalisedDensity(Model):
-    """p(x) = exp(-F(x)) / Z with a free energy F that can be computed and a normaliser Z that may not.
+    """p(x) = exp(-F(x)) / Z with a tractable free energy F and a normaliser Z that may be intractable.
 
-    The path that annealing and tempering follow is p_β(x) ∝ p_0(x)^(1 - β) exp(-β F(x)) or, where hidden units are
-    summed out, the marginal of such a path of joint densities; p_0 can be drawn from and has a known normaliser.
+    Annealing and tempering follow the path p_β(x) ∝ p_0(x)^(1 - β) exp(-β F(x)) or, if hidden units are summed out, the
+    marginal of such a path of joint densities. The base p_0 can be sampled and has a known normaliser.
 
-    Chains run over *states*, which are data flattened to (chains, width) with whatever a model wants to remember of
-    them: `state` makes them, `visible` gives the data back.
+    Chains run over *states*: data flattened to (chains, width), with whatever a model caches about them. `state` makes
+    them from data, and `visible` returns the data.
 
     Args:
         event_shape: shape of one datapoint x.
-        levels: number of values of each element of x, (width,); None where they are real.
+        levels: number of values of each element of x, (width,); None if they are real.
 
     Attributes:
-        measure: what log p(x) is of, "mass" or "density".
-        chains: persistent chains (chains, width), empty unless training left some.
-        hotter: persistent chains at β < 1, (levels * chains, width), empty unless training tempered.
+        measure: the measure of p(x), "mass" or "density".
+        chains: persistent chains (chains, width); empty unless training has kept some.
+        hotter: persistent chains at β < 1, (levels * chains, width); empty unless training was tempered.
     """
 
     always_offers = frozenset({Capability.DENSITY, Capability.ENERGY})
@@ -101,19 +102,19 @@ class UnnormalisedDensity(Model):
         for name in ("chains", "hotter"):
             own = getattr(self, name)
             saved = state_dict.get(prefix + name, own)
-            if saved.shape != own.shape:  # as many as there were in training
+            if saved.shape != own.shape:  # the number of chains in training
                 setattr(self, name, own.new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def offers(self) -> frozenset[Capability]:
-        """A density and an energy, log Z where it can be summed, and a gradient in x where x is real."""
+        """A density and an energy; log Z if it can be summed; a gradient in x if x is real."""
         found = {Capability.LOG_Z: self.tractable, Capability.GRADIENT_IN_X: self.levels is None}
         return self.always_offers | {capability for capability, there in found.items() if there}
 
     @property
     def support(self) -> constraints.Constraint:
-        """The set of each element of x, on the device of the model: real numbers, or whole ones from 0."""
+        """The support of each element of x, on the device of the model: real numbers, or integers from 0."""
         if self.levels is None:
             return constraints.real
         most = int(self.levels.max())
@@ -123,12 +124,12 @@ class UnnormalisedDensity(Model):
 
     @property
     def measure(self) -> str:
-        """What log p(x) is of."""
+        """The measure of p(x)."""
         return "density" if self.levels is None else "mass"
 
     @property
     def base_scale(self) -> Tensor | float:
-        """Standard deviations of the base over real x, (width,) or one for all: the units in which chains move."""
+        """Standard deviations of the base over real x, (width,) or one for all, which are the units of moves."""
         return 1.0
 
     @property
@@ -141,20 +142,20 @@ class UnnormalisedDensity(Model):
 
         Args:
             x: data (batch, *event_shape), numbers of any type in a tensor, an array or nested lists.
-            y: labels (batch,), whole numbers.
+            y: labels (batch,), integers.
 
         Raises:
-            InputError: they do not fit the model.
+            InputError: x or y does not fit the model.
         """
         raise NotImplementedError
 
-    def checked(self, x: Any, y: Any = None) -> tuple[Tensor, Tensor | None]:
-        """Data, and labels of models that have units for them, as the model's tensors.
+    def validated(self, x: Any, y: Any = None) -> tuple[Tensor, Tensor | None]:
+        """Validates data, and labels of models with label units, and converts them to the model's tensors.
 
         Raises:
-            InputError: another shape, or values that x or y cannot have.
+            InputError: x or y has another shape, or values outside the support.
         """
-        if get_proxy_mode() is not None:  # what is compiled is training, whose data have been looked at
+        if get_proxy_mode() is not None:  # only training is compiled, and its data have been validated
             return as_numbers(self, x, "x"), y
         missing = int((~torch.isfinite(as_numbers(self, x, "x"))).sum())
         if missing:
@@ -173,27 +174,27 @@ class UnnormalisedDensity(Model):
         return x, y
 
     def state(self, x: Any, y: Any = None) -> Any:
-        """The state of chains that stand at data (batch, *event_shape), and at labels (batch,) where it has any."""
-        return self.restore(self.checked(x, y)[0].reshape(len(x), -1))
+        """The state of chains at data (batch, *event_shape), and at labels (batch,) of models with label units."""
+        return self.restore(self.validated(x, y)[0].reshape(len(x), -1))
 
     def restore(self, flat: Tensor) -> Any:
-        """The state that `flat` was made of."""
+        """The state from which `flat` was made."""
         return flat
 
     def visible(self, state: Any) -> Tensor:
-        """The data that a state holds, (chains, *event_shape)."""
+        """The data of a state, (chains, *event_shape)."""
         return state.reshape(-1, *self.event_shape)
 
     def flat(self, state: Any) -> Tensor:
-        """A state as what `chains` keeps, (chains, width)."""
+        """A state flattened as `chains` stores it, (chains, width)."""
         return state
 
     def log_density(self, state: Any, beta: Beta = 1.0) -> Tensor:
-        """log of the unnormalised density of the path, (chains,): -F(x) at β = 1."""
+        """Log of the unnormalised density of the path, (chains,): -F(x) at β = 1."""
         raise NotImplementedError
 
     def gibbs(self, state: Any, beta: Beta = 1.0) -> Any:
-        """One sweep of Gibbs sampling: a reversible kernel that leaves p_β as it is."""
+        """One sweep of Gibbs sampling, a reversible kernel that leaves p_β invariant."""
         raise InputError(
             f"{type(self).__name__} over real numbers has no conditionals to draw from; declare kernel: hmc or langevin"
         )
@@ -203,7 +204,7 @@ class UnnormalisedDensity(Model):
         raise NotImplementedError
 
     def base_log_z(self) -> Tensor:
-        """log of the normaliser of the path at β = 0, ()."""
+        """Log of the normaliser of the path at β = 0, ()."""
         raise NotImplementedError
 
     @property
@@ -212,33 +213,33 @@ class UnnormalisedDensity(Model):
         return False
 
     def log_z(self) -> Tensor:
-        """log Z, (), exact and differentiable.
+        """The exact log Z, (), differentiable.
 
         Raises:
-            InputError: it cannot be computed; annealed importance sampling estimates it.
+            InputError: log Z is intractable; annealed importance sampling estimates it.
         """
         raise InputError(f"log Z of {type(self).__name__} has no exact form that is small enough; use ais")
 
     def exact_sample(self, size: int) -> Any:
-        """Independent states of the model, where log Z is known.
+        """Independent states of the model, if log Z is tractable.
 
         Raises:
-            InputError: it is not.
+            InputError: log Z is intractable.
         """
         raise InputError(f"{type(self).__name__} has no exact sampler; use chains")
 
     def log_prob(self, x: Any, y: Any = None) -> Tensor:
-        """log p(x) = -F(x) - log Z, (batch,), where log Z is known."""
+        """log p(x) = -F(x) - log Z, (batch,), if log Z is tractable."""
         return -self.free_energy(x, y) - self.log_z()
 
     def contrast(self, positive: Any, negative: Any) -> Tensor:
         """Adds the gradient of mean F(data) - mean F(samples) to the parameters'.
 
-        With samples of the model its expectation is the gradient of the mean negative log-likelihood.
+        Its expectation over samples from the model is the gradient of the mean negative log-likelihood.
 
         Args:
-            positive: states that hold data.
-            negative: states of the chains, any number of them.
+            positive: states of the data.
+            negative: states of any number of chains.
 
         Returns:
             The difference, ().
@@ -250,36 +251,36 @@ class UnnormalisedDensity(Model):
         return difference.detach()
 
     def mean_visible(self, state: Any) -> Tensor:
-        """E[x | h] at the hidden units of a state, (chains, *event_shape), of models that have some."""
+        """E[x | h] at the hidden units of a state, (chains, *event_shape), for models with hidden units."""
         raise NotImplementedError
 
     def classify(self, x: Any) -> Tensor:
-        """p(y | x), (batch, label_dim), of models of p(x, y)."""
+        """p(y | x), (batch, label_dim), for models of p(x, y)."""
         raise NotImplementedError
 
     def observe(self, state: Any) -> None:
         """Hook called with the data of each training batch; models that keep running means override it."""
 
     def monitor(self, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
-        """Numbers by which training is watched, from some training data; none that all models have."""
+        """Diagnostics of training, from some training data; none by default."""
         return {}
 
     def penalise(self, state: Any, weight_decay: float, sparsity_target: float | None, sparsity_cost: float) -> None:
-        """Adds the gradients of regularisers of hidden units to the parameters', of models that have some.
+        """Adds the gradients of regularisers of hidden units to the parameters'.
 
         Raises:
-            InputError: the model has none.
+            InputError: the model has no hidden units.
         """
         self.require(Capability.HIDDEN_UNITS, "leave weight_decay and sparsity_target out")
 
     def adjust_gradients(self) -> None:
-        """Called when the gradients are there and before the optimiser; models that change them override this."""
+        """Hook called between computing gradients and the optimiser's step; models that change them override it."""
 
     def factor(self, name: str, x: Tensor) -> None:
         """The model as a term of a Pyro program: `pyro.factor(name, -F(x))`.
 
         Args:
-            name: of the site.
+            name: name of the site.
             x: values (batch, *event_shape).
         """
         pyro.factor(name, -self.free_energy(x))

@@ -12,35 +12,35 @@ from torch import Tensor, nn
 
 from pyrolatent.declaration import PositiveFloat, component
 from pyrolatent.errors import InputError, at_least, at_least_one, is_whole
-from pyrolatent.models.arrays import as_numbers, place_of
+from pyrolatent.models.arrays import as_numbers, device_and_dtype
 from pyrolatent.models.energies.density import Beta, UnnormalisedDensity, in_real_numbers
 
 LARGEST = 2**24
-"""Numbers in the largest table that an elimination may make."""
+"""Size of the largest table that an elimination may make."""
 
 Energies = Sequence[Tensor | nn.Module | Callable[..., Tensor]]
 Given = Mapping[int, Any]
-"""Values, () or (batch,), by the number of their variable: numbers, tensors, arrays or lists."""
+"""Values, () or (batch,), by number of their variable, as numbers, tensors, arrays or lists."""
 Evidence = dict[int, Tensor]
-"""The same, checked: whole numbers in tensors on the model's device."""
+"""The same, validated: integer tensors on the model's device."""
 
 
 @component("markov_network", "model")
 class MarkovNetwork(UnnormalisedDensity):
     """p(x) = exp(-∑_C E_C(x_C)) / Z over discrete variables X1, ..., XD, one energy for each clique C.
 
-    Everything exact is by variable elimination in log space: the factors exp(-E_C) of one variable are multiplied and
-    summed over it, that of the smallest table first (Koller and Friedman 2009, chapter 9). The cost grows with the
-    largest table on the way, not with the number of joint states.
+    Exact results come from variable elimination in log space: the factors exp(-E_C) of a variable are multiplied and
+    summed over it, beginning with the variable of the smallest table (Koller and Friedman 2009, chapter 9). The cost is
+    that of the largest table, not of the number of joint states.
 
     Args:
-        event_shape: shape of one datapoint; its flattened entries, whole numbers from 0, are X1, X2, ...
-        cliques: the variables of each clique by their numbers from 1.
-        cardinality: number of values of each variable, or one for all.
-        spread: standard deviation of the learned energies' initial values.
-        energies: one for each clique: an array of energies (k_a, k_b, ...), fixed, or a parameter, or a function or
-            module of the clique's values (states,), (states,), ... that gives energies (states,). None: learned
-            tables. In Python only.
+        event_shape: shape of one datapoint; its flattened entries, integers from 0, are X1, X2, ...
+        cliques: the variables of each clique, numbered from 1.
+        cardinality: number of values of each variable, or one number for all.
+        spread: standard deviation of the initial values of learned energies.
+        energies: one per clique, in Python only: an array of fixed energies (k_a, k_b, ...), a parameter, or a function
+            or module from the values of the clique (states,), (states,), ... to energies (states,). None means learned
+            tables.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class MarkovNetwork(UnnormalisedDensity):
         energies: Any = None,
     ) -> None:
         width = torch.Size(event_shape).numel()
-        given: Any = cardinality  # of any type of array and integer
+        given: Any = cardinality  # any type of array and integer
         sizes = [given] * width if is_whole(given) else list(given)
         if len(sizes) != width:
             raise InputError(f"cardinality lists {len(sizes)} variables, but x has {width} entries")
@@ -61,7 +61,7 @@ class MarkovNetwork(UnnormalisedDensity):
         levels = torch.tensor(sizes)
         super().__init__(event_shape, levels)
         self._sizes = sizes
-        self.cliques = _checked_cliques(cliques, width)
+        self.cliques = _validated_cliques(cliques, width)
         shapes = [tuple(sizes[i - 1] for i in clique) for clique in self.cliques]
         for clique, shape in zip(self.cliques, shapes, strict=True):
             if math.prod(shape) > LARGEST:
@@ -102,8 +102,8 @@ class MarkovNetwork(UnnormalisedDensity):
         for clique, table in zip(self.cliques, self.tables(), strict=True):
             if not torch.isfinite(table).all():
                 raise InputError(
-                    f"energies of the clique {clique} are not finite, by which some evidence is impossible; give a "
-                    "large finite energy, such as 50, to what is hardly possible"
+                    f"energies of the clique {clique} are not finite, which makes some evidence impossible; give "
+                    "nearly impossible values a large finite energy, such as 50"
                 )
 
     def tables(self) -> list[Tensor]:
@@ -127,18 +127,18 @@ class MarkovNetwork(UnnormalisedDensity):
     def _size(self, variable: int) -> int:
         return self._sizes[variable - 1]
 
-    # What is exact.
+    # Exact inference.
 
     def log_z(self, given: Given | None = None) -> Tensor:
-        """log ∑ exp(-E(x)) over all variables that are not given, () or (batch,)."""
+        """log ∑ exp(-E(x)) over the variables that are not given, () or (batch,)."""
         return self._summed((), self._evidence(given))
 
     def marginal(self, *variables: int, given: Given | None = None) -> Tensor:
         """p(x_a, x_b, ... | given), (k_a, k_b, ...) or (batch, k_a, k_b, ...).
 
         Args:
-            *variables: numbers, from 1.
-            given: values of other variables; without any this is the marginal.
+            *variables: numbers of the variables, from 1.
+            given: values of other variables to condition on, if any.
         """
         if not variables:
             raise InputError("a marginal of no variable was asked for; give the numbers of some, from 1")
@@ -157,18 +157,18 @@ class MarkovNetwork(UnnormalisedDensity):
 
     @torch.no_grad()
     def mode(self, given: Given | None = None) -> Tensor:
-        """The most probable x, (*event_shape) or (batch, *event_shape), as whole numbers."""
+        """The most probable x, (*event_shape) or (batch, *event_shape), as integers."""
         given = self._evidence(given)
         found = self._backwards(given, _batch(given) or 1, draws=False)
         return found if _batch(given) is not None else found.squeeze(0)
 
     @torch.no_grad()
     def exact_sample(self, size: int, given: Given | None = None) -> Tensor:
-        """Independent draws (size, width) by elimination and then drawing backwards, those of `given` as they are.
+        """Independent draws (size, width), by elimination and then sampling backwards.
 
         Args:
             size: number of draws.
-            given: values of some variables, for all draws or for each, (size,).
+            given: values of some variables to condition on, for all draws or one per draw, (size,).
         """
         at_least_one(size=size)
         given = self._evidence(given)
@@ -184,7 +184,7 @@ class MarkovNetwork(UnnormalisedDensity):
         return int(i)
 
     def _evidence(self, given: Given | None) -> Evidence:
-        """What is given as whole numbers, () or (batch,), on the model's device."""
+        """The given values as integers, () or (batch,), on the model's device."""
         if given is not None and not isinstance(given, Mapping):
             raise InputError(f"given was {given!r}; name the variables, as in {{1: 0}}")
         found = {}
@@ -204,13 +204,13 @@ class MarkovNetwork(UnnormalisedDensity):
 
     @property
     def tractable(self) -> bool:
-        """Whether the tables that elimination makes are small enough."""
+        """Whether the tables of the elimination are small enough."""
         return self._plan().largest <= LARGEST
 
     def _plan(self, given: Collection[int] = (), kept: Collection[int] = ()) -> "_Plan":
-        """The order in which the variables neither given nor kept are eliminated: the smallest table first.
+        """The order in which variables that are neither given nor kept are eliminated: the smallest table first.
 
-        It ends at the first table that is too large.
+        The plan ends at the first table that is too large.
         """
         key = (frozenset(given), frozenset(kept))
         if key not in self._plans:
@@ -232,7 +232,7 @@ class MarkovNetwork(UnnormalisedDensity):
         return self._plans[key]
 
     def _feasible(self, given: Evidence, kept: Sequence[int] = ()) -> "_Plan":
-        """The plan of an elimination whose tables are small enough."""
+        """The plan of an elimination; refuses tables that are too large."""
         plan = self._plan(given, kept)
         if plan.largest > LARGEST:
             raise InputError(
@@ -242,7 +242,7 @@ class MarkovNetwork(UnnormalisedDensity):
         return plan
 
     def _factors(self, given: Evidence) -> list["_Factor"]:
-        """-E_C with what is given selected, each over the variables that are not, (1 or batch, ...)."""
+        """-E_C at the given values, each over its other variables, (1 or batch, ...)."""
         factors = []
         for table, clique in zip(self.tables(), self.cliques, strict=True):
             free = tuple(i for i in clique if i not in given)
@@ -256,7 +256,7 @@ class MarkovNetwork(UnnormalisedDensity):
         return factors
 
     def _summed(self, kept: Sequence[int], given: Evidence) -> Tensor:
-        """log ∑ exp(-E(x)) over the variables neither given nor kept, (*kept) or (batch, *kept), few rows at a time."""
+        """log ∑ exp(-E(x)) over variables neither given nor kept, (*kept) or (batch, *kept), a few rows at a time."""
         plan, parts = self._feasible(given, kept), []
         for some in _pieces(given, max(1, LARGEST // plan.total)):
             factors = self._factors(some)
@@ -268,7 +268,7 @@ class MarkovNetwork(UnnormalisedDensity):
         return torch.cat(parts) if _batch(given) is not None else parts[0].squeeze(0)
 
     def _backwards(self, given: Evidence, size: int, *, draws: bool) -> Tensor:
-        """Eliminates, then goes back and draws or maximises one variable after the other, (size, *event_shape)."""
+        """Eliminates, then samples or maximises the variables in reverse order, (size, *event_shape)."""
         plan, parts = self._feasible(given), []
         for some in _pieces(given, max(1, LARGEST // plan.total)):
             rows = size if _batch(given) is None else _batch(some) or 1
@@ -282,27 +282,27 @@ class MarkovNetwork(UnnormalisedDensity):
             for (*rest, i), table in reversed(met):
                 row = torch.arange(rows, device=x.device) if len(table) > 1 else torch.zeros_like(x[:, 0])
                 log_p = table[(row, *(x[:, j - 1] for j in rest))]
-                # The largest of logits plus Gumbel noise is a draw.
+                # The index of the largest logit plus Gumbel noise is a draw.
                 noise = torch.empty_like(log_p).exponential_().log() if draws else 0.0
                 x[:, i - 1] = (log_p - noise).argmax(-1)
             parts.append(x)
         return torch.cat(parts).reshape(-1, *self.event_shape)
 
-    # What chains and training ask for.
+    # Chains and training.
 
     def free_energy(self, x: Any, y: Any = None) -> Tensor:
         """E(x) = ∑_C E_C(x_C), (batch,).
 
         Raises:
-            InputError: x has another shape, or values that the variables do not have.
+            InputError: x has another shape, or values outside the support.
         """
-        return self.energy(*self.checked(x, y)[0].reshape(len(x), -1).long().T)
+        return self.energy(*self.validated(x, y)[0].reshape(len(x), -1).long().T)
 
     def energy(self, *values: Any) -> Tensor:
-        """E(x) of the values of X1, X2, ..., whole numbers whose shapes broadcast, as enumerated sites' do.
+        """E(x) at values of X1, X2, ..., integers whose shapes broadcast, as those of enumerated sites do.
 
         Raises:
-            InputError: a variable does not have a value that was given.
+            InputError: a value is outside the support of its variable.
         """
         states = [as_numbers(self, value, f"X{i}") for i, value in enumerate(values, 1)]
         if len(states) != self.event_shape.numel():
@@ -320,23 +320,23 @@ class MarkovNetwork(UnnormalisedDensity):
         return functools.reduce(torch.add, terms)
 
     def log_density(self, state: Tensor, beta: Beta = 1.0) -> Tensor:
-        """-β E(x), (chains,): the base is uniform."""
+        """-β E(x), (chains,), with a uniform base."""
         return -(beta * self._energy([*state.long().T])[:, None]).squeeze(-1)
 
     @torch.no_grad()
     def gibbs(self, state: Tensor, beta: Beta = 1.0) -> Tensor:
-        """One sweep over blocks of variables no two of which share a clique, in a random order."""
+        """One sweep in random order over blocks of variables, no two of which share a clique."""
         x = state.long()
         tables = self.tables()
         for block in torch.randperm(len(self.blocks)).tolist():
             for i in self.blocks[block]:
                 energies = self._conditional_energy(i, x, tables)
-                # The largest of logits plus Gumbel noise is a draw.
+                # The index of the largest logit plus Gumbel noise is a draw.
                 x[:, i - 1] = (-beta * energies - torch.empty_like(energies).exponential_().log()).argmax(-1)
         return x.to(state.dtype)
 
     def _conditional_energy(self, variable: int, x: Tensor, tables: list[Tensor]) -> Tensor:
-        """The energies of all values of one variable, the others held, (chains, k)."""
+        """The energies of all values of one variable given the others, (chains, k)."""
         total = torch.zeros(len(x), self._size(variable), device=x.device, dtype=tables[0].dtype)
         for table, clique in zip(tables, self.cliques, strict=True):
             if variable in clique:
@@ -349,7 +349,7 @@ class MarkovNetwork(UnnormalisedDensity):
     def base(self, size: int) -> Tensor:
         """Uniform states (size, width)."""
         assert self.levels is not None
-        device, dtype = place_of(self)
+        device, dtype = device_and_dtype(self)
         return (torch.rand(size, len(self.levels), device=device, dtype=dtype) * self.levels).floor()
 
     def base_log_z(self) -> Tensor:
@@ -358,7 +358,7 @@ class MarkovNetwork(UnnormalisedDensity):
         return self.levels.double().log().sum()
 
     def _colours(self) -> list[list[int]]:
-        """Variables by colour: greedily, the smallest number that no neighbour has."""
+        """Variables by colour in a greedy colouring, where each takes the smallest colour that no neighbour has."""
         colour: dict[int, int] = {}
         for i in range(1, self.event_shape.numel() + 1):
             taken = {colour.get(j) for clique in self.cliques if i in clique for j in clique}
@@ -366,7 +366,7 @@ class MarkovNetwork(UnnormalisedDensity):
         return [[i for i in colour if colour[i] == c] for c in sorted({*colour.values()})]
 
     def factorisation(self) -> str:
-        """p(x) as its factors are multiplied: p(X1, X2) = φ(X1, X2) / Z."""
+        """The factorisation in words, such as p(X1, X2) = φ(X1, X2) / Z."""
         names = [", ".join(f"X{i}" for i in clique) for clique in self.cliques]
         return f"p(X1, ..., X{self.event_shape.numel()}) = {' '.join(f'φ({name})' for name in names)} / Z"
 
@@ -384,7 +384,7 @@ class MarkovNetwork(UnnormalisedDensity):
 
 
 class _Plan(NamedTuple):
-    """The order of an elimination, and the numbers in its largest table and in all."""
+    """The order of an elimination, and the sizes of its largest table and of all tables."""
 
     order: list[int]
     largest: int
@@ -398,7 +398,7 @@ class _Factor(NamedTuple):
     table: Tensor
 
     def over(self, variables: tuple[int, ...]) -> Tensor:
-        """The table with a dimension for each of these variables, which rise, of size 1 for those that it lacks."""
+        """The table with one dimension per variable in ascending order, of size 1 for those that it lacks."""
         order = sorted(range(len(self.variables)), key=self.variables.__getitem__)
         table = self.table.permute(0, *(1 + place for place in order))
         sizes = dict(zip(sorted(self.variables), table.shape[1:], strict=True))
@@ -408,7 +408,7 @@ class _Factor(NamedTuple):
 def _eliminated(
     factors: list[_Factor], variable: int, reduce: Callable[[Tensor, int], Tensor]
 ) -> tuple[_Factor, list[_Factor]]:
-    """The product of the factors of a variable, which stands last, and all factors after its sum or maximum."""
+    """The product of the factors of a variable (its last axis), and all factors after summing or maximising it."""
     own = [factor for factor in factors if variable in factor.variables]
     scope = tuple(sorted({i for factor in own for i in factor.variables}))
     table = functools.reduce(torch.add, (factor.over(scope) for factor in own)).movedim(1 + scope.index(variable), -1)
@@ -418,17 +418,17 @@ def _eliminated(
 
 
 def _batch(given: Evidence) -> int | None:
-    """The number of datapoints of which values are given; None where they are single values."""
+    """The number of datapoints with given values; None if the values are scalars."""
     return next((len(values) for values in given.values() if values.dim()), None)
 
 
 def _pieces(given: Evidence, rows: int) -> Iterator[Evidence]:
-    """What is given of so many datapoints at a time."""
+    """The given values, `rows` datapoints at a time."""
     for start in range(0, _batch(given) or 1, rows):
         yield {i: value[start : start + rows] if value.dim() else value for i, value in given.items()}
 
 
-def _checked_cliques(cliques: list[list[int]], width: int) -> list[tuple[int, ...]]:
+def _validated_cliques(cliques: list[list[int]], width: int) -> list[tuple[int, ...]]:
     if not cliques:
         raise InputError("a Markov network needs at least one clique, but none was given")
     for clique in cliques:

@@ -1,4 +1,4 @@
-"""Energies of the user's own, and networks as energies."""
+"""Networks and user-defined functions as energies."""
 
 import math
 from collections.abc import Mapping
@@ -19,24 +19,24 @@ from pyrolatent.models.energies.density import (
 )
 
 SMOOTH: Mapping[str, Any] = {"mlp": {"activation": "silu"}}
-"""The energy by default: the gradient of its score is not 0 nearly everywhere, as that of rectifiers is."""
+"""The default energy. It is smooth, whereas the score of rectifiers has a gradient of 0 almost everywhere."""
 
 
 @component("energy", "model")
 class EnergyModel(UnnormalisedDensity):
-    """p(x) = exp(-f(x)) p_0(x) / Z for any function f, p_0 being a normal density or 1.
+    """p(x) = exp(-f(x)) p_0(x) / Z for any function f, where p_0 is a normal density or 1.
 
-    The energy is f(x) - log p_0(x). A network f alone need not grow with x, and exp(-f) then has no finite integral;
-    a normal p_0 with the data's mean m and standard deviation s sees to that, and f is what the data differ by from it.
-    A network that is declared by name sees real x as (x - m) / s, so that nothing depends on the units of x.
+    The energy is f(x) - log p_0(x). A network f need not grow with x, and exp(-f) then has no finite integral; a normal
+    p_0 with the data's mean m and standard deviation s ensures one, and f models how the data differ from it. A network
+    that is declared by name receives real x as (x - m) / s, so that nothing depends on the units of x.
 
     Args:
         event_shape: shape of one datapoint x.
-        energy: f, a network, or in Python a module or function, from (batch, *event_shape) to (batch,) or (batch, 1);
-            one of your own sees x as it is.
-        support: "real", or "binary": x in {0, 1}.
-        reference: p_0 over real numbers, "normal", or "flat" for an energy that grows by itself. Chains begin there
-            in both cases; over bits p_0 is uniform.
+        energy: f, a network or, in Python, a module or function from (batch, *event_shape) to (batch,) or (batch, 1),
+            which receives x unscaled.
+        support: "real", or "binary" for x in {0, 1}.
+        reference: p_0 for real x: "normal", or "flat" for an energy that itself grows with x. Chains begin at the
+            normal density in both cases. For binary x, p_0 is uniform.
     """
 
     loc: Tensor
@@ -66,13 +66,13 @@ class EnergyModel(UnnormalisedDensity):
             self.register_buffer(f"{part}scale", torch.ones(width))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for name in ("input_loc", "input_scale"):  # models were saved without them whose networks see x as it is
+        for name in ("input_loc", "input_scale"):  # models were saved without them when networks received x unscaled
             state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Sets the base to the data's mean and standard deviation, where x is real, unless it has been set before."""
+        """Sets the base to the data's mean and standard deviation if x is real, unless it has been set before."""
         if self.levels is not None or self.loc.any() or (self.scale != 1).any():
             return
         warn_if_constant(x)
@@ -82,8 +82,8 @@ class EnergyModel(UnnormalisedDensity):
             self.input_loc.copy_(self.loc)
             self.input_scale.copy_(self.scale)
 
-    def go_on(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Says where data of a further training are far from the base, which stays."""
+    def resume(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Warns if the data of continued training are far from the base, which does not change."""
         if self.levels is None:
             warn_if_far(x, self.loc, self.scale)
 
@@ -93,8 +93,8 @@ class EnergyModel(UnnormalisedDensity):
         return self.scale
 
     def free_energy(self, x: Any, y: Any = None) -> Tensor:
-        """The energy f(x) - log p_0(x), (batch,), p_0 without its normaliser."""
-        return self._energy(self.checked(x, y)[0])
+        """The energy f(x) - log p_0(x), (batch,), with p_0 unnormalised."""
+        return self._energy(self.validated(x, y)[0])
 
     def _energy(self, x: Tensor) -> Tensor:
         flat = x.reshape(len(x), -1)
@@ -112,7 +112,7 @@ class EnergyModel(UnnormalisedDensity):
         return 0.5 * ((flat - self.loc) / self.scale).square().sum(-1)
 
     def log_density(self, state: Tensor, beta: Beta = 1.0) -> Tensor:
-        """-β E(x) + (1 - β) log p_0(x), p_0 without its normaliser, (chains,)."""
+        """-β E(x) + (1 - β) log p_0(x), (chains,), with p_0 unnormalised."""
         energy = self._energy(self.visible(state))
         if isinstance(beta, float) and beta == 1.0:
             return -energy
@@ -121,7 +121,7 @@ class EnergyModel(UnnormalisedDensity):
 
     @torch.no_grad()
     def gibbs(self, state: Tensor, beta: Beta = 1.0) -> Tensor:
-        """One sweep over the bits of x in a random order, each drawn given all others; an energy for each."""
+        """One sweep over the bits of x in random order, each drawn given all others; one energy evaluation per bit."""
         if self.levels is None:
             return super().gibbs(state, beta)
         x = state.clone()
@@ -135,13 +135,13 @@ class EnergyModel(UnnormalisedDensity):
         return x
 
     def base(self, size: int) -> Tensor:
-        """Independent draws (size, width) of p_0: normal with the data's moments, or fair coins."""
+        """Independent draws (size, width) of p_0: normal with the data's moments, or uniform bits."""
         if self.levels is not None:
             return torch.full((size, len(self.loc)), 0.5).to(self.loc).bernoulli()
         return self.loc + self.scale * torch.randn(size, len(self.loc), device=self.loc.device, dtype=self.loc.dtype)
 
     def base_log_z(self) -> Tensor:
-        """log of the integral of p_0 without its normaliser, ()."""
+        """Log of the integral of the unnormalised p_0, ()."""
         if self.levels is not None:
             return self.loc.new_tensor(math.log(2)) * len(self.loc)
         return self.scale.log().sum() + 0.5 * math.log(2 * math.pi) * len(self.loc)

@@ -17,11 +17,11 @@ from pyrolatent.models.latent import require_labels
 from pyrolatent.models.model import Capability
 
 EXACT = 20
-"""Binary units of the smaller layer, at most, over whose states log Z is summed."""
+"""Largest number of binary units in the smaller layer for which log Z is summed over its states."""
 CHUNK = 2**11
-"""States at a time in that sum: small enough for a processor's cache."""
+"""States per chunk of that sum, small enough for a processor's cache."""
 DECAY = 0.99
-"""Of the running means of the units over the data."""
+"""Decay of the running means of the units over the data."""
 
 
 class Layers(NamedTuple):
@@ -40,19 +40,20 @@ class Layers(NamedTuple):
 class RestrictedBoltzmannMachine(UnnormalisedDensity):
     """E(x, h) = -t(x)·b - h·c - t(x) W h over binary h; F(x) = -t(x)·b - ∑_j softplus(c_j + (t(x) W)_j).
 
-    t(x) is x itself for bits, (x - m) / σ for real numbers, a one-hot code for whole numbers, and with label units the
-    code of y stands behind that of x (Smolensky 1986; Hinton 2002). Along the path to the base, an independent x with
-    the data's means b_0, E_β = -t·(β b + (1 - β) b_0) - β (h·c + t W h) (Salakhutdinov and Murray 2008).
+    t(x) is x itself for bits, (x - m) / σ for real numbers, and a one-hot code for integers; with label units the code
+    of y is appended to that of x (Smolensky 1986; Hinton 2002). The base has independent units with the data's means,
+    by biases b_0, and E_β = -t·(β b + (1 - β) b_0) - β (h·c + t W h) on the path (Salakhutdinov and Murray 2008).
 
     Args:
         event_shape: shape of one datapoint x.
         label_dim: number of classes in the data.
         hidden: number of hidden units.
-        visible: the kind of visible units.
-        labels: whether to model p(x, y), with a unit for each class.
-        centred: whether gradients are those of the energy in x - E[x], h - E[h] over the data, which learns faster and
-            to a better likelihood (Melchior, Fischer and Wiskott 2016, 1311.1354); the model is the same.
-        spread: standard deviation of the initial weights; small machines gain from more.
+        visible: the visible units.
+        labels: whether to model p(x, y), with one unit per class.
+        centred: whether gradients are those of the energy in x - E[x], h - E[h], the means being over the data, which
+            learns faster and reaches a better likelihood (Melchior, Fischer and Wiskott 2016, 1311.1354); the model is
+            the same.
+        spread: standard deviation of the initial weights; small RBMs benefit from a larger one.
     """
 
     always_offers = UnnormalisedDensity.always_offers | {Capability.HIDDEN_UNITS}
@@ -81,7 +82,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
             units = LabelledUnits(units, label_dim)
         self.units: Units = units
         self.centred = centred
-        self._visible_sizes: list[int] | None = None  # whole numbers of Python, by which a graph can be recorded
+        self._visible_sizes: list[int] | None = None  # Python integers, which can be traced
         if units.levels is not None:
             self._visible_sizes = [*units.levels.tolist(), *([label_dim] if labels else [])]
         self.weight = nn.Parameter(spread * torch.randn(units.width, hidden))
@@ -93,9 +94,9 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Sets visible biases and base to the data's means, one datapoint of each value added (Hinton 2010).
+        """Sets visible biases and base to the data's means, with one datapoint of each value added (Hinton 2010).
 
-        Biases that are not 0 are those of a machine that has been trained, and stay.
+        Biases other than 0 belong to a trained RBM and are kept.
         """
         units = self.units.of_x
         if self.visible_bias.any() or not units.begin_at(x):
@@ -107,18 +108,18 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         self.base_bias[: units.width] = units.natural(mean)
         self.visible_bias.copy_(self.base_bias)
 
-    def go_on(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Says where data of a further training are far from the units of real numbers, which stay."""
+    def resume(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Warns if the data of continued training are far from the units of real x, which do not change."""
         self.units.of_x.warn_if_far(x)
 
     # Chains.
 
     def state(self, x: Any, y: Any = None) -> Layers:
-        """Chains at data (batch, *event_shape), and at labels (batch,) where the model has units for them.
+        """Chains at data (batch, *event_shape), and at labels (batch,) if the model has label units.
 
-        A label that is not given, or -1, is drawn from p(y | x).
+        A label that is missing or -1 is drawn from p(y | x).
         """
-        x, y = self.checked(x, y)
+        x, y = self.validated(x, y)
         flat = x.reshape(len(x), -1)
         if self.label_dim:
             labels = torch.full((len(x),), -1, device=x.device) if y is None else y
@@ -129,11 +130,11 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         return self.restore(flat)
 
     def restore(self, flat: Tensor) -> Layers:
-        """The state of entries of x (chains, width), behind which stands the code of y where there are label units."""
+        """The state of entries of x (chains, width), followed by the code of y if there are label units."""
         return self._layers(self.units.statistic(flat))
 
     def flat(self, state: Layers) -> Tensor:
-        """The entries of x, and the code of y, (chains, width)."""
+        """The entries of x, followed by the code of y if there are label units, (chains, width)."""
         return self.units.value(state.v)
 
     def _layers(self, v: Tensor) -> Layers:
@@ -157,33 +158,33 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
     @torch.no_grad()
     def gibbs(self, state: Layers, beta: Beta = 1.0) -> Layers:
-        """h ~ p_β(h | x), then x ~ p_β(x | h): two matrix products and two layers of draws."""
+        """Draws h ~ p_β(h | x), then x ~ p_β(x | h), by two matrix products and two layers of draws."""
         h = bernoulli(_times(beta, state.field))
         eta = _times(beta, h @ self.weight.T) + self._visible_bias(beta)
         return self._layers(self.units.sample(eta))
 
     @torch.no_grad()
     def mean_visible(self, state: Layers) -> Tensor:
-        """E[x | h] at one draw of h, (chains, *event_shape): what is smoother to look at than x."""
+        """E[x | h] at one draw of h, (chains, *event_shape), which looks smoother than x."""
         eta = torch.addmm(self.visible_bias, bernoulli(state.field), self.weight.T)
         return self.visible(Layers(self.units.mean(eta), state.field))
 
     @torch.no_grad()
     def base(self, size: int) -> Layers:
-        """Independent draws of the visible units at the base's means."""
+        """Independent draws of the visible units from the base."""
         return self._layers(self.units.sample(self.base_bias.expand(size, -1)))
 
     def base_log_z(self) -> Tensor:
         """A(b_0) + hidden log 2, ()."""
         return self.units.log_partition(self.base_bias) + len(self.hidden_bias) * math.log(2)
 
-    # What is known of x.
+    # Energies and inference.
 
     def free_energy(self, x: Any, y: Any = None) -> Tensor:
-        """F(x), (batch,); with label units F(x, y), or F(x) = -log ∑_y exp(-F(x, y)) where y is not given or -1."""
+        """F(x), (batch,); with label units F(x, y), or F(x) = -log ∑_y exp(-F(x, y)) where y is missing or -1."""
         if not self.label_dim:
             return -self.log_density(self.state(x, y))
-        x, y = self.checked(x, y)
+        x, y = self.validated(x, y)
         joint = self._of_classes(x)[0]
         total = -joint.neg().logsumexp(-1)
         if y is None:
@@ -193,11 +194,11 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
     def class_energies(self, x: Any) -> Tensor:
         """F(x, y) of every class, (batch, label_dim)."""
         if not self.label_dim:
-            raise InputError("the machine has no label units; declare rbm with labels: true")
-        return self._of_classes(self.checked(x)[0])[0]
+            raise InputError("the RBM has no label units; declare rbm with labels: true")
+        return self._of_classes(self.validated(x)[0])[0]
 
     def _of_classes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """F(x, y) of every class, (batch, label_dim), and the fields with it, (batch, label_dim, hidden)."""
+        """F(x, y) of every class, (batch, label_dim), and its fields of hidden units, (batch, label_dim, hidden)."""
         v, field = self.restore(functional.pad(x.reshape(len(x), -1), (0, self.label_dim)))
         fields = field[:, None] + self.weight[-self.label_dim :]
         of_x = (v * self.visible_bias).sum(-1) + self.units.log_base(v)
@@ -209,10 +210,10 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         return self.class_energies(x).neg().softmax(-1)
 
     def encode(self, x: Any, y: Any = None) -> Tensor:
-        """p(h_j = 1 | x), (batch, hidden), with label units p(h_j = 1 | x, y) where y is given and not -1."""
+        """p(h_j = 1 | x), (batch, hidden); with label units p(h_j = 1 | x, y) where y is given and not -1."""
         if not self.label_dim:
             return torch.sigmoid(self.state(x, y).field)
-        x, y = self.checked(x, y)
+        x, y = self.validated(x, y)
         energies, fields = self._of_classes(x)
         likely = energies.neg().softmax(-1)
         if y is not None:
@@ -221,7 +222,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
     @property
     def has_conditionals(self) -> bool:
-        """Always: given one layer the other's units are independent."""
+        """Always true: the units of each layer are independent given the other."""
         return True
 
     @property
@@ -247,7 +248,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
         return torch.stack([chunk.logsumexp(0) for _, chunk in self._scored()]).logsumexp(0)
 
     def _scored(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The states of the smaller layer in chunks, each with its log-weight, whose sum is Z."""
+        """The states of the smaller layer in chunks, with their log-weights; the weights add up to Z."""
         if self._few_visible:
             for v in self._visible_states():
                 yield v, self.log_density(self._layers(v))
@@ -272,10 +273,10 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
     @torch.no_grad()
     def exact_sample(self, size: int) -> Layers:
-        """Independent draws: a state of the smaller layer by its probability, then the other layer given it."""
+        """Independent draws of the smaller layer from its marginal, then of the other layer given it."""
         chunks = list(self._scored()) if self.tractable else [(self.weight, self.log_z())]
         log_weights = torch.cat([weights for _, weights in chunks]).double()
-        # The inverse of the distribution function: torch.multinomial stops at 2^24 states, and this does not.
+        # By inversion of the distribution function, since torch.multinomial is limited to 2^24 states.
         cumulative = log_weights.softmax(0).cumsum(0)
         u = torch.rand(size, dtype=torch.float64, device=cumulative.device) * cumulative[-1]
         chosen = torch.searchsorted(cumulative, u, right=True).clamp(max=len(cumulative) - 1)
@@ -287,7 +288,7 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
     # Training.
 
     def contrast(self, positive: Layers, negative: Layers) -> Tensor:
-        """As for any model; in closed form where the visible units have no parameters: two products."""
+        """As in the base class; in closed form, by two products, if the visible units have no parameters."""
         if any(p.requires_grad for p in self.units.parameters()):
             return super().contrast(positive, negative)
         with torch.no_grad():
@@ -303,17 +304,17 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
     @torch.no_grad()
     def observe(self, state: Layers) -> None:
-        """Moves the running means of the units over the data."""
+        """Updates the running means of the units over the data."""
         self.mu.lerp_(state.v.mean(0), 1 - DECAY)
         self.activity.lerp_(torch.sigmoid(state.field).mean(0), 1 - DECAY)
 
     @torch.no_grad()
     def monitor(self, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
-        """What Hinton's practical guide (2010) watches.
+        """Diagnostics of training from Hinton's practical guide (2010).
 
-        `reconstruction_error` is the mean square of x - E[x | h ~ p(h | x)], which training does not minimise, `dead`
-        the share of hidden units that are off, or on, for more than 99% of the data, `weight_norm` the root mean
-        square over hidden units of the length of their weights.
+        `reconstruction_error` is the mean square of x - E[x | h ~ p(h | x)], which training does not minimise; `dead`
+        is the share of hidden units that are off, or on, for more than 99% of the data; `weight_norm` is the root mean
+        square over hidden units of the norms of their weights.
         """
         state = self.state(x, y)
         activity = torch.sigmoid(state.field).mean(0)
@@ -325,10 +326,10 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
 
     @torch.no_grad()
     def adjust_gradients(self) -> None:
-        """Turns gradients into the centred ones, in the parameters of -(t - μ)·b' - (h - λ)·c' - (t - μ) W (h - λ).
+        """Centres gradients: they become those in the parameters of -(t - μ)·b' - (h - λ)·c' - (t - μ) W (h - λ).
 
-        From the plain gradients g_W, g_b, g_c they are G_W = g_W - μ g_c - g_b λ, G_b = g_b - G_W λ and
-        G_c = g_c - μ G_W, which vanish where the plain ones do; μ and λ are the units' means over the data.
+        From the plain gradients g_W, g_b, g_c these are G_W = g_W - μ g_c - g_b λ, G_b = g_b - G_W λ and
+        G_c = g_c - μ G_W, which vanish where the plain ones do; μ and λ are the means of the units over the data.
         """
         w, b, c = self.weight.grad, self.visible_bias.grad, self.hidden_bias.grad
         if not self.centred or w is None or b is None or c is None:
@@ -341,12 +342,12 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
     def penalise(self, state: Layers, weight_decay: float, sparsity_target: float | None, sparsity_cost: float) -> None:
         """Adds the gradients of weight decay and of a sparsity target to the parameters' (Hinton 2010, sections 10-11).
 
-        The activity q is that over the batch: a running mean lags behind, and training then overshoots the target.
+        The activity q is the mean over the batch: a running mean would lag behind, and training overshoot the target.
 
         Args:
-            state: the batch.
-            weight_decay: factor of the sum of squared weights, halved; biases are not decayed.
-            sparsity_target: what the mean activity q of each hidden unit is drawn to, by its cross-entropy.
+            state: the states of the batch.
+            weight_decay: factor of half the sum of squared weights; biases are not decayed.
+            sparsity_target: target of the mean activity q of each hidden unit, in a cross-entropy.
             sparsity_cost: factor of the derivative q - target.
         """
         assert self.weight.grad is not None
@@ -382,7 +383,7 @@ def _times(beta: Beta, value: Tensor) -> Tensor:
 
 
 def _bits(width: int, like: Tensor) -> Iterator[Tensor]:
-    """All 2^width binary vectors in chunks (states, width), of the type and on the device of `like`."""
+    """All 2^width binary vectors in chunks (states, width), with the type and device of `like`."""
     powers = 2 ** torch.arange(width, device=like.device)
     for start in range(0, 2**width, CHUNK):
         index = torch.arange(start, min(start + CHUNK, 2**width), device=like.device)

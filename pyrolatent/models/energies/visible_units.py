@@ -1,7 +1,7 @@
-"""Visible units of a restricted Boltzmann machine: exponential families that a hidden layer moves.
+"""Visible units of a restricted Boltzmann machine: exponential families conditioned on the hidden layer.
 
-Units have a statistic t(x) and a base measure m(x), so that p(x | η) = m(x) exp(t(x)·η - A(η)) with natural parameters
-η = b + W h (Welling et al. 2004, "Exponential family harmoniums").
+With a statistic t(x) and a base measure m(x), p(x | η) = m(x) exp(t(x)·η - A(η)) has the natural parameters η = b + W h
+(Welling et al. 2004, "Exponential family harmoniums").
 """
 
 import math
@@ -19,11 +19,11 @@ from pyrolatent.models.energies.density import deviations, warn_if_constant, war
 
 
 class Units(nn.Module):
-    """What an RBM asks of its visible units; statistics t are (n, width), data x (n, *event_shape).
+    """Base class of visible units; statistics t are (n, width), data x (n, *event_shape).
 
     Attributes:
-        width: numbers in a statistic.
-        levels: number of values of each entry of x; None where they are real.
+        width: width of a statistic.
+        levels: number of values of each entry of x; None if they are real.
     """
 
     width: int
@@ -31,31 +31,31 @@ class Units(nn.Module):
 
     @property
     def of_x(self) -> "Units":
-        """The units of x alone, without those of a label."""
+        """The units of x, without those of a label."""
         return self
 
     @property
     def values(self) -> str:
-        """How many values an entry has, in words, where its name does not say it."""
+        """The number of values of an entry in words, if the name does not tell it."""
         return ""
 
     def begin_at(self, x: Tensor) -> bool:
-        """Takes the units of x (n, *event_shape) from data, if it has any; False if it has taken them before."""
+        """Sets location and scale of x (n, *event_shape) from data, if any; False if they have been set before."""
         return True
 
     def warn_if_far(self, x: Tensor) -> None:
-        """Says where data of a further training are far from the units that were taken before."""
+        """Warns if the data of continued training are far from the location and scale that were set before."""
 
     def statistic(self, x: Tensor) -> Tensor:
-        """t(x) of x flattened, (n, entries)."""
+        """t(x), (n, width), of x flattened to (n, entries)."""
         raise NotImplementedError
 
     def value(self, t: Tensor) -> Tensor:
-        """x of a statistic, flattened, (n, entries)."""
+        """x of a statistic, flattened to (n, entries)."""
         raise NotImplementedError
 
     def log_base(self, t: Tensor) -> Tensor | float:
-        """log m(x), (n,); 0 where every x counts alike, as here."""
+        """log m(x), (n,); 0 here."""
         return 0.0
 
     def log_partition(self, eta: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Units(nn.Module):
         raise NotImplementedError
 
     def sample(self, eta: Tensor) -> Tensor:
-        """t(x) of draws x ~ p(x | η)."""
+        """t(x) at draws x ~ p(x | η)."""
         raise NotImplementedError
 
     def mean(self, eta: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Units(nn.Module):
         raise NotImplementedError
 
     def natural(self, mean: Tensor) -> Tensor:
-        """η of which E[t(x)] is `mean`."""
+        """The η at which E[t(x)] is `mean`."""
         raise NotImplementedError
 
 
@@ -117,12 +117,12 @@ class BernoulliUnits(Units):
 class NormalUnits(Units):
     """x_i = m_i + σ_i t_i with t | h ~ N(b + W h, 1): t = (x - m) / σ, A(η) = ∑ η_i² / 2 + log(2π) / 2, over t.
 
-    m is the data's mean, so that neither b nor W moves when σ does. σ is learned, one number for each entry, and begins
-    at the data's standard deviation s times `scale`.
+    m is the mean of the data, so that b and W need not change with σ. σ is learned, one number per entry, and is
+    initialised to `scale` times the standard deviation s of the data.
 
     Args:
         event_shape: shape of x.
-        scale: σ / s at the beginning.
+        scale: initial σ / s.
         learned: whether σ is trained.
         min_scale: lower bound of σ / s; without one, an entry that hardly varies would drive the density to infinity.
     """
@@ -152,14 +152,14 @@ class NormalUnits(Units):
         self.register_buffer("floor", torch.full((self.width,), min_scale))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        if f"{prefix}log_sigma" in state_dict:  # as σ without a floor was saved
+        if f"{prefix}log_sigma" in state_dict:  # saved when σ had no floor
             state_dict[f"{prefix}log_above"] = state_dict.pop(f"{prefix}log_sigma")
             state_dict[f"{prefix}floor"] = torch.zeros_like(self.floor)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def sigma(self) -> Tensor:
-        """σ, the floor and what is learned above it, (width,)."""
+        """σ, (width,): the floor plus a learned part."""
         return self.floor + self.log_above.exp()
 
     @torch.no_grad()
@@ -180,7 +180,7 @@ class NormalUnits(Units):
         return True
 
     def warn_if_far(self, x: Tensor) -> None:
-        """Says where data are more than ten standard deviations away from the units that were taken before."""
+        """Warns if data are more than ten standard deviations away from the location and scale set before."""
         warn_if_far(x, self.loc, self.floor / self.min_scale if self.min_scale else self.sigma)
 
     def statistic(self, x: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class NormalUnits(Units):
         return self.loc + t * self.sigma
 
     def log_base(self, t: Tensor) -> Tensor:
-        """-∑ t_i² / 2 + log σ_i, the density being one of x."""
+        """-∑ t_i² / 2 + log σ_i, for a density of x."""
         return -(0.5 * t.square()).sum(-1) - self.sigma.log().sum()
 
     def log_partition(self, eta: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ class CategoricalUnits(Units):
         return one_hot(x.reshape(len(x), -1).long(), self.k).flatten(1).to(x)
 
     def value(self, t: Tensor) -> Tensor:
-        """The place of the one, as a floating-point number."""
+        """The index of the one, as a floating-point number."""
         return t.unflatten(-1, (-1, self.k)).argmax(-1).to(t.dtype)
 
     def log_partition(self, eta: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ class CategoricalUnits(Units):
         return eta.unflatten(-1, (-1, self.k)).logsumexp(-1).sum(-1)
 
     def sample(self, eta: Tensor) -> Tensor:
-        """One-hot draws, by the largest of η plus Gumbel noise."""
+        """One-hot draws, at the largest of η plus Gumbel noise."""
         logits = eta.unflatten(-1, (-1, self.k))
         gumbel = -torch.empty_like(logits).exponential_().log()
         return one_hot((logits + gumbel).argmax(-1), self.k).flatten(1).to(eta.dtype)
@@ -260,7 +260,7 @@ class CategoricalUnits(Units):
 
 
 class LabelledUnits(Units):
-    """Units of x beside those of one label y, whose one-hot code comes last.
+    """Units of x followed by those of one label y, coded one-hot.
 
     Args:
         inner: the units of x.
@@ -283,36 +283,36 @@ class LabelledUnits(Units):
         return t[..., : self.inner.width], t[..., self.inner.width :]
 
     def statistic(self, x: Tensor) -> Tensor:
-        """Of x, flattened, with the code of y behind it."""
+        """The statistic of x, flattened, followed by the code of y."""
         code = x[:, -self.label_dim :]
         return torch.cat([self.inner.statistic(x[:, : -self.label_dim]), code], -1)
 
     def value(self, t: Tensor) -> Tensor:
-        """x, flattened, with the code of y behind it."""
+        """x, flattened, followed by the code of y."""
         x, y = self._split(t)
         return torch.cat([self.inner.value(x), y], -1)
 
     def log_base(self, t: Tensor) -> Tensor | float:
-        """That of x."""
+        """log m of the units of x."""
         return self.inner.log_base(self._split(t)[0])
 
     def log_partition(self, eta: Tensor) -> Tensor:
-        """The sum of both."""
+        """The sum of A over the units of x and y."""
         x, y = self._split(eta)
         return self.inner.log_partition(x) + self.label.log_partition(y)
 
     def sample(self, eta: Tensor) -> Tensor:
-        """x and y, independently."""
+        """Independent draws of x and y."""
         x, y = self._split(eta)
         return torch.cat([self.inner.sample(x), self.label.sample(y)], -1)
 
     def mean(self, eta: Tensor) -> Tensor:
-        """Those of both."""
+        """The concatenation over the units of x and y."""
         x, y = self._split(eta)
         return torch.cat([self.inner.mean(x), self.label.mean(y)], -1)
 
     def natural(self, mean: Tensor) -> Tensor:
-        """Those of both."""
+        """The concatenation over the units of x and y."""
         x, y = self._split(mean)
         return torch.cat([self.inner.natural(x), self.label.natural(y)], -1)
 
@@ -320,14 +320,14 @@ class LabelledUnits(Units):
 def bernoulli(logits: Tensor) -> Tensor:
     """Draws of 0 and 1 with these log-odds, in their type.
 
-    By comparison with uniform noise, in place: on a processor a quarter of the time of `torch.bernoulli`.
+    In-place comparison with uniform noise takes a quarter of the time of `torch.bernoulli` on a CPU.
     """
     u = torch.rand_like(logits)
     return torch.lt(u, torch.sigmoid(logits), out=u)
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp x), without a gradient as max(x, 0) - log sigmoid(|x|), whose parts are vectorised."""
+    """log(1 + exp x), if no gradient is needed as max(x, 0) - log sigmoid(|x|), whose parts are vectorised."""
     if x.requires_grad:
         return functional.softplus(x)
     return x.relu().sub_(x.abs().sigmoid_().log_())

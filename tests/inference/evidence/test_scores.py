@@ -77,23 +77,23 @@ def exact_evidence(x: Tensor, observed: Tensor | None = None) -> Tensor:
     return torch.from_numpy(np.atleast_1d(gaussian.logpdf(x[:, seen].numpy())))
 
 
-def repeated(model: LatentVariableModel, repeats: int, particles: int, floats: int = 2**21) -> dict[str, Tensor]:
+def repeated(model: LatentVariableModel, repeats: int, particles: int, max_elements: int = 2**21) -> dict[str, Tensor]:
     """Independent scores, (repeats, N) each, of the datapoints once for each repeat."""
-    scores = score(model, X.repeat(repeats, 1), particles=particles, floats=repeats * floats)
+    scores = score(model, X.repeat(repeats, 1), particles=particles, max_elements=repeats * max_elements)
     return {name: getattr(scores, name).unflatten(0, (repeats, N)) for name in ("elbo", "log_evidence", "mcse", "ess")}
 
 
 # The exact posterior: every weight is p(x), so nothing is left to chance.
 
 
-@pytest.mark.parametrize("floats", [1, 7 * X.numel(), 2**21], ids=["one by one", "sevens", "at once"])
-def test_with_the_exact_posterior_there_is_no_error(floats: int) -> None:
+@pytest.mark.parametrize("max_elements", [1, 7 * X.numel(), 2**21], ids=["one by one", "sevens", "at once"])
+def test_with_the_exact_posterior_there_is_no_error(max_elements: int) -> None:
     """100 draws in chunks of 1, of 7 with 2 left over, and at once: they are divided by the number really made."""
     model = linear_gaussian(Exact())
     truth = exact_evidence(X)
     weights = weigh(model.generate, model.infer, X, particles=50).log_weights()
     torch.testing.assert_close(weights, truth.expand(50, N), rtol=0, atol=1e-10)
-    scores = score(model, X, particles=100, floats=floats)
+    scores = score(model, X, particles=100, max_elements=max_elements)
     torch.testing.assert_close(scores.log_evidence, truth, rtol=0, atol=1e-9)
     torch.testing.assert_close(scores.ess, torch.full((N,), 100.0).double(), rtol=1e-9, atol=0)
     torch.testing.assert_close(scores.mcse, torch.zeros(N).double(), rtol=0, atol=1e-6)
@@ -124,10 +124,10 @@ def test_the_estimate_agrees_with_the_truth_within_its_error() -> None:
     assert standard.mean().abs() < 4 / math.sqrt(N)
 
 
-@pytest.mark.parametrize("floats", [67 * X.numel(), 2**21], ids=["three chunks", "at once"])
-def test_the_stated_error_is_the_spread_of_repetitions(floats: int) -> None:
+@pytest.mark.parametrize("max_elements", [67 * X.numel(), 2**21], ids=["three chunks", "at once"])
+def test_the_stated_error_is_the_spread_of_repetitions(max_elements: int) -> None:
     repeats, particles = 300, 200
-    runs = repeated(linear_gaussian(Wrong()), repeats, particles=particles, floats=floats)
+    runs = repeated(linear_gaussian(Wrong()), repeats, particles=particles, max_elements=max_elements)
     # A standard deviation from R repeats has the relative error 1 / sqrt(2 R); 1.5 covers weights with heavier tails.
     ratio = runs["mcse"].mean(0) / runs["log_evidence"].std(0)
     assert (ratio - 1).abs().max() < 4 * 1.5 / math.sqrt(2 * repeats)
@@ -136,18 +136,18 @@ def test_the_stated_error_is_the_spread_of_repetitions(floats: int) -> None:
     assert (error / (runs["log_evidence"].std(0) / math.sqrt(repeats))).abs().max() < 4
 
 
-@pytest.mark.parametrize("floats", [1, 67 * X.numel(), 2**21], ids=["one by one", "three chunks", "at once"])
+@pytest.mark.parametrize("max_elements", [1, 67 * X.numel(), 2**21], ids=["one by one", "three chunks", "at once"])
 @pytest.mark.parametrize("particles", [20, 200])
-def test_khat_is_that_of_all_weights_however_they_are_cut(floats: int, particles: int) -> None:
+def test_khat_is_that_of_all_weights_however_they_are_cut(max_elements: int, particles: int) -> None:
     """Exactly `khat` of the weights at the same random numbers; NaN of 20, which are too few to tell."""
-    model, at_once = linear_gaussian(Wrong()), draws_at_once(X, particles, floats)
+    model, at_once = linear_gaussian(Wrong()), draws_at_once(X, particles, max_elements)
     torch.manual_seed(0)
     parts = [
         weigh(model.generate, model.infer, X, particles=min(at_once, particles - start)).log_weights()
         for start in range(0, particles, at_once)
     ]
     torch.manual_seed(0)
-    found = score(model, X, particles=particles, floats=floats).khat
+    found = score(model, X, particles=particles, max_elements=max_elements).khat
     assert torch.equal(found.nan_to_num(7.0), khat(torch.cat(parts)).nan_to_num(7.0))
     assert found.isnan().all() == (particles == 20)
 
@@ -215,10 +215,10 @@ def test_elbo_is_the_evidence_less_the_kl_to_the_posterior() -> None:
     assert (truth < exact_evidence(X) - 0.01).all()
 
 
-@pytest.mark.parametrize("floats", [1, 7 * X.numel(), 2**21], ids=["one by one", "sevens", "at once"])
-def test_chunks_do_not_change_what_is_no_estimate(floats: int) -> None:
+@pytest.mark.parametrize("max_elements", [1, 7 * X.numel(), 2**21], ids=["one by one", "sevens", "at once"])
+def test_chunks_do_not_change_what_is_no_estimate(max_elements: int) -> None:
     """The KL to the prior, its dimensions and the posterior's mean are closed forms: the same however it is cut."""
-    scores = score(linear_gaussian(Wrong()), X, particles=100, floats=floats)
+    scores = score(linear_gaussian(Wrong()), X, particles=100, max_elements=max_elements)
     q = Wrong()(X)
     each = kl_divergence(q.base_dist, dist.Normal(torch.zeros(N, L).double(), 1.0))
     torch.testing.assert_close(scores.kl_dimensions["z"], each, rtol=1e-10, atol=1e-10)
@@ -232,7 +232,7 @@ def test_extreme_weights_stay_in_log_space() -> None:
     far = X + 200
     truth = exact_evidence(far)
     assert (truth < -800).all()
-    scores = score(linear_gaussian(Exact()), far, particles=50, floats=7 * X.numel())
+    scores = score(linear_gaussian(Exact()), far, particles=50, max_elements=7 * X.numel())
     torch.testing.assert_close(scores.log_evidence, truth, rtol=1e-9, atol=0)
     torch.testing.assert_close(scores.ess, torch.full((N,), 50.0).double(), rtol=1e-6, atol=0)
 

@@ -316,7 +316,7 @@ def test_the_limits_of_exact_methods_are_said() -> None:
         (lambda: MarkovNetwork((25,), cliques=[[*range(1, 26)]]), "has 33,554,432 joint values.*smaller cliques"),
         (
             lambda: MarkovNetwork((1,), cliques=[[1]], energies=[[0.0, math.inf]]),
-            r"clique \(1,\) are not finite, by which some evidence is impossible; give a large finite energy",
+            r"clique \(1,\) are not finite, which makes some evidence impossible; give nearly impossible values a",
         ),
         (lambda: MarkovNetwork((1,), cliques=[[1]], energies=[lambda a: (a / 0).log()]), "are not finite"),
     ):

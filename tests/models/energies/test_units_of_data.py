@@ -340,8 +340,8 @@ IMPROPER: dict[str, tuple[Any, str, str]] = {
     "waves": (lambda x: 3 * x.sin().sum(-1), "flat", "in 200 of 200 directions"),
     "what undoes the base": (lambda x: -0.5 * x.square().sum(-1), "normal", "in 200 of 200 directions"),
     "what outgrows the base": (lambda x: -x.square().sum(-1), "normal", "in 200 of 200 directions"),
-    "a well in one direction": (_one_way, "flat", "chains go on spreading"),
-    "a valley": (lambda x: 0.5 * x.sum(-1).square(), "flat", "chains go on spreading"),
+    "a well in one direction": (_one_way, "flat", "chains keep spreading"),
+    "a valley": (lambda x: 0.5 * x.sum(-1).square(), "flat", "chains keep spreading"),
 }
 
 
@@ -415,7 +415,7 @@ def test_a_constant_column_is_named_in_training_and_in_evaluation(kind: str) -> 
     data = load_data(x)
     declared: dict[str, Any] = {"rbm": {"hidden": 3, "visible": "normal"}, "energy": {"energy": SMALL}}
     model: Any = build("model", {kind: declared[kind]}, event_shape=(3,), label_dim=0)
-    said = r"1 of 3 entries of x \(from 0: 1\) are the same in all \d+ training datapoints: their width is made up"
+    said = r"1 of 3 entries of x \(from 0: 1\) are the same in all \d+ training datapoints: their width is set to"
     with pytest.warns(UserWarning, match=said):
         fit(model, data, objective="cd", epochs=1, progress=False)
     kernel = HMC_3 if kind == "energy" else None
