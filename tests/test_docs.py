@@ -42,8 +42,8 @@ def called(line: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.usefixtures("few_steps")
-@pytest.mark.parametrize("page", sorted((DOCS / "add").glob("*.md")), ids=lambda page: page.stem)
-def test_what_a_page_says_to_add_works_from_an_empty_folder(
+@pytest.mark.parametrize("page", [*sorted((DOCS / "add").glob("*.md")), DOCS / "pyro.md"], ids=lambda page: page.stem)
+def test_what_a_page_says_works_from_an_empty_folder(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -339,7 +339,7 @@ RULES = (
         _label_vectors,
     ),
     Rule(
-        "a model that is given every label (of x given y, or of a Pyro program) where some are unknown",
+        "a model of x given y, or a Pyro program with labels, where labels are unknown",
         "declare semi_supervised_vae, or give all labels",
         _unknown_labels,
     ),

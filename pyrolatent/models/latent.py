@@ -65,11 +65,6 @@ class LatentVariableModel(Model):
         return declared_name(getattr(self.likelihood, "family", self.likelihood))
 
     @property
-    def observes_x(self) -> bool:
-        """Whether one site of the generative function is p(x | z), so that x can be drawn."""
-        return True
-
-    @property
     def vectorises(self) -> bool:
         """Whether the two functions run with several particles side by side, in one plate around them."""
         return True

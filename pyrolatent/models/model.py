@@ -83,6 +83,11 @@ class Model(nn.Module):
         """
 
     @property
+    def observes_x(self) -> bool:
+        """Whether x itself is modelled, so that it can be drawn."""
+        return True
+
+    @property
     def takes_unknown_labels(self) -> bool:
         """Whether the label may be unknown, -1, for some datapoints."""
         return self.label_site is not None

@@ -421,7 +421,7 @@ def measure(model: LatentVariableModel, data: Data, support: Constraint | None) 
     A density of other values than x, where `support` is None, is a measure of its own.
     """
     if support is None:
-        return "density (of what the program observes, not of x)"
+        return "mass or density (of what the program observes)"
     if data.binarize == "relaxed":
         return "cross-entropy"
     family = getattr(getattr(model, "likelihood", None), "family", None)

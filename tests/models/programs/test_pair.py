@@ -381,7 +381,7 @@ def prior_guide(x: Tensor) -> None:
 def test_x_is_not_drawn_from_a_pair_that_does_not_observe_it(model: Callable[..., Any], x: Any, reason: str) -> None:
     m, data = from_pyro(model, prior_guide), pl.load_data(x)
     found = pl.evaluate(m, data, particles=30)
-    assert found.measure == "density (of what the program observes, not of x)"
+    assert found.measure == "mass or density (of what the program observes)"
     with pytest.raises(InputError, match=reason):
         pl.sample(m, 3)
     assert "posterior_predictive" not in pl.to_arviz(m, data, draws=20, predictive=20).groups()
@@ -455,7 +455,7 @@ def test_a_pair_that_cannot_be_taken_says_why(model: Any, guide: Any, options: A
 def test_parameters_of_the_program_that_no_default_fills() -> None:
     with pytest.raises(InputError, match="'lengths', which is none of x, y and mask"):
         from_pyro(asks_for_more, loc_guide)
-    with pytest.raises(InputError, match="give a function, a method or a module"):
+    with pytest.raises(InputError, match=r"guide was given 3"):
         from_pyro(loc_model, 3)  # type: ignore[arg-type]
 
 
