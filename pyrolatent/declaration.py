@@ -14,6 +14,7 @@ subclass of `Options` has its options as fields. So each option is written once.
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +30,8 @@ from pyrolatent.errors import InputError
 
 Declaration = str | Mapping[str, Any]
 C = TypeVar("C", bound=type)
-Importer = Callable[[str], Any]
+Modules = dict[str, Any]
+Importer = Callable[..., Any]
 PositiveInt = Annotated[int, Gt(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 
@@ -268,24 +270,37 @@ def importing(importer: Importer) -> Iterator[None]:
         _importer.reset(token)
 
 
-def import_path(path: str) -> Any:
+def import_path(path: str, modules: Modules | None = None) -> Any:
     """Imports `package.module:Name`.
 
+    Args:
+        path: the import path.
+        modules: modules that were run anew for one purpose, by name, to which this one is added; None: Python's own.
+
     Raises:
-        InputError: there is no such module, or no such name in it.
+        InputError: the module or the name in it does not exist.
     """
     module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        if modules is None:
+            return getattr(importlib.import_module(module), name)
+        if module not in modules:
+            spec: Any = importlib.util.find_spec(module)
+            if spec is None:
+                raise ModuleNotFoundError(name=module)
+            modules[module] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(modules[module])
+        return getattr(modules[module], name)
     except ModuleNotFoundError as error:
         raise InputError(f"{path}: there is no module {error.name!r}; is it on the Python path?") from error
     except AttributeError as error:
         raise InputError(f"{path}: the module {module!r} has no {name!r}") from error
 
 
-def imported(path: str) -> Any:
-    """Imports an import path as the current `importing` context does."""
-    return _importer.get()(path)
+def imported(path: str, modules: Modules | None = None) -> Any:
+    """What an import path means in the present `importing` context, its module run anew unless it is in `modules`."""
+    importer = _importer.get()
+    return importer(path) if modules is None else importer(path, modules)
 
 
 def import_paths(declaration: Any) -> list[str]:

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from pyrolatent.data.load import load_data
 from pyrolatent.data.splits import Data, divisor, measure_of
-from pyrolatent.declaration import build, choices, import_paths, importing
+from pyrolatent.declaration import Modules, build, choices, import_paths, importing
 from pyrolatent.errors import InputError, TrustError
 from pyrolatent.experiments.experiment import Experiment, declare, read_yaml, write_yaml
 from pyrolatent.experiments.user_components import FilesIn, source_name
@@ -376,7 +376,7 @@ class Run:
         """A context in which import paths refer to the copies in this run, if they are trusted."""
         return importing(self._import)
 
-    def _import(self, path: str) -> Any:
+    def _import(self, path: str, modules: Modules | None = None) -> Any:
         name = source_name(path)
         if not self._trust:
             raise TrustError(
@@ -390,7 +390,7 @@ class Run:
                 f"{self.path / name} is not the file that {path} was trained with: its hash should be {recorded}, but "
                 f"{f'is {found}' if found else 'it is not there'}; restore it, or train again"
             )
-        return self._files(path)
+        return self._files(path, modules)
 
     def _recorded(self, name: str, part: str = "data", default: Any = ...) -> Any:
         try:

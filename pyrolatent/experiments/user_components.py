@@ -3,15 +3,13 @@
 import hashlib
 import importlib
 import inspect
+import itertools
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pyrolatent.declaration import (
-    choices,
-    import_path,
-)
+from pyrolatent.declaration import Modules, choices, import_path
 from pyrolatent.errors import InputError
 
 
@@ -28,15 +26,16 @@ class FilesIn:
         self._sources: dict[str, bytes] = {}
         self._modules: dict[str, ModuleType] = {}
 
-    def __call__(self, path: str) -> Any:
-        """Imports `package.module:Name`."""
+    def __call__(self, path: str, modules: Modules | None = None) -> Any:
+        """Imports `package.module:Name`, its module run anew unless it is in `modules`, where these are given."""
         module, _, name = path.partition(":")
         file = self._file(path)
         if file is None:
-            return import_path(path)
-        if module not in self._modules:
-            self._modules[module] = _execute(self.source(path), file, module)
-        loaded = self._modules[module]
+            return import_path(path, modules)
+        known = self._modules if modules is None else modules
+        if module not in known:
+            known[module] = _execute(self.source(path), file, module, anew=modules is not None)
+        loaded = known[module]
         if not hasattr(loaded, name):
             raise InputError(f"{path}: {file} has no {name!r}; {choices(name, _public(loaded))}")
         return getattr(loaded, name)
@@ -66,13 +65,16 @@ def source_name(path: str) -> str:
     return path.partition(":")[0].replace(".", "/") + ".py"
 
 
-def _execute(source: bytes, file: Path, name: str) -> ModuleType:
+def _execute(source: bytes, file: Path, name: str, *, anew: bool = False) -> ModuleType:
     """Executes the source of a file as a module.
 
     The import system is avoided because it would prefer a bytecode file, whose hash is not recorded. The name of the
-    module depends on path and contents, since other directories may have files of the same name.
+    module depends on path and contents, since other directories may have files of the same name, and where it is
+    executed anew on how often that was done.
     """
     unique = f"{name}_{hashlib.sha256(bytes(file.resolve()) + source).hexdigest()[:12]}"
+    if anew:
+        unique += f"_{next(_executions)}"
     if unique not in sys.modules:
         module = ModuleType(unique)
         module.__file__ = str(file)
@@ -85,6 +87,9 @@ def _execute(source: bytes, file: Path, name: str) -> ModuleType:
             reason = " ".join(str(error).split())
             raise InputError(f"{file} cannot be imported: {type(error).__name__}: {reason}") from error
     return sys.modules[unique]
+
+
+_executions = itertools.count()
 
 
 def _installed(path: str) -> Path:

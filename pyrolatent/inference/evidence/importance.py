@@ -382,7 +382,7 @@ def _evaluate_latents(
     return replace(
         found,
         bits_per_dimension=data.bits_per_dimension(log_p, found.measure, support, part.mask),
-        classification_error=_classification_error(joined, model.label_site, part.y),
+        classification_error=_classification_error(joined, model, part.y),
         left_out=left_out,
         given="y" if model.conditional else None,
     )
@@ -536,7 +536,9 @@ def active_units(means: Tensor, noise: Tensor, prior: Tensor | float = 1.0) -> T
     return means.var(0) - noise.mean(0) > ACTIVE * prior
 
 
-def _classification_error(scores: Scores, label_site: str | None, y: Tensor | None) -> float | None:
-    if label_site is None or y is None or not (y >= 0).any():
+def _classification_error(scores: Scores, model: LatentVariableModel, y: Tensor | None) -> float | None:
+    """The share of known labels that the most probable class misses, of models whose label site is one-hot."""
+    means = scores.means.get(model.label_site or "")
+    if means is None or means.shape[-1] != model.label_dim or y is None or not (y >= 0).any():
         return None
-    return (scores.means[label_site].argmax(-1) != y)[y >= 0].double().mean().item()
+    return (means.argmax(-1) != y)[y >= 0].double().mean().item()

@@ -94,13 +94,10 @@ class PyroPair(LatentVariableModel):
     ) -> None:
         Model.__init__(self, event_shape or ())
         self.label_dim, self.plate = label_dim, plate
-        made: dict[str, Any] = {}
-        self._programs = (
-            _program("model", model, model_options, made),
-            _program("guide", guide, guide_options, made),
-        )
+        made = _Made()
+        self._programs = _program("model", model, model_options, made), _program("guide", guide, guide_options, made)
         self._in_store = not isinstance(model, str) and not isinstance(guide, str)
-        arguments = imported(arguments) if isinstance(arguments, str) else arguments
+        arguments = imported(arguments, made.modules) if isinstance(arguments, str) else arguments
         self._arguments = by_signature(self._programs[0]) if arguments is None else by_function(arguments)
         self._declared = _roles(observed)
         self._run: FirstRun | None = None
@@ -112,7 +109,9 @@ class PyroPair(LatentVariableModel):
         self.modules_met = nn.ModuleDict(named(owners(*self._programs)))
         self.parameters_met = nn.ParameterDict()
         self.about: Tensor
-        self.register_buffer("about", torch.tensor([label_dim, False, *self.event_shape]))
+        self.unlike_x: Tensor
+        self.register_buffer("about", torch.tensor([label_dim, False, False, *self.event_shape]))
+        self.register_buffer("unlike_x", _bytes(None))
 
     @property
     def met(self) -> bool:  # type: ignore[override]
@@ -225,11 +224,22 @@ class PyroPair(LatentVariableModel):
         self.observed_site = roles.get("x", "")
         self._fault = fault(run, roles.get("x"), rows[0], rows[2])
         self._sees_gaps = mask is not None and self._takes_mask
-        self.about = torch.tensor([self.label_dim, self._sees_gaps, *self.event_shape], device=self.about.device)
+        known = torch.tensor([self.label_dim, self.conditional, self._sees_gaps, *self.event_shape])
+        self.about, self.unlike_x = known.to(self.about.device), _bytes(self._fault).to(self.about.device)
         if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            self.to(next((value.dtype for value in waiting.values() if value.is_floating_point()), None))
-            self.load_state_dict(waiting)
+            self._take_waiting()
+
+    def _take_waiting(self) -> None:
+        """Takes the state that was loaded before the first run, which may have been of no data."""
+        waiting: Any = self._waiting
+        self._waiting = None
+        self.unlike_x = torch.empty_like(waiting["unlike_x"], device=self.about.device)
+        self.to(next((value.dtype for value in waiting.values() if value.is_floating_point()), None))
+        try:
+            super().load_state_dict(waiting)
+        except RuntimeError as error:
+            raise InputError(f"what was loaded is not of this pair: {' '.join(str(error).split())}") from error
+        self._sees_gaps, self._fault = bool(self.about[2]), bytes(self.unlike_x.tolist()).decode() or None
 
     def _uses(self, which: int, rows: tuple[Any, Any, Any], other: Tensor) -> bool:
         """Whether what the programs are called with changes with the labels (1) or the mask (2)."""
@@ -317,11 +327,11 @@ class PyroPair(LatentVariableModel):
         """Takes a state; a pair that has not been run takes it when it is."""
         if self._run is not None:
             return super().load_state_dict(state_dict, strict, assign)
-        if "about" not in state_dict:
+        if not {"about", "unlike_x"} <= state_dict.keys():
             raise RuntimeError("it is no state of a Pyro pair")
         self._waiting, self.fitted = state_dict, True
-        self.label_dim, sees_gaps, *event_shape = state_dict["about"].tolist()
-        self.event_shape, self._sees_gaps = torch.Size(event_shape), bool(sees_gaps)
+        self.label_dim, conditional, _, *event_shape = state_dict["about"].tolist()
+        self.event_shape, self.conditional = torch.Size(event_shape), bool(conditional)
         return None
 
     def __str__(self) -> str:
@@ -353,7 +363,18 @@ class _Gaps(Messenger):
             msg["fn"] = masked(msg["fn"], mask)
 
 
-def _program(which: str, program: Any, options: Mapping[str, Any] | None, made: dict[str, Any]) -> Any:
+class _Made:
+    """What the import paths of one pair name, and what was built of it.
+
+    Modules are run anew for each pair, so that it shares no networks and its seed decides their initial weights.
+    """
+
+    def __init__(self) -> None:
+        self.modules: dict[str, Any] = {}
+        self.objects: dict[str, Any] = {}
+
+
+def _program(which: str, program: Any, options: Mapping[str, Any] | None, made: _Made) -> Any:
     """A program that was given, or that an import path names.
 
     Args:
@@ -361,7 +382,7 @@ def _program(which: str, program: Any, options: Mapping[str, Any] | None, made: 
         program: the program, or its import path; a class that it begins with, or a function where there are options,
             is called first.
         options: what is called with.
-        made: what was made already by its path, so that two methods are those of one object.
+        made: what was made already, so that two methods are those of one object.
 
     Raises:
         InputError: it is no program.
@@ -370,10 +391,10 @@ def _program(which: str, program: Any, options: Mapping[str, Any] | None, made: 
         module, _, names = program.partition(":")
         first, *attributes = names.split(".")
         path = f"{module}:{first}"
-        if path not in made:
-            named = imported(path)
-            made[path] = named(**(options or {})) if isinstance(named, type) or options is not None else named
-        program = operator.attrgetter(".".join(attributes))(made[path]) if attributes else made[path]
+        if path not in made.objects:
+            found = imported(path, made.modules)
+            made.objects[path] = found(**(options or {})) if isinstance(found, type) or options is not None else found
+        program = operator.attrgetter(".".join(attributes))(made.objects[path]) if attributes else made.objects[path]
     elif options is not None:
         raise InputError(f"{which}_options are for a declaration by import path; call the program with them yourself")
     if not callable(program):
@@ -389,6 +410,10 @@ def _roles(observed: str | Mapping[str, str] | None) -> dict[str, str]:
             f'observed was {observed!r}; give the site of x, or the sites of both: {{"obs": "x", "labels": "y"}}'
         )
     return {role: site for site, role in given.items()}
+
+
+def _bytes(text: str | None) -> Tensor:
+    return torch.tensor(list((text or "").encode()), dtype=torch.uint8)
 
 
 _owners = WeakTensorKeyDictionary()

@@ -224,6 +224,51 @@ def test_a_pair_is_declared_by_its_import_paths(options: str, tmp_path: Path) ->
     assert loaded.evaluate(particles=10).elbo == run.evaluate(particles=10).elbo
 
 
+def test_pairs_of_one_file_share_nothing_and_their_seed_decides_their_weights(tmp_path: Path) -> None:
+    (tmp_path / "programs.py").write_text(PROGRAMS)
+    np.save(tmp_path / "bits.npy", BITS)
+
+    def trained(seed: int) -> Tensor:
+        declared = {"pyro": {"model": "programs:pair.model", "guide": "programs:pair.guide"}}
+        experiment = pl.Experiment(
+            model=declared, data="bits.npy", epochs=1, seed=seed, optimizer={"SGD": {"lr": 0.0}}, directory=tmp_path
+        )
+        data = experiment.load_data()
+        model = experiment.fit(experiment.build(data), data, progress=False).model
+        return model._programs[0].__self__.encoder.weight.detach().clone()
+
+    first, again, other = trained(0), trained(0), trained(1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_why_x_is_not_drawn_is_known_after_loading(tmp_path: Path) -> None:
+    program = Linear()
+    fit = pl.fit(from_pyro(observes_logs, loc_guide), pl.load_data(np.exp(REALS)), **ONCE)
+    run = pl.Run.save(tmp_path / "run", fit)
+    pyro.clear_param_store()
+    again = pl.Run.load(run.path, model=from_pyro(observes_logs, loc_guide)).model
+    with pytest.raises(InputError, match="observes other values than x"):
+        pl.sample(again, 3)
+    pyro.clear_param_store()
+    other = pl.Run.load(run.path, model=from_pyro(program.model, program.guide)).model
+    with pytest.raises(InputError, match="what was loaded is not of this pair"):
+        pl.sample(other, 3)
+
+
+def test_a_model_of_x_given_y_is_loaded_before_it_has_seen_data(tmp_path: Path) -> None:
+    y = np.random.default_rng(3).normal(size=(80, 3)).astype(np.float32)
+    program = Regression()
+    fit = pl.fit(from_pyro(program.model, program.guide), pl.load_data(REALS, labels=y), **ONCE)
+    run = pl.Run.save(tmp_path / "run", fit)
+    pyro.clear_param_store()
+    other = Regression()
+    loaded = pl.Run.load(run.path, model=from_pyro(other.model, other.guide)).model
+    assert loaded.encode(REALS[:5], y=y[:5])["z"].batch_shape == (5,)
+    assert torch.equal(other.w.weight, program.w.weight)
+    assert pl.sample(loaded, 5, y=y[:5]).shape == (5, 1)
+
+
 # Evidence and draws against what is known exactly.
 
 
