@@ -149,17 +149,17 @@ class TemperedPCD(Contrastive):
     @torch.no_grad()
     def prepare(self, model: UnnormalisedDensity) -> None:
         """Initialises persistent chains from the base, unless they exist in this number."""
-        if (len(model.chains), len(model.hotter)) != (self.chains, self.chains * (self.levels - 1)):
+        if (len(model.chains), len(model.tempered_chains)) != (self.chains, self.chains * (self.levels - 1)):
             flat = model.flat(model.base(self.chains * self.levels))
-            model.chains, model.hotter = flat[: self.chains].clone(), flat[self.chains :].clone()
+            model.chains, model.tempered_chains = flat[: self.chains].clone(), flat[self.chains :].clone()
 
     def negatives(self, model: UnnormalisedDensity, positive: Any) -> Any:
         """The chains at β = 1 after all have moved and exchanged states."""
         tempering = Tempering(self.levels, kernel_of(model, self.kernel))
-        state = model.restore(torch.cat([model.chains, model.hotter]))
+        state = model.restore(torch.cat([model.chains, model.tempered_chains]))
         for _ in range(self.steps):
             state = tempering(model, state)
         flat = model.flat(state)
         model.chains.copy_(flat[: self.chains])
-        model.hotter.copy_(flat[self.chains :])
+        model.tempered_chains.copy_(flat[self.chains :])
         return model.restore(flat[: self.chains])

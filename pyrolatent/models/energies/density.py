@@ -83,23 +83,25 @@ class UnnormalisedDensity(Model):
     Attributes:
         measure: the measure of p(x), "mass" or "density".
         chains: persistent chains (chains, width); empty unless training has kept some.
-        hotter: persistent chains at β < 1, (levels * chains, width); empty unless training was tempered.
+        tempered_chains: persistent chains at β < 1, (levels * chains, width); empty unless training was tempered.
     """
 
     always_offers = frozenset({Capability.DENSITY, Capability.ENERGY})
 
     chains: Tensor
-    hotter: Tensor
+    tempered_chains: Tensor
     levels: Tensor | None
 
     def __init__(self, event_shape: tuple[int, ...], levels: Tensor | None = None) -> None:
         super().__init__(event_shape)
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("chains", torch.empty(0))
-        self.register_buffer("hotter", torch.empty(0))
+        self.register_buffer("tempered_chains", torch.empty(0))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for name in ("chains", "hotter"):
+        if prefix + "hotter" in state_dict:  # the name in older runs
+            state_dict[prefix + "tempered_chains"] = state_dict.pop(prefix + "hotter")
+        for name in ("chains", "tempered_chains"):
             own = getattr(self, name)
             saved = state_dict.get(prefix + name, own)
             if saved.shape != own.shape:  # the number of chains in training

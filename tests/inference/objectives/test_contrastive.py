@@ -106,7 +106,7 @@ def test_persistent_chains_follow_the_model_and_give_the_exact_gradient(objectiv
     error = ((p @ each.square() - (p @ each).square()) / 5000).sqrt()
     assert ((found - torch.cat([w.flatten() for w in wanted])).abs() < 4.5 * error).all()
     assert model.chains.shape == (5000, 4)
-    assert len(model.hotter) == 5000 * (options.get("levels", 1) - 1)
+    assert len(model.tempered_chains) == 5000 * (options.get("levels", 1) - 1)
 
 
 def test_restarted_chains_begin_at_the_base() -> None:
