@@ -73,6 +73,7 @@ class Pyrolatent:
     """What `pyrolatent.fit` does, with `compile="always"`."""
 
     precision = "float32"
+    built = staticmethod(vae)
 
     def __init__(self, size: Workload, data: np.ndarray, seed: int, device: str) -> None:
         import pyro
@@ -89,8 +90,9 @@ class Pyrolatent:
             "compile": "always", "precision": self.precision,
         }  # fmt: skip
         objective = "elbo" if size.particles == 1 else {"iwae": {"particles": size.particles}}
-        self.model, self.size, self.device = vae(size).to(device), size, device
+        self.model, self.size, self.device = self.built(size).to(device), size, device
         self.scored = torch.as_tensor(data[:SCORED], dtype=torch.float32, device=device)
+        self.model.meet(self.scored[:3])
         self.trainer = Trainer(Fit(self.model, loaded, settings), loaded, build("objective", objective))
         self.waiting: list[Any] = []
         self.trainer.gradient.compile(self.trainer.indices()[0], self.trainer.factor)
@@ -119,24 +121,79 @@ class PyrolatentBF16(Pyrolatent):
 class Pyro(Eager):
     """`pyro.infer.SVI` on the model's pair."""
 
+    built = staticmethod(vae)
+
+    def programs(self) -> tuple[Any, Any]:
+        return self.model.model, self.model.guide
+
     def __init__(self, size: Workload, data: np.ndarray, seed: int, device: str) -> None:
         import pyro
 
         pyro.enable_validation(False)
+        pyro.clear_param_store()  # of the copy before
         pyro.set_rng_seed(seed)
         self.size, self.device = size, device
         self.scored, self.x = torch.as_tensor(data, dtype=torch.float32, device=device).tensor_split([SCORED])
-        self.model = vae(size).to(device)
+        self.model = self.built(size).to(device)
         one = size.particles == 1
         infer: Any = pyro.infer
         loss = infer.Trace_ELBO() if one else infer.RenyiELBO(0.0, size.particles, 1, vectorize_particles=True)
-        self.svi = infer.SVI(self.model.model, self.model.guide, pyro.optim.Adam({"lr": LR}), loss)
+        self.svi = infer.SVI(*self.programs(), pyro.optim.Adam({"lr": LR}), loss)
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
             self.svi.step(self.x[torch.randint(len(self.x), (self.size.batch_size,), device=self.device)])
 
     bound = Pyrolatent.bound
+
+
+class PyroVAE(nn.Module):
+    """The same VAE as a program of Pyro's tutorial writes it."""
+
+    def __init__(self, size: Workload) -> None:
+        super().__init__()
+        self.encoder, self.decoder = network(size.encoder), network(size.decoder)
+        self.latent_dim = size.latent_dim
+
+    def model(self, x: torch.Tensor) -> None:
+        import pyro
+        import pyro.distributions as dist
+
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(x.shape[0], self.latent_dim), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x: torch.Tensor) -> None:
+        import pyro
+        import pyro.distributions as dist
+
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", x.shape[0]):
+            loc, scale = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, MIN_SCALE + nn.functional.softplus(scale)).to_event(1))
+
+
+def pair(size: Workload) -> Any:
+    import pyrolatent as pl
+
+    program = PyroVAE(size)
+    return pl.from_pyro(program.model, program.guide)
+
+
+class Pair(Pyrolatent):
+    """What `pyrolatent.fit` does with a Pyro program, by `from_pyro`, with `compile="always"`."""
+
+    built = staticmethod(pair)
+
+
+class PairBySVI(Pyro):
+    """The Pyro program's own loop of `pyro.infer.SVI`."""
+
+    built = staticmethod(pair)
+
+    def programs(self) -> tuple[Any, Any]:
+        return self.model._programs
 
 
 class NumPyro:
@@ -275,6 +332,8 @@ CONTENDERS: dict[str, Any] = {
     "pyrolatent": Pyrolatent,
     "pyrolatent-bf16": PyrolatentBF16,
     "pyro": Pyro,
+    "pair": Pair,
+    "pair-svi": PairBySVI,
     "numpyro": NumPyro,
     "pythae": Pythae,
 }
