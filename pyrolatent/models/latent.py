@@ -266,19 +266,31 @@ class PyroProgram(nn.Module):
         self.owner = owner
         self.function = function
 
-    def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+    def forward(self, x: Tensor | None = None, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """Runs the function on a minibatch, as in `LatentVariableModel.generate`.
 
+        Args:
+            x: data (batch, *event_shape); None lets the generative function draw x, one or one for each label.
+            y: labels.
+            mask: True where x is observed.
+
         Raises:
-            InputError: the parameter store holds the parameters of another model under this one's name.
+            InputError: the guide is run without x, or the parameter store holds the parameters of another model under
+                this one's name.
         """
-        if not self.owner.met:
-            self.owner.meet(x, y, mask)
-        _share_parameters(self.owner)
+        function, owner = self.function, self.owner
+        if x is None:
+            if not isinstance(owner, LatentVariableModel) or function != owner.generate:
+                raise InputError("the guide was run without x, of which it is; give x")
+            function = owner.unconditioned(y)
+            x = as_numbers(owner, torch.zeros(()), "x").expand(1 if y is None else len(y), *owner.event_shape)
+        if not owner.met:
+            owner.meet(x, y, mask)
+        _share_parameters(owner)
         with held_parameters_expected():
-            pyro.module(_store_name(self.owner), self.owner)
-        self.owner.run_by_pyro()
-        self.function(x, y, mask)
+            pyro.module(_store_name(owner), owner)
+        owner.run_by_pyro()
+        function(x, y, mask)
 
 
 def _share_parameters(model: Model) -> None:
