@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pyrolatent import VAE, Data, load_data
+from pyrolatent.figures.latent import samples
 from pyrolatent.inference.refine import refine
 
 # Models this small gain nothing from threads, and lose much where other processes want the same cores.
@@ -58,6 +59,13 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "pyrolatent.checks.inference_gap.refine", lambda *args, **options: refine(*args, **options | {"steps": 10})
     )
+
+
+@pytest.fixture
+def few_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures have a few cells, where what is seen in each does not matter."""
+    monkeypatch.setattr("pyrolatent.pictures.SIDE", 2)
+    monkeypatch.setattr("pyrolatent.figures.latent.samples", lambda values, title="": samples(values[:4], title))
 
 
 @pytest.fixture

@@ -41,7 +41,13 @@ def called(line: str, capsys: pytest.CaptureFixture[str]) -> str:
     return result.stdout
 
 
-@pytest.mark.usefixtures("few_steps")
+@pytest.fixture
+def unwritten_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are made, but not turned into files, of which no page says what they show."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **options: None)
+
+
+@pytest.mark.usefixtures("few_cells", "few_steps", "unwritten_pictures")
 @pytest.mark.parametrize("page", [*sorted((DOCS / "add").glob("*.md")), DOCS / "pyro.md"], ids=lambda page: page.stem)
 def test_what_a_page_says_works_from_an_empty_folder(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -235,6 +235,7 @@ DATA_AT_HAND: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@pytest.mark.usefixtures("few_cells")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "check" else []) for name in DATA_AT_HAND]
 )
@@ -254,6 +255,7 @@ def test_unknown_labels_of_data_are_not_drawn_at() -> None:
     assert unknown.tolist() == [0, 1, 2, 0, 1]
 
 
+@pytest.mark.usefixtures("few_cells")
 @pytest.mark.parametrize("latent_dim", [1, 2, 3])
 def test_report_draws_every_figure_and_leaves_the_random_state(latent_dim: int) -> None:
     data = load_data("digits")

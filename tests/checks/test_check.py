@@ -20,14 +20,17 @@ from pyrolatent import (
     ConditionalVAE,
     Data,
     DiscreteVAE,
+    Experiment,
     HierarchicalVAE,
     InputError,
     LinearGaussian,
+    Run,
     SemiSupervisedVAE,
     check,
     checks,
     cli,
     load_data,
+    train,
 )
 from pyrolatent.checks import CHECKS
 from pyrolatent.inference.draws import simulate
@@ -220,8 +223,8 @@ def call(*args: object) -> Result:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checked") / "run"
-    arguments = ["--epochs=2", "--device=cpu", "--particles=4", "--set=model.vae.latent_dim=2", "--output", path]
-    assert call("train", *arguments).exit_code == 0
+    train(Experiment(model={"vae": {"latent_dim": 2}}, epochs=2, device="cpu"), path, progress=False)
+    Run.load(path).evaluate(particles=4)
     return path
 
 
@@ -256,6 +259,7 @@ def test_evaluate_by_annealing(run: Path) -> None:
     assert wrong.exit_code == 2
 
 
+@pytest.mark.usefixtures("few_cells")
 def test_a_model_without_latent_variables_has_nothing_to_check(tmp_path: Path) -> None:
     Path(tmp_path / "plain.yaml").write_text(
         "model: {autoencoder: {latent_dim: 2}}\nobjective: squared_error\nepochs: 1\n"

@@ -103,15 +103,15 @@ def binomial_999(n: int, level: float) -> tuple[float, float]:
 
 @pytest.mark.parametrize("kind", ["independent", "dependent", "tied"])
 def test_the_rank_test_holds_its_level_and_sees_what_is_not_uniform(kind: str) -> None:
-    """Over 1,000 repetitions of 50 truths and 25 draws in three dimensions, dependent on each other or not."""
+    """Over 500 repetitions of 50 truths and 25 draws in three dimensions, dependent on each other or not."""
     torch.manual_seed(0)
     p = []
-    for _ in range(1000):
+    for _ in range(500):
         values = torch.randn(26, 50, 3)
         values = {"independent": values, "dependent": values[..., :1] + 0.1 * values, "tied": values.round()}[kind]
         p.append(checks.rank_test(values[0], values[1:], exchanges=199).p_value)
     for level in (0.01, 0.05, 0.1):
-        lower, upper = binomial_999(1000, level)
+        lower, upper = binomial_999(500, level)
         assert lower <= np.mean(np.array(p) <= level) <= upper
     draws = torch.randn(200, 500, 3)
     for wrong in (0.8 * torch.randn(500, 3), 0.25 + torch.randn(500, 3)):
@@ -126,10 +126,10 @@ def test_the_rank_test_holds_its_level_and_sees_what_is_not_uniform(kind: str) -
 
 
 def test_the_other_exchanges_hold_their_levels_and_see_differences() -> None:
-    """1,000 repetitions at the smallest sizes; pairs with skewed scores, samples of two columns that are one."""
+    """500 repetitions at the smallest sizes; pairs with skewed scores, samples of two columns that are one."""
     torch.manual_seed(0)
     p: dict[str, list[float]] = {"sign flips": [], "ecdf": [], "replicates": []}
-    for _ in range(1000):
+    for _ in range(500):
         p["sign flips"].append(checks.sign_flip_test(torch.randn(20).exp() - torch.randn(20).exp(), 199))
         one, other = torch.rand(2, 30, 1).expand(2, 30, 2)
         p["ecdf"].append(checks.paired_ecdf_test(one, other, 199)[0])
@@ -138,7 +138,7 @@ def test_the_other_exchanges_hold_their_levels_and_see_differences() -> None:
         p["replicates"].append(checks.replicate_test(statistics)[0])
     for name, values in p.items():
         for level in (0.01, 0.05, 0.1):
-            lower, upper = binomial_999(1000, level)
+            lower, upper = binomial_999(500, level)
             assert lower <= np.mean(np.array(values) <= level) <= upper, (name, level)
     assert checks.sign_flip_test(torch.randn(100) + 1) < 0.01
     assert checks.sign_flip_test(torch.randn(100) - 1) > 0.9
@@ -311,7 +311,7 @@ def test_gaps_of_a_diagonal_family() -> None:
     """The family's is (sum_i log P_ii - log det P) / 2, P = I + W'W / s^2; the rest of KL(q || p) is the encoder's."""
     model = linear(posterior="normal")
     x = sample(model, 20)
-    found = checks.gaps(model, (x, None, None), steps=500, particles=8, draws=4000)
+    found = checks.gaps(model, (x, None, None), steps=200, particles=20, draws=4000)
     with torch.no_grad():
         exact = model.exact_posterior(x)
         precision = torch.linalg.inv(exact.covariance_matrix)

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import pyrolatent
 from pyrolatent import Run, cli, sample
 
+pytestmark = pytest.mark.usefixtures("few_cells")
 SMALL = ["--epochs=2", "--device=cpu", "--particles=4", "--set=model.vae.latent_dim=2"]
 KEYS = {
     "split", "measure", "elbo", "reconstruction", "kl", "log_evidence", "log_evidence_se", "log_evidence_mcse",

@@ -51,6 +51,7 @@ def experiment(path: Path, data: Path, model: Any, objective: Any, **fields: Any
     return path
 
 
+@pytest.mark.usefixtures("few_cells")
 @pytest.mark.parametrize("name", MODELS)
 def test_every_command_works_for_every_kind(name: str, file: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("pyrolatent.pictures.WATCHED", [0, 1, 3])
@@ -84,6 +85,7 @@ def test_every_command_works_for_every_kind(name: str, file: Path, tmp_path: Pat
     assert cli("figures", run, "--json").exit_code == 0
 
 
+@pytest.mark.usefixtures("few_cells")
 def test_a_machine_is_compared_with_a_vae_on_the_same_scale(file: Path, tmp_path: Path) -> None:
     small = {"mlp": {"hidden": [4]}}
     vae = {"vae": {"latent_dim": 2, "encoder": small, "decoder": small}}

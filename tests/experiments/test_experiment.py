@@ -225,12 +225,13 @@ def test_schema_is_json_and_knows_every_field() -> None:
     assert set(schema["$defs"]) >= {"model", "prior", "likelihood", "posterior", "objective", "optimizer"}
 
 
+@pytest.mark.usefixtures("few_cells", "few_steps")
 def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (python,), (declared,) = (re.findall(rf"```{language}\n(.*?)```", text, re.S) for language in ("python", "yaml"))
     quick = python.replace("epochs=20", "epochs=1").replace(
-        'split="test")  # .verdicts', 'split="test", annealed=0)  # .verdicts'
+        'split="test")  # .verdicts', 'split="test", size=50, simulations=60, replicates=99, annealed=0)  # .verdicts'
     )
     assert "annealed=0" in quick  # chains take their time
     exec(quick, {})

@@ -68,6 +68,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
+@pytest.mark.usefixtures("few_cells", "few_steps")
 def test_a_run_evaluates_checks_anneals_and_plots_itself(tmp_path: Path, bits: Path) -> None:
     """What it writes and returns is what the functions give for its model and data."""
     made = trained(bits, tmp_path / "run")

@@ -26,6 +26,7 @@ from pyrolatent import (
 )
 from pyrolatent.checks import khat_threshold
 
+pytestmark = pytest.mark.usefixtures("few_cells")
 BITS = np.random.default_rng(0).integers(2, size=(300, 4)).astype(np.uint8)
 CLASSES = np.arange(300) % 3
 DRAWN = ["samples", "sample_means"]

@@ -75,7 +75,7 @@ def work(directory: Path) -> None:
     distributed.start()
     replayed, drawn = model(Posterior), model()
     history = fit(replayed, data(), progress=False, **SETTINGS).history
-    other = fit(drawn, data(), progress=False, **SETTINGS | {"epochs": 30}).history
+    other = fit(drawn, data(), progress=False, **SETTINGS | {"epochs": 10}).history
     real = load_data(torch.randn(40, 6, generator=torch.Generator().manual_seed(2)).numpy())
     evaluation = evaluate(exact(), real, particles=25, batch_size=3)
     machine = build("model", {"rbm": {"hidden": 3}}, event_shape=(6,), label_dim=0)
@@ -127,7 +127,7 @@ def test_on_the_same_noise_two_processes_are_one(found: Any) -> None:
 def test_on_other_noise_they_are_alike(found: Any) -> None:
     """The validation bound lies within four standard deviations of those of five seeds of one process."""
     seeds = [
-        fit(model(), data(), progress=False, **SETTINGS | {"epochs": 30, "seed": seed}).history[-1]["validation_elbo"]
+        fit(model(), data(), progress=False, **SETTINGS | {"epochs": 10, "seed": seed}).history[-1]["validation_elbo"]
         for seed in range(5)
     ]
     spread = torch.tensor(seeds)

@@ -125,8 +125,8 @@ def test_refinement_raises_the_bound_of_every_model(name: str, start: Any) -> No
     model = MODELS[name]()
     x = torch.bernoulli(torch.full((7, *model.event_shape), 0.5))
     y = torch.arange(7) % 3 if model.conditional else None
-    guide = refine(model, x, y, steps=60, start=start)
-    before, after = (bounds(model, each, x, y, particles=400).mean(1) for each in (model.infer, guide))
+    guide = refine(model, x, y, steps=30, start=start)
+    before, after = (bounds(model, each, x, y, particles=4000).mean(1) for each in (model.infer, guide))
     error = (before.var() / len(before) + after.var() / len(after)).sqrt()
     assert after.mean() - before.mean() > 3 * error
 

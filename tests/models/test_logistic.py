@@ -76,7 +76,7 @@ def test_an_amortized_normal_comes_close_to_the_posterior() -> None:
 
 
 @pytest.mark.parametrize(
-    ("latent_dim", "draws"), [(1, 200), pytest.param(2, 1000, marks=pytest.mark.slow)], ids=["one", "two"]
+    ("latent_dim", "draws"), [(1, 100), pytest.param(2, 1000, marks=pytest.mark.slow)], ids=["one", "two"]
 )
 def test_nuts_has_the_moments_of_quadrature(latent_dim: int, draws: int) -> None:
     """Within four standard errors of its autocorrelated draws, of the mean and of the second moment."""

@@ -135,7 +135,7 @@ def layered_guide(x: Tensor, p: Parameters) -> None:
 
 
 def layered_score(p: Parameters, q: Parameters, r: Parameters) -> Scored:
-    noise, probability = gauss(2 * K, 18)
+    noise, probability = gauss(2 * K, 14)
     e1, e2 = noise.reshape(-1, K, 1, 2).unbind(-1)
     z1 = q["b"] * X + q["s"].exp() * e1
     z2 = q["b"] * z1 + q["s"].exp() * e2
@@ -186,7 +186,7 @@ def beside_guide(x: Tensor, p: Parameters) -> None:
 
 
 def beside_score(p: Parameters, q: Parameters, r: Parameters) -> Scored:
-    noise, probability = gauss(2 * K, 18)
+    noise, probability = gauss(2 * K, 14)
     s = torch.tensor([0.0, 1.0], dtype=float64)
     z = q["b"] * X * (1 + s) + q["s"].exp() * noise.reshape(-1, K, 2)
     x, logit = torch.tensor(X, dtype=float64), math.log(0.4 / 0.6)

@@ -313,6 +313,7 @@ def test_checks_take_double_precision(kind: str) -> None:
             assert other.numbers == pytest.approx(one.numbers, rel=1e-3, abs=1e-3), check
 
 
+@pytest.mark.usefixtures("few_cells")
 @pytest.mark.filterwarnings("ignore")
 def test_figures_and_arviz_take_double_precision() -> None:
     fit = trained("machine", "converted", epochs=1)

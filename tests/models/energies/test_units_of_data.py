@@ -91,7 +91,14 @@ def normal(units: tuple[float, ...], reference: Any = "flat") -> tuple[EnergyMod
 
 
 @pytest.mark.parametrize(
-    ("units", "kernel"), [*((units, HMC_3) for units in UNITS), ("a unit for each column", "langevin")]
+    ("units", "kernel"),
+    [
+        ("a hundredth", HMC_3),
+        pytest.param("one", HMC_3, marks=pytest.mark.slow),
+        pytest.param("thousands", HMC_3, marks=pytest.mark.slow),
+        ("a unit for each column", HMC_3),
+        ("a unit for each column", "langevin"),
+    ],
 )
 def test_log_z_of_a_normal_density_in_any_units(units: str, kernel: Any) -> None:
     """From both ends within 4.5 standard errors of the closed form, by chains that move as the kernel's target says."""
@@ -111,7 +118,7 @@ def test_log_z_of_a_normal_density_in_any_units(units: str, kernel: Any) -> None
 
 
 @pytest.mark.usefixtures("few_sweeps")
-@pytest.mark.parametrize("units", ["one", "a unit for each column"])
+@pytest.mark.parametrize("units", [pytest.param("one", marks=pytest.mark.slow), "a unit for each column"])
 def test_held_out_log_p_of_a_normal_density_in_any_units(units: str) -> None:
     model, data, _, exact = normal(UNITS[units])
     found = evaluate(model.float(), data, annealing=Annealing(100, 60, raised=5, kernel=HMC_3))
@@ -121,7 +128,10 @@ def test_held_out_log_p_of_a_normal_density_in_any_units(units: str) -> None:
     assert found.acceptance == pytest.approx(0.65, abs=0.1)
 
 
-@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize(
+    "units",
+    ["one", "thousands", *(pytest.param(units, marks=pytest.mark.slow) for units in UNITS if units[0] == "a")],
+)
 def test_draws_and_what_is_watched_have_the_moments_of_a_normal_density_in_any_units(units: str) -> None:
     """Means and covariances within 4.5 standard errors after 50 moves from the base."""
     model, _, covariance, _ = normal(UNITS[units])
