@@ -38,9 +38,9 @@ TEMPERATURES = 1000
 def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
     """Every figure of a trained model by name, with a title.
 
-    Latent-variable models have reconstructions and embeddings of test data; samples if they have a density; a latent
-    grid if they have one continuous vector z; and a label grid if they have classes. Unnormalised densities have
-    chains, samples, free energies of data and samples, and log Z along the annealing path.
+    Latent-variable models have embeddings of test data; reconstructions if they model x itself; samples if they have a
+    density of it; a latent grid if they have one continuous vector z; and a label grid if they have classes.
+    Unnormalised densities have chains, samples, free energies of data and samples, and log Z along the annealing path.
 
     Args:
         model: a trained model.
@@ -55,15 +55,16 @@ def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
         torch.manual_seed(0)
         x, y, mask = arguments(model, shown)
         note = "" if _depends_on_x(model, shown) else "; q(z | x) does not depend on x"
-        drawn["reconstructions"] = figures.reconstructions(
-            x if mask is None else torch.where(mask, x, torch.nan),
-            tasks.reconstruct(model, x, y, mask),
-            title=f"test data and E[x | z] at the mean of q(z | x){note}"
-            if Capability.POSTERIOR in model.offers
-            else "test data and decoder(encoder(x))",
-        )
-        means = [mean.flatten(1) for mean in tasks.means(model, *arguments(model, coded)).values()]
-        if Capability.POSTERIOR in model.offers:
+        if model.observes_x:
+            drawn["reconstructions"] = figures.reconstructions(
+                x if mask is None else torch.where(mask, x, torch.nan),
+                tasks.reconstruct(model, x, y, mask),
+                title=f"test data and E[x | z] at the mean of q(z | x){note}"
+                if Capability.POSTERIOR in model.offers
+                else "test data and decoder(encoder(x))",
+            )
+        means = [mean.reshape(len(mean), -1) for mean in tasks.means(model, *arguments(model, coded)).values()]
+        if Capability.POSTERIOR in model.offers and model.observes_x:
             drawn |= _of_draws(model, data, part.y, means[-1].shape[1])
     codes = torch.zeros_like(torch.cat(means, 1)) if note else torch.cat(means, 1)
     labels = coded.y if coded.y is not None and coded.y.dim() == 1 else None

@@ -145,19 +145,20 @@ def latent_grid(model: LatentVariableModel, side: int, y: Any = None) -> tuple[T
     y = labels_for(model, 1, [0] if y is None and model.label_dim and not model.vector_labels else _one(y))
     with evaluating(model, 0), pyro.validation_enabled(False):
         prior = model.simulated(1, y)
-        if {*prior} != {"z", "x"} or len(prior["z"]["fn"].event_shape) != 1:
-            found = ", ".join(site for site in prior if site != "x")
+        sites = [site for site in prior if site != model.observed_site]
+        if len(sites) != 1 or len(prior[sites[0]]["fn"].event_shape) != 1:
             raise InputError(
-                f"a latent grid is of one vector z, but {type(model).__name__} has the latents {found}; decode values "
-                "of your own with model.decode"
+                f"a latent grid is of one vector z, but {type(model).__name__} has the latents {', '.join(sites)}; "
+                "decode values of your own with model.decode"
             )
-        centre, quantiles = _quantiles(prior["z"]["fn"], side)
+        of_z = prior[sites[0]]["fn"]
+        centre, quantiles = _quantiles(of_z, side)
         codes = centre.repeat(side ** len(quantiles), 1)
         codes[:, : len(quantiles)] = torch.cartesian_prod(*quantiles).reshape(len(codes), -1)
-        if prior["z"]["fn"].support.is_discrete or not prior["z"]["fn"].support.check(codes).all():
+        if of_z.support.is_discrete or not of_z.support.check(codes).all():
             raise InputError(
                 "a latent grid moves continuous dimensions one by one, but the prior is over "
-                f"{prior['z']['fn'].support}; decode values of your own with model.decode"
+                f"{of_z.support}; decode values of your own with model.decode"
             )
         return model.decode(codes, None if y is None else y.expand(len(codes), *y.shape[1:])).mean, quantiles
 

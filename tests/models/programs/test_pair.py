@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import pyrolatent as pl
 from pyrolatent import InputError, from_pyro
 from pyrolatent.inference.objectives import ELBO, AnalyticELBO
+from pyrolatent.pictures import plot
 from tests.models.programs.programs import (
     Bernoullis,
     Classes,
@@ -375,6 +376,16 @@ def test_checks_arviz_and_the_picture_of_a_pair() -> None:
     assert judged["sbc latents"].passed
     assert {"posterior", "posterior_predictive", "prior"} <= set(pl.to_arviz(m, data, draws=20, predictive=20).groups())
     assert str(m).splitlines()[1:] == ["  p(z) = Normal", "  p(x | z) = Normal (1,)", "  q(z | x) = Normal"]
+
+
+def test_the_pictures_of_a_pair() -> None:
+    _, m = bernoullis()
+    data = pl.load_data(BITS.reshape(-1, 2, 2))
+    fit = pl.fit(m, data, **ONCE)
+    whole = {"training", "reconstructions", "embedding", "samples", "sample_means", "latent_grid"}
+    assert set(plot(m, data, fit.history)) == whole
+    two = from_pyro(with_two_observed, prior_guide)
+    assert set(plot(two, pl.load_data(REALS), [])) == {"embedding"}
 
 
 def test_a_pair_in_double_precision() -> None:
