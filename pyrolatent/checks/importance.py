@@ -47,9 +47,12 @@ class KHat(Check):
         found, threshold = khat(drawn.log_weights), khat_threshold(self.draws)
         evidence, mcse, ess = log_mean(drawn.log_weights)
         worst = found.nan_to_num(-math.inf).argsort(descending=True)[:10]
-        shown = subject.part.batch(worst)
-        latents = {site: value[0, worst] for site, value in drawn.latents.items()}
-        decoded = subject.model.decode(latents, arguments(subject.model, shown)[1]).mean
+        pictures = {}
+        if subject.model.observes_x:
+            shown = subject.part.batch(worst)
+            latents = {site: value[0, worst] for site, value in drawn.latents.items()}
+            decoded = subject.model.decode(latents, arguments(subject.model, shown)[1]).mean
+            pictures = {"worst_datapoints": shown.x, "worst_reconstructions": decoded}
         numbers = {"ess": ess}
         return self.judged(
             too_large(found, ess, self.draws).double().mean().item(),
@@ -64,9 +67,8 @@ class KHat(Check):
                 "ess": ess,
                 "log_evidence": evidence,
                 "log_evidence_mcse": mcse,
-                "worst_datapoints": shown.x,
-                "worst_reconstructions": decoded,
                 "worst_khat": found[worst],
+                **pictures,
             },
         )
 
@@ -89,7 +91,7 @@ class KHat(Check):
 
     def figures(self, arrays: Arrays) -> dict[str, Figure]:
         """The datapoints with the heaviest tails, each above its reconstruction from a posterior draw."""
-        if not np.isfinite(arrays["worst_khat"]).any():
+        if "worst_datapoints" not in arrays or not np.isfinite(arrays["worst_khat"]).any():
             return {}
         shown = figures.reconstructions(
             arrays["worst_datapoints"], arrays["worst_reconstructions"], ("datapoint", "E[x | z]")

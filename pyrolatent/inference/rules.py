@@ -120,6 +120,8 @@ def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
     Raises:
         InputError: the model observes another site, which the message names.
     """
+    if not model.observes_x:
+        return  # what simulates x refuses itself
     with torch.no_grad(), evaluating(model):
         trace: Any = weigh(model.generate, model.infer, *arguments(model, one)).model_trace
     for site in trace.observation_nodes:

@@ -524,6 +524,9 @@ def test_two_observed_sites_train_but_say_nothing_of_x() -> None:
     assert found.log_evidence == pytest.approx(exact.mean().item(), abs=6 * found.log_evidence_mcse + 1e-3)
     with pytest.raises(InputError, match="observes a, b; name the site"):
         pl.sample(m, 2)
+    checked = pl.check(m, pl.load_data(REALS, test=0.5), draws=200, annealed=0)
+    assert "k-hat" in {verdict.by.name for verdict in checked.verdicts}
+    assert checked.figures()
 
 
 def test_autoguides_that_hold_the_rows_of_one_batch_are_refused_untouched() -> None:
