@@ -152,7 +152,7 @@ def _given_x(model: Program, guide_trace: Any, arguments: Arguments, rows: Rows)
                 if not torch.allclose(one, other, rtol=1e-4, atol=1e-4, equal_nan=True):
                     found.append(site)
     except Exception:  # a program of the user's that does not run on zeros
-        return ["x"]
+        return ["some sites"]
     return found
 
 
