@@ -122,7 +122,8 @@ class Component:
         """
         for name in map(str, options):
             if name not in self.options:
-                raise InputError(f"{path} has no option {name!r}; {choices(name, self.options)}")
+                why = "; options are keyword-only, and this one is positional" if name in self.supplied else ""
+                raise InputError(f"{path} has no option {name!r}; {choices(name, self.options)}{why}")
         for name, parameter in self.options.items():
             if parameter.default is parameter.empty and name not in options:
                 raise InputError(f"{path} needs the option {name!r}, which was not given")
@@ -292,7 +293,8 @@ def import_path(path: str, modules: Modules | None = None) -> Any:
             spec.loader.exec_module(modules[module])
         return getattr(modules[module], name)
     except ModuleNotFoundError as error:
-        raise InputError(f"{path}: there is no module {error.name!r}; is it on the Python path?") from error
+        where = "is it beside the experiment or on the Python path?"
+        raise InputError(f"{path}: there is no module {error.name!r}; {where}") from error
     except AttributeError as error:
         raise InputError(f"{path}: the module {module!r} has no {name!r}") from error
 
@@ -459,7 +461,8 @@ def _find(kind: str, name: str, path: str) -> Component:
         return Component(target)
     entries = registered(kind)
     if name not in entries:
-        raise InputError(f"there is no {kind} {name!r} ({path}); {choices(name, entries)}")
+        own = "; a class of your own is declared as module:Class"
+        raise InputError(f"there is no {kind} {name!r} ({path}); {choices(name, entries)}{own}")
     return entries[name]
 
 

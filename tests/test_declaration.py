@@ -98,9 +98,9 @@ def test_a_positional_parameter_that_nobody_supplies(own: str) -> None:
 
 
 def test_a_positional_parameter_cannot_be_declared(own: str) -> None:
-    with pytest.raises(InputError, match="has no option 'latent_dim'; valid: width"):
+    with pytest.raises(InputError, match="has no option 'latent_dim'; valid: width; options are keyword-only"):
         validate("prior", {f"{own}:Scaled": {"latent_dim": 2}})
-    with pytest.raises(InputError, match="has no option 'tempo'; it takes none"):
+    with pytest.raises(InputError, match="has no option 'tempo'; it takes none; options are keyword-only"):
         validate("prior", {f"{own}:Content": {"tempo": 2}})
 
 
@@ -129,7 +129,7 @@ def test_a_registered_class_validates_when_it_is_constructed_directly(registry: 
         (
             "model",
             {"vae": {"latent_dim": 2, "prior": "?"}},
-            r"there is no prior '\?' \(model.vae.prior\); valid: [^;]*$",
+            r"there is no prior '\?' \(model.vae.prior\); valid: [^;]*; .* module:Class$",
         ),
         (
             "model",
@@ -175,7 +175,10 @@ def test_building_refuses_what_checking_refuses() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("no_such_module_of_mine:Prior", "there is no module 'no_such_module_of_mine'; is it on the Python path?"),
+        (
+            "no_such_module_of_mine:Prior",
+            "there is no module 'no_such_module_of_mine'; is it beside the experiment or on the Python path?",
+        ),
         ("components_of_mine:Missing", "the module 'components_of_mine' has no 'Missing'"),
     ],
 )

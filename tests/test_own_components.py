@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrolatent import VAE, ConditionalVAE, Experiment, InputError, Run, fit, load_data
+from pyrolatent import VAE, ConditionalVAE, Experiment, Family, InputError, Run, fit, load_data
 from pyrolatent.declaration import component, registered
 from pyrolatent.inference.objectives import ELBO, IWAE, Bound
 from pyrolatent.inference.objectives.per_datapoint import Local
@@ -158,3 +158,39 @@ def test_no_name_is_missing_after_a_star_import() -> None:
     exec("from pyrolatent import *", found)
     assert {"VAE", "models", "tasks", "checks"} <= {*found}
     assert torch.is_tensor(found["load_data"](BITS).train.x)
+
+
+class Returns(nn.Module):
+    """A prior that returns what it was given."""
+
+    def __init__(self, returned: Any) -> None:
+        super().__init__()
+        self.returned = returned
+
+    def forward(self, y: Tensor | None = None) -> Any:
+        return self.returned
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "the prior returned NoneType; its forward must return one of pyro.distributions"),
+        (pyro.distributions.Normal(torch.zeros(2), 1.0), r"the prior returned .* batch shape \(2,\) .* \.to_event"),
+    ],
+)
+def test_a_prior_that_returns_no_distribution_of_one_z_is_refused(returned: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fit(small(prior=Returns(returned)), load_data(BITS), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learned": {"sigma": "shared"}}, "learned names 'sigma'; valid: loc, scale"),
+        ({"learned": {"scale": "one"}}, "learned was given 'one'; valid: shared, each"),
+        ({"floors": {"sigma": 0.1}}, "floors names 'sigma'"),
+    ],
+)
+def test_a_family_refuses_settings_of_parameters_that_it_does_not_have(settings: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Family((4,), pyro.distributions.Normal, **settings)

@@ -102,4 +102,5 @@ def _installed(path: str) -> Path:
 
 
 def _public(module: Any) -> list[str]:
-    return [name for name, value in vars(module).items() if isinstance(value, type) and not name.startswith("_")]
+    own = (name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__)
+    return [name for name in own if isinstance(vars(module)[name], type) and not name.startswith("_")]

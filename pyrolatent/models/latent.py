@@ -22,6 +22,26 @@ from pyrolatent.models.isolation import evaluating_alone, held_parameters_expect
 from pyrolatent.models.model import Capability, Model, count_parameters
 
 
+def _of_datapoints(kind: str, distribution: Any, x: Tensor) -> Any:
+    """A distribution that a component returned for the datapoints x.
+
+    Raises:
+        InputError: it is no distribution of Pyro, or its last batch dimension is not that of datapoints.
+    """
+    if not isinstance(distribution, TorchDistributionMixin):
+        raise InputError(
+            f"the {kind} returned {type(distribution).__name__}; its forward must return one of pyro.distributions"
+        )
+    batch = distribution.batch_shape
+    if batch[-1:] not in ((), (1,), (len(x),)):
+        raise InputError(
+            f"the {kind} returned a distribution of batch shape {tuple(batch)} and event shape "
+            f"{tuple(distribution.event_shape)} for a batch of {len(x)}; declare the dimensions of an event with "
+            ".to_event(...)"
+        )
+    return distribution
+
+
 class LatentVariableModel(Model):
     """p(x, z) = p(z) p(x | z) with the approximate posterior q(z | x).
 
@@ -95,8 +115,8 @@ class LatentVariableModel(Model):
             mask: True where x is observed (batch, *event_shape); other entries are left out of the likelihood.
         """
         with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", self.prior(y))
-            likelihood = self.likelihood(z, y)
+            z = pyro.sample("z", _of_datapoints("prior", self.prior(y), x))
+            likelihood = _of_datapoints("likelihood", self.likelihood(z, y), x)
             pyro.sample("x", masked(likelihood, mask), obs=filled(x, mask, likelihood.support))
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
@@ -105,7 +125,7 @@ class LatentVariableModel(Model):
         Arguments as in `generate`.
         """
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", given_gaps(self.posterior, x, y, mask))
+            pyro.sample("z", _of_datapoints("posterior", given_gaps(self.posterior, x, y, mask), x))
 
     @property
     def model(self) -> "PyroProgram":

@@ -119,11 +119,10 @@ class Bound(Objective, pyro.infer.ELBO):
         weights = self.weigh(model.generate, model.infer, *inputs)
         target, bound = self.target(weights, self.beta * warmup), self.bound(weights)
         for name, value in {"target": target, "bound": bound}.items():
-            if value.shape != (len(inputs[0]),):
-                raise InputError(
-                    f"{name} of {self.name} has the shape {tuple(value.shape)}; give one value for each datapoint, "
-                    f"({len(inputs[0])},)"
-                )
+            shape = getattr(value, "shape", None)
+            if shape != (len(inputs[0]),):
+                has = f"has the shape {tuple(shape)}" if shape is not None else f"is {value}"
+                raise InputError(f"{name} of {self.name} {has}; give one value for each datapoint, ({len(inputs[0])},)")
         term = model.training_term(*inputs)
         (target if term is None else target + term).mean().neg().backward()
         return bound.detach().sum()

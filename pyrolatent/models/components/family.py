@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import transform_to
 from torch.distributions.transforms import Transform
 
+from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
 
 OTHER_PARAMETRISATIONS = {"probs", "gate", "covariance_matrix", "precision_matrix"}
@@ -65,6 +66,8 @@ class Family(nn.Module):
         axes: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(distribution, type):
+            raise InputError(f"a family takes a class of pyro.distributions, but was given {distribution}")
         self.event_shape = torch.Size(event_shape)
         self.distribution = distribution
         self.constants = dict(constants or {})
@@ -79,7 +82,14 @@ class Family(nn.Module):
         own = self._own_event_dim()
         self.event_dims = len(self.event_shape) - own
         batch, event = self.event_shape[: self.event_dims], self.event_shape[self.event_dims :]
-        for name, constraint in self._free_parameters().items():
+        free = self._free_parameters()
+        settings = {"learned": learned, "floors": floors, "ceilings": ceilings, "axes": axes}
+        for setting, values in settings.items():
+            if unknown := {*(values or {})} - {*free, *self.constants}:
+                raise self._refuse(f"{setting} names {min(unknown)!r}; {choices(min(unknown), free)}")
+        if other := {*(learned or {}).values()} - {"shared", "each"}:
+            raise self._refuse(f"learned was given {min(other)!r}; {choices(min(other), ('shared', 'each'))}")
+        for name, constraint in free.items():
             try:
                 transform = _transform(constraint, self.floors.get(name, 1e-12), (ceilings or {}).get(name))
             except NotImplementedError as error:
