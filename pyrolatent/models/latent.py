@@ -160,7 +160,8 @@ class LatentVariableModel(Model):
             raise InputError(
                 f"latents of {', '.join(latents) or 'no site'} were given, but {name} decodes {', '.join(needed)}"
             )
-        values = {site: as_numbers(self, value, site) for site, value in latents.items()}
+        dtypes = {site: node["value"].dtype for site, node in sites.items()}  # whole numbers, of categories
+        values = {site: as_numbers(self, value, site).to(dtypes[site]) for site, value in latents.items()}
         leads = []
         for site, value in values.items():
             event = sites[site]["fn"].event_shape

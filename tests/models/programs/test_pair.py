@@ -280,6 +280,25 @@ def test_log_evidence_is_exact_where_the_guide_is_the_posterior() -> None:
     assert found.measure == "density (in the units of the data)"
 
 
+def test_categories_are_summed_out_and_decoded() -> None:
+    weights, locs = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-2.0, 0.0, 2.0])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(locs[k].unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(logits=x * locs))
+
+    m, data = from_pyro(model, pyro.infer.config_enumerate(guide)), pl.load_data(REALS)
+    found = pl.evaluate(m, data, particles=1)
+    expected = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(locs, 1.0)).log_prob(data.test.x)[:, 0]
+    assert found.each["log_evidence"].numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+    assert torch.equal(m.decode([2, 0]).mean, locs[[2, 0]].unsqueeze(-1))
+
+
 def test_missing_values_are_left_out_of_a_likelihood_that_factorises() -> None:
     """Of x = (x_1, x_2) given z, what is observed alone is scored; the exact value is that of x_1."""
     program = Linear()
