@@ -22,6 +22,7 @@ from tests.models.programs.programs import (
     Bernoullis,
     Classes,
     D,
+    K,
     Linear,
     LocModel,
     Regression,
@@ -150,6 +151,50 @@ def test_a_module_that_is_not_named_to_pyro_stays_as_it_is_and_is_saved(tmp_path
         features.weight.zero_()
     pl.Run.load(run.path, model=m)
     assert torch.equal(features.weight, before)
+
+
+class Shifted(nn.Module):
+    """An encoder whose method is not `forward`: buffers, parameters and dropout of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.full((D,), 3.0))
+        self.linear, self.log_width = nn.Linear(D, K), nn.Parameter(torch.full((K,), 2.0))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        dropped = nn.functional.dropout(self.linear(x - self.shift), 0.5, self.training)
+        return dropped, self.log_width.exp()
+
+
+def test_modules_are_met_by_any_of_their_methods_and_evaluated_without_dropout(tmp_path: Path) -> None:
+    def pair() -> tuple[Any, Shifted]:
+        encoder, dropout, program = Shifted(), nn.Dropout(0.5), Bernoullis()
+
+        def guide(x: Tensor) -> None:
+            pyro.module("encoder", encoder)
+            with pyro.plate("data", len(x)):
+                loc, scale = encoder.encode(dropout(x))
+                pyro.sample("latent", dist.Normal(loc, scale).to_event(1))
+
+        return from_pyro(program.model, guide), encoder
+
+    m, encoder = pair()
+    fit = pl.fit(m, pl.load_data(BITS), **ONCE)
+    x = torch.from_numpy(BITS[:5])
+    expected = encoder.linear(x - encoder.shift)
+    assert torch.equal(m.encode(x)["latent"].mean, expected)
+    encoder.train()
+    assert torch.equal(m.encode(x)["latent"].mean, expected)
+    with torch.no_grad():
+        encoder.shift.fill_(1.0)
+    run = pl.Run.save(tmp_path / "run", fit)
+    pyro.clear_param_store()
+    other, its_encoder = pair()
+    pl.Run.load(run.path, model=other)
+    found = other.encode(x)["latent"]
+    assert torch.equal(its_encoder.shift, encoder.shift)
+    assert torch.equal(found.mean, m.encode(x)["latent"].mean)
+    assert torch.equal(found.stddev, m.encode(x)["latent"].stddev)
 
 
 # Save and load.
@@ -441,6 +486,20 @@ def counts_given_their_total(x: Tensor) -> None:
         pyro.sample("x", dist.Multinomial(int(x.sum(-1).max()), p, validate_args=False), obs=x)
 
 
+def with_another_site(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        pyro.sample("w", dist.Normal(z, 1.0), obs=x.new_ones(len(x)))
+        pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+
+def with_a_factor(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        pyro.factor("factor", -(z**2))
+        pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+
 def prior_guide(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
@@ -451,15 +510,26 @@ def prior_guide(x: Tensor) -> None:
     [
         (observes_logs, np.exp(REALS), "observes other values than x"),
         (counts_given_their_total, np.full((60, 3), 4.0, np.float32), "depend on x itself"),
+        (with_another_site, REALS, "the model scores w besides 'x'"),
+        (with_a_factor, REALS, "the model scores factor besides 'x'"),
     ],
 )
 def test_x_is_not_drawn_from_a_pair_that_does_not_observe_it(model: Callable[..., Any], x: Any, reason: str) -> None:
-    m, data = from_pyro(model, prior_guide), pl.load_data(x)
+    m, data = from_pyro(model, prior_guide, observed="log x" if model is observes_logs else "x"), pl.load_data(x)
     found = pl.evaluate(m, data, particles=30)
     assert found.measure == "mass or density (of what the program observes)"
     with pytest.raises(InputError, match=reason):
         pl.sample(m, 3)
     assert "posterior_predictive" not in pl.to_arviz(m, data, draws=20, predictive=20).groups()
+
+
+def test_arguments_that_are_drawn_are_taken_neither_for_labels_nor_for_a_mask() -> None:
+    program, data = Bernoullis(), pl.load_data(0.1 + 0.8 * BITS, labels=CODES)
+    m = from_pyro(program.model, program.guide, arguments=lambda x, y, mask: torch.bernoulli(x))
+    found = pl.evaluate(m, data, particles=5)
+    assert found.given is None
+    assert found.measure == "mass or density (of what the program observes)"
+    assert not m._takes_mask
 
 
 def of_one_batch_dimension(x: Tensor) -> None:
@@ -500,6 +570,20 @@ def rows_of_parameters(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(loc, 1.0))
 
 
+def without_a_plate(x: Tensor) -> None:
+    pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0).to_event(1))
+
+
+def of_its_own_rows(x: Tensor) -> None:
+    with pyro.plate("data", len(x), subsample_size=1) as rows:
+        pyro.sample("z", dist.Normal(x[rows, 0], 1.0))
+
+
+def without_a_latent(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(0.0, 1.0).expand([len(x), 1]).to_event(1), obs=x)
+
+
 def fails(x: Tensor) -> None:
     raise KeyError("no such thing")
 
@@ -515,6 +599,9 @@ def needs_labels(x: Tensor, y: Tensor) -> None: ...
     [
         (with_a_global, lambda x: pyro.sample("slope", dist.Normal(0.0, 1.0)), {}, r"'slope' lies outside the plate"),
         (loc_model, rows_of_parameters, {}, r"'locs' has the shape \(3,\) for 3 datapoints"),
+        (without_a_plate, without_a_plate, {}, "no plate of the pair is over the 3 datapoints"),
+        (of_its_own_rows, of_its_own_rows, {}, "no plate of the pair is over the 3 datapoints"),
+        (without_a_latent, lambda x: None, {}, "no latent site"),
         (fails, loc_guide, {}, "KeyError"),
         (needs_labels, needs_labels, {}, "there are no labels"),
         (loc_model, loc_guide, {"observed": "obs"}, "the observed sites are x"),
