@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyrolatent.declaration import component, imported
 from pyrolatent.errors import InputError
-from pyrolatent.models.arrays import as_numbers
+from pyrolatent.models.arrays import as_labels, as_numbers
 from pyrolatent.models.components.conditional import filled, masked
 from pyrolatent.models.components.distributions import Reshaped
 from pyrolatent.models.isolation import held_parameters_expected, own_parameters
@@ -203,6 +203,9 @@ class PyroPair(LatentVariableModel):
         """
         if self._run is not None:
             return
+        if y is None and self.label_dim and "y" in self._declared:  # run as in training, for what is met, in its order
+            given = [[0.0] * self.label_dim] if self.vector_labels else [0]
+            y = as_labels(self, given * len(x), len(x))
         rows = x[:ROWS], None if y is None else y[:ROWS], None if mask is None else mask[:ROWS]
         label_dim = label_dim or self.label_dim or (y.shape[1] if y is not None and y.dim() > 1 else 0)
         self._takes_mask = self._uses(2, (*rows[:2], torch.ones_like(rows[0], dtype=torch.bool)), torch.zeros(()))

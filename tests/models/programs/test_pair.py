@@ -315,6 +315,39 @@ def test_a_model_of_x_given_y_is_loaded_before_it_has_seen_data(tmp_path: Path) 
     assert pl.sample(loaded, 5, y=y[:5]).shape == (5, 1)
 
 
+@pytest.mark.parametrize("first", [lambda m: pl.sample(m, 3), lambda m: m.encode(BITS[:3])])
+def test_modules_of_a_pair_that_observes_labels_are_loaded_before_it_has_seen_any(first: Any, tmp_path: Path) -> None:
+    """With labels another module runs first than without them, of the same class and shape."""
+
+    def pair() -> tuple[Any, nn.Module, nn.Module]:
+        program, encoder_y, encoder_z = Classes(), nn.Linear(D, 3), nn.Linear(D, 3)
+
+        def guide(xs: Tensor, ys: Tensor | None = None) -> None:
+            pyro.module("y", encoder_y)
+            pyro.module("z", encoder_z)
+            with pyro.plate("data", len(xs)):
+                if ys is None:
+                    logits = encoder_y(xs)
+                    pyro.sample("y", dist.OneHotCategorical(logits=logits), infer={"enumerate": "parallel"})
+                pyro.sample("z", dist.Normal(encoder_z(xs), 1.0).to_event(1))
+
+        def model(xs: Tensor, ys: Tensor | None = None) -> None:
+            program.model(xs, ys)
+            with pyro.plate("data", len(xs)):
+                pyro.sample("z", dist.Normal(xs.new_zeros(len(xs), 3), 1.0).to_event(1))
+
+        m = from_pyro(model, guide, observed={"x": "x", "y": "y"}, arguments=one_hot)
+        return m, encoder_y, encoder_z
+
+    m, encoder_y, encoder_z = pair()
+    run = pl.Run.save(tmp_path / "run", pl.fit(m, pl.load_data(BITS, labels=CODES), **ONCE))
+    pyro.clear_param_store()
+    other, its_y, its_z = pair()
+    first(pl.Run.load(run.path, model=other).model)
+    assert torch.equal(its_y.weight, encoder_y.weight)
+    assert torch.equal(its_z.weight, encoder_z.weight)
+
+
 # Evidence and draws against what is known exactly.
 
 
