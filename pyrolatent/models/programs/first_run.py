@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrolatent.errors import InputError
 from pyrolatent.models.isolation import alone, own_parameters, statistics_held
+from pyrolatent.models.latent import Unconditioned
 from pyrolatent.models.programs.arguments import INSTEAD, Arguments, Call
 
 Program = Callable[..., Any]
@@ -153,7 +154,7 @@ def _refuse_rows(parameters: dict[str, Tensor], fewer: dict[str, Tensor], datapo
 
 def _given_x(model: Program, guide_trace: Any, arguments: Arguments, rows: Rows) -> list[str]:
     """Sites of the model that have other distributions, at the same latents, where x is zero."""
-    program, found = poutine.uncondition(poutine.replay(model, trace=guide_trace)), []
+    program, found = Unconditioned()(poutine.replay(model, trace=guide_trace)), []
     try:
         traces: list[Any] = []
         for x in (rows[0], torch.zeros_like(rows[0])):

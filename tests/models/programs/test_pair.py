@@ -414,6 +414,34 @@ def test_samples_are_those_of_the_program() -> None:
     assert drawn.var().item() == pytest.approx(variance, rel=5 * (2 / 20_000) ** 0.5)
 
 
+def test_what_the_program_records_is_not_drawn() -> None:
+    program = Linear()
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            loc = pyro.deterministic("loc", program.w * z)
+            pyro.sample("x", dist.Normal(loc.unsqueeze(-1), program.s).to_event(1), obs=x)
+
+    m = from_pyro(model, program.guide)
+    m.meet(torch.from_numpy(REALS[:4]))
+    torch.manual_seed(0)
+    drawn = pl.sample(m, 2_000)
+    assert drawn.shape == (2_000, 1)
+    assert drawn.var().item() == pytest.approx(program.w**2 + program.s**2, rel=5 * (2 / 2_000) ** 0.5)
+
+
+def test_that_x_is_changed_by_the_program_is_seen_at_the_extremes_of_the_data() -> None:
+    program, x = Linear(), np.zeros((80, 1), np.float32)
+    x[5::10] = 9.0
+
+    def model(x: Tensor) -> None:
+        program.model(x.clamp(-5, 5))
+
+    found = pl.evaluate(from_pyro(model, program.guide), pl.load_data(x), particles=3)
+    assert found.measure == "mass or density (of what the program observes)"
+
+
 def test_images_that_the_program_flattens_keep_their_shape() -> None:
     _, m = bernoullis()
     data = pl.load_data(BITS.reshape(-1, 2, 2))
