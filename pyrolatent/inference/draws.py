@@ -86,7 +86,7 @@ def prior_variances(
     ones = as_numbers(model, torch.ones(()), "x")
     return torch.cat(
         [
-            latents[site].reshape(draws, -1).var(0) if site in latents else ones.expand(width)
+            latents[site].to(ones).reshape(draws, -1).var(0) if site in latents else ones.expand(width)
             for site, width in widths.items()
         ]
     )

@@ -106,11 +106,14 @@ def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Dat
 
 
 def introduce(model: Model, data: Data) -> None:
-    """Shows a model that is not whole the first rows of the data that it is used with."""
+    """Shows a model that is not whole some rows of the data that it is used with, their extremes among them."""
     if not model.met:
         device, dtype = device_and_dtype(model)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            rows = data.train.to(device, dtype).batch(slice(0, 3))
+            of_rows = data.train.x.flatten(1)
+            first = torch.zeros((), dtype=torch.long, device=of_rows.device)
+            index = torch.stack([first, of_rows.amax(1).argmax(), of_rows.amin(1).argmin()])
+            rows = data.train.to(device, dtype).batch(index.to(device))
         model.meet(*rows, data.label_dim)
 
 

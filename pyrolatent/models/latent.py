@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.params import param_with_module_name
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -180,7 +181,8 @@ class LatentVariableModel(Model):
             raise InputError(
                 f"latents of {', '.join(latents) or 'no site'} were given, but {name} decodes {', '.join(needed)}"
             )
-        values = {site: as_numbers(self, value, site) for site, value in latents.items()}
+        dtypes = {site: node["value"].dtype for site, node in sites.items()}  # whole numbers, of categories
+        values = {site: as_numbers(self, value, site).to(dtypes[site]) for site, value in latents.items()}
         leads = []
         for site, value in values.items():
             event = sites[site]["fn"].event_shape
@@ -221,7 +223,7 @@ class LatentVariableModel(Model):
 
     def unconditioned(self, y: Tensor | None) -> Callable[..., Any]:
         """The generative function with x drawn."""
-        return poutine.uncondition(self.generate)
+        return Unconditioned()(self.generate)
 
     def observation(self, trace: Any) -> Any:
         """The site of x in a trace of the generative function.
@@ -251,6 +253,14 @@ class LatentVariableModel(Model):
         parts = {"p(z)": self.prior, f"p(x | z{y})": self.likelihood, f"q(z | x{y})": self.posterior}
         lines = [f"{name:<{9 + len(y)}}= {part}; {count_parameters(part):,}" for name, part in parts.items()]
         return "\n  ".join([super().__str__(), *lines])
+
+
+class Unconditioned(UnconditionMessenger):
+    """Draws what is observed, as `poutine.uncondition` does, but keeps what `pyro.deterministic` records."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
 
 
 def owner_of(program: Any) -> LatentVariableModel | None:

@@ -28,7 +28,7 @@ from pyrolatent.inference.monte_carlo import log_mean_of_sums, none_if_nan, stan
 from pyrolatent.inference.rules import same_event_shape, split_for
 from pyrolatent.inference.weights import Inputs, Weights, arguments, closed_kl, total, weigh
 from pyrolatent.models.energies.density import UnnormalisedDensity
-from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.latent import LatentVariableModel, Unconditioned
 
 ACTIVE = 0.01
 """Variance of a posterior mean over the data, relative to the prior's, above which a latent dimension is active."""
@@ -440,7 +440,7 @@ def observation_support(model: LatentVariableModel, one: Batch, data: Data) -> C
     if not model.observes_x:
         return None
     with evaluating(model):
-        trace: Any = poutine.trace(poutine.uncondition(model.generate)).get_trace(*arguments(model, one))
+        trace: Any = poutine.trace(Unconditioned()(model.generate)).get_trace(*arguments(model, one))
     support: Constraint = model.observation(trace)["fn"].support
     data.validate_support(support, f"the {model.likelihood_name} likelihood")
     return support

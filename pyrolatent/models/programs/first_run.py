@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrolatent.errors import InputError
 from pyrolatent.models.isolation import alone, own_parameters, statistics_held
+from pyrolatent.models.latent import Unconditioned
 from pyrolatent.models.programs.arguments import INSTEAD, Arguments, Call
 
 Program = Callable[..., Any]
@@ -31,7 +32,7 @@ class FirstRun:
     Attributes:
         parameters: those that Pyro's SVI would train, unconstrained, and their constraints, by their names in Pyro's
             parameter store.
-        modules: that were run, or whose methods the programs are.
+        modules: that were used, or whose methods the programs are.
         model_trace: of the model, replayed on the guide's draws.
         factors: the factorisation of both, a line for each site.
         given_x: the sites of the model whose distributions change with x, as the number of draws of a multinomial may.
@@ -49,6 +50,12 @@ class FirstRun:
     def observed(self) -> list[str]:
         """The observed sites, factors and deterministic ones not among them."""
         return [site for site in self.model_trace.observation_nodes if _is_random(self.model_trace.nodes[site])]
+
+    @property
+    def scored(self) -> list[str]:
+        """The observed sites and factors."""
+        nodes = self.model_trace.nodes
+        return [site for site in self.model_trace.observation_nodes if not nodes[site]["infer"].get("_deterministic")]
 
 
 def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows) -> FirstRun:
@@ -73,7 +80,7 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows) 
         with own_parameters() as store:
             if isinstance(guide, AutoGuide):
                 _refuse_autoguide(guide, _trace("model", model, call, x), len(x))
-            with _recording() as ran:
+            with _recording() as used:
                 guide_trace, model_trace = _traces(model, guide, call, x)
             met = _parameters(guide_trace, model_trace)
             constraints = store.get_state()["constraints"]
@@ -84,15 +91,21 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows) 
             with own_parameters():
                 fewer = arguments(x[:-1], *(None if field is None else field[:-1] for field in rows[1:]))
                 _refuse_rows(met, _parameters(*_traces(model, guide, fewer, x[:-1])), len(x))
-    ran = [*owners(model, guide), *ran]
-    _warn_of_untrained(ran, {id(parameter) for parameter in met.values()})
+    used = [*owners(model, guide), *used]
+    _warn_of_untrained(used, {id(parameter) for parameter in met.values()})
     parameters = {name: (tensor, constraints[name]) for name, tensor in met.items()}
-    return FirstRun(parameters, ran, prune_subsample_sites(model_trace), factors, given_x, vectorises)
+    return FirstRun(parameters, used, prune_subsample_sites(model_trace), factors, given_x, vectorises)
 
 
 def _traces(model: Program, guide: Program, call: Call, x: Tensor) -> tuple[Any, Any]:
     guide_trace = _trace("guide", guide, call, x)
-    return guide_trace, _trace("model", poutine.replay(model, trace=guide_trace), call, x)
+    model_trace = _trace("model", poutine.replay(model, trace=guide_trace), call, x)
+    if not any(frame.size in (len(x), -1) for frame in (*_frames(guide_trace), *_frames(model_trace))):
+        raise InputError(
+            f"no plate of the pair is over the {len(x)} datapoints that it was given; put its sites into "
+            'pyro.plate("data", len(x)), and leave it to fit to choose rows'
+        )
+    return guide_trace, model_trace
 
 
 def _vectorises(model: Program, guide: Program, call: Call, nesting: int) -> bool:
@@ -110,8 +123,12 @@ def _vectorises(model: Program, guide: Program, call: Call, nesting: int) -> boo
 
 def _depth(trace: Any) -> int:
     """Number of dimensions that the plates of a trace take."""
-    frames = [frame for node in trace.nodes.values() if node["type"] == "sample" for frame in node["cond_indep_stack"]]
-    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+    return max((-frame.dim for frame in _frames(trace) if frame.vectorized), default=0)
+
+
+def _frames(trace: Any) -> list[Any]:
+    """The plates of the sites of a trace, of unknown sizes -1."""
+    return [frame for node in trace.nodes.values() if node["type"] == "sample" for frame in node["cond_indep_stack"]]
 
 
 def _parameters(*traces: Any) -> dict[str, Tensor]:
@@ -137,7 +154,7 @@ def _refuse_rows(parameters: dict[str, Tensor], fewer: dict[str, Tensor], datapo
 
 def _given_x(model: Program, guide_trace: Any, arguments: Arguments, rows: Rows) -> list[str]:
     """Sites of the model that have other distributions, at the same latents, where x is zero."""
-    program, found = poutine.uncondition(poutine.replay(model, trace=guide_trace)), []
+    program, found = Unconditioned()(poutine.replay(model, trace=guide_trace)), []
     try:
         traces: list[Any] = []
         for x in (rows[0], torch.zeros_like(rows[0])):
@@ -170,17 +187,24 @@ def _trace(which: str, program: Callable[..., Any], call: Call, x: Tensor) -> An
 
 @contextmanager
 def _recording() -> Iterator[list[nn.Module]]:
-    """Gives the modules that are run within this context, in their order."""
-    ran: list[nn.Module] = []
+    """Gives the modules that are used within this context, in their order: run, or asked for a part of theirs."""
+    used: list[nn.Module] = []
+    part_of = nn.Module.__getattr__
 
-    def before(module: nn.Module, inputs: Any) -> None:
-        if not any(module is one for one in ran):
-            ran.append(module)
+    def note(module: nn.Module, inputs: Any = ()) -> None:
+        if not any(module is one for one in used):
+            used.append(module)
 
-    handle = register_module_forward_pre_hook(before)
+    def noted(module: nn.Module, name: str) -> Any:  # as the methods of a module other than `forward` do
+        note(module)
+        return part_of(module, name)
+
+    handle = register_module_forward_pre_hook(note)
+    nn.Module.__getattr__ = noted  # type: ignore[method-assign]
     try:
-        yield ran
+        yield used
     finally:
+        nn.Module.__getattr__ = part_of  # type: ignore[method-assign]
         handle.remove()
 
 
@@ -207,7 +231,7 @@ def named(modules: list[nn.Module]) -> dict[str, nn.Module]:
     inside = {id(part) for module in modules for part in module.modules() if part is not module}
     found: dict[str, nn.Module] = {}
     for module in modules:
-        if id(module) in inside or not module.state_dict() or any(module is one for one in found.values()):
+        if id(module) in inside or any(module is one for one in found.values()):
             continue
         name, number = type(module).__name__, 2
         while name in found or hasattr(nn.ModuleDict, name):
@@ -216,9 +240,9 @@ def named(modules: list[nn.Module]) -> dict[str, nn.Module]:
     return found
 
 
-def _warn_of_untrained(ran: list[nn.Module], trained: set[int]) -> None:
-    """Says which modules were run whose parameters are not named to Pyro, as its SVI would not train them either."""
-    for module in ran:
+def _warn_of_untrained(used: list[nn.Module], trained: set[int]) -> None:
+    """Says which modules were used whose parameters are not named to Pyro, as its SVI would not train them either."""
+    for module in used:
         own = [name for name, value in module.named_parameters(recurse=False) if value.requires_grad]
         left = [name for name in own if id(module._parameters[name]) not in trained]
         if left:
@@ -244,18 +268,21 @@ def observing(run: FirstRun, declared: Mapping[str, str]) -> dict[str, str]:
     return dict(declared) if declared or len(run.observed) != 1 else {"x": run.observed[0]}
 
 
-def fault(run: FirstRun, site: str | None, x: Tensor, mask: Tensor | None) -> str | None:
-    """Why the site is not p(x | z) of one datapoint x; None if it is.
+def fault(run: FirstRun, roles: Mapping[str, str], x: Tensor, mask: Tensor | None) -> str | None:
+    """Why the site of x is not p(x | z) of one datapoint x, or not all that is observed; None if it is.
 
     Args:
         run: the first run.
-        site: that observes x, None where it is not known.
+        roles: the sites that observe `x` and `y`, by these names, as far as they are known.
         x: what the run was of (batch, *event_shape).
         mask: True where it is observed.
     """
+    site = roles.get("x")
     if site is None:
         return f"the model observes {', '.join(run.observed) or 'nothing'}; name the site of x with observed=..."
-    node = run.model_trace.nodes[site]
+    node, others = run.model_trace.nodes[site], [one for one in run.scored if one not in roles.values()]
+    if others:
+        return f"the model scores {', '.join(others)} besides {site!r}"
     frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
     if [frame.dim for frame in frames] != [-1]:
         return (

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyrolatent.declaration import component, imported
 from pyrolatent.errors import InputError
-from pyrolatent.models.arrays import as_numbers
+from pyrolatent.models.arrays import as_labels, as_numbers
 from pyrolatent.models.components.conditional import filled, masked
 from pyrolatent.models.components.distributions import Reshaped
 from pyrolatent.models.isolation import held_parameters_expected, own_parameters
@@ -203,6 +203,9 @@ class PyroPair(LatentVariableModel):
         """
         if self._run is not None:
             return
+        if y is None and self.label_dim and "y" in self._declared:  # run as in training, for what is met, in its order
+            given = [[0.0] * self.label_dim] if self.vector_labels else [0]
+            y = as_labels(self, given * len(x), len(x))
         rows = x[:ROWS], None if y is None else y[:ROWS], None if mask is None else mask[:ROWS]
         label_dim = label_dim or self.label_dim or (y.shape[1] if y is not None and y.dim() > 1 else 0)
         self._takes_mask = self._uses(2, (*rows[:2], torch.ones_like(rows[0], dtype=torch.bool)), torch.zeros(()))
@@ -216,13 +219,15 @@ class PyroPair(LatentVariableModel):
         runs = [first_run(*self._programs, self._arguments, rows)]
         if observes_y:  # without labels, in evaluation, other networks may be met
             runs.append(first_run(*self._programs, self._arguments, (rows[0], None, rows[2])))
+        if not any(run.model_trace.stochastic_nodes for run in runs):
+            raise InputError("the model samples no latent site; a pair is of a latent-variable model")
         run, roles = runs[0], observing(runs[0], self._declared)
         self._hold(runs)
         self._run = run
         self.event_shape, self.label_dim = x.shape[1:], label_dim if uses_y else 0
         self.label_site, self.conditional = roles.get("y"), uses_y and not observes_y
         self.observed_site = roles.get("x", "")
-        self._fault = fault(run, roles.get("x"), rows[0], rows[2])
+        self._fault = fault(run, roles, rows[0], rows[2])
         self._sees_gaps = mask is not None and self._takes_mask
         known = torch.tensor([self.label_dim, self.conditional, self._sees_gaps, *self.event_shape])
         self.about, self.unlike_x = known.to(self.about.device), _bytes(self._fault).to(self.about.device)
@@ -245,7 +250,12 @@ class PyroPair(LatentVariableModel):
         """Whether what the programs are called with changes with the labels (1) or the mask (2)."""
         changed = [*rows]
         changed[which] = other.expand_as(rows[which]).to(rows[which])
-        return differ(self._arguments(*rows), self._arguments(*changed))
+        calls = []
+        with torch.random.fork_rng(devices=[rows[0].device] if rows[0].is_cuda else []):
+            for given in (rows, changed):
+                torch.manual_seed(0)  # arguments that are drawn, as binarised images are, differ by what is given alone
+                calls.append(self._arguments(*given))
+        return differ(*calls)
 
     def _hold(self, runs: list[FirstRun]) -> None:
         """Makes the parameters and modules of first runs parts of this module."""

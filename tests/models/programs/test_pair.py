@@ -22,6 +22,7 @@ from tests.models.programs.programs import (
     Bernoullis,
     Classes,
     D,
+    K,
     Linear,
     LocModel,
     Regression,
@@ -152,6 +153,50 @@ def test_a_module_that_is_not_named_to_pyro_stays_as_it_is_and_is_saved(tmp_path
     assert torch.equal(features.weight, before)
 
 
+class Shifted(nn.Module):
+    """An encoder whose method is not `forward`: buffers, parameters and dropout of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.full((D,), 3.0))
+        self.linear, self.log_width = nn.Linear(D, K), nn.Parameter(torch.full((K,), 2.0))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        dropped = nn.functional.dropout(self.linear(x - self.shift), 0.5, self.training)
+        return dropped, self.log_width.exp()
+
+
+def test_modules_are_met_by_any_of_their_methods_and_evaluated_without_dropout(tmp_path: Path) -> None:
+    def pair() -> tuple[Any, Shifted]:
+        encoder, dropout, program = Shifted(), nn.Dropout(0.5), Bernoullis()
+
+        def guide(x: Tensor) -> None:
+            pyro.module("encoder", encoder)
+            with pyro.plate("data", len(x)):
+                loc, scale = encoder.encode(dropout(x))
+                pyro.sample("latent", dist.Normal(loc, scale).to_event(1))
+
+        return from_pyro(program.model, guide), encoder
+
+    m, encoder = pair()
+    fit = pl.fit(m, pl.load_data(BITS), **ONCE)
+    x = torch.from_numpy(BITS[:5])
+    expected = encoder.linear(x - encoder.shift)
+    assert torch.equal(m.encode(x)["latent"].mean, expected)
+    encoder.train()
+    assert torch.equal(m.encode(x)["latent"].mean, expected)
+    with torch.no_grad():
+        encoder.shift.fill_(1.0)
+    run = pl.Run.save(tmp_path / "run", fit)
+    pyro.clear_param_store()
+    other, its_encoder = pair()
+    pl.Run.load(run.path, model=other)
+    found = other.encode(x)["latent"]
+    assert torch.equal(its_encoder.shift, encoder.shift)
+    assert torch.equal(found.mean, m.encode(x)["latent"].mean)
+    assert torch.equal(found.stddev, m.encode(x)["latent"].stddev)
+
+
 # Save and load.
 
 
@@ -270,6 +315,39 @@ def test_a_model_of_x_given_y_is_loaded_before_it_has_seen_data(tmp_path: Path) 
     assert pl.sample(loaded, 5, y=y[:5]).shape == (5, 1)
 
 
+@pytest.mark.parametrize("first", [lambda m: pl.sample(m, 3), lambda m: m.encode(BITS[:3])])
+def test_modules_of_a_pair_that_observes_labels_are_loaded_before_it_has_seen_any(first: Any, tmp_path: Path) -> None:
+    """With labels another module runs first than without them, of the same class and shape."""
+
+    def pair() -> tuple[Any, nn.Module, nn.Module]:
+        program, encoder_y, encoder_z = Classes(), nn.Linear(D, 3), nn.Linear(D, 3)
+
+        def guide(xs: Tensor, ys: Tensor | None = None) -> None:
+            pyro.module("y", encoder_y)
+            pyro.module("z", encoder_z)
+            with pyro.plate("data", len(xs)):
+                if ys is None:
+                    logits = encoder_y(xs)
+                    pyro.sample("y", dist.OneHotCategorical(logits=logits), infer={"enumerate": "parallel"})
+                pyro.sample("z", dist.Normal(encoder_z(xs), 1.0).to_event(1))
+
+        def model(xs: Tensor, ys: Tensor | None = None) -> None:
+            program.model(xs, ys)
+            with pyro.plate("data", len(xs)):
+                pyro.sample("z", dist.Normal(xs.new_zeros(len(xs), 3), 1.0).to_event(1))
+
+        m = from_pyro(model, guide, observed={"x": "x", "y": "y"}, arguments=one_hot)
+        return m, encoder_y, encoder_z
+
+    m, encoder_y, encoder_z = pair()
+    run = pl.Run.save(tmp_path / "run", pl.fit(m, pl.load_data(BITS, labels=CODES), **ONCE))
+    pyro.clear_param_store()
+    other, its_y, its_z = pair()
+    first(pl.Run.load(run.path, model=other).model)
+    assert torch.equal(its_y.weight, encoder_y.weight)
+    assert torch.equal(its_z.weight, encoder_z.weight)
+
+
 # Evidence and draws against what is known exactly.
 
 
@@ -278,6 +356,25 @@ def test_log_evidence_is_exact_where_the_guide_is_the_posterior() -> None:
     found = pl.evaluate(from_pyro(program.model, program.guide), data, particles=5)
     assert found.each["log_evidence"].numpy() == pytest.approx(program.log_prob(data.test.x).numpy(), abs=1e-5)
     assert found.measure == "density (in the units of the data)"
+
+
+def test_categories_are_summed_out_and_decoded() -> None:
+    weights, locs = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-2.0, 0.0, 2.0])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(locs[k].unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(logits=x * locs))
+
+    m, data = from_pyro(model, pyro.infer.config_enumerate(guide)), pl.load_data(REALS)
+    found = pl.evaluate(m, data, particles=1)
+    expected = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(locs, 1.0)).log_prob(data.test.x)[:, 0]
+    assert found.each["log_evidence"].numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+    assert torch.equal(m.decode([2, 0]).mean, locs[[2, 0]].unsqueeze(-1))
 
 
 def test_missing_values_are_left_out_of_a_likelihood_that_factorises() -> None:
@@ -315,6 +412,34 @@ def test_samples_are_those_of_the_program() -> None:
     variance = program.w**2 + program.s**2
     assert drawn.mean().item() == pytest.approx(0.0, abs=5 * (variance / 20_000) ** 0.5)
     assert drawn.var().item() == pytest.approx(variance, rel=5 * (2 / 20_000) ** 0.5)
+
+
+def test_what_the_program_records_is_not_drawn() -> None:
+    program = Linear()
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            loc = pyro.deterministic("loc", program.w * z)
+            pyro.sample("x", dist.Normal(loc.unsqueeze(-1), program.s).to_event(1), obs=x)
+
+    m = from_pyro(model, program.guide)
+    m.meet(torch.from_numpy(REALS[:4]))
+    torch.manual_seed(0)
+    drawn = pl.sample(m, 2_000)
+    assert drawn.shape == (2_000, 1)
+    assert drawn.var().item() == pytest.approx(program.w**2 + program.s**2, rel=5 * (2 / 2_000) ** 0.5)
+
+
+def test_that_x_is_changed_by_the_program_is_seen_at_the_extremes_of_the_data() -> None:
+    program, x = Linear(), np.zeros((80, 1), np.float32)
+    x[5::10] = 9.0
+
+    def model(x: Tensor) -> None:
+        program.model(x.clamp(-5, 5))
+
+    found = pl.evaluate(from_pyro(model, program.guide), pl.load_data(x), particles=3)
+    assert found.measure == "mass or density (of what the program observes)"
 
 
 def test_images_that_the_program_flattens_keep_their_shape() -> None:
@@ -422,6 +547,20 @@ def counts_given_their_total(x: Tensor) -> None:
         pyro.sample("x", dist.Multinomial(int(x.sum(-1).max()), p, validate_args=False), obs=x)
 
 
+def with_another_site(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        pyro.sample("w", dist.Normal(z, 1.0), obs=x.new_ones(len(x)))
+        pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+
+def with_a_factor(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        pyro.factor("factor", -(z**2))
+        pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+
 def prior_guide(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
@@ -432,15 +571,26 @@ def prior_guide(x: Tensor) -> None:
     [
         (observes_logs, np.exp(REALS), "observes other values than x"),
         (counts_given_their_total, np.full((60, 3), 4.0, np.float32), "depend on x itself"),
+        (with_another_site, REALS, "the model scores w besides 'x'"),
+        (with_a_factor, REALS, "the model scores factor besides 'x'"),
     ],
 )
 def test_x_is_not_drawn_from_a_pair_that_does_not_observe_it(model: Callable[..., Any], x: Any, reason: str) -> None:
-    m, data = from_pyro(model, prior_guide), pl.load_data(x)
+    m, data = from_pyro(model, prior_guide, observed="log x" if model is observes_logs else "x"), pl.load_data(x)
     found = pl.evaluate(m, data, particles=30)
     assert found.measure == "mass or density (of what the program observes)"
     with pytest.raises(InputError, match=reason):
         pl.sample(m, 3)
     assert "posterior_predictive" not in pl.to_arviz(m, data, draws=20, predictive=20).groups()
+
+
+def test_arguments_that_are_drawn_are_taken_neither_for_labels_nor_for_a_mask() -> None:
+    program, data = Bernoullis(), pl.load_data(0.1 + 0.8 * BITS, labels=CODES)
+    m = from_pyro(program.model, program.guide, arguments=lambda x, y, mask: torch.bernoulli(x))
+    found = pl.evaluate(m, data, particles=5)
+    assert found.given is None
+    assert found.measure == "mass or density (of what the program observes)"
+    assert not m._takes_mask
 
 
 def of_one_batch_dimension(x: Tensor) -> None:
@@ -481,6 +631,20 @@ def rows_of_parameters(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(loc, 1.0))
 
 
+def without_a_plate(x: Tensor) -> None:
+    pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0).to_event(1))
+
+
+def of_its_own_rows(x: Tensor) -> None:
+    with pyro.plate("data", len(x), subsample_size=1) as rows:
+        pyro.sample("z", dist.Normal(x[rows, 0], 1.0))
+
+
+def without_a_latent(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(0.0, 1.0).expand([len(x), 1]).to_event(1), obs=x)
+
+
 def fails(x: Tensor) -> None:
     raise KeyError("no such thing")
 
@@ -496,6 +660,9 @@ def needs_labels(x: Tensor, y: Tensor) -> None: ...
     [
         (with_a_global, lambda x: pyro.sample("slope", dist.Normal(0.0, 1.0)), {}, r"'slope' lies outside the plate"),
         (loc_model, rows_of_parameters, {}, r"'locs' has the shape \(3,\) for 3 datapoints"),
+        (without_a_plate, without_a_plate, {}, "no plate of the pair is over the 3 datapoints"),
+        (of_its_own_rows, of_its_own_rows, {}, "no plate of the pair is over the 3 datapoints"),
+        (without_a_latent, lambda x: None, {}, "no latent site"),
         (fails, loc_guide, {}, "KeyError"),
         (needs_labels, needs_labels, {}, "there are no labels"),
         (loc_model, loc_guide, {"observed": "obs"}, "the observed sites are x"),
