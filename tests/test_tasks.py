@@ -386,7 +386,11 @@ def test_a_latent_grid_of_one_dimension_is_a_line() -> None:
 
 GRIDLESS: dict[str, Any] = {
     "hierarchical": (lambda: HierarchicalVAE((4,), latent_dims=(3, 2)), "one vector z, .* z2, z1", "no labels"),
-    "discrete": (lambda: DiscreteVAE((4,), latent_dims=(3,)), "one by one, but the prior is over .*Boolean", "no labels"),
+    "discrete": (
+        lambda: DiscreteVAE((4,), latent_dims=(3,)),
+        "one by one, but the prior is over .*Boolean",
+        "no labels",
+    ),
     "bits": (lambda: VAE((4,), latent_dim=2, prior="bernoulli"), "moves continuous dimensions", "no labels"),
     "one-hot": (lambda: VAE((4,), latent_dim=2, prior="categorical"), "moves continuous dimensions", "no labels"),
     "machine": (lambda: RestrictedBoltzmannMachine((4,), hidden=2), "no latent codes", "no latent codes"),

@@ -308,7 +308,7 @@ WHERE = {
 """Which models offer the capabilities that depend on more than their class."""
 
 OTHERWISE = {
-    Capability.PATHWISE_DRAWS: "a relaxed posterior, or estimator: enumerate",
+    Capability.PATHWISE_DRAWS: "a relaxed posterior, estimator: enumerate, or config_enumerate of a Pyro guide",
     Capability.ANY_DRAW_SCORED: "posterior: iaf, coupling or spline",
     Capability.CODES: "model: autoencoder",
 }

@@ -25,7 +25,7 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
     x = as_numbers(model, x, "x")
     if not model.met and x.dim() and len(x):
         labels = as_labels(model, y, len(x), known=False) if y is not None and model.label_dim else None
-        model.meet(x, labels)
+        model.meet(torch.nan_to_num(x, 0.0), labels)  # missing values are masked below
     if not x.dim() or x.shape[1:] != model.event_shape:
         raise InputError(
             f"x has shape {tuple(x.shape)}, but {type(model).__name__} is over events of shape "
