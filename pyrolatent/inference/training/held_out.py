@@ -70,7 +70,8 @@ def _(model: UnnormalisedDensity, objective: Objective) -> HeldOut:
 
 
 def _bound(bound: Bound, model: Any, inputs: Inputs) -> Tensor:
-    return -bound.differentiable_loss(model.generate, model.infer, *inputs)
+    weights = bound.weigh(model.generate, model.infer, *inputs, jointly=bound.jointly)
+    return bound.bound(weights).sum()  # in nats, whatever scale the program has
 
 
 def _nothing(data: Data) -> dict[str, float]:

@@ -377,6 +377,24 @@ def test_categories_are_summed_out_and_decoded() -> None:
     assert torch.equal(m.decode([2, 0]).mean, locs[[2, 0]].unsqueeze(-1))
 
 
+def test_a_scale_of_the_program_is_no_part_of_its_score_in_training() -> None:
+    program, scores = Linear(), []
+    for scale in (1.0, 0.01):
+
+        def model(x: Tensor, scale: float = scale) -> None:
+            nothing = 0 * pyro.param("weight", torch.ones(()))
+            with pyro.poutine.scale(scale=scale):
+                program.model(x + nothing)
+
+        def guide(x: Tensor, scale: float = scale) -> None:
+            with pyro.poutine.scale(scale=scale):
+                program.guide(x)
+
+        pyro.clear_param_store()
+        scores.append(pl.fit(from_pyro(model, guide), pl.load_data(REALS), **ONCE).history[-1]["validation_elbo"])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
 def test_missing_values_are_left_out_of_a_likelihood_that_factorises() -> None:
     """Of x = (x_1, x_2) given z, what is observed alone is scored; the exact value is that of x_1."""
     program = Linear()
