@@ -22,9 +22,9 @@ from torch.distributions import kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrolatent.errors import InputError
+from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.isolation import statistics_held
 from pyrolatent.models.latent import owner_of
-from pyrolatent.models.programs.first_run import innermost
 
 Program = Callable[..., Any]
 Score = Literal["full", "frozen", "held"]

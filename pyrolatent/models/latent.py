@@ -213,7 +213,7 @@ class LatentVariableModel(Model):
             size: number of draws.
             y: labels of conditional models; for a model that infers the label, the classes to draw.
         """
-        program = poutine.condition(self.unconditioned(y), data=self.given_label(y))
+        program = self.simulator(y)
         x = as_numbers(self, torch.zeros(()), "x").expand(size, *self.event_shape)
         with evaluating_alone(self):
             trace: Any = prune_subsample_sites(poutine.trace(program).get_trace(x, y))
@@ -221,9 +221,9 @@ class LatentVariableModel(Model):
         latents = {site: node for site, node in nodes.items() if "was_observed" not in node["infer"]}
         return {**latents, self.observed_site: self.observation(trace)}
 
-    def unconditioned(self, y: Tensor | None) -> Callable[..., Any]:
-        """The generative function with x drawn."""
-        return Unconditioned()(self.generate)
+    def simulator(self, y: Tensor | None = None) -> Callable[..., Any]:
+        """The generative function with x drawn, at the labels that are given if it infers the label."""
+        return poutine.condition(Unconditioned()(self.generate), data=self.given_label(y))
 
     def observation(self, trace: Any) -> Any:
         """The site of x in a trace of the generative function.
@@ -312,7 +312,7 @@ class PyroProgram(nn.Module):
         if x is None:
             if not isinstance(owner, LatentVariableModel) or function != owner.generate:
                 raise InputError("the guide was run without x, of which it is; give x")
-            function = owner.unconditioned(y)
+            function = owner.simulator(y)
             x = as_numbers(owner, torch.zeros(()), "x").expand(1 if y is None else len(y), *owner.event_shape)
         if not owner.met:
             owner.meet(x, y, mask)

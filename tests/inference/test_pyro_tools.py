@@ -9,7 +9,7 @@ import torch
 from pyro.infer.inspect import get_model_relations
 from torch import Tensor
 
-from pyrolatent import InputError, LinearGaussian
+from pyrolatent import InputError, LinearGaussian, SemiSupervisedVAE
 
 LATENT_DIM = 2
 
@@ -53,6 +53,14 @@ def test_predictive_without_x_draws_from_the_model(model: LinearGaussian) -> Non
     error = 5 * (covariance.diagonal() / 2000).sqrt()
     assert ((x.mean(0) - model.likelihood.bias).abs() < error).all()
     assert torch.allclose(x.T.cov(), covariance, atol=5 * covariance.max().item() * (2 / 2000) ** 0.5)
+
+
+def test_predictive_without_x_draws_the_classes_that_are_asked_for() -> None:
+    model = SemiSupervisedVAE((3,), 4, latent_dim=2, encoder={"mlp": {"hidden": (4,)}})
+    y = torch.tensor([2, 0, 3])
+    drawn = infer.Predictive(model.model, num_samples=20, return_sites=("y", "x"))(None, y)
+    assert drawn["x"].shape == (20, 3, 3)
+    assert (drawn["y"].argmax(-1) == y).all()
 
 
 def test_the_guide_is_not_run_without_x(model: LinearGaussian) -> None:

@@ -59,6 +59,13 @@ class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):
         return super().expand(batch_shape, self.__new__(type(self)) if _instance is None else _instance)
 
 
+def innermost(fn: Any) -> Any:
+    """The distribution inside of those that make events of it, mask it or transform it."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
 class Reshaped(dist.TorchDistribution):
     """A distribution over events of another shape with as many elements.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrolatent.errors import InputError
+from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.isolation import alone, own_parameters, statistics_held
 from pyrolatent.models.latent import Unconditioned
 from pyrolatent.models.programs.arguments import INSTEAD, Arguments, Call
@@ -313,10 +314,3 @@ def _factors(letter: str, program: Callable[..., Any], trace: Any, call: Call) -
         shape = tuple(node["fn"].event_shape)
         bar = f" | {', '.join(given)}" if given else ""
         yield f"{letter}({site}{bar}) = {type(innermost(node['fn'])).__name__} {shape if shape else ''}".rstrip()
-
-
-def innermost(fn: Any) -> Any:
-    """The distribution inside of those that make events of it or mask it."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn

@@ -17,12 +17,12 @@ from pyrolatent.declaration import component, imported
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_labels, as_numbers
 from pyrolatent.models.components.conditional import filled, masked
-from pyrolatent.models.components.distributions import Reshaped
+from pyrolatent.models.components.distributions import Reshaped, innermost
 from pyrolatent.models.isolation import held_parameters_expected, own_parameters
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Model
 from pyrolatent.models.programs.arguments import by_function, by_signature, differ
-from pyrolatent.models.programs.first_run import FirstRun, fault, first_run, innermost, named, observing, owners
+from pyrolatent.models.programs.first_run import FirstRun, fault, first_run, named, observing, owners
 
 ROWS = 3
 """Datapoints of the first run, which is made with one less too, for what belongs to the rows of a minibatch."""
@@ -278,7 +278,8 @@ class PyroPair(LatentVariableModel):
             self._store["constraints"][name] = constraint
             if id(tensor) not in in_modules:
                 self.parameters_met[name.replace(".", "/")] = self._store["params"][name]
-                own = {what: {**own[what], name: self._store[what][name]} for what in own}
+                for what, part in own.items():
+                    part[name] = self._store[what][name]
         if self._in_store:
             shared.set_state(own)
             _owners.update({parameter: ref(self) for parameter in own["params"].values()})
