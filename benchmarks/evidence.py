@@ -33,7 +33,7 @@ AGREEMENT = 1e-3  # nats, for each image
 def by_hand(model: Any, x: Tensor, particles: int) -> Tensor:
     loc, scale = model.posterior.network(x).chunk(2, -1)
     scale = 1e-3 + functional.softplus(scale)
-    at_once, total = draws_at_once(x, particles), x.new_full((len(x),), -math.inf)
+    at_once, total = draws_at_once(model, x, particles), x.new_full((len(x),), -math.inf)
     for start in range(0, particles, at_once):
         e = torch.randn(min(at_once, particles - start), *loc.shape, device=x.device)
         z = loc + scale * e
@@ -60,7 +60,7 @@ def main() -> None:
     model = vae(WORKLOADS["notebook"]).to(options.device).eval()
     images = binary_images(options.data_dir, options.images)
     x = torch.as_tensor(images, dtype=torch.float32, device=options.device)
-    scorer = compiled_chunk(model, draws_at_once(x, options.particles), (x, None, None))
+    scorer = compiled_chunk(model, draws_at_once(model, x, options.particles), (x, None, None))
     contenders: dict[str, Callable[[], Tensor]] = {
         "by hand": lambda: by_hand(model, x, options.particles),
         "pyrolatent": lambda: score(model, x, particles=options.particles, scorer=scorer).log_evidence,

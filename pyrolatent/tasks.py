@@ -257,7 +257,7 @@ def impute(
     if mask is None:
         raise InputError("mask was None, but impute draws the entries where it is False; give True where x is observed")
     x, y, mask = as_inputs(model, x, y, mask)
-    at_once = max(1, MAX_ELEMENTS // (x.numel() * particles))
+    at_once = 1 if model.global_sites else max(1, MAX_ELEMENTS // (x.numel() * particles))
     filled, all_weights = [], []
     with evaluating_alone(model), pyro.validation_enabled(False):
         _require_support(model, x, y, mask)
@@ -265,8 +265,10 @@ def impute(
             count = min(at_once, draws - start)
             values, observed = repeated(x, count), repeated(mask, count)
             labels = None if y is None else repeated(y, count)
-            latents, log_weights = resampled(model, (values, labels, observed), particles)
-            drawn = torch.where(observed, values, model.decode(latents, labels).sample()[0])
+            inputs = values, labels, observed
+            with model.given(model.global_draw(inputs)):
+                latents, log_weights = resampled(model, inputs, particles)
+                drawn = torch.where(observed, values, model.decode(latents, labels).sample()[0])
             filled.append(drawn.unflatten(0, (count, len(x))))
             all_weights.append(log_weights.unflatten(1, (count, len(x))).flatten(0, 1))
     pooled = torch.cat(all_weights)

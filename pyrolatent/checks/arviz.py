@@ -42,7 +42,8 @@ def to_arviz(
 
     | group | variables and dimensions |
     | --- | --- |
-    | posterior | a variable for each latent site (chain, draw, datapoint, site_dim), drawn from q(z or x) |
+    | posterior | a variable for each latent site (chain, draw, datapoint, site_dim), drawn from q(z or x); without a
+    datapoint for sites outside the plate over datapoints, which the others are given |
     | sample_stats | log_weight (chain, draw, datapoint), nats; khat (datapoint) |
     | log_likelihood | x: log p(x or z) (chain, draw, datapoint), nats |
     | posterior_predictive | x (chain, draw, datapoint, ...), drawn at the first posterior draws |
@@ -82,11 +83,13 @@ def to_arviz(
     with torch.no_grad(), pyro.validation_enabled(False), evaluating(model, seed):
         drawn = draw(model, inputs, per_chain * CHAINS)
         shapes = {site: value.shape[2:] for site, value in drawn.latents.items()}
+        shapes |= {site: value.shape[1:] for site, value in drawn.outside.items()}
         predictions: dict[str, dict[str, Array]] = {}
         if model.observes_x:
             few = predictive // CHAINS
             chosen = {site: _chains(value)[:, :few] for site, value in drawn.latents.items()}
             flat = {site: value.flatten(0, 1) for site, value in chosen.items()}
+            flat |= {site: _chains(value)[:, :few].flatten(0, 1) for site, value in drawn.outside.items()}
             replicates = [model.decode({s: v[i] for s, v in flat.items()}, y).sample() for i in range(CHAINS * few)]
             labels = labels_for(model, per_chain * CHAINS, of_data=y)
             prior_x, prior = simulate(model, per_chain * CHAINS, labels)
@@ -99,7 +102,7 @@ def to_arviz(
     latents = {site: [f"{site}_dim_{i}" for i in range(len(shape))] for site, shape in shapes.items()}
     latents = {site: [f"{site}_dim"] if len(names) == 1 else names for site, names in latents.items()}
     groups: dict[str, dict[str, Array]] = {
-        "posterior": {site: _array(_chains(value)) for site, value in drawn.latents.items()},
+        "posterior": {site: _array(_chains(value)) for site, value in (drawn.latents | drawn.outside).items()},
         "sample_stats": {"log_weight": _array(_chains(drawn.log_weights_of_states))},
         "log_likelihood": {"x": _array(_chains(drawn.log_likelihood))},
         **predictions,
@@ -112,7 +115,7 @@ def to_arviz(
         groups["constant_data"]["observed"] = _array(batch.mask)
     over, vectors = ["datapoint"], int(batch.y is not None and batch.y.dim() > 1)
     dims: dict[str, dict[str, list[str]]] = {
-        "posterior": {site: over + names for site, names in latents.items()},
+        "posterior": {site: over * (site in drawn.latents) + names for site, names in latents.items()},
         "sample_stats": {"log_weight": over},
         "log_likelihood": {"x": over},
         "posterior_predictive": {"x": [*over, *event]},

@@ -99,7 +99,10 @@ class Checks:
         if self.p_value is not None:
             few = f"refused by {', '.join(self.rejected)}" if self.rejected else "not refused"
             together = f"; over all {len(self.p_values)} p-values p = {self.p_value:.2g} (Holm), {few}"
-        return f"{self.subject.split} of {self.subject.data.name}: {passed} of {len(self.verdicts)} passed{together}"
+        of = f"{self.subject.split} of {self.subject.data.name}"
+        outside = self.subject.model.global_sites
+        of += f", given one draw of {', '.join(outside)}" * bool(outside)
+        return f"{of}: {passed} of {len(self.verdicts)} passed{together}"
 
     def __str__(self) -> str:
         left_out = (f"{name}: left out; {reason}" for name, reason in self.skipped.items())

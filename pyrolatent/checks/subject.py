@@ -71,6 +71,7 @@ class Subject:
         data: the data, with the split restricted to these datapoints.
         split: the name of the split.
         part: the datapoints.
+        outside: one draw of the latents outside the plate over datapoints, which every check is given, by site.
         cross_entropy: whether the data are grey values under a Bernoulli likelihood, and so not draws of it.
 
     Raises:
@@ -81,6 +82,11 @@ class Subject:
         self, model: LatentVariableModel, data: Data, *, split: str = "test", size: int = 1000, seed: int = 0
     ) -> None:
         model.require(Capability.POSTERIOR, "fit a vae")
+        if model.of_training_rows:
+            raise InputError(
+                f"checks simulate datapoints, and the guide of {type(model).__name__} has parameters of the training "
+                "data alone; evaluate it on split='train'"
+            )
         part = split_for(model, data, split)
         at_least(LEAST, size=size)
         if len(part) < LEAST:
@@ -93,6 +99,7 @@ class Subject:
             # Noise that is drawn anew for each batch is drawn once, so that all checks use the same datapoints.
             self.rows = torch.randperm(len(part))[:size]
             self.part = Split(*part.batch(self.rows.to(part.x.device)), dtype=part.dtype)
+            self.outside = model.global_draw(arguments(model, self.part.batch(slice(0, 1))))
         self.model, self.split, self.seed = model, split, seed
         chosen: Any = {split: self.part}
         self.data = replace(data, **chosen)
@@ -106,7 +113,12 @@ class Subject:
     def drawing(self, what: str) -> Iterator[None]:
         """Puts the model in evaluation mode and sets the seed of the draws named `what`, within this context."""
         seed = zlib.crc32(f"{self.seed} {what}".encode())
-        with torch.no_grad(), pyro.validation_enabled(False), evaluating(self.model, seed):
+        with (
+            torch.no_grad(),
+            pyro.validation_enabled(False),
+            evaluating(self.model, seed),
+            self.model.given(self.outside),
+        ):
             yield
 
     def batches(self, size: int | None = None) -> Iterator[Inputs]:
@@ -192,7 +204,13 @@ class Subject:
 
 
 def flat_sites(latents: Mapping[str, Tensor], lead: int = 1) -> Tensor:
-    """Flattens and concatenates the sites of (draws, datapoints, ...) or (datapoints, ...)."""
+    """Flattens and concatenates the sites of (draws, datapoints, ...) or (datapoints, ...).
+
+    Raises:
+        InputError: there are none.
+    """
+    if not latents:
+        raise InputError("the check is of the latents of each datapoint, of which the model has none")
     return torch.cat(
         [value.flatten(lead) if value.dim() > lead else value.unsqueeze(-1) for value in latents.values()], -1
     )

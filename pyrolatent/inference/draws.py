@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -106,10 +106,13 @@ def posterior_means(model: LatentVariableModel, inputs: Inputs, draws: int) -> d
         draws: number of draws of the guide's sites per datapoint.
     """
     found: dict[str, list[Tensor]] = {}
-    for part in zip(*(_split(field, len(inputs[0])) for field in inputs), strict=True):
-        # The guide takes the model's place, so that nothing is decoded.
-        at_once = draws if model.vectorises else 1
-        runs = [weigh(model.infer, model.infer, *part, particles=at_once) for _ in range(draws // at_once)]
+    at_once = draws if model.vectorises and not model.global_sites else 1
+    for part in zip(*(_split(each, len(inputs[0])) for each in inputs), strict=True):
+        runs = []
+        for _ in range(draws // at_once):
+            with model.given(model.global_draw(part)):
+                # The guide takes the model's place, so that nothing is decoded.
+                runs.append(weigh(model.infer, model.infer, *part, particles=at_once))
         for site in runs[0].latents:
             found.setdefault(site, []).append(torch.cat([site_means(weights, site) for weights in runs]).mean(0))
     return {site: torch.cat(parts) for site, parts in found.items()}
@@ -126,6 +129,7 @@ class Draws:
         log_prior: log p(z) over all sites, (draws, batch).
         log_posterior: log q(z | x) over all sites, (draws, batch).
         latents: the first draws by site, (kept, batch, ...).
+        outside: the first draws of sites outside the plate over datapoints, (kept, ...), which the others are given.
     """
 
     log_weights: Tensor
@@ -133,6 +137,7 @@ class Draws:
     log_prior: Tensor
     log_posterior: Tensor
     latents: dict[str, Tensor]
+    outside: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def log_weights_of_states(self) -> Tensor:
@@ -160,15 +165,20 @@ def draw(
         guide: guide to use instead of the model's.
         max_elements: largest number of elements decoded at a time.
     """
-    at_once = max(1, max_elements // inputs[0].numel()) if model.vectorises else 1
-    parts = [
-        _scored(weigh(model.generate, guide or model.infer, *inputs, particles=min(at_once, draws - start)))
-        for start in range(0, draws, at_once)
-    ]
-    first, kept = parts[0].latents, draws if keep is None else keep
+    single = not model.vectorises or bool(model.global_sites)
+    at_once = 1 if single else max(1, max_elements // inputs[0].numel())
+    parts, outside = [], []
+    for start in range(0, draws, at_once):
+        values = model.global_draw(inputs)
+        with model.given(values):
+            weights = weigh(model.generate, guide or model.infer, *inputs, particles=min(at_once, draws - start))
+            parts.append(_scored(weights))
+        outside.append({site: values[site] for site in model.global_sites})
+    kept = draws if keep is None else keep
     return Draws(
         **{name: torch.cat([getattr(part, name) for part in parts]) for name in SCORES},
-        latents={site: torch.cat([part.latents[site] for part in parts])[:kept] for site in first},
+        latents={site: torch.cat([part.latents[site] for part in parts])[:kept] for site in parts[0].latents},
+        outside={site: torch.stack([values[site] for values in outside])[:kept] for site in outside[0]},
     )
 
 
@@ -177,6 +187,7 @@ def joined(parts: list[Draws]) -> Draws:
     return Draws(
         **{name: torch.cat([getattr(part, name) for part in parts], 1) for name in SCORES},
         latents={site: torch.cat([part.latents[site] for part in parts], 1) for site in parts[0].latents},
+        outside=parts[0].outside,
     )
 
 
@@ -219,17 +230,17 @@ def _guide_sites(model: LatentVariableModel, inputs: Inputs) -> dict[str, Any]:
 
 
 def _scored(weights: Weights) -> Draws:
-    """The draws of one pass, with one state of every enumerated site drawn per particle."""
+    """The draws of one pass, with one state of every enumerated site drawn per particle, without auxiliary sites."""
     log_weights = weights.log_weights()
-    terms = {
+    terms: dict[str, Any] = {
         "log_likelihood": weights.log_likelihood,
-        "log_prior": total(weights.log_prior.values()),
-        "log_posterior": weights.log_guide,
+        "log_prior": total([torch.zeros_like(log_weights), *weights.log_prior.values()]),
+        "log_posterior": total([torch.zeros_like(log_weights), *weights.log_posterior.values()]),
     }
     log_states = weights.log_states()
     if log_states is None:
-        spread = {name: term.expand_as(log_weights) for name, term in terms.items()}
-        return Draws(log_weights, **spread, latents=weights.latents)
+        spread: dict[str, Any] = {name: term.expand_as(log_weights) for name, term in terms.items()}
+        return Draws(log_weights, **spread, latents={site: weights.latents[site] for site in weights.log_prior})
     shape = torch.broadcast_shapes(log_states.shape, *(term.shape for term in terms.values()))
     flat = log_states.expand(shape).flatten(0, -3)
     index = dist.Categorical(logits=flat.movedim(0, -1)).sample()
@@ -241,9 +252,11 @@ def _scored(weights: Weights) -> Draws:
         return spread.gather(0, at).squeeze(0)
 
     latents = {
-        site: chosen(value, weights.guide_trace.nodes[site]["fn"].event_dim) for site, value in weights.latents.items()
+        site: chosen(weights.latents[site], weights.guide_trace.nodes[site]["fn"].event_dim)
+        for site in weights.log_prior
     }
-    return Draws(log_weights, **{name: chosen(term) for name, term in terms.items()}, latents=latents)
+    terms = {name: chosen(term) for name, term in terms.items()}
+    return Draws(log_weights, **terms, latents=latents)
 
 
 @torch.no_grad()
@@ -276,7 +289,7 @@ def weighted_draws(model: LatentVariableModel, inputs: Inputs, particles: int) -
         drawn.log_likelihood + drawn.log_prior - torch.logaddexp(log_posterior, drawn.log_prior) + math.log(2)
         for drawn, log_posterior in zip(both, log_q, strict=True)
     ]
-    return torch.cat(log_weights), {site: torch.cat([each.latents[site] for each in both]) for site in of_q.latents}
+    return torch.cat(log_weights), {site: torch.cat([each.latents[site] for each in both]) for site in both[0].latents}
 
 
 def resampled(

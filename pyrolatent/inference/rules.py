@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import Unit, constraints
 from torch import nn
@@ -16,6 +17,7 @@ from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.objectives.base import needs_of
 from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
 from pyrolatent.models.arrays import as_labels, device_and_dtype, validate_divisor
+from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, Model
@@ -34,7 +36,8 @@ class Case:
         """The model's draws for one datapoint."""
         with torch.no_grad(), evaluating(self.model):
             one = self.data.train.to(*device_and_dtype(self.model)).batch(slice(0, 1))
-            return weigh(self.model.generate, self.model.infer, *training_arguments(self.model, one))
+            inputs, named = training_arguments(self.model, one), self.model.plate is not None
+            return weigh(self.model.generate, self.model.infer, *inputs, outside=True, jointly=named)
 
     def lacks(self, need: Capability | None, of_what: str = "") -> str | None:
         """The message that the model does not offer what the objective needs, with suitable objectives; else None."""
@@ -126,7 +129,7 @@ def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
     if not model.observes_x:
         return  # what simulates x refuses itself
     with torch.no_grad(), evaluating(model):
-        trace: Any = weigh(model.generate, model.infer, *arguments(model, one)).model_trace
+        trace: Any = weigh(model.generate, model.infer, *arguments(model, one), outside=True).model_trace
     for site in trace.observation_nodes:
         node = trace.nodes[site]
         if site != model.observed_site and not isinstance(node["fn"], Unit) and not node["infer"].get("_deterministic"):
@@ -160,6 +163,11 @@ def split_for(model: LatentVariableModel, data: Data, split: str) -> Split:
     require_latents(model)
     require_data(data)
     part = data.split(split)
+    if model.of_training_rows and split != "train":
+        raise InputError(
+            f"{type(model).__name__} takes the numbers of the rows of its training data, and the {split} split has "
+            "others; give split='train'"
+        )
     same_event_shape(model, data)
     part = part.to(*device_and_dtype(model))
     if model.conditional and part.y is None:
@@ -276,9 +284,12 @@ def _support(case: Case) -> str | None:
 
 def _latent_supports(case: Case) -> str | None:
     for site in case.weights.latents:
-        prior, posterior = (
-            domain(trace.nodes[site]["fn"].support) for trace in (case.weights.model_trace, case.weights.guide_trace)
-        )
+        if site not in case.weights.model_trace.nodes:
+            continue
+        fns = [trace.nodes[site]["fn"] for trace in (case.weights.model_trace, case.weights.guide_trace)]
+        if isinstance(innermost(fns[1]), dist.Delta):
+            continue  # a point, such as a transformed auxiliary draw
+        prior, posterior = (domain(fn.support) for fn in fns)
         if prior != posterior:
             return f"the prior of {site} is over {prior}, but its posterior is over {posterior}"
     return None
@@ -304,6 +315,7 @@ WHERE = {
     Capability.GRADIENT_IN_X: "energies over real numbers",
     Capability.PATHWISE_DRAWS: "posteriors that are reparameterised, or summed out",
     Capability.ANY_DRAW_SCORED: "every posterior but `planar`",
+    Capability.OWN_LATENTS: "all but Pyro programs with latents outside the plate over datapoints",
 }
 """Which models offer the capabilities that depend on more than their class."""
 

@@ -9,9 +9,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
-import pyro
 import pyro.distributions as dist
-import pyro.infer
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -25,6 +23,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.isolation import statistics_held
 from pyrolatent.models.latent import owner_of
+from pyrolatent.models.plates import ParticlePlate, lies_in
 
 Program = Callable[..., Any]
 Score = Literal["full", "frozen", "held"]
@@ -43,11 +42,15 @@ class Plate(NamedTuple):
         name: name of the plate; None if the whole program is one datapoint.
         dim: its dimension, negative, from the right.
         nesting: number of dimensions of all plates; the particles are to the left of them.
+        size: number of datapoints in it.
+        scale: number of all datapoints that it declares, divided by those in it.
     """
 
     name: str | None = "data"
     dim: int = -1
     nesting: int = 1
+    size: int = 1
+    scale: float = 1.0
 
 
 class _Scored(NamedTuple):
@@ -65,6 +68,14 @@ class Weights:
     dimensions to the left of the particles, and the properties below sum over them. With `infer={"num_samples": n}`
     they are drawn n times there, and the mean over these draws replaces the sum.
 
+    Sites outside the plate, such as the weights of a Bayesian decoder, are global: they are drawn once for all
+    particles, and each of the B datapoints counts a share 1/B of their terms, so that sums over the plate count them
+    once:
+
+        log w_nk = log p(x_n, z_nk | u) - log q(z_nk | x_n, u) + (1/B) (log p(u) - log q(u)),  u ~ q(u)
+
+    log (1/K) sum_k w_nk, summed over n, is then log p(u) - log q(u) above a bound for each u, and so itself a bound.
+
     Attributes:
         model_trace: the model replayed on the guide's draws.
         guide_trace: the guide's draws.
@@ -75,7 +86,8 @@ class Weights:
         particles: number K of draws; a single one has no plate in the traces.
         scale: the scale of all sites in the plate, as of a plate that subsamples. It must stay outside of logarithms of
             means, so no property here includes it, and objectives multiply by it at the end. None if sites differ in
-            scale; all properties then include their scales, which is valid only for linear functions of them.
+            scale; all properties then include their scales, relative to that of the plate, which is valid only for
+            linear functions of them.
         with_terms: whether `log_observed` counts what the guide observes, as training does and evidence does not.
     """
 
@@ -111,6 +123,14 @@ class Weights:
     def drawn(self) -> list[str]:
         """Sites that are drawn, one value per particle (and per state of the sites that they depend on)."""
         return [site for site in self.latents if site not in self.summed_out]
+
+    @cached_property
+    def outside(self) -> list[str]:
+        """Latent sites outside the plate over datapoints."""
+        return [site for site in self.latents if self._is_outside(self.guide_trace.nodes[site])]
+
+    def _is_outside(self, node: Any) -> bool:
+        return self.plate.name is not None and not lies_in(self.plate.name, node)
 
     @cached_property
     def sampled_inside(self) -> list[str]:
@@ -168,6 +188,10 @@ class Weights:
             parameter.requires_grad_(False)
         try:
             frozen = self._scored(self.rerun(self.seen)).sites
+            if self.outside:  # for the sites of each datapoint, a global latent is a parameter
+                held = {site: value.detach() if site in self.outside else value for site, value in self.seen.items()}
+                of_datapoints = self._scored(self.rerun(held)).sites
+                frozen = of_datapoints | {site: frozen[site] for site in self.outside}
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(True)
@@ -270,6 +294,8 @@ class Weights:
         """
         states = {}
         for site in self.drawn:
+            if site in self.outside:
+                continue
             node = self.guide_trace.nodes[site]
             lead = self.with_particles(node["value"], node["fn"].event_dim)
             own = lead.shape[: lead.dim() - node["fn"].event_dim - self.plate.nesting - 1]
@@ -284,6 +310,8 @@ class Weights:
     def scale_paths(self, factor: Tensor) -> None:
         """Multiplies the gradient that reaches the guide through the draws, once for any number of layers.
 
+        The gradient through draws outside the plate stays as it is.
+
         Args:
             factor: (..., particles, batch).
         """
@@ -291,7 +319,7 @@ class Weights:
         plates = (1,) * (nesting + dim) + factor.shape[-1:] + (1,) * (-1 - dim) if self.plate.name else (1,) * nesting
         lead = factor.shape[: -2 if self.particles == 1 else -1]
         for site, value in self.seen.items():
-            if value.requires_grad:
+            if value.requires_grad and site not in self.outside:
                 shaped = factor.reshape(lead + plates + (1,) * self.guide_trace.nodes[site]["fn"].event_dim)
                 while shaped.dim() > value.dim():
                     shaped = shaped.squeeze(0)
@@ -366,8 +394,12 @@ class Weights:
         return self._by_datapoint(log_prob, node)
 
     def _by_datapoint(self, values: Tensor, node: Any) -> Tensor:
-        """Masks values and sums them over plates inside the plate of datapoints, (..., particles, batch)."""
-        scale = node["scale"] if self.scale is None else 1.0
+        """Masks values and sums them over plates inside the plate of datapoints, (..., particles, batch).
+
+        Values of a site outside the plate are summed, and have the share of a datapoint, (1, 1).
+        """
+        outside = self._is_outside(node)
+        scale = node["scale"] if outside else 1.0 if self.scale is not None else node["scale"] / self.plate.scale
         values = torch.as_tensor(scale_and_mask(values, scale, node["mask"]))
         known = {*_frames(node).values(), *self._states}
         known |= {-1 - self.plate.nesting} if self.particles > 1 else set()
@@ -377,10 +409,24 @@ class Weights:
                 f"that belong to none of its plates {sorted(_frames(node))}; put it into a plate for each of them, or "
                 "make them parts of the event with to_event"
             )
+        if outside:
+            return values.sum().reshape(1, 1) / self._datapoints
         values = self.with_particles(values)
         inside = [dim for dim in range(-self.plate.nesting, 0) if dim != self.plate.dim or self.plate.name is None]
         values = values.sum(inside) if inside else values
         return values if self.plate.name is not None else values.unsqueeze(-1)
+
+    @cached_property
+    def _datapoints(self) -> float | Tensor:
+        """Number of datapoints, or the sum of their scales."""
+        if isinstance(self.scale, Tensor) and self.scale.numel() > 1:
+            return self.scale.sum()
+        return self.plate.size * self.common_scale
+
+    @property
+    def common_scale(self) -> float | Tensor:
+        """What objectives multiply sums over the plate by."""
+        return self.plate.scale if self.scale is None else self.scale
 
     def with_particles(self, values: Tensor, event_dims: int = 0) -> Tensor:
         """Reshapes values of a trace to have the dimensions of all plates and of the particles.
@@ -431,6 +477,7 @@ def weigh(
     nesting: int | None = None,
     with_terms: bool = False,
     jointly: bool = False,
+    outside: bool = False,
     again: bool = True,
     **kwargs: Any,
 ) -> Weights:
@@ -448,6 +495,7 @@ def weigh(
         with_terms: whether to count what the guide observes, as in `Weights`.
         jointly: for linear functions of log-probabilities: sites may differ in scale, and if they share no plate the
             whole program is one datapoint.
+        outside: whether latent sites may lie outside the plate, where the plate is known by its name.
         again: whether the guide may be run again, for which all randomness outside of its sites is recorded.
         **kwargs: keyword arguments of both.
 
@@ -461,8 +509,9 @@ def weigh(
             "with a dimension more to their left, or use one particle"
         )
     nesting = plate_nesting(model, guide, *args, **kwargs) if nesting is None else nesting
+    plate = plate or getattr(owner, "plate", None)
     noise = _Noise()
-    guides, models = (_in_particles(program, particles, nesting) for program in (guide, model))
+    guides, models = (_in_particles(program, particles, nesting, plate) for program in (guide, model))
     enumerated = poutine.enum(guides, first_available_dim=-nesting - (1 if particles == 1 else 2))
     with noise if again else nullcontext():
         drawn = poutine.trace(enumerated).get_trace(*args, **kwargs)
@@ -472,7 +521,7 @@ def weigh(
     guide_trace, model_trace = (prune_subsample_sites(trace) for trace in (drawn, replayed))
     _hold_to_sites(model_trace, guide_trace, nesting)
     nodes = [*_sites(guide_trace), *_sites(model_trace)]
-    found = _plate_of(nodes, nesting, plate or getattr(owner, "plate", None), jointly)
+    found = _plate_of(nodes, nesting, plate, jointly, outside)
     _hold_to_states(nodes, found)
 
     def rerun(values: dict[str, Tensor]) -> Any:
@@ -529,10 +578,11 @@ def _depth(nodes: list[Any]) -> int:
     return -min((dim for node in nodes for dim in _frames(node).values()), default=0)
 
 
-def _plate_of(nodes: list[Any], nesting: int, name: str | None, jointly: bool) -> Plate:
+def _plate_of(nodes: list[Any], nesting: int, name: str | None, jointly: bool, outside: bool) -> Plate:
     """The plate over datapoints: the one that all sites share, or the one of this name.
 
-    The whole program is one datapoint if it has no plate or, with `jointly`, if its sites share none.
+    The whole program is one datapoint if it has no plate or, with `jointly`, if its sites share none. With `outside`,
+    latent sites may lie outside the plate of this name.
     """
     if _depth(nodes) > nesting:
         raise InputError(DEEPER.format(_depth(nodes), nesting))
@@ -541,7 +591,7 @@ def _plate_of(nodes: list[Any], nesting: int, name: str | None, jointly: bool) -
     common = set.intersection(*map(set, plates)) if plates else set()
     if name is None and len(common) == 1:
         (shared,) = common
-        return Plate(shared, dims[shared], nesting)
+        return Plate(shared, dims[shared], nesting, *_size_and_scale(nodes, shared, dims[shared]))
     one_by_one = sorted({frame.name for node in nodes for frame in node["cond_indep_stack"] if not frame.vectorized})
     if name is None and (jointly or not (dims or one_by_one)):
         return Plate(None, 0, nesting)
@@ -561,12 +611,20 @@ def _plate_of(nodes: list[Any], nesting: int, name: str | None, jointly: bool) -
     if found not in dims:
         raise InputError(f"there is no plate {found!r} over datapoints; the vectorised ones are {sorted(dims)}")
     for node, frames in zip(nodes, plates, strict=True):
-        if found not in frames:
+        if found not in frames and (name is None or not outside or node["is_observed"]):
+            named = f", name the plate with plate={found!r}" * (outside and not node["is_observed"])
             raise InputError(
                 f"the site {node['name']!r} lies outside the plate {found!r}, so that datapoints would be weighed "
-                "jointly; move it into the plate, or train the pair with Pyro's Trace_ELBO"
+                f"jointly; move it into the plate{named}, or train the pair with Pyro's Trace_ELBO"
             )
-    return Plate(found, dims[found], nesting)
+    return Plate(found, dims[found], nesting, *_size_and_scale(nodes, found, dims[found]))
+
+
+def _size_and_scale(nodes: list[Any], plate: str, dim: int) -> tuple[int, float]:
+    """Number of datapoints in a plate, which its own size may not say, and how many of all it says that each is."""
+    shapes = [node["fn"].batch_shape for node in nodes if lies_in(plate, node)]
+    frame = next(frame for node in nodes for frame in node["cond_indep_stack"] if frame.name == plate)
+    return max(shape[dim] for shape in shapes if len(shape) >= -dim), (frame.full_size or frame.size) / frame.size
 
 
 def _sites(trace: Any) -> Iterator[Any]:
@@ -623,6 +681,7 @@ def _hold_to_states(nodes: list[Any], plate: Plate) -> None:
     dims: dict[int, str] = {}
     for node in nodes:
         site, inner = node["name"], sorted({*_frames(node)} - {plate.name})
+        within = plate.name is None or lies_in(plate.name, node)
         if node["infer"].get("enumerate") == "sequential" and not node["is_observed"]:
             raise InputError(
                 f'the site {site!r} is marked infer={{"enumerate": "sequential"}}; mark it "parallel", or use '
@@ -630,7 +689,9 @@ def _hold_to_states(nodes: list[Any], plate: Plate) -> None:
             )
         if node["is_observed"] or "_enumerate_dim" not in node["infer"]:
             continue
-        if inner:
+        if not within:
+            reason = f"lies outside the plate {plate.name!r}, where its states are those of all datapoints"
+        elif inner:
             reason = f"lies in the plate {inner[0]!r}, where each element has states of its own"
         elif dims.setdefault(node["infer"]["_enumerate_dim"], site) != site:
             reason = "shares the dimension of its states with another, as under pyro.markov"
@@ -737,7 +798,8 @@ def _leaves(tensors: Iterable[Tensor], without: Iterable[Any] = ()) -> list[Tens
 
 
 def _common_scale(sites: list[Any], plate: Plate, jointly: bool) -> float | Tensor | None:
-    """The common scale of all sites, a number or (batch,); None if they differ."""
+    """The common scale of all sites in the plate, a number or (batch,); None if they differ."""
+    sites = [site for site in sites if plate.name is None or lies_in(plate.name, site)]
     scale = sites[0]["scale"] if sites else 1.0
     for site in sites:
         if not _same(site["scale"], scale):
@@ -760,13 +822,13 @@ def _common_scale(sites: list[Any], plate: Plate, jointly: bool) -> float | Tens
     )
 
 
-def _in_particles(program: Program, particles: int, nesting: int) -> Program:
+def _in_particles(program: Program, particles: int, nesting: int, plate: str | None) -> Program:
     """The program in a plate of particles, unless there is a single one."""
     if particles == 1:
         return program
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with pyro.plate(PARTICLES, particles, dim=-nesting - 1):
+        with ParticlePlate(PARTICLES, particles, -nesting - 1, plate):
             try:
                 return program(*args, **kwargs)
             except ValueError as error:

@@ -22,6 +22,11 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
         InputError: the shapes do not fit, there are no datapoints, values are not numbers, observed values are not
             finite, or x was not divided as `load_data` divided the training data.
     """
+    if model.of_training_rows:
+        raise InputError(
+            f"{type(model).__name__} takes the numbers of the rows of its training data, and x of other rows has none; "
+            "evaluate it on split='train', or let the guide compute its distributions from x"
+        )
     x = as_numbers(model, x, "x")
     if not model.met and x.dim() and len(x):
         labels = as_labels(model, y, len(x), known=False) if y is not None and model.label_dim else None

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -78,7 +79,28 @@ class LatentVariableModel(Model):
     @property
     def offers(self) -> frozenset[Capability]:
         """A density and a posterior and, unless it is a flow without an inverse, scores of any value."""
-        return self.always_offers | ({Capability.ANY_DRAW_SCORED} if self.scores_any_value else set())
+        scored = {Capability.ANY_DRAW_SCORED} if self.scores_any_value else set()
+        return self.always_offers | scored | (set() if self.global_sites else {Capability.OWN_LATENTS})
+
+    @property
+    def global_sites(self) -> list[str]:
+        """Latent sites outside the plate over datapoints, such as the weights of a Bayesian decoder."""
+        return []
+
+    def global_draw(self, inputs: tuple[Tensor, Tensor | None, Tensor | None]) -> dict[str, Tensor]:
+        """One draw of the latent sites outside the plate from the guide, by site.
+
+        Args:
+            inputs: x, y and mask of a minibatch, with which the guide is run.
+        """
+        return {}
+
+    def given(self, values: dict[str, Tensor]) -> AbstractContextManager[Any]:
+        """Holds latent sites outside the plate at these values within this context.
+
+        The generative function and the guide are then those of each datapoint given the values, without these sites.
+        """
+        return nullcontext()
 
     @property
     def likelihood_name(self) -> str:
@@ -193,7 +215,7 @@ class LatentVariableModel(Model):
                 )
             leads.append(lead)
         try:
-            batch = torch.broadcast_shapes(*leads)[-1]
+            batch = torch.broadcast_shapes(*leads)[-1] if leads else 1
         except RuntimeError:
             listed = ", ".join(f"{site} {tuple(value.shape)}" for site, value in values.items())
             raise InputError(f"latents must be of equally many datapoints, but {listed} were given") from None

@@ -1,6 +1,7 @@
 """The base class of models, and the capabilities that a model may offer."""
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +29,7 @@ class Capability(StrEnum):
     EM = "steps of expectation-maximisation"
     PATHWISE_DRAWS = "gradients through the draws of its posterior"
     ANY_DRAW_SCORED = "posterior that scores values it did not draw itself"
+    OWN_LATENTS = "latents that are each of one datapoint alone"
 
 
 class Model(nn.Module):
@@ -91,6 +93,20 @@ class Model(nn.Module):
     def takes_unknown_labels(self) -> bool:
         """Whether the label may be unknown, -1, for some datapoints."""
         return self.label_site is not None
+
+    def of_rows(self, rows: Tensor, datapoints: int) -> AbstractContextManager[Any]:
+        """Runs the model on a minibatch of the training data within this context.
+
+        Args:
+            rows: indices of the minibatch in the training data, (batch,).
+            datapoints: number of all training datapoints.
+        """
+        return nullcontext()
+
+    @property
+    def of_training_rows(self) -> bool:
+        """Whether the model has parameters for each row of the training data, and none for others."""
+        return False
 
     def require(self, capability: Capability, instead: str) -> None:
         """Requires that the model offers a capability.

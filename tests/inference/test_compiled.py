@@ -176,7 +176,7 @@ def test_compiled_evidence_is_the_uncompiled_one(vae: Callable[..., VAE], binary
     model = vae().eval()
     x = binary_data.train.batch(slice(0, 8)).x
     max_elements = 20 * x.numel()
-    scorer = compiled_chunk(model, draws_at_once(x, 50, max_elements), (x, None, None))
+    scorer = compiled_chunk(model, draws_at_once(model, x, 50, max_elements), (x, None, None))
     for part in (x, x[:3]):
         found = []
         for used in (None, scorer):

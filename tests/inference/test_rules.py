@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from torch import Tensor
 
 from pyrolatent import (
     VAE,
@@ -19,12 +21,14 @@ from pyrolatent import (
     RestrictedBoltzmannMachine,
     SemiSupervisedVAE,
     fit,
+    from_pyro,
     load_data,
 )
 from pyrolatent.declaration import build
 from pyrolatent.inference import rules
 from pyrolatent.inference.objectives.base import as_objective
 from pyrolatent.models.model import Capability
+from pyrolatent.models.programs.pair import PyroPair
 
 BITS = (np.random.default_rng(0).random((30, 4)) < 0.5).astype(np.float32)
 LABELS = np.arange(30) % 3
@@ -169,6 +173,23 @@ def test_every_rule_is_broken_above() -> None:
     assert all(sum(rule.refuses.startswith(begins) for begins in BROKEN) == 1 for rule in rules.RULES)
 
 
+def with_a_global() -> PyroPair:
+    """A Pyro pair with a latent outside the plate over datapoints."""
+    pyro.clear_param_store()
+
+    def model(x: Tensor) -> None:
+        u = pyro.sample("u", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(logits=u.expand(4)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("u", dist.Normal(pyro.param("loc", x.new_zeros(())), 1.0))
+
+    pair = from_pyro(model, guide)
+    pair.meet(torch.as_tensor(BITS[:3]))
+    return pair
+
+
 LACKING: dict[Capability, tuple[Any, str]] = {
     Capability.DENSITY: (lambda: Autoencoder((4,), latent_dim=2), "elbo"),
     Capability.POSTERIOR: (lambda: RestrictedBoltzmannMachine((4,), **MACHINE), "elbo"),
@@ -180,6 +201,7 @@ LACKING: dict[Capability, tuple[Any, str]] = {
     Capability.EM: (lambda: VAE((4,), latent_dim=2), "em"),
     Capability.PATHWISE_DRAWS: (lambda: DiscreteVAE((4,), latent_dims=(2,)), "elbo"),
     Capability.ANY_DRAW_SCORED: (lambda: VAE((4,), latent_dim=2, posterior="planar"), "dreg"),
+    Capability.OWN_LATENTS: (with_a_global, "vimco"),
 }
 
 

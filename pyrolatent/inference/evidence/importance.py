@@ -26,10 +26,13 @@ from pyrolatent.inference.evidence.psis import SHORTEST, khat_of_tail, khat_thre
 from pyrolatent.inference.evidence.result import HeldOutScores, Line, OnStep
 from pyrolatent.inference.monte_carlo import log_mean_of_sums, none_if_nan, standard_error
 from pyrolatent.inference.rules import same_event_shape, split_for
-from pyrolatent.inference.weights import Inputs, Weights, arguments, closed_kl, total, weigh
+from pyrolatent.inference.weights import Inputs, Weights, arguments, closed_kl, log_mean_exp, total, weigh
+from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.latent import LatentVariableModel, Unconditioned
 
+GLOBAL_DRAWS = 500
+"""Smallest number of draws of latents outside the plate, if there are as many particles."""
 ACTIVE = 0.01
 """Variance of a posterior mean over the data, relative to the prior's, above which a latent dimension is active."""
 
@@ -44,6 +47,8 @@ class Scores:
         kl: KL(q(z | x) || p(z)) over all sites, (batch,).
         log_evidence: log (1/K) sum_k w_k, (batch,); a lower bound in expectation.
         mcse: Monte Carlo standard error of `log_evidence`, (batch,), by the delta method; NaN for one draw.
+        mcse_of_mean: the same such that the sum of their squares is the variance of the sum over datapoints, which
+            draws outside the plate are common to, (batch,).
         ess: effective sample size (sum w)^2 / sum w^2, (batch,), between 1 and K.
         khat: `psis.khat` of the weights, (batch,).
         means: posterior mean of each site, (batch, dimensions).
@@ -56,6 +61,7 @@ class Scores:
     kl: Tensor
     log_evidence: Tensor
     mcse: Tensor
+    mcse_of_mean: Tensor
     ess: Tensor
     khat: Tensor
     means: dict[str, Tensor]
@@ -93,6 +99,10 @@ class Evaluation(HeldOutScores):
         bits_per_dimension: `Data.bits_per_dimension` of log p(x), for images of discrete or dequantized levels.
         classification_error: share of known labels that differ from the most probable one under q(y | x), for models
             with a latent label; None if no label is known.
+        global_sites: latent sites u outside the plate over datapoints. All scores are then predictive, log p(x) of each
+            datapoint is log E_q(u)[p(x | u)], and `particles` is the number of draws of u.
+        global_kl: KL(q(u) || p(u)) over all of them, nats in all, from 100 draws where it has no closed form; no part
+            of `kl` and `elbo`. None if there are none, or if the guide has a point in place of q(u).
         left_out: factors and observed sites of the guide, which training counts and a proposal does not.
         given: "y" if the scores are of x given y, which cannot be compared with scores of x.
         each: the bound and, if defined, log p(x) of each datapoint, (datapoints,), float64.
@@ -116,6 +126,8 @@ class Evaluation(HeldOutScores):
     particles: int
     bits_per_dimension: float | None = None
     classification_error: float | None = None
+    global_sites: list[str] = field(default_factory=list)
+    global_kl: float | None = None
     left_out: list[str] = field(default_factory=list)
     given: str | None = None
     each: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
@@ -154,6 +166,9 @@ class Evaluation(HeldOutScores):
             rows.append(("k-hat", f"{self.khat_share:.1%}", f"of the datapoints above {threshold:.2f}"))
         if self.active_units is not None:
             rows.append(("active_units", str(self.active_units), ""))
+        if self.global_sites:
+            kl = "" if self.global_kl is None else f"KL {self.global_kl:.3f} in all; "
+            rows.append(("outside", ", ".join(self.global_sites), f"{kl}all scores are predictive, over their draws"))
         if self.left_out:
             rows.append(("left out", ", ".join(self.left_out), "terms of the guide that training counts"))
         if self.classification_error is not None:
@@ -170,17 +185,21 @@ def chunk(model: LatentVariableModel, particles: int) -> Chunk:
 
     Returns:
         A function of x, y and mask to the log-weights, (draws, batch), and the means over draws of log p(x | z), of the
-        KL, of each site and of the KL of each of its dimensions.
+        KL, of each site and of the KL of each of its dimensions. Sites outside the plate are held at one draw, over
+        whose draws of the others the weights are averaged, (1, batch).
     """
 
     def scored(x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Tensor]:
-        weights = weigh(model.generate, model.infer, x, y, mask, particles=particles, again=False)
+        with model.given(model.global_draw((x, y, mask))):
+            weights = weigh(model.generate, model.infer, x, y, mask, particles=particles, again=False)
+        # A draw of what lies outside the plate counts once, however many it has of the others.
+        log_weights = weights.log_weights()
         terms = {
-            "log_weights": weights.log_weights(),
+            "log_weights": log_mean_exp(log_weights).unsqueeze(0) if model.global_sites else log_weights,
             "reconstruction": weights.expect(weights.log_likelihood).mean(0),
-            "kl": weights.expect(total(weights.kl.values())).mean(0),
+            "kl": weights.expect(total([torch.zeros_like(log_weights), *weights.kl.values()])).mean(0),
         }
-        for site in weights.latents:
+        for site in weights.log_prior:
             terms[f"mean {site}"], terms[f"square {site}"] = _moments(weights, site)
             by_dimension = _kl_dimensions(weights, site)
             if by_dimension is not None:
@@ -214,9 +233,16 @@ def compiled_chunk(model: LatentVariableModel, particles: int, inputs: Inputs) -
     return scored
 
 
-def draws_at_once(x: Tensor, particles: int, max_elements: int = MAX_ELEMENTS) -> int:
-    """The number of draws of each datapoint of a batch that are decoded at a time."""
-    return max(1, min(particles, max_elements // x.numel()))
+def draws_at_once(model: LatentVariableModel, x: Tensor, particles: int, max_elements: int = MAX_ELEMENTS) -> int:
+    """The number of draws of each datapoint of a batch that are decoded at a time.
+
+    With latents outside the plate, of which a pass has one draw, it is the number of draws of the others for each of at
+    least `GLOBAL_DRAWS` of theirs.
+    """
+    if not model.vectorises:
+        return 1
+    most = -(-particles // GLOBAL_DRAWS) if model.global_sites else particles
+    return max(1, min(most, max_elements // x.numel()))
 
 
 @torch.no_grad()
@@ -239,31 +265,40 @@ def score(
         mask: True where x is observed; other entries are left out of the likelihood and of log p(x).
         particles: number K of draws per datapoint.
         max_elements: largest number of elements decoded at a time.
-        scorer: function that scores `draws_at_once(x, particles, max_elements)` draws; `chunk` by default.
+        scorer: function that scores `draws_at_once(model, x, particles, max_elements)` draws; `chunk` by default.
     """
-    at_once = draws_at_once(x, particles, max_elements) if model.vectorises else 1
+    at_once = draws_at_once(model, x, particles, max_elements)
     scorer = scorer or chunk(model, at_once)
     log_sum = log_square_sum = x.new_full((len(x),), -math.inf)
-    largest, smallest, kept = x.new_empty(0, len(x)), x.new_full((len(x),), math.inf), tail_length(particles) + 1
+    largest, smallest = x.new_empty(0, len(x)), x.new_full((len(x),), math.inf)
+    starts = range(0, particles, at_once)
+    count_of_weights = len(starts) if model.global_sites else particles
+    kept = tail_length(count_of_weights) + 1
+    common: list[Tensor] = []
     means: dict[str, Tensor] = {}
-    for start in range(0, particles, at_once):
+    for start in starts:
         count = min(at_once, particles - start)
         terms = (scorer if count == at_once else chunk(model, count))(x, y, mask)
         log_weights = terms.pop("log_weights")
         log_sum = torch.logaddexp(log_sum, log_weights.logsumexp(0))
         log_square_sum = torch.logaddexp(log_square_sum, (2 * log_weights).logsumexp(0))
+        common += [log_weights] * bool(model.global_sites)
         largest = torch.cat([largest, log_weights])
         largest = largest.topk(min(kept, len(largest)), 0).values
         smallest = torch.minimum(smallest, log_weights.min(0).values)
         for name, value in terms.items():
             means[name] = means.get(name, 0.0) + count / particles * value
     reconstruction, kl = means.pop("reconstruction"), means.pop("kl")
+    log_evidence, mcse, ess = log_mean_of_sums(log_sum, log_square_sum, count_of_weights)
     return Scores(
         reconstruction - kl,
         reconstruction,
         kl,
-        *log_mean_of_sums(log_sum, log_square_sum, particles),
-        khat_of_tail(largest.cpu(), smallest.cpu(), particles).to(log_sum),
+        log_evidence,
+        mcse,
+        _error_of_common_draws(torch.cat(common), log_evidence) if common else mcse,
+        ess,
+        khat_of_tail(largest.cpu(), smallest.cpu(), count_of_weights).to(log_sum),
         _of_sites(means, "mean "),
         {
             site: (square - means[f"mean {site}"].square()).clamp(min=0) / max(1, particles - 1)
@@ -271,6 +306,17 @@ def score(
         },
         _of_sites(means, "kl "),
     )
+
+
+def _error_of_common_draws(log_weights: Tensor, log_evidence: Tensor) -> Tensor:
+    """`Scores.mcse_of_mean` of draws that all datapoints share, by the delta method for their sum, (batch,).
+
+    Args:
+        log_weights: of each common draw, (draws, batch).
+        log_evidence: the logs of their means, (batch,).
+    """
+    of_sum = (log_weights - log_evidence).exp().sum(1)
+    return (of_sum.var() / len(log_weights) / len(log_evidence)).sqrt().expand_as(log_evidence)
 
 
 def _of_sites(terms: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -360,7 +406,8 @@ def _evaluate_latents(
             inputs, started = arguments(model, part.batch(index)), time.perf_counter()
             if compile == "always" and not scores:
                 scorer = _compiled(model, inputs, particles)
-            scores.append(score(model, *inputs, particles=particles, scorer=scorer))
+            with model.of_rows(index, len(part)):
+                scores.append(score(model, *inputs, particles=particles, scorer=scorer))
             if compile == "auto" and len(scores) == 1:
                 ahead = (time.perf_counter() - started) * (len(own) / len(index) - 1)
                 scorer = _compiled(model, inputs, particles) if ahead > WORTH_COMPILING else None
@@ -371,26 +418,32 @@ def _evaluate_latents(
             if on_step:
                 on_step(f"log p(x), {particles} draws", together, len(part))
     joined = _joined(scores, len(part))
+    if model.global_sites:
+        particles = -(-particles // draws_at_once(model, part.batch(slice(0, batch_size)).x, particles))
     widths = {site: mean.shape[-1] for site, mean in joined.means.items() if site != model.label_site}
     prior = None
     if model.observes_x and widths:
         with pyro.validation_enabled(False), evaluating(model, seed):
             prior = prior_variances(model, widths, part.y)
     found = _summarise(joined, split, measure(model, data, support), particles, [*widths], prior)
-    left_out = _terms_of_the_guide(model, arguments(model, part.batch(slice(0, 1))))
+    beside = _of_training(model, arguments(model, part.batch(slice(0, 1))))
     log_p = found.log_evidence if support is not None else None
     return replace(
         found,
         bits_per_dimension=data.bits_per_dimension(log_p, found.measure, support, part.mask),
         classification_error=_classification_error(joined, model, part.y),
-        left_out=left_out,
+        global_sites=[site for site in beside.outside if site in beside.log_prior],
+        global_kl=_global_kl(model, arguments(model, part.batch(slice(0, 1)))) if beside.outside else None,
+        left_out=beside.terms,
         given="y" if model.conditional else None,
     )
 
 
 @torch.no_grad()
 def _compiled(model: LatentVariableModel, inputs: Inputs, particles: int) -> Chunk | None:
-    at_once = draws_at_once(inputs[0], particles) if model.vectorises else 1
+    if model.of_training_rows:
+        return None  # the graph would keep the numbers of these rows
+    at_once = draws_at_once(model, inputs[0], particles)
     try:
         return compiled_chunk(model, at_once, inputs)
     except CaptureError as error:
@@ -399,9 +452,20 @@ def _compiled(model: LatentVariableModel, inputs: Inputs, particles: int) -> Chu
 
 
 @torch.no_grad()
-def _terms_of_the_guide(model: LatentVariableModel, inputs: Inputs) -> list[str]:
+def _of_training(model: LatentVariableModel, inputs: Inputs) -> Weights:
+    """What training counts of some datapoints, sites outside the plate and terms of the guide among it."""
     with evaluating(model):
-        return weigh(model.generate, model.infer, *inputs).terms
+        return weigh(model.generate, model.infer, *inputs, outside=True)
+
+
+def _global_kl(model: LatentVariableModel, inputs: Inputs) -> float | None:
+    """KL(q(u) || p(u)) over the sites outside the plate, nats; None for a point, which has none."""
+    runs = [_of_training(model, inputs) for _ in range(100)]
+    nodes = runs[0].guide_trace.nodes
+    if all(isinstance(innermost(nodes[site]["fn"]), dist.Delta) for site in runs[0].outside):
+        return None
+    by_run = [total(run.kl[site] for site in run.outside).item() * run.plate.size for run in runs]
+    return sum(by_run) / len(by_run)
 
 
 def _joined(scores: list[Scores], count: int) -> Scores:
@@ -454,7 +518,12 @@ def _moments(weights: Weights, site: str) -> tuple[Tensor, Tensor]:
 
 
 def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
-    """The KL of each dimension of a site, (batch, dimensions); None if prior or posterior does not factorise."""
+    """The KL of each dimension of a site, (batch, dimensions); None if prior or posterior does not factorise.
+
+    A guide with auxiliary sites does not.
+    """
+    if len(weights.log_prior) < len(weights.latents):
+        return None
     prior, posterior = (trace.nodes[site]["fn"] for trace in (weights.model_trace, weights.guide_trace))
     if not all(isinstance(d, dist.Independent) and not d.base_dist.event_shape for d in (prior, posterior)):
         return None
@@ -469,7 +538,7 @@ def _kl_dimensions(weights: Weights, site: str) -> Tensor | None:
 def _summarise(
     scores: Scores, split: str, measure: str, particles: int, latent: list[str], prior: Tensor | None
 ) -> Evaluation:
-    names = ("elbo", "reconstruction", "kl", "ess", "mcse", "khat")
+    names = ("elbo", "reconstruction", "kl", "ess", "mcse", "mcse_of_mean", "khat")
     each = {name: getattr(scores, name).double().cpu() for name in names}
     evidence = scores.log_evidence.double().cpu()
     n = len(evidence)
@@ -477,11 +546,11 @@ def _summarise(
     if latent and prior is not None and n > 1 and particles > 1:
         means, noise = (torch.cat([values[site] for site in latent], -1) for values in (scores.means, scores.noise))
         active = active_units(means, noise, prior.to(means))
-    factorised = scores.kl_dimensions.keys() == scores.means.keys()
+    factorised = bool(scores.means) and scores.kl_dimensions.keys() == scores.means.keys()
     by_dimension = torch.cat([*scores.kl_dimensions.values()], -1).mean(0).tolist() if factorised else None
     likelihood = measure != "cross-entropy"
     errors = likelihood and particles > 1
-    mcse, bias, low, high = (value.item() for value in draws_interval(evidence, each["mcse"]))
+    mcse, bias, low, high = (value.item() for value in draws_interval(evidence, each["mcse"], each["mcse_of_mean"]))
     enough = likelihood and tail_length(particles) >= SHORTEST
     heavy = too_large(each["khat"], each["ess"], particles) if enough else None
     return Evaluation(
@@ -505,7 +574,9 @@ def _summarise(
     )
 
 
-def draws_interval(log_evidence: Tensor, mcse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draws_interval(
+    log_evidence: Tensor, mcse: Tensor, mcse_of_mean: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Monte Carlo error m of a mean log p(x), its expected downward bias b, and the ends of its 95 % interval.
 
         [v - 1.96 m, v + b + 1.96 m],  v = (1/N) ∑_n log p(x_n),  m² = (1/N²) ∑_n s_n²,  b = (1/2N) ∑_n s_n²
@@ -516,12 +587,13 @@ def draws_interval(log_evidence: Tensor, mcse: Tensor) -> tuple[Tensor, Tensor, 
     Args:
         log_evidence: importance-sampled log p(x), (..., datapoints), nats.
         mcse: its Monte Carlo errors s, (..., datapoints).
+        mcse_of_mean: what stands for s in m, as in `Scores`; None for s.
 
     Returns:
         m, b and both ends, (...,).
     """
-    mean, variance = log_evidence.mean(-1), mcse.square().mean(-1)
-    error, bias = (variance / mcse.shape[-1]).sqrt(), variance / 2
+    mean, bias = log_evidence.mean(-1), mcse.square().mean(-1) / 2
+    error = ((mcse if mcse_of_mean is None else mcse_of_mean).square().mean(-1) / mcse.shape[-1]).sqrt()
     return error, bias, mean - 1.96 * error, mean + bias + 1.96 * error
 
 

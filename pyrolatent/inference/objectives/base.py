@@ -117,7 +117,8 @@ def needs_of(target: Any) -> frozenset[Capability]:
     if issubclass(target, Objective):
         return target.needs
     pathwise = {Capability.PATHWISE_DRAWS} if issubclass(target, pyro.infer.TraceMeanField_ELBO) else set()
-    return PAIR | pathwise
+    weighs = issubclass(target, pyro.infer.RenyiELBO | pyro.infer.TraceTailAdaptive_ELBO)
+    return PAIR | pathwise | ({Capability.OWN_LATENTS} if weighs else set())
 
 
 def as_objective(objective: Any) -> Objective:

@@ -108,6 +108,7 @@ class Bound(Objective, pyro.infer.ELBO):
             nesting=nestings[key],
             with_terms=True,
             jointly=jointly,
+            outside=True,
             again=self.scores_again,
             **kwargs,
         )
@@ -116,7 +117,8 @@ class Bound(Objective, pyro.infer.ELBO):
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
         """Adds the gradient of the mean negative target of a minibatch; returns the summed bound with beta = 1."""
-        weights = self.weigh(model.generate, model.infer, *inputs)
+        linear = self.jointly and model.plate is not None
+        weights = self.weigh(model.generate, model.infer, *inputs, jointly=linear)
         target, bound = self.target(weights, self.beta * warmup), self.bound(weights)
         for name, value in {"target": target, "bound": bound}.items():
             shape = getattr(value, "shape", None)
@@ -142,13 +144,18 @@ class Bound(Objective, pyro.infer.ELBO):
         target = target if term is None else target + term
         # The value is that of the bound, even if the gradient is that of another target.
         value = target + (self.bound(weights, self.beta) - target).detach()
-        return -(value if weights.scale is None else weights.scale * value).sum()
+        return -(weights.common_scale * value).sum()
 
     def _refuse_uncounted(self, weights: Weights) -> None:
         """Refuses programs for which a part of the gradient would silently be left out."""
         if not torch.is_grad_enabled():
             return
         name = type(self).__name__
+        if weights.outside and Capability.OWN_LATENTS in self.needs:
+            raise InputError(
+                f"{name} weighs the draws of each datapoint alone, but {weights.outside[0]!r} lies outside the plate "
+                "over datapoints; use ELBO, IWAE or DReG"
+            )
         for site in weights.terms:
             fn = weights.guide_trace.nodes[site]["fn"]
             if not fn.has_rsample and weights.log_guide_sites("full")[site].requires_grad:
@@ -191,7 +198,7 @@ class ELBO(Bound):
     """E_q[log p(x | z)] - sum_sites KL(q(z | x) || p(z)), by Monte Carlo (Kingma and Welling 2014, 1312.6114).
 
     With free bits the target has max(free_bits, mean KL) in place of the KL of each site, averaged over the minibatch,
-    so that the first nats of each site are free (Kingma et al. 2016, 1606.04934).
+    so that the first nats of each site are free (Kingma et al. 2016, 1606.04934). None are of sites outside the plate.
 
     Args:
         free_bits: nats of the KL of each latent site that the training target does not count.
@@ -218,8 +225,11 @@ class ELBO(Bound):
         """The bound, with the KL of a site replaced by free_bits if its mean is smaller, (batch,)."""
         if not (self.free_bits and weights.latents):
             return self.bound(weights, beta)
-        by_site = [weights.expect(kl).mean(0) for kl in self.kl(weights).values()]
-        counted = [torch.where(kl.mean() > self.free_bits, kl, self.free_bits) for kl in by_site]
+        by_site = {site: weights.expect(kl).mean(0) for site, kl in self.kl(weights).items()}
+        counted = [
+            kl if site in weights.outside else torch.where(kl.mean() > self.free_bits, kl, self.free_bits)
+            for site, kl in by_site.items()
+        ]
         return weights.expect(weights.log_observed()).mean(0) - beta * total(counted)
 
 
@@ -361,6 +371,8 @@ class MultiplyIWAE(Bound):
 class PartiallyIWAE(MultiplyIWAE):
     """log mean_mk w_mk for the model, mean_m log mean_k w_mk for the guide: the PIWAE of Rainforth et al. 2018."""
 
+    needs = MultiplyIWAE.needs | {Capability.OWN_LATENTS}
+
     def bound(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """log mean_mk w_mk, (batch,)."""
         return log_mean_exp(weights.log_weights(beta))
@@ -388,7 +400,7 @@ class VIMCO(IWAE):
     least two draws. States that are summed out need no score: their part of the gradient is exact.
     """
 
-    needs = PAIR | {Capability.ANY_DRAW_SCORED}
+    needs = PAIR | {Capability.ANY_DRAW_SCORED, Capability.OWN_LATENTS}
 
     particles: Annotated[int, Gt(1)] = 10
 
@@ -420,7 +432,7 @@ class ReweightedWakeSleep(IWAE):
     posteriors.
     """
 
-    needs = PAIR | {Capability.ANY_DRAW_SCORED}
+    needs = PAIR | {Capability.ANY_DRAW_SCORED, Capability.OWN_LATENTS}
 
     def target(self, weights: Weights, beta: float | Tensor = 1.0) -> Tensor:
         """sum_k v_k (log p(x | z_k) + beta log p(z_k) + log q(z_k | x)), v and the draws held fixed, (batch,)."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pyrolatent.data.splits import Batch
 from pyrolatent.errors import TrainingError
 from pyrolatent.inference.weights import training_arguments, weigh
 from pyrolatent.models.model import Capability, Model
@@ -68,7 +68,7 @@ def replay(trainer: "Trainer", state: State, epoch: int, bad: str) -> NoReturn:
         if not torch.isfinite(bound) or not all(torch.isfinite(p).all() for p in trainer.parameters):
             step = trainer.steps
             before.restore(trainer)
-            culprit = _culprit(trainer, trainer.data.train.batch(index))
+            culprit = _culprit(trainer, index)
             raise TrainingError(
                 f"{culprit} at step {step} (epoch {epoch}); the model holds the state before that step: "
                 "lower the learning rate, set clip_norm, or bound the scale with min_scale"
@@ -81,12 +81,14 @@ def replay(trainer: "Trainer", state: State, epoch: int, bad: str) -> NoReturn:
 
 
 @torch.no_grad()
-def _culprit(trainer: "Trainer", batch: Batch) -> str:
-    model: Any = trainer.model
+def _culprit(trainer: "Trainer", index: Tensor) -> str:
+    model, batch = trainer.model, trainer.data.train.batch(index)
     if Capability.POSTERIOR not in model.offers:
         return "the loss or its gradient was not finite"
     inputs = training_arguments(model, batch)
-    weights = weigh(model.generate, model.infer, *inputs, particles=trainer.objective.num_particles)
+    with model.of_rows(index, len(trainer.data.train)):
+        particles = trainer.objective.num_particles
+        weights = weigh(model.generate, model.infer, *inputs, particles=particles, outside=True)
     terms = {f"log q({site} | x)": value for site, value in weights.log_posterior.items()}
     terms |= {f"log p({site})": value for site, value in weights.log_prior.items()}
     for name, value in {**terms, "log p(x | z)": weights.log_likelihood}.items():

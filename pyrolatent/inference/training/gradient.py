@@ -61,7 +61,7 @@ class Gradient:
         for parameter in self.parameters:
             parameter.grad = None
         inputs = training_arguments(self.model, self.data.batch(index))
-        with networks_in(PRECISIONS[self.precision]):
+        with networks_in(PRECISIONS[self.precision]), self.model.of_rows(index, len(self.data)):
             bound = self.objective.accumulate(self.model, inputs, factor)
         return bound, *(parameter.grad for parameter in self.parameters)
 

@@ -70,7 +70,8 @@ def _(model: UnnormalisedDensity, objective: Objective) -> HeldOut:
 
 
 def _bound(bound: Bound, model: Any, inputs: Inputs) -> Tensor:
-    weights = bound.weigh(model.generate, model.infer, *inputs, jointly=bound.jointly)
+    with model.given(model.global_draw(inputs)):
+        weights = bound.weigh(model.generate, model.infer, *inputs, jointly=bound.jointly)
     return bound.bound(weights).sum()  # in nats, whatever scale the program has
 
 

@@ -69,6 +69,7 @@ class Trainer:
         self.epochs: int = self.objective.epochs or self.settings["epochs"]
         self.batches = len(self.minibatches(torch.arange(len(data.train))))
         self.gradient = Gradient(self.model, data.train, self.objective, self.settings, self.batches * self.epochs)
+        self.validated = data.train if self.model.of_training_rows else data.validation
         self.factor = self.parameters[0].new_ones(())
         self.steps = 0
         self.extra: dict[str, float] = {}
@@ -89,7 +90,7 @@ class Trainer:
             training = self.epoch(bar, task)
             distributed.average_buffers(self.model)
             row["seconds"] = time.perf_counter() - started
-            validation, watched = self.score(self.data.validation), self.watch()
+            validation, watched = self.score(self.validated), self.watch()
             numbers = {"the training bound": training, "the validation score": validation, **watched, **self.extra}
             if bad := diagnosis.not_finite(self.model, numbers):
                 diagnosis.replay(self, state, epoch, bad)
@@ -176,7 +177,9 @@ class Trainer:
         with torch.no_grad(), evaluating(self.model, self.settings["seed"] + (distributed.rank() << 32)):
             for index in torch.arange(len(split), device=self.factor.device).split(1000):
                 own = distributed.shard(index)
-                if len(own):
+                if not len(own):
+                    continue
+                with self.model.of_rows(own, len(split)):
                     total += self.held_out.score(arguments(self.model, split.batch(own))).item()
         (total,) = distributed.total([total.to(self.factor)])
         return total.item() / len(split)

@@ -102,7 +102,8 @@ def _run(model: Any, first: Batch, objective: Any, *, validate: bool) -> None:
         with training_mode(model), torch.random.fork_rng(devices=devices), statistics_held():
             objective.differentiable_loss(model.generate, model.infer, *training_arguments(model, first))
     with torch.no_grad(), evaluating(model), pyro.validation_enabled(validate):
-        weights = weigh(model.generate, model.infer, *training_arguments(model, first))
+        inputs, named = training_arguments(model, first), model.plate is not None
+        weights = weigh(model.generate, model.infer, *inputs, outside=True, jointly=named)
     bad = int((~torch.isfinite(weights.log_likelihood)).flatten(0, -2).any(0).sum())
     if bad:
         raise InputError(
@@ -110,7 +111,7 @@ def _run(model: Any, first: Batch, objective: Any, *, validate: bool) -> None:
             f"{model.likelihood_name} likelihood has no finite density there; declare another one"
         )
     for site, value in {"x": weights.log_likelihood, **weights.log_prior, **weights.log_posterior}.items():
-        if value.shape[-2:] != (1, len(first.x)):
+        if site not in weights.outside and value.shape[-2:] != (1, len(first.x)):
             raise InputError(
                 f"the log-probability of the site {site!r} has the shape {tuple(value.shape)} for "
                 f"{len(first.x)} datapoints; give its distribution the batch shape of the data with to_event"

@@ -1,15 +1,21 @@
-"""What a program of the user's is called with: x, y and mask of a minibatch as its own arguments."""
+"""What a program of the user's is called with: x, y, mask and row numbers of a minibatch as its own arguments."""
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pyrolatent.errors import InputError
 
-NAMES = {"mask": ("mask", "obs_mask", "x_mask"), "y": ("y", "ys", "label", "labels", "target", "targets")}
-"""By which names a parameter of a program is taken to be the mask or the labels; the first is x."""
+NAMES = {
+    "mask": ("mask", "obs_mask", "x_mask"),
+    "y": ("y", "ys", "label", "labels", "target", "targets"),
+    "rows": ("rows", "row", "index", "indices", "idx", "ind", "subsample"),
+}
+"""By which names a parameter of a program is taken to be the mask, the labels or row numbers; the first is x."""
 INSTEAD = "give arguments=lambda x, y, mask: (...), what both programs are called with"
 
 
@@ -20,11 +26,25 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
 
 
-Arguments = Callable[[Tensor, Tensor | None, Tensor | None], Call]
+@dataclass(frozen=True)
+class Arguments:
+    """What both programs are called with for a minibatch.
+
+    Attributes:
+        made: function of x, y, mask and rows, the last the indices of the minibatch in the training data, (batch,).
+        takes_rows: whether it uses the last.
+    """
+
+    made: Callable[[Tensor, Tensor | None, Tensor | None, Tensor], Call]
+    takes_rows: bool = False
+
+    def __call__(self, x: Tensor, y: Tensor | None, mask: Tensor | None, rows: Tensor | None = None) -> Call:
+        """The arguments; x is of the first rows of the training data where they are not given."""
+        return self.made(x, y, mask, torch.arange(len(x), device=x.device) if rows is None else rows)
 
 
-def by_function(function: Callable[[Tensor, Tensor | None, Tensor | None], Any]) -> Arguments:
-    """What a function of x, y and mask gives: one argument, a tuple of them, or a mapping of their names.
+def by_function(function: Callable[..., Any]) -> Arguments:
+    """What a function of x, y, mask and, if it takes four, rows gives: one argument, a tuple, or a mapping of names.
 
     Raises:
         InputError: it is no function.
@@ -32,9 +52,11 @@ def by_function(function: Callable[[Tensor, Tensor | None, Tensor | None], Any])
     if not callable(function):
         raise InputError(f"arguments was {function!r}; give a function of x, y and mask, such as lambda x, y, mask: x")
 
-    def arguments(x: Tensor, y: Tensor | None, mask: Tensor | None) -> Call:
+    takes_rows = _positional(function) > 3
+
+    def arguments(x: Tensor, y: Tensor | None, mask: Tensor | None, rows: Tensor) -> Call:
         try:
-            given = function(x, y, mask)
+            given = function(x, y, mask, *[rows] * takes_rows)
         except Exception as error:  # of the user's own code
             without = [name for name, value in (("y", y), ("mask", mask)) if value is None]
             of = f"x of shape {tuple(x.shape)}" + f" and without {' and '.join(without)}" * bool(without)
@@ -44,11 +66,20 @@ def by_function(function: Callable[[Tensor, Tensor | None, Tensor | None], Any])
             return Call((), dict(given))
         return Call(given if isinstance(given, tuple) else (given,), {})
 
-    return arguments
+    return Arguments(arguments, takes_rows)
+
+
+def _positional(function: Callable[..., Any]) -> int:
+    """Number of positional parameters of a function; 0 if it does not say."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # of a built-in function
+        return 0
+    return sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters)
 
 
 def by_signature(program: Callable[..., Any]) -> Arguments:
-    """x to the first parameter of a program, labels and mask to those of a usual name, the others at their defaults.
+    """x to the first parameter, labels, mask and rows to those of a usual name, the others at their defaults.
 
     Raises:
         InputError: a parameter without a default that is none of these.
@@ -63,15 +94,15 @@ def by_signature(program: Callable[..., Any]) -> Arguments:
         if role is not None:
             roles[role] = parameter
         elif parameter.default is parameter.empty:
-            raise InputError(f"the program takes {parameter.name!r}, which is none of x, y and mask; {INSTEAD}")
+            raise InputError(f"the program takes {parameter.name!r}, which is none of x, y, mask and rows; {INSTEAD}")
     if first is not None and first.kind is first.KEYWORD_ONLY:
         raise InputError(f"the program takes {first.name!r} by its name alone; {INSTEAD}")
     follows = [parameter.name for parameter in others]
 
-    def arguments(x: Tensor, y: Tensor | None, mask: Tensor | None) -> Call:
+    def arguments(x: Tensor, y: Tensor | None, mask: Tensor | None, rows: Tensor) -> Call:
         args: list[Any] = [x]
         kwargs: dict[str, Any] = {}
-        for role, value in (("y", y), ("mask", mask)):
+        for role, value in (("y", y), ("mask", mask), ("rows", rows)):
             parameter = roles.get(role)
             if parameter is None or (value is None and parameter.default is not parameter.empty):
                 continue
@@ -88,7 +119,7 @@ def by_signature(program: Callable[..., Any]) -> Arguments:
                 kwargs[parameter.name] = value
         return Call(tuple(args), kwargs)
 
-    return arguments
+    return Arguments(arguments, "rows" in roles)
 
 
 def differ(one: Call, other: Call) -> bool:

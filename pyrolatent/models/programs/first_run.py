@@ -1,12 +1,11 @@
 """The first run of a Pyro pair: what it names to Pyro is what is trained, and what it observes is what it is of."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine, validation_enabled
 from pyro.distributions import Unit
@@ -20,6 +19,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.isolation import alone, own_parameters, statistics_held
 from pyrolatent.models.latent import Unconditioned
+from pyrolatent.models.plates import ParticlePlate, lies_in
 from pyrolatent.models.programs.arguments import INSTEAD, Arguments, Call
 
 Program = Callable[..., Any]
@@ -38,6 +38,10 @@ class FirstRun:
         factors: the factorisation of both, a line for each site.
         given_x: the sites of the model whose distributions change with x, as the number of draws of a multinomial may.
         vectorises: whether the pair runs with several particles side by side, in a plate around it.
+        plate: the plate over datapoints; None if there are several of their number.
+        declares_size: whether the plate declares how many datapoints there are beside those of the run.
+        outside: the latent sites of the guide outside the plate.
+        auxiliary: whether the guide has sites inside it that the model does not have.
     """
 
     parameters: dict[str, tuple[Tensor, Any]]
@@ -46,6 +50,10 @@ class FirstRun:
     factors: list[str]
     given_x: list[str]
     vectorises: bool
+    plate: str | None
+    declares_size: bool
+    outside: list[str]
+    auxiliary: bool
 
     @property
     def observed(self) -> list[str]:
@@ -59,7 +67,7 @@ class FirstRun:
         return [site for site in self.model_trace.observation_nodes if not nodes[site]["infer"].get("_deterministic")]
 
 
-def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows) -> FirstRun:
+def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows, plate: str | None = None) -> FirstRun:
     """Runs a pair, with a parameter store of its own, leaving the random state and running statistics as they are.
 
     Args:
@@ -67,6 +75,7 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows) 
         guide: the guide.
         arguments: what both are called with.
         rows: x, y and mask of a few datapoints.
+        plate: name of the plate over datapoints, if it is known.
 
     Raises:
         InputError: one of the two does not run so, or has parameters for each of the datapoints.
@@ -80,14 +89,27 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows) 
     ):
         with own_parameters() as store:
             if isinstance(guide, AutoGuide):
-                _refuse_autoguide(guide, _trace("model", model, call, x), len(x))
+                _refuse_autoguide(guide, _trace("model", model, call, x), len(x), arguments.takes_rows)
             with _recording() as used:
                 guide_trace, model_trace = _traces(model, guide, call, x)
             met = _parameters(guide_trace, model_trace)
             constraints = store.get_state()["constraints"]
-            factors = [*_factors("p", model, model_trace, call), *_factors("q", guide, guide_trace, call)]
+            nodes = prune_subsample_sites(model_trace).nodes
             given_x = _given_x(model, guide_trace, arguments, rows)
-            vectorises = _vectorises(model, guide, call, max(_depth(guide_trace), _depth(model_trace)))
+            plates = _plates_of(len(x), [nodes[site] for site in model_trace.observation_nodes])
+            plate = plate or (next(iter(plates)) if len(plates) == 1 else None)
+            outside = _outside(prune_subsample_sites(guide_trace), plate)
+            named = {frame.name for trace in (guide_trace, model_trace) for frame in _frames(trace) if frame.vectorized}
+            if plate is not None and plate not in named:
+                raise InputError(
+                    f"there is no plate {plate!r} over datapoints; the vectorised ones are {sorted(named)}"
+                )
+            if arguments.takes_rows:
+                _refuse_other_rows(guide_trace, plate, len(x))
+            if outside:
+                _refuse_global_of_x(outside, _given_x(guide, guide_trace, arguments, rows))
+            factors = [*_factors("p", model, model_trace, call), *_factors("q", guide, guide_trace, call, outside)]
+            vectorises = _vectorises(model, guide, call, max(_depth(guide_trace), _depth(model_trace)), plate)
         if len(x) > 1:
             with own_parameters():
                 fewer = arguments(x[:-1], *(None if field is None else field[:-1] for field in rows[1:]))
@@ -95,7 +117,21 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows) 
     used = [*owners(model, guide), *used]
     _warn_of_untrained(used, {id(parameter) for parameter in met.values()})
     parameters = {name: (tensor, constraints[name]) for name, tensor in met.items()}
-    return FirstRun(parameters, used, prune_subsample_sites(model_trace), factors, given_x, vectorises)
+    own = {*prune_subsample_sites(guide_trace).stochastic_nodes} - {*outside}
+    auxiliary = not own <= {*model_trace.stochastic_nodes}
+    declares = plate in plates and plates[plate].full_size not in (None, plates[plate].size)
+    return FirstRun(
+        parameters=parameters,
+        modules=used,
+        model_trace=prune_subsample_sites(model_trace),
+        factors=factors,
+        given_x=given_x,
+        vectorises=vectorises,
+        plate=plate,
+        declares_size=declares,
+        outside=outside,
+        auxiliary=auxiliary,
+    )
 
 
 def _traces(model: Program, guide: Program, call: Call, x: Tensor) -> tuple[Any, Any]:
@@ -109,10 +145,33 @@ def _traces(model: Program, guide: Program, call: Call, x: Tensor) -> tuple[Any,
     return guide_trace, model_trace
 
 
-def _vectorises(model: Program, guide: Program, call: Call, nesting: int) -> bool:
-    """Whether a pair runs in a plate to the left of its own."""
+def _plates_of(datapoints: int, nodes: list[Any]) -> dict[str, Any]:
+    """The plates of this many datapoints that sites lie in, by name."""
+    frames = [frame for node in nodes for frame in node["cond_indep_stack"]]
+    return {frame.name: frame for frame in frames if frame.vectorized and frame.size in (datapoints, -1)}
+
+
+def _outside(guide_trace: Any, plate: str | None) -> list[str]:
+    """The latent sites outside the plate over datapoints, if that is known."""
+    nodes = guide_trace.nodes
+    return [site for site in guide_trace.stochastic_nodes if plate is not None and not lies_in(plate, nodes[site])]
+
+
+def _refuse_global_of_x(outside: list[str], given_x: list[str]) -> None:
+    """Refuses a guide that has another posterior of a global latent for each minibatch."""
+    for site in outside:
+        if site in given_x:
+            raise InputError(
+                f"the site {site!r} lies outside the plate over datapoints, but its distribution in the guide changes "
+                "with x, so that it would be another one for each minibatch; put it into the plate, or let the guide "
+                "draw it from parameters of its own"
+            )
+
+
+def _vectorises(model: Program, guide: Program, call: Call, nesting: int, plate: str | None) -> bool:
+    """Whether a pair runs with particles in a plate to the left of its own."""
     try:
-        with torch.no_grad(), pyro.plate("side by side", 2, dim=-nesting - 1):
+        with torch.no_grad(), ParticlePlate("side by side", 2, -nesting - 1, plate):
             guide_trace = poutine.trace(guide).get_trace(*call.args, **call.kwargs)
             replayed = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*call.args, **call.kwargs)
         for trace in (guide_trace, replayed):
@@ -153,9 +212,9 @@ def _refuse_rows(parameters: dict[str, Tensor], fewer: dict[str, Tensor], datapo
             )
 
 
-def _given_x(model: Program, guide_trace: Any, arguments: Arguments, rows: Rows) -> list[str]:
-    """Sites of the model that have other distributions, at the same latents, where x is zero."""
-    program, found = Unconditioned()(poutine.replay(model, trace=guide_trace)), []
+def _given_x(program: Program, guide_trace: Any, arguments: Arguments, rows: Rows) -> list[str]:
+    """Sites of a program that have other distributions, at the same latents, where x is zero."""
+    program, found = Unconditioned()(poutine.replay(program, trace=guide_trace)), []
     try:
         traces: list[Any] = []
         for x in (rows[0], torch.zeros_like(rows[0])):
@@ -209,16 +268,30 @@ def _recording() -> Iterator[list[nn.Module]]:
         handle.remove()
 
 
-def _refuse_autoguide(guide: AutoGuide, trace: Any, datapoints: int) -> None:
+def _refuse_autoguide(guide: AutoGuide, trace: Any, datapoints: int, takes_rows: bool) -> None:
     """Refuses a guide that would make a parameter for each datapoint of one minibatch."""
-    for site in trace.stochastic_nodes:
+    for site in prune_subsample_sites(trace).stochastic_nodes:
         for frame in trace.nodes[site]["cond_indep_stack"]:
             shape = trace.nodes[site]["fn"].batch_shape
+            if takes_rows and frame.full_size not in (None, frame.size):
+                continue  # one for each row of the training data
             if frame.vectorized and len(shape) >= -frame.dim and shape[frame.dim] == datapoints:
                 raise InputError(
                     f"{type(guide).__name__} would have parameters of {site!r} for each row of one minibatch, in the "
-                    f"plate {frame.name!r}, and none for other rows; write a guide that sees x"
+                    f"plate {frame.name!r}, and none for other rows; write a guide that sees x, or let the "
+                    "programs take row numbers and the plate declare its full size, as pyro.plate(name, size, "
+                    "subsample=rows)"
                 )
+
+
+def _refuse_other_rows(guide_trace: Any, plate: str | None, datapoints: int) -> None:
+    """Refuses a guide that chooses the rows of its plate itself where the programs are given them."""
+    node = guide_trace.nodes.get(plate)
+    if node is not None and not torch.equal(node["value"].cpu(), torch.arange(datapoints)):
+        raise InputError(
+            f"the plate {plate!r} of the guide chooses rows of its own; give it the row numbers, as "
+            "create_plates=lambda x, rows: pyro.plate(name, size, subsample=rows) of an automatic guide"
+        )
 
 
 def owners(*programs: Program) -> list[nn.Module]:
@@ -300,17 +373,25 @@ def fault(run: FirstRun, roles: Mapping[str, str], x: Tensor, mask: Tensor | Non
     return f"the distributions of {', '.join(run.given_x)} depend on x itself" if run.given_x else None
 
 
-def _factors(letter: str, program: Callable[..., Any], trace: Any, call: Call) -> Iterator[str]:
+def _factors(
+    letter: str, program: Callable[..., Any], trace: Any, call: Call, outside: Collection[str] = ()
+) -> Iterator[str]:
     """Lines such as `p(x | z) = Bernoulli (784,)`, from what values were computed of."""
     try:
         above: Any = get_dependencies(program, call.args, call.kwargs)["prior_dependencies"]
     except Exception:  # a program that does something which is not followed
         above = {}
+    auxiliary = [site for site in trace.stochastic_nodes if trace.nodes[site]["infer"].get("is_auxiliary")]
     for site in [*trace.stochastic_nodes, *trace.observation_nodes]:
         node = trace.nodes[site]
-        if not _is_random(node):
+        if not _is_random(node) or site in auxiliary:
             continue
-        given = [name for name in above.get(site, ()) if name != site] + ["x"] * (letter == "q")
+        name = type(innermost(node["fn"])).__name__
+        if auxiliary and name == "Delta":  # a transformed draw, of a site of its own or of one for all
+            of = next((one for one in auxiliary if one.startswith(f"{site}_")), auxiliary[0])
+            name = f"transformed {type(innermost(trace.nodes[of]['fn'])).__name__}"
+        given = [one for one in above.get(site, ()) if one != site and one not in auxiliary]
+        given += ["x"] * (letter == "q" and site not in outside)
         shape = tuple(node["fn"].event_shape)
         bar = f" | {', '.join(given)}" if given else ""
-        yield f"{letter}({site}{bar}) = {type(innermost(node['fn'])).__name__} {shape if shape else ''}".rstrip()
+        yield f"{letter}({site}{bar}) = {name} {shape if shape else ''}".rstrip()

@@ -2,13 +2,14 @@
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import ref
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -18,12 +19,16 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_labels, as_numbers
 from pyrolatent.models.components.conditional import filled, masked
 from pyrolatent.models.components.distributions import Reshaped, innermost
-from pyrolatent.models.isolation import held_parameters_expected, own_parameters
+from pyrolatent.models.isolation import evaluating_alone, held_parameters_expected, own_parameters
 from pyrolatent.models.latent import LatentVariableModel
-from pyrolatent.models.model import Model
+from pyrolatent.models.model import Capability, Model
+from pyrolatent.models.plates import Counted, Given
 from pyrolatent.models.programs.arguments import by_function, by_signature, differ
 from pyrolatent.models.programs.first_run import FirstRun, fault, first_run, named, observing, owners
 
+Inputs = tuple[Tensor, Tensor | None, Tensor | None]
+MEAN_OF = 100
+"""Draws of sites outside the plate that their means are taken of."""
 ROWS = 3
 """Datapoints of the first run, which is made with one less too, for what belongs to the rows of a minibatch."""
 
@@ -103,6 +108,9 @@ class PyroPair(LatentVariableModel):
         self._run: FirstRun | None = None
         self._fault: str | None = None
         self._takes_mask = False
+        self._given: dict[str, Tensor] = {}
+        self._counted = 1.0
+        self._rows: Tensor | None = None
         self._sees_gaps = False
         self._waiting: Mapping[str, Any] | None = None
         self._store: dict[str, dict[str, Any]] = {"params": {}, "constraints": {}}
@@ -126,6 +134,16 @@ class PyroPair(LatentVariableModel):
         return type(innermost(self._run.model_trace.nodes[self.observed_site]["fn"])).__name__
 
     @property
+    def global_sites(self) -> list[str]:
+        """Latent sites outside the plate over datapoints, unless they are held at a draw."""
+        return [site for site in self._outside if site in self._run.model_trace.nodes]  # type: ignore[union-attr]
+
+    @property
+    def _outside(self) -> list[str]:
+        """The same with auxiliary sites of the guide."""
+        return [] if self._run is None or self._given else self._run.outside
+
+    @property
     def observes_x(self) -> bool:
         """Whether one site of the model is p(x | z)."""
         return self._fault is None
@@ -142,13 +160,36 @@ class PyroPair(LatentVariableModel):
 
     @property
     def scores_any_value(self) -> bool:
-        """Whether the guide scores values that it did not draw; where it does not, the scoring says so."""
-        return True
+        """Whether the guide scores values that it did not draw: it has no auxiliary site of each datapoint."""
+        return self._run is None or not self._run.auxiliary
+
+    @property
+    def offers(self) -> frozenset[Capability]:
+        """As of any model; draws of its own, auxiliary ones too, are always scored."""
+        return super().offers | {Capability.ANY_DRAW_SCORED}
 
     @property
     def sees_gaps(self) -> bool:
         """Whether the guide was trained on data with a mask, which it takes."""
         return self._sees_gaps
+
+    @property
+    def of_training_rows(self) -> bool:
+        """Whether the programs take row numbers, so that they are of the training data alone."""
+        return self._arguments.takes_rows
+
+    def run_by_pyro(self) -> None:
+        """Refuses row numbers that are not known where Pyro's tools run the pair, then as any model.
+
+        Raises:
+            InputError: the programs take row numbers, which are known in `fit` alone.
+        """
+        if self.of_training_rows and self._rows is None:
+            raise InputError(
+                "the pair's programs take row numbers, which fit knows and Pyro's tools do not; give these tools the "
+                "programs themselves"
+            )
+        super().run_by_pyro()
 
     @property
     def takes_unknown_labels(self) -> bool:
@@ -177,9 +218,10 @@ class PyroPair(LatentVariableModel):
         gaps: Any = nullcontext()
         if mask is not None and not self._takes_mask:
             gaps, x = _Gaps(self.require_x(), mask), torch.where(mask, x, 0.0)
-        call = self._arguments(x, y, mask)
+        call = self._arguments(x, y, mask, self._rows)
+        outside = Given(self._given) if self._given else Counted(self._outside, self._counted)
         # The parameters are the pair's own, whatever has their names elsewhere.
-        with own_parameters(self._store) as store, gaps, held_parameters_expected():
+        with own_parameters(self._store) as store, gaps, outside, held_parameters_expected():
             result = self._programs[which](*call.args, **call.kwargs)
             new = next((name for name in store if name not in self._store["params"]), None)
         if new is not None:
@@ -188,6 +230,37 @@ class PyroPair(LatentVariableModel):
                 "call pyro.param and pyro.module in every run"
             )
         return result
+
+    @contextmanager
+    def of_rows(self, rows: Tensor, datapoints: int) -> Iterator[None]:
+        """Runs the pair on a minibatch of the training data within this context, as in `Model.of_rows`.
+
+        Terms outside the plate count by the share of the training data that the minibatch is; a plate that declares the
+        number of all datapoints scales its own sites instead. Programs that take row numbers are given them.
+        """
+        self._rows = rows
+        self._counted = 1.0 if self._run is None or self._run.declares_size else len(rows) / datapoints
+        try:
+            yield
+        finally:
+            self._rows, self._counted = None, 1.0
+
+    @torch.no_grad()
+    def global_draw(self, inputs: Inputs) -> dict[str, Tensor]:
+        """One draw of the latent sites outside the plate, as in `LatentVariableModel`."""
+        if not self._outside:
+            return {}
+        trace: Any = poutine.trace(self.infer).get_trace(*inputs)
+        return {site: trace.nodes[site]["value"] for site in self._outside}
+
+    @contextmanager
+    def given(self, values: dict[str, Tensor]) -> Iterator[None]:
+        """Holds latent sites outside the plate at these values, as in `LatentVariableModel`."""
+        before, self._given = self._given, self._given | values
+        try:
+            yield
+        finally:
+            self._given = before
 
     def meet(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None, label_dim: int = 0) -> None:
         """Runs the pair on the first datapoints, if it has not been run: finds its parameters and its sites.
@@ -216,14 +289,15 @@ class PyroPair(LatentVariableModel):
                 "of pl.load_data first"
             )
         observes_y = "y" in self._declared and uses_y
-        runs = [first_run(*self._programs, self._arguments, rows)]
+        runs = [first_run(*self._programs, self._arguments, rows, self.plate)]
         if observes_y:  # without labels, in evaluation, other networks may be met
-            runs.append(first_run(*self._programs, self._arguments, (rows[0], None, rows[2])))
+            runs.append(first_run(*self._programs, self._arguments, (rows[0], None, rows[2]), self.plate))
         if not any(run.model_trace.stochastic_nodes for run in runs):
             raise InputError("the model samples no latent site; a pair is of a latent-variable model")
         run, roles = runs[0], observing(runs[0], self._declared)
         self._hold(runs)
         self._run = run
+        self.plate = self.plate or run.plate
         self.event_shape, self.label_dim = x.shape[1:], label_dim if uses_y else 0
         self.label_site, self.conditional = roles.get("y"), uses_y and not observes_y
         self.observed_site = roles.get("x", "")
@@ -309,7 +383,39 @@ class PyroPair(LatentVariableModel):
         x = as_numbers(self, torch.zeros(()), "x").expand(ROWS, *self.event_shape)
         self.meet(x, None if y is None else y[:1].expand(ROWS, *y.shape[1:]))
         self.require_x()
-        return super().simulated(size, y)
+        if not self.global_sites:
+            return super().simulated(size, y)
+        parts = []
+        for row in range(size):
+            label = None if y is None else y[row : row + 1]
+            with self.given(self.global_draw((x[:1], label, None))):
+                parts.append(super().simulated(1, label))
+        return {
+            site: {**node, "value": torch.cat([part[site]["value"] for part in parts])}
+            for site, node in parts[0].items()
+        }
+
+    def decode(self, latents: Any, y: Any = None) -> TorchDistributionMixin:
+        """The likelihood p(x | latents), as of any model.
+
+        Sites outside the plate may be among the latents, of their own shapes; those that are not are at their means
+        under the guide, averaged over 100 draws, the same in every call.
+        """
+        if not self.global_sites:
+            return super().decode(latents, y)
+        given = latents if isinstance(latents, Mapping) else {}
+        outside = {site: as_numbers(self, given[site], site) for site in self.global_sites if site in given}
+        own = {site: value for site, value in given.items() if site not in outside} if given else latents
+        with self.given(self._global_means() | outside):
+            return super().decode(own, y)
+
+    @torch.no_grad()
+    def _global_means(self) -> dict[str, Tensor]:
+        x = as_numbers(self, torch.zeros(()), "x").expand(ROWS, *self.event_shape)
+        with evaluating_alone(self), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.manual_seed(0)
+            draws = [self.global_draw((x, None, None)) for _ in range(MEAN_OF)]
+        return {site: torch.stack([draw[site] for draw in draws]).mean(0) for site in draws[0]}
 
     def observation(self, trace: Any) -> Any:
         """The site of x in a trace of the generative function, in the shape of x.

@@ -140,7 +140,8 @@ def test_the_stated_error_is_the_spread_of_repetitions(max_elements: int) -> Non
 @pytest.mark.parametrize("particles", [20, 200])
 def test_khat_is_that_of_all_weights_however_they_are_cut(max_elements: int, particles: int) -> None:
     """Exactly `khat` of the weights at the same random numbers; NaN of 20, which are too few to tell."""
-    model, at_once = linear_gaussian(Wrong()), draws_at_once(X, particles, max_elements)
+    model = linear_gaussian(Wrong())
+    at_once = draws_at_once(model, X, particles, max_elements)
     torch.manual_seed(0)
     parts = [
         weigh(model.generate, model.infer, X, particles=min(at_once, particles - start)).log_weights()

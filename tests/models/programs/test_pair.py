@@ -630,12 +630,6 @@ def test_a_program_of_one_batch_dimension_is_run_particle_by_particle() -> None:
 # What is refused, by name.
 
 
-def with_a_global(x: Tensor) -> None:
-    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(slope, 1.0).expand([1]).to_event(1), obs=x)
-
-
 def with_two_observed(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
@@ -676,7 +670,6 @@ def needs_labels(x: Tensor, y: Tensor) -> None: ...
 @pytest.mark.parametrize(
     ("model", "guide", "options", "message"),
     [
-        (with_a_global, lambda x: pyro.sample("slope", dist.Normal(0.0, 1.0)), {}, r"'slope' lies outside the plate"),
         (loc_model, rows_of_parameters, {}, r"'locs' has the shape \(3,\) for 3 datapoints"),
         (without_a_plate, without_a_plate, {}, "no plate of the pair is over the 3 datapoints"),
         (of_its_own_rows, of_its_own_rows, {}, "no plate of the pair is over the 3 datapoints"),
@@ -694,7 +687,7 @@ def test_a_pair_that_cannot_be_taken_says_why(model: Any, guide: Any, options: A
 
 
 def test_parameters_of_the_program_that_no_default_fills() -> None:
-    with pytest.raises(InputError, match="'lengths', which is none of x, y and mask"):
+    with pytest.raises(InputError, match="'lengths', which is none of x, y, mask and rows"):
         from_pyro(asks_for_more, loc_guide)
     with pytest.raises(InputError, match=r"guide was given 3"):
         from_pyro(loc_model, 3)  # type: ignore[arg-type]
