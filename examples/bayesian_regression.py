@@ -74,8 +74,8 @@ for column, count in enumerate((1, 10, 100)):
     variance = ((test @ covariance) * test).sum(1) + NOISE**2
     truth = dist.Normal(test @ mean, variance.sqrt()).log_prob(data.test.x[:, 1]).mean()
     print(
-        f"{count:3} rows: E[w] {mean.numpy().round(3)} exact, {learnt.mean.numpy().round(3)} learnt; predictive log p(y) "
-        f"{truth:.3f} exact, {found.log_evidence:.3f} ± {found.log_evidence_mcse:.3f} learnt"
+        f"{count:3} rows: E[w] {mean.numpy().round(3)} exact, {learnt.mean.numpy().round(3)} learnt; "
+        f"predictive log p(y) {truth:.3f} exact, {found.log_evidence:.3f} ± {found.log_evidence_mcse:.3f} learnt"
     )
     above, below = panels[0, column], panels[1, column]
     above.plot(*ellipse(mean, covariance), color="0.6", linewidth=5, label="exact")

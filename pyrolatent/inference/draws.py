@@ -172,6 +172,7 @@ def draw(
         values = model.global_draw(inputs)
         with model.given(values):
             weights = weigh(model.generate, guide or model.infer, *inputs, particles=min(at_once, draws - start))
+            weights.require_posterior()
             parts.append(_scored(weights))
         outside.append({site: values[site] for site in model.global_sites})
     kept = draws if keep is None else keep

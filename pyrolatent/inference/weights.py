@@ -142,6 +142,24 @@ class Weights:
         """Factors and observed sites of the guide, which training counts with a minus sign."""
         return _observed(self.guide_trace)
 
+    def require_posterior(self) -> None:
+        """Requires q to be a distribution of each latent, as evidence and calibration do.
+
+        Raises:
+            InputError: the guide has a point in place of a density. A transformed draw of an auxiliary site, a point
+                that the model has too, and a state are none.
+        """
+        if len(self.log_prior) < len(self.latents):
+            return
+        for site in self.drawn:
+            prior, posterior = (trace.nodes[site]["fn"] for trace in (self.model_trace, self.guide_trace))
+            point = isinstance(innermost(posterior), dist.Delta) and not isinstance(innermost(prior), dist.Delta)
+            if point and not prior.support.is_discrete:
+                raise InputError(
+                    f"the guide has a point (Delta) in place of a distribution of {site!r}, which trains but has no "
+                    "evidence, weights or calibration; let the guide draw it, as from a Normal"
+                )
+
     @property
     def without_path(self) -> list[str]:
         """Sites without gradients through their draws: discrete or not reparameterised, and not summed out."""

@@ -108,6 +108,11 @@ class Model(nn.Module):
         """Whether the model has parameters for each row of the training data, and none for others."""
         return False
 
+    @property
+    def own_states(self) -> list[str]:
+        """Latent sites that the generative function has and the guide has not, so that they are to be summed out."""
+        return []
+
     def require(self, capability: Capability, instead: str) -> None:
         """Requires that the model offers a capability.
 

@@ -192,6 +192,7 @@ def chunk(model: LatentVariableModel, particles: int) -> Chunk:
     def scored(x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Tensor]:
         with model.given(model.global_draw((x, y, mask))):
             weights = weigh(model.generate, model.infer, x, y, mask, particles=particles, again=False)
+        weights.require_posterior()
         # A draw of what lies outside the plate counts once, however many it has of the others.
         log_weights = weights.log_weights()
         terms = {

@@ -46,6 +46,11 @@ class Objective(Options):
     """Whether several processes can share a minibatch."""
 
     @property
+    def sums_out(self) -> bool:
+        """Whether it sums out states that the generative function alone has."""
+        return False
+
+    @property
     def num_particles(self) -> int:
         """Number of draws per datapoint."""
         return 1
@@ -102,6 +107,11 @@ class PyroObjective(Objective):
     def name(self) -> str:
         """The name of its class."""
         return type(self.elbo).__name__
+
+    @property
+    def sums_out(self) -> bool:
+        """Whether it sums out states that the generative function alone has."""
+        return isinstance(self.elbo, pyro.infer.TraceEnum_ELBO)
 
     def accumulate(self, model: Any, inputs: Inputs, warmup: float | Tensor = 1.0) -> Tensor:
         """Adds the gradient of Pyro's loss, averaged over the minibatch; returns the bound, summed over it."""

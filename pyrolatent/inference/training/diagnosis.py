@@ -83,7 +83,7 @@ def replay(trainer: "Trainer", state: State, epoch: int, bad: str) -> NoReturn:
 @torch.no_grad()
 def _culprit(trainer: "Trainer", index: Tensor) -> str:
     model, batch = trainer.model, trainer.data.train.batch(index)
-    if Capability.POSTERIOR not in model.offers:
+    if Capability.POSTERIOR not in model.offers or model.own_states:
         return "the loss or its gradient was not finite"
     inputs = training_arguments(model, batch)
     with model.of_rows(index, len(trainer.data.train)):

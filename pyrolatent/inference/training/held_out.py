@@ -40,7 +40,10 @@ def held_out(model: Any, objective: Objective) -> HeldOut:
     It is a bound for models with a posterior and squared error for models without a density. Unnormalised densities
     have the pseudo-likelihood for discrete x and sliced score matching for real x, which need no normaliser. If the
     prior replaces the posterior, the bound has as many draws as the objective, since one draw would be uninformative.
+    States that the generative function alone has are summed out by the objective, which is then the score.
     """
+    if model.own_states:
+        return HeldOut("validation_elbo", partial(_of_pyro, objective, model), _nothing)
     return HeldOut("validation_elbo", partial(_bound, AnalyticELBO(), model), _nothing)
 
 
@@ -73,6 +76,10 @@ def _bound(bound: Bound, model: Any, inputs: Inputs) -> Tensor:
     with model.given(model.global_draw(inputs)):
         weights = bound.weigh(model.generate, model.infer, *inputs, jointly=bound.jointly)
     return bound.bound(weights).sum()  # in nats, whatever scale the program has
+
+
+def _of_pyro(objective: Any, model: Any, inputs: Inputs) -> Tensor:
+    return torch.tensor(-objective.elbo.loss(model.model, model.guide, *inputs))
 
 
 def _nothing(data: Data) -> dict[str, float]:

@@ -89,7 +89,7 @@ def validate_first_batch(model: Any, data: Data, objective: Any, size: int) -> N
     model.divisor = data.divisor
     try:
         objective.prepare(model)
-        if Capability.POSTERIOR in model.offers:
+        if Capability.POSTERIOR in model.offers and not model.own_states:
             _run(model, first, objective, validate=data.binarize != "relaxed")
     except BaseException:
         model.vector_labels, model.divisor = known

@@ -42,6 +42,7 @@ class FirstRun:
         declares_size: whether the plate declares how many datapoints there are beside those of the run.
         outside: the latent sites of the guide outside the plate.
         auxiliary: whether the guide has sites inside it that the model does not have.
+        own_states: latent sites of the model that the guide does not have.
     """
 
     parameters: dict[str, tuple[Tensor, Any]]
@@ -54,6 +55,7 @@ class FirstRun:
     declares_size: bool
     outside: list[str]
     auxiliary: bool
+    own_states: list[str]
 
     @property
     def observed(self) -> list[str]:
@@ -118,7 +120,8 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows, 
     _warn_of_untrained(used, {id(parameter) for parameter in met.values()})
     parameters = {name: (tensor, constraints[name]) for name, tensor in met.items()}
     own = {*prune_subsample_sites(guide_trace).stochastic_nodes} - {*outside}
-    auxiliary = not own <= {*model_trace.stochastic_nodes}
+    latents = prune_subsample_sites(model_trace).stochastic_nodes
+    auxiliary = not own <= {*latents}
     declares = plate in plates and plates[plate].full_size not in (None, plates[plate].size)
     return FirstRun(
         parameters=parameters,
@@ -131,6 +134,7 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows, 
         declares_size=declares,
         outside=outside,
         auxiliary=auxiliary,
+        own_states=[site for site in latents if site not in guide_trace.nodes],
     )
 
 

@@ -178,6 +178,11 @@ class PyroPair(LatentVariableModel):
         """Whether the programs take row numbers, so that they are of the training data alone."""
         return self._arguments.takes_rows
 
+    @property
+    def own_states(self) -> list[str]:
+        """Latent sites of the model that the guide has not."""
+        return [] if self._run is None else self._run.own_states
+
     def run_by_pyro(self) -> None:
         """Refuses row numbers that are not known where Pyro's tools run the pair, then as any model.
 

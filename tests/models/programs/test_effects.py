@@ -155,13 +155,34 @@ def test_scale_of_a_site_is_no_part_of_a_bound_inside_a_logarithm() -> None:
         pl.fit(from_pyro(model, guide), pl.load_data(X.numpy()), objective=IWAE(particles=3), **ONCE)
 
 
+def test_a_point_of_each_datapoint_trains_but_has_no_evidence() -> None:
+    """The loss is that of Pyro, the joint density at the point, which is no bound on log p(x)."""
+
+    def point(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(pyro.param("slope", torch.tensor(0.3)) * x.sum(-1)))
+
+    m, data = from_pyro(base, point), pl.load_data(X.numpy())
+    pl.fit(m, data, objective="elbo", **ONCE)
+    assert ELBO().loss(m.model, m.guide, X) == pytest.approx(Trace_ELBO().loss(m.model, m.guide, X), rel=1e-6)
+    for asks in (lambda: pl.evaluate(m, data), lambda: pl.to_arviz(m, data)):
+        with pytest.raises(InputError, match=r"a point \(Delta\) in place of a distribution of 'z'"):
+            asks()
+
+
 def test_states_that_the_model_sums_out_are_left_to_pyro() -> None:
     """TraceEnum_ELBO trains them, with its own loss; our objectives and evidence ask for them in the guide."""
     model = config_enumerate(mixture)
     m = from_pyro(model, normal)
     data = pl.load_data(X.numpy())
-    with pytest.raises(InputError, match="samples the latent site 'k', but the guide does not"):
-        pl.fit(m, data, objective="elbo", **ONCE)
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
-    torch.manual_seed(0)
-    assert np.isfinite(elbo.loss(model, normal, X))
+    for asks in (lambda: pl.fit(m, data, objective="elbo", **ONCE), lambda: pl.evaluate(m, data)):
+        with pytest.raises(InputError, match="samples the latent site 'k', but the guide does not"):
+            asks()
+    fit = pl.fit(m, data, objective=elbo, **ONCE | {"epochs": 40})
+    assert fit.history[-1]["train_loss"] < fit.history[0]["train_loss"]
+    losses = []
+    for pair in ((m.model, m.guide), (model, normal)):
+        torch.manual_seed(0)
+        losses.append(elbo.loss(*pair, X))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
