@@ -111,6 +111,8 @@ def encoded(model: LatentVariableModel, inputs: Inputs) -> LocalPosterior:
     with torch.no_grad():
         trace = weigh(model.generate, recording, *inputs, particles=2).guide_trace
     sites = trace.stochastic_nodes
+    if not sites:
+        raise InputError(f"{type(model).__name__} has no latent of each datapoint, whose posterior could be refined")
     if len(given) != len(sites):
         raise InputError(
             f"{type(model).__name__} has no network and family of its own for the posterior of each of "

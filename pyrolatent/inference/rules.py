@@ -19,7 +19,7 @@ from pyrolatent.inference.weights import Weights, arguments, training_arguments,
 from pyrolatent.models.arrays import as_labels, device_and_dtype, validate_divisor
 from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.energies.density import UnnormalisedDensity
-from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.latent import LatentVariableModel, only_records
 from pyrolatent.models.model import Capability, Model
 
 
@@ -134,7 +134,7 @@ def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
         trace: Any = weigh(model.generate, model.infer, *arguments(model, one), outside=True).model_trace
     for site in trace.observation_nodes:
         node = trace.nodes[site]
-        if site != model.observed_site and not isinstance(node["fn"], Unit) and not node["infer"].get("_deterministic"):
+        if site != model.observed_site and not isinstance(node["fn"], Unit) and not only_records(node):
             raise InputError(
                 f"a model is checked by simulating x, but {type(model).__name__} observes {site!r} beside it; make "
                 "both one site, or check the part of the model that observes x"

@@ -7,6 +7,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -20,6 +21,7 @@ from pyrolatent.declaration import declared_name
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
 from pyrolatent.models.components.conditional import filled, given_gaps, masked, one_hot
+from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.isolation import evaluating_alone, held_parameters_expected
 from pyrolatent.models.model import Capability, Model, count_parameters
 
@@ -277,11 +279,17 @@ class LatentVariableModel(Model):
         return "\n  ".join([super().__str__(), *lines])
 
 
+def only_records(node: Any) -> bool:
+    """Whether a site has no distribution: it is `pyro.deterministic`, or an observed point, as `reparam` leaves."""
+    point = node["is_observed"] and isinstance(innermost(node["fn"]), dist.Delta)
+    return bool(point or node["infer"].get("_deterministic"))
+
+
 class Unconditioned(UnconditionMessenger):
-    """Draws what is observed, as `poutine.uncondition` does, but keeps what `pyro.deterministic` records."""
+    """Draws what is observed, as `poutine.uncondition` does, but keeps what is only recorded."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("_deterministic"):
+        if not only_records(msg):
             super()._pyro_sample(msg)
 
 

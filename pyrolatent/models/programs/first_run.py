@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from pyrolatent.errors import InputError
 from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.isolation import alone, own_parameters, statistics_held
-from pyrolatent.models.latent import Unconditioned
+from pyrolatent.models.latent import Unconditioned, only_records
 from pyrolatent.models.plates import ParticlePlate, lies_in
 from pyrolatent.models.programs.arguments import INSTEAD, Arguments, Call
 
@@ -66,7 +66,7 @@ class FirstRun:
     def scored(self) -> list[str]:
         """The observed sites and factors."""
         nodes = self.model_trace.nodes
-        return [site for site in self.model_trace.observation_nodes if not nodes[site]["infer"].get("_deterministic")]
+        return [site for site in self.model_trace.observation_nodes if not only_records(nodes[site])]
 
 
 def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows, plate: str | None = None) -> FirstRun:
@@ -202,7 +202,7 @@ def _parameters(*traces: Any) -> dict[str, Tensor]:
 
 def _is_random(node: Any) -> bool:
     """Whether a site has a distribution: it is no factor, nothing that is only recorded, and no choice of rows."""
-    return not (isinstance(node["fn"], Unit) or node["infer"].get("_deterministic") or site_is_subsample(node))
+    return not (isinstance(node["fn"], Unit) or only_records(node) or site_is_subsample(node))
 
 
 def _refuse_rows(parameters: dict[str, Tensor], fewer: dict[str, Tensor], datapoints: int) -> None:
