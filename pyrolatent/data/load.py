@@ -18,13 +18,26 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from narwhals.stable.v2 import DataFrame
+from narwhals.stable.v2.dependencies import is_into_dataframe, is_polars_lazyframe
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyrolatent.data.files import Array, Part, Source, as_array, clean, read_dataset, read_path
+from pyrolatent.data.files import Array, Part, Source, as_array, clean, read_dataset, read_frame, read_path
 from pyrolatent.data.named_sets import NAMED, read_named
-from pyrolatent.data.splits import Data, Split, select
+from pyrolatent.data.splits import PARTS, Data, Split, select
+from pyrolatent.data.tables import (
+    Column,
+    Kind,
+    TableShape,
+    as_frame,
+    columns_record,
+    encode,
+    frame_of_words,
+    numbered,
+    with_kinds,
+)
 from pyrolatent.declaration import Component, choices
 from pyrolatent.errors import SEEDS, InputError
 
@@ -128,13 +141,18 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
         key = str(path.resolve())
     elif isinstance(source, Dataset):
         read = read_dataset(source)
+    elif is_into_dataframe(source) or is_polars_lazyframe(source):
+        read = read_frame(as_frame(source, "table"), "table", "table", labels if isinstance(labels, str) else None)
     elif isinstance(source, np.ndarray | Tensor):
-        read = Source("array", Part(as_array(source, "x")))
+        x = as_array(source, "x")
+        read = Source("array", Part(frame_of_words(x, "array") if x.dtype.kind in "OUT" and x.ndim == 2 else x))
     else:
-        raise InputError(f"data cannot be a {type(source).__name__}; give a name, a path, an array or a Dataset")
+        raise InputError(
+            f"data cannot be a {type(source).__name__}; give a name, a path, a table, an array or a Dataset"
+        )
     if "data_dir" in given:
         raise InputError(f"data_dir is where named data sets are, but {read.name} is your own; leave it out")
-    if isinstance(labels, str) and key is None:
+    if isinstance(labels, str) and key is None and not isinstance(read.train.x, DataFrame):
         raise InputError(f"labels={labels!r} names a column, but the data are in memory; give the labels themselves")
     beside = {
         field: as_array(value, option)
@@ -147,8 +165,12 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
 
 
 def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
-    own = {"train": source.train, "validation": source.validation, "test": source.test}
-    parts = {name: clean(part, _part_name(source.name, name), given.get("mask")) for name, part in own.items() if part}
+    source, columns = _encoded(source)
+    parts = {
+        name: clean(part, _part_name(source.name, name), given.get("mask"))
+        for name in PARTS
+        if (part := getattr(source, name))
+    }
     _warn_of_empty_classes(parts.values(), source.name)
     levels, factor = _scale(source, parts)
     binarize, dequantize = _noise(source, parts, given, factor, levels)
@@ -175,7 +197,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         splits["train"] = _repeat_labelled(splits["train"], given["labelled_share"], source.name)
 
     _warn_of_unobserved(splits["train"].mask, source.name)
-    event_shape = tuple(train.x.shape[1:])
+    event_shape = _event_shape(splits["train"], columns)
     options = {name: value for name, value in given.items() if key and value != _default(name, source, dequantize)}
     if "data_dir" in options:
         options["data_dir"] = str(Path(options["data_dir"]).expanduser().resolve())
@@ -190,6 +212,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         "factor": factor,
         "levels": levels,
         "event_shape": list(event_shape),
+        "columns": columns_record(event_shape.columns) if isinstance(event_shape, TableShape) else None,
         "classes": list(source.classes) if source.classes else None,
         "training_sha256": _digest(splits["train"]),
         "evaluation_sha256": _digest(splits["validation"], splits["test"]),
@@ -204,6 +227,28 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         record=record,
         **splits,
     )
+
+
+def _encoded(source: Source) -> tuple[Source, tuple[Column, ...] | None]:
+    """Turns data frames into arrays, with the columns of the table."""
+    own = {name: part for name in PARTS if (part := getattr(source, name)) and isinstance(part.x, DataFrame)}
+    if not own:
+        return source, None
+    arrays, columns = encode({_part_name(source.name, name): part.x for name, part in own.items()})
+    coded = {name: part._replace(x=x) for (name, part), x in zip(own.items(), arrays, strict=True)}
+    return source._replace(**coded), columns
+
+
+def _event_shape(train: Split, columns: tuple[Column, ...] | None) -> tuple[int, ...]:
+    """The shape of one datapoint, with the columns of a table, whose kinds follow from the training part."""
+    shape = train.x.shape[1:]
+    if len(shape) != 1:
+        return tuple(shape)
+    columns = columns or numbered(shape[0])
+    if train.noise:
+        kind: Kind = "binary" if train.noise == "binarize" else "real"
+        return TableShape(shape, columns=[dataclasses.replace(column, kind=kind) for column in columns])
+    return TableShape(shape, columns=with_kinds(columns, train.x.numpy(), _array(train.mask)))
 
 
 def _default(option: str, source: Source, dequantize: str | None) -> Any:
@@ -363,3 +408,7 @@ def _label_dim(labels: Iterable[Tensor | None]) -> int:
 
 def _tensor(field: Array | None) -> Tensor | None:
     return None if field is None else torch.from_numpy(field)
+
+
+def _array(field: Tensor | None) -> Array | None:
+    return None if field is None else field.numpy()

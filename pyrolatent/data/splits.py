@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrolatent.data.tables import Column, TableShape
 from pyrolatent.errors import InputError, at_least_one
 
+PARTS = ("train", "validation", "test")
 CHUNK = 4096  # datapoints converted or drawn at a time, to avoid a float copy of a whole data set
 
 
@@ -123,7 +125,7 @@ class Data:
         train: the split to fit models to.
         validation: the split to select models on; fixed by the data seed.
         test: the split to report results on; fixed by the data seed.
-        event_shape: shape of one datapoint.
+        event_shape: shape of one datapoint; a `TableShape` of the columns if x is a table.
         label_dim: number of classes, or width of label vectors; 0 without labels.
         binarize: "dynamic", "static", "threshold", "relaxed" (grey values, trained as a cross-entropy) or None.
         dequantize: "uniform" or None.
@@ -146,6 +148,11 @@ class Data:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{size:,} {split}" for split, size in self.record["sizes"].items())
         return f"Data({self.name}: {sizes}; event_shape={self.event_shape}, label_dim={self.label_dim})"
+
+    @property
+    def columns(self) -> tuple[Column, ...] | None:
+        """The columns of x, with their kinds and words; None if x is not a table, (rows, columns)."""
+        return self.event_shape.columns if isinstance(self.event_shape, TableShape) else None
 
     @property
     def divisor(self) -> float:

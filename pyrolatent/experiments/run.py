@@ -37,6 +37,7 @@ from torch import Tensor
 
 from pyrolatent.data.load import load_data
 from pyrolatent.data.splits import Data, divisor, measure_of
+from pyrolatent.data.tables import event_shape_of
 from pyrolatent.declaration import Modules, build, choices, import_paths, importing
 from pyrolatent.errors import InputError, TrustError
 from pyrolatent.experiments.experiment import Experiment, declare, read_yaml, write_yaml
@@ -132,7 +133,8 @@ class Run:
                     "declaration; use Run.load(path, model=...)"
                 )
             with self.importing(), torch.random.fork_rng(devices=[]):
-                event_shape, label_dim = tuple(self._recorded("event_shape")), self._recorded("label_dim")
+                label_dim, event_shape = self._recorded("label_dim"), self._recorded("event_shape")
+                event_shape = event_shape_of(event_shape, self._recorded("columns", default=None))
                 model = build("model", self.declaration["model"], event_shape=event_shape, label_dim=label_dim)
         weights = self._weights()
         try:
