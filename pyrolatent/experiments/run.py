@@ -133,8 +133,8 @@ class Run:
                     "declaration; use Run.load(path, model=...)"
                 )
             with self.importing(), torch.random.fork_rng(devices=[]):
-                label_dim, event_shape = self._recorded("label_dim"), self._recorded("event_shape")
-                event_shape = event_shape_of(event_shape, self._recorded("columns", default=None))
+                event_shape = event_shape_of(self._recorded("event_shape"), self._recorded("columns", default=None))
+                label_dim = self._recorded("label_dim")
                 model = build("model", self.declaration["model"], event_shape=event_shape, label_dim=label_dim)
         weights = self._weights()
         try:
@@ -429,6 +429,7 @@ def train(
     tensorboard: bool = False,
     progress: bool = True,
     on_epoch: Callable[[Fit], Any] | None = None,
+    on_start: Callable[[Fit], Any] | None = None,
 ) -> Run:
     """Trains an experiment and saves it to a directory after every epoch.
 
@@ -442,6 +443,7 @@ def train(
         tensorboard: whether to also write the metrics for TensorBoard.
         progress: whether to show a progress bar.
         on_epoch: called after each epoch.
+        on_start: called before the first epoch, when model and data have been validated.
     """
     output = Path(output)
     data = experiment.load_data(data_dir)
@@ -468,7 +470,7 @@ def train(
             on_epoch(fit)
 
     try:
-        fit = experiment.fit(model, data, save if writes else None, progress and writes)
+        fit = experiment.fit(model, data, save if writes else None, progress and writes, on_start)
     except BaseException:
         with suppress(OSError):  # keeps a directory that is not empty
             output.rmdir()

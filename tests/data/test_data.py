@@ -990,7 +990,7 @@ def test_moving_keeps_everything(x: np.ndarray) -> None:
     assert moved.train.y is not None
     assert moved.train.mask is not None
     assert moved.record is data.record
-    assert repr(data) == "Data(array: 49 train, 5 validation, 6 test; event_shape=(4,), label_dim=2)"
+    assert repr(data) == "Data(array: 49 train, 5 validation, 6 test; event_shape=(4,), label_dim=2; 52.9 % missing)"
 
 
 # ------------------------------------------------------------------------------------------------ few labels

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from pyrolatent import VAE, evaluate, fit
 from pyrolatent.data.load import load_data
 from pyrolatent.data.splits import Data
 from pyrolatent.data.tables import Column, TableShape, columns_record, event_shape_of
@@ -203,3 +204,38 @@ def test_tables_that_are_not_in_memory_or_name_a_column_twice() -> None:
         load_data(polars.DataFrame({"a": [1]}).lazy())
     with pytest.raises(InputError, match="two columns have the name 'a'"):
         load_data(pd.DataFrame(np.zeros((20, 2)), columns=["a", "a"]))
+
+
+def test_a_table_is_described_by_its_columns_and_gaps(people: pd.DataFrame) -> None:
+    people.loc[::10, "town"] = None
+    people.loc[0, "income"] = None
+    lines = [line.split("  ") for line in load_data(people).describe().splitlines()]
+    rows = {row[0]: [cell.strip() for cell in row[1:] if cell] for row in lines[1:]}
+    assert rows["column"] == ["kind", "values", "missing"]
+    assert rows["visits"] == ["count", f"0 to {people['visits'].max()}", "0 %"]
+    assert rows["town"] == ["category", "Bern, Oslo, Rome", "10.0 %"]
+    assert rows["income"][2] == "0.5 %"
+    assert "1.5 % missing" in lines[0][0]
+
+
+def test_many_columns_are_not_all_described() -> None:
+    lines = load_data(np.random.default_rng(0).normal(size=(30, 50))).describe().splitlines()
+    assert len(lines) == 33
+    assert lines[-1] == "and 20 more columns"
+    assert load_data("digits").describe() == repr(load_data("digits"))
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_rows_with_nothing_observed_train_and_have_the_evidence_of_nothing(objective: str) -> None:
+    """The truth: log p of nothing is 0."""
+    x = np.random.default_rng(0).normal(size=(100, 3))
+    x[::2] = np.nan
+    data = load_data(x, test=0.3)
+    model = VAE(data.event_shape, latent_dim=2, likelihood="normal")
+    fit(model, data, epochs=2, progress=False, objective=objective)
+    evaluation = evaluate(model, data, particles=500)
+    assert data.test.mask is not None
+    empty = ~data.test.mask.any(1)
+    assert empty.any()
+    evidence = evaluation.each["log_evidence"][empty]
+    assert (evidence.abs() < 0.5).all()
