@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Array = NDArray[Any]
-CLASSES = 2**20
-"""Largest number of classes; larger labels are taken for identifiers and refused."""
 
 
 class Part(NamedTuple):
@@ -34,12 +32,12 @@ class Part(NamedTuple):
 
     Attributes:
         x: (datapoints, ...), or a table.
-        y: labels, (datapoints,) or (datapoints, label_dim).
+        y: labels, (datapoints,) words or numbers or (datapoints, label_dim), or a column of a table.
         mask: True where observed, of the shape of x.
     """
 
     x: Any
-    y: Array | None = None
+    y: Any = None
     mask: Array | None = None
 
 
@@ -53,7 +51,6 @@ class Source(NamedTuple):
         test: the source's own test part.
         binarize: how its values are binarized by default.
         levels: number of grey levels, if they do not fill a byte.
-        classes: names of the classes, if the labels were names.
     """
 
     name: str
@@ -62,7 +59,6 @@ class Source(NamedTuple):
     test: Part | None = None
     binarize: str = "none"
     levels: int | None = None
-    classes: tuple[str, ...] | None = None
 
 
 def read_path(path: Path, labels: str | None = None) -> Source:
@@ -137,11 +133,10 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
         mask: "nan", the default, since NaN marks unobserved entries in any case; an array otherwise.
 
     Returns:
-        x in the smallest type that holds it, uint8 images channels first, 0 where it is not observed; y as int64
-        classes (N,) or float32 vectors (N, label_dim).
+        x in the smallest type that holds it, uint8 images channels first, 0 where it is not observed.
 
     Raises:
-        InputError: x, the labels or the mask have a wrong type or shape, or values that are not finite.
+        InputError: x or the mask have a wrong type or shape, or values that are not finite.
     """
     x, y, observed = part
     if x.dtype.kind not in "buif":
@@ -164,7 +159,8 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
     x = _smallest(x, name, observed)
     if x.dtype == np.uint8 and part.x.dtype == np.uint8:
         x, observed = _channels_first(x), None if observed is None else _channels_first(observed)
-    y = None if y is None else _labels(y, len(x), name)
+    if y is not None and len(y) != len(x):
+        raise InputError(f"{name}: there are {len(y)} labels but {len(x)} datapoints")
     return Part(*(None if field is None else np.ascontiguousarray(field) for field in (x, y, observed)))
 
 
@@ -216,29 +212,6 @@ def _channels_first(x: Array) -> Array:
         return x[:, None]
     last = x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3)
     return np.moveaxis(x, -1, 1) if last else x
-
-
-def _labels(y: Array, size: int, name: str) -> Array:
-    if y.dtype.kind not in "buif" or y.ndim not in (1, 2):
-        raise InputError(f"{name}: labels are {y.dtype} of shape {y.shape}; give (N,) integers or (N, label_dim)")
-    if len(y) != size:
-        raise InputError(f"{name}: there are {len(y)} labels but {size} datapoints")
-    if y.dtype.kind != "f" and y.size == size:
-        if y.min() < -1 or y.max() >= CLASSES:
-            raise InputError(
-                f"{name}: labels lie in [{y.min()}, {y.max()}], but classes are numbered 0, 1, 2, ..., and -1 is "
-                "unknown; give np.unique(labels, return_inverse=True)[1]"
-            )
-        return y.reshape(size).astype(np.int64)
-    given, y = y, y.astype(np.float32).reshape(size, -1)
-    if not np.isfinite(y).all():
-        raise InputError(f"{name}: {int((~np.isfinite(y)).sum())} label values are NaN or infinite; remove them")
-    if given.ndim == 1 and (y == y.round()).all():
-        raise InputError(
-            f"{name}: labels are {given.dtype} of shape {given.shape}, but all whole numbers; give integers if they "
-            "are classes, or shape (N, 1) if they are quantities"
-        )
-    return y
 
 
 def _read_numpy(path: Path, labels: str | None) -> Source:
@@ -299,13 +272,11 @@ def read_frame(frame: Frame, name: str, where: str, labels: str | None = None) -
         where: where it is, for messages.
         labels: name of the column of labels.
     """
-    y = classes = None
-    if labels is not None:
-        if labels not in frame.columns:
-            raise InputError(f"{where}: there is no label column {labels!r}; {choices(labels, frame.columns)}")
-        y, classes = _codes(where, frame[labels].to_pandas())
-        frame = frame.drop(labels)
-    return Source(name, Part(frame, y), classes=classes)
+    if labels is None:
+        return Source(name, Part(frame))
+    if labels not in frame.columns:
+        raise InputError(f"{where}: there is no label column {labels!r}; {choices(labels, frame.columns)}")
+    return Source(name, Part(frame.drop(labels), frame[labels]))
 
 
 def _read_csv(path: Path) -> "pd.DataFrame":
@@ -338,18 +309,6 @@ def _validate_header(path: Path, columns: list[str]) -> None:
         raise InputError(f"{path}: the first row holds numbers ({columns[0]}, ...), but column names are expected")
 
 
-def _codes(path: str, column: "pd.Series[Any]") -> tuple[Array, tuple[str, ...] | None]:
-    """Labels as numbers; names become 0, 1, ... in sorted order."""
-    import pandas as pd
-
-    if absent := int(column.isna().sum()):
-        raise InputError(f"{path}: {absent} values of the label column {column.name!r} are missing; remove these rows")
-    if pd.api.types.is_numeric_dtype(column.dtype):
-        return column.to_numpy(), None
-    codes, names = pd.factorize(column, sort=True)
-    return codes, tuple(map(str, names))
-
-
 def _read_folder(path: Path, labels: str | None) -> Source:
     files = image_files(path)
     if not files:
@@ -360,8 +319,7 @@ def _read_folder(path: Path, labels: str | None) -> Source:
     if len(names) < len(files):
         stray = next(file for file in files if file.parent == path)
         raise InputError(f"{stray}: this image lies beside the sub-folders of the classes; move it into one of them")
-    classes, y = np.unique(names, return_inverse=True)
-    return Source(path.name, Part(stack_images(files), y), classes=tuple(map(str, classes)))
+    return Source(path.name, Part(stack_images(files), np.array(names)))
 
 
 def image_files(folder: Path) -> list[Path]:

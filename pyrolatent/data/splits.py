@@ -166,8 +166,14 @@ class Data:
         return self.train, self.validation, self.test
 
     def describe(self) -> str:
-        """The data in words, one line each: sizes, and the kind, the values and the gaps of each column of a table."""
+        """The data in words: sizes, numbers of labels, and of each column of a table the kind, values and gaps."""
         lines = [repr(self)]
+        if self.classes is not None:
+            y = torch.cat([split.y for split in self.splits if split.y is not None])
+            counts = torch.bincount(y + 1, minlength=1).tolist()
+            named = [f"{word} {count:,}" for word, count in zip(self.classes[:SHOWN], counts[1:], strict=False)]
+            named += [f"and {len(self.classes) - SHOWN} more classes"] * (len(self.classes) > SHOWN)
+            lines.append("labels: " + ", ".join(named + [f"unknown {counts[0]:,}"] * bool(counts[0])))
         if self.columns:
             shown = self.columns[:SHOWN]
             rows = [("column", "kind", "values", "missing"), *(self._column(i) for i in range(len(shown)))]
@@ -193,6 +199,12 @@ class Data:
     def columns(self) -> tuple[Column, ...] | None:
         """The columns of x, with their kinds and words; None if x is not a table, (rows, columns)."""
         return self.event_shape.columns if isinstance(self.event_shape, TableShape) else None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The words of the classes in the order of their codes; None if there are no labels or they are vectors."""
+        classes = self.record["classes"]
+        return None if classes is None else tuple(classes)
 
     @property
     def divisor(self) -> float:

@@ -18,6 +18,8 @@ from pyrolatent.errors import InputError
 
 Array = NDArray[Any]
 Frame = nw.DataFrame[Any]
+Cells = Array | list[str | None]
+"""The cells of a column: numbers, NaN where missing, or words, None where missing."""
 Kind = Literal["real", "positive", "count", "binary", "category"]
 
 ROWS = 20
@@ -82,16 +84,23 @@ def numbered(width: int) -> tuple[Column, ...]:
     return tuple(Column(str(i)) for i in range(width))
 
 
-def with_kinds(columns: Iterable[Column], x: Array, mask: Array | None = None) -> tuple[Column, ...]:
-    """Columns with kinds inferred from their observed values.
+def with_kinds(
+    columns: Iterable[Column], x: Array, mask: Array | None = None, kinds: Mapping[str, Kind] | None = None
+) -> tuple[Column, ...]:
+    """Columns with kinds as declared, or else inferred from their observed values.
 
     Args:
         columns: columns of unknown kind.
         x: (rows, columns).
         mask: True where observed, of the same shape.
+        kinds: kinds by the name of the column.
     """
     seen = (x[:, i] if mask is None else x[mask[:, i], i] for i in range(x.shape[1]))
-    return tuple(replace(column, kind=_kind(column, values)) for column, values in zip(columns, seen, strict=True))
+    declared = kinds or {}
+    return tuple(
+        replace(column, kind=declared.get(column.name) or _kind(column, values))
+        for column, values in zip(columns, seen, strict=True)
+    )
 
 
 def _kind(column: Column, values: Array) -> Kind:
@@ -136,13 +145,14 @@ def frame_of_words(x: Array, name: str) -> Frame:
 
 
 def encode(
-    frames: Mapping[str, Frame], known: Sequence[Column] | None = None
+    frames: Mapping[str, Frame], known: Sequence[Column] | None = None, kinds: Mapping[str, Kind] | None = None
 ) -> tuple[list[Array], tuple[Column, ...]]:
     """Encodes the parts of a table together, so that a word has the same code in all of them.
 
     Args:
         frames: the parts, by their names in messages.
         known: columns that the parts must have, in any order, with their words; None for those of the first part.
+        kinds: declared kinds by the name of the column; the numbers of a "category" are taken for words.
 
     Returns:
         The x of each part, (rows, columns), NaN where a number or a code is missing; and the columns, whose kinds are
@@ -157,10 +167,10 @@ def encode(
         _validate_names(part, frame.columns, names)
     columns, encoded = [], []
     for name in names:
-        cells = {part: _cells(frame[name], part) for part, frame in frames.items()}
-        words = of_words.get(name) if known else _words(cells, name)
+        cells = {part: cells_of(frame[name], name, part) for part, frame in frames.items()}
+        words = of_words[name] if known else _words(cells, name, (kinds or {}).get(name))
         encoded.append([_coded(values, words, name, part) for part, values in cells.items()])
-        columns.append(Column(name, categories=words or ()))
+        columns.append(Column(name, categories=words))
     return [_stacked(values) for values in zip(*encoded, strict=True)], tuple(columns)
 
 
@@ -174,60 +184,98 @@ def _validate_names(part: str, given: Sequence[str], names: Sequence[str]) -> No
         raise InputError(f"{part}: the table {' and '.join(said)}; its columns must be {', '.join(names)}")
 
 
-def _cells(column: nw.Series[Any], part: str) -> Array | list[str | None]:
-    """The cells of a column as numbers, NaN where missing, or as a list of words, None where missing."""
+def cells_of(values: Any, name: str, part: str) -> Cells:
+    """The cells of a column as numbers, NaN where missing, or as a list of words, None where missing.
+
+    Raises:
+        InputError: they are neither.
+    """
+    column = values if isinstance(values, nw.Series) else _series(values)
     dtype, gaps = column.dtype, column.is_null().to_list()
     if dtype.is_numeric():
         whole = dtype.is_integer() and not any(gaps)
         return (column if whole else column.cast(nw.Float64).fill_null(math.nan)).to_numpy()
     if dtype in (nw.Boolean, nw.String, nw.Categorical, nw.Enum, nw.Object, nw.Unknown):
-        values = [None if gap else value for gap, value in zip(gaps, column.to_list(), strict=True)]
-        kinds = {type(value) for value in values if value is not None}
-        if kinds <= {str, bool, np.bool_}:
-            return [None if value is None else str(value).strip() or None for value in values]
-        if all(issubclass(kind, int | float | np.number) for kind in kinds):
-            return np.array([math.nan if value is None else value for value in values], np.float64)
+        found = [None if gap else value for gap, value in zip(gaps, column.to_list(), strict=True)]
+        types = {type(value) for value in found if value is not None}
+        if types <= {str, np.str_, bool, np.bool_}:
+            return [None if value is None else str(value).strip() or None for value in found]
+        if all(issubclass(each, int | float | np.number) for each in types):
+            return np.array([math.nan if value is None else value for value in found], np.float64)
     raise InputError(
-        f"{part}: the column {column.name!r} holds {dtype}, but numbers or words are expected; turn it into one of "
-        "them or leave it out"
+        f"{part}: the column {name!r} holds {dtype}, but numbers or words are expected; turn it into one of them or "
+        "leave it out"
     )
 
 
-def _words(cells: Mapping[str, Array | list[str | None]], name: str) -> tuple[str, ...]:
-    """The words of a column in sorted order, both truth values if they are some; () if it holds numbers."""
-    lists = {part: values for part, values in cells.items() if isinstance(values, list)}
-    written = [
-        (part, row, word) for part, values in lists.items() for row, word in enumerate(values) if word is not None
+def _series(values: Any) -> nw.Series[Any]:
+    import pandas as pd
+
+    return nw.from_native(pd.Series(values), series_only=True)
+
+
+def as_words(cells: Cells) -> list[str | None]:
+    """Cells as words, None where missing; whole numbers without a point."""
+    if isinstance(cells, list):
+        return cells
+    return [
+        None if math.isnan(value) else str(int(value)) if float(value).is_integer() else repr(value)
+        for value in cells.tolist()
     ]
-    words = tuple(sorted({word for _, _, word in written}))
+
+
+def in_order(words: Iterable[str]) -> tuple[str, ...]:
+    """Words in sorted order, numbers by their size."""
+    words = [*words]
+    return tuple(sorted(words, key=float if all(map(is_number, words)) else None))
+
+
+def _words(cells: Mapping[str, Cells], name: str, kind: Kind | None) -> tuple[str, ...]:
+    """The words of a column in sorted order, both truth values if they are some; () if it holds numbers."""
+    part = next(iter(cells))
+    if kind in ("category", "binary"):
+        words = in_order({word for values in cells.values() for word in as_words(values) if word is not None})
+        if kind == "binary" and len(words) > 2:
+            raise InputError(f"{part}: the column {name!r} is declared binary, but holds {', '.join(words[:5])}")
+        numbers = not any(isinstance(values, list) for values in cells.values())
+        return () if kind == "binary" and {*words} <= {"0", "1"} and numbers else words
+    written = [
+        (part, row, word)
+        for part, values in cells.items()
+        if isinstance(values, list)
+        for row, word in enumerate(values)
+        if word is not None
+    ]
+    if kind and written:
+        raise InputError(f"{written[0][0]}: the column {name!r} is declared {kind}, but holds {written[0][2]!r}")
+    words = in_order({word for _, _, word in written})
     words = TRUTHS if words and {*words} <= {*TRUTHS} else words
-    other = [(part, row, word) for part, row, word in written if not is_number(word)]
+    other = [cell for cell in written if not is_number(cell[2])]
     numbers = any(np.isfinite(values).any() for values in cells.values() if not isinstance(values, list))
     if (written and numbers) or 0 < len(other) < len(written) / 2:
         part, row, word = (other or written)[0]
         raise InputError(
             f"{part}: the column {name!r} holds numbers, but {word!r} in row {row}; leave a cell empty where its value "
-            "is missing"
+            "is missing, or declare its kind, category"
         )
     if 2 * len(words) > len(written) >= ROWS:
         raise InputError(
-            f"{next(iter(cells))}: the column {name!r} holds {len(words)} different words in {len(written)} rows "
-            f"({words[0]!r}, ...), which are no categories; leave it out"
+            f"{part}: the column {name!r} holds {len(words)} different words in {len(written)} rows ({words[0]!r}, "
+            "...), which are no categories; leave it out"
         )
     return words
 
 
-def _coded(cells: Array | list[str | None], words: Sequence[str] | None, name: str, part: str) -> Array:
+def _coded(cells: Cells, words: Sequence[str], name: str, part: str) -> Array:
     """Numbers, NaN where missing: those of the cells, or the codes of their words."""
-    if isinstance(cells, list):
-        codes: dict[str | None, float] = {None: math.nan} | {word: i for i, word in enumerate(words or ())}
-        if unknown := next((word for word in cells if word not in codes), None):
-            takes = choices(unknown, words) if words else "its cells are numbers"
-            raise InputError(f"{part}: the column {name!r} holds {unknown!r}, which is new; {takes}")
-        return np.array([codes[word] for word in cells])
-    if words and np.isfinite(cells).any():
-        raise InputError(f"{part}: the column {name!r} holds numbers, but its cells are words: {', '.join(words)}")
-    return cells
+    if not words and not isinstance(cells, list):
+        return cells
+    codes: dict[str | None, float] = {None: math.nan} | {word: i for i, word in enumerate(words)}
+    written = as_words(cells)
+    if unknown := next((word for word in written if word not in codes), None):
+        takes = choices(unknown, words) if words else "its cells are numbers"
+        raise InputError(f"{part}: the column {name!r} holds {unknown!r}, which is new; {takes}")
+    return np.array([codes[word] for word in written])
 
 
 def _stacked(columns: Sequence[Array]) -> Array:

@@ -198,7 +198,12 @@ class Run:
         declared = self.declaration.get("data")
         if declared is None:
             raise InputError(f"{self.path} was trained on data in memory; give the same data to the Python functions")
-        data = load_data(declared, data_dir=data_dir) if data_dir else load_data(declared)
+        options: dict[str, Any] = {"data_dir": data_dir} if data_dir else {}
+        if "columns" not in self.record.get("data", {}):  # older runs have no strata, and classes that do not occur
+            options["stratified"] = False
+            if load_data(declared, **options).label_dim < self._recorded("label_dim"):
+                options["classes"] = self._recorded("label_dim")
+        data = load_data(declared, **options)
         self._validate_record(data, "have changed since training", "restore them, or train again")
         return data
 
@@ -226,12 +231,10 @@ class Run:
         model, names = self.model, self._recorded("classes", default=None) or []
         if not model.label_dim:
             raise InputError(f"label was {text!r}, but {type(model).__name__} takes no labels; leave it out")
-        if text in names and not model.vector_labels:
-            return names.index(text)
         try:
             if model.vector_labels:
                 return [float(number) for number in text.split(",")]
-            return int(text)
+            return names.index(text) if names else int(text)
         except ValueError:
             if model.vector_labels:
                 takes = f"{model.label_dim} numbers joined by commas"

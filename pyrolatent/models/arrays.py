@@ -97,9 +97,9 @@ def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
         least, most = (int(labels.min()), int(labels.max())) if size else (0, 0)
         if least >= (0 if known else -1) and most < label_dim:
             return labels.to(device_and_dtype(model)[0], torch.int64)
-        raise InputError(
-            f"labels from {least} to {most} were given; they are 0 to {label_dim - 1}{'' if known else ', or -1'}"
-        )
+        instead = f"; -1 is unknown, which {name} does not take: declare semi_supervised_vae" * (known and least == -1)
+        takes = f"0 to {label_dim - 1}{'' if known else ', or -1'}"
+        raise InputError(f"labels from {least} to {most} were given; they are {takes}{instead}")
     classes = f"whole numbers from 0 to {label_dim - 1} of shape ({size},)"
     of_vectors = f"finite vectors of shape ({size}, {label_dim})"
     takes = of_vectors if model.vector_labels else f"{classes}, or {of_vectors}" if model.conditional else classes
