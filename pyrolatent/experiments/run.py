@@ -37,7 +37,7 @@ from torch import Tensor
 
 from pyrolatent.data.load import load_data
 from pyrolatent.data.splits import Data, divisor, measure_of
-from pyrolatent.data.tables import event_shape_of
+from pyrolatent.data.tables import event_shape_of, is_number
 from pyrolatent.declaration import Modules, build, choices, import_paths, importing
 from pyrolatent.errors import InputError, TrustError
 from pyrolatent.experiments.experiment import Experiment, declare, read_yaml, write_yaml
@@ -234,7 +234,8 @@ class Run:
         try:
             if model.vector_labels:
                 return [float(number) for number in text.split(",")]
-            return names.index(text) if names else int(text)
+            numbers = bool(names) and all(map(is_number, names))  # which are not confused with codes
+            return names.index(text) if text in names or numbers else int(text)
         except ValueError:
             if model.vector_labels:
                 takes = f"{model.label_dim} numbers joined by commas"
