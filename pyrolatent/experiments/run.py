@@ -2,10 +2,11 @@
 
 experiment.yaml       the full declaration; `pyrolatent train experiment.yaml` trains it again
 weights.safetensors   the model's state after the last finished epoch, or the best one after early stopping
+rows.csv              which rows of the data were in which part, with their ids if they have some
 metrics.jsonl         one row per epoch: epoch, train_loss, validation_elbo, learning_rate, seconds
 record.json           versions, the data's record with its hash, the hashes of user-defined components, whether training
                       has finished
-evaluation.json       held-out scores; evaluation.safetensors has those of each datapoint
+evaluation.json       held-out scores; evaluation.safetensors has those of each datapoint, and its row
 checks.json           verdicts of checks; annealed.json has the evidence by annealing
 draws.nc              draws, predictions and data for ArviZ
 figures/              figures
@@ -13,7 +14,9 @@ samples.npy           draws; sample_means.npy has their means
 my_module.py          copies of the files of user-defined components
 """
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -35,8 +38,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pyrolatent.data.load import load_data
-from pyrolatent.data.splits import Data, divisor, measure_of
+from pyrolatent.data.load import load_data, load_rows
+from pyrolatent.data.splits import PARTS, Data, Split, divisor, measure_of
 from pyrolatent.data.tables import event_shape_of, is_number
 from pyrolatent.declaration import Modules, build, choices, import_paths, importing
 from pyrolatent.errors import InputError, TrustError
@@ -206,6 +209,10 @@ class Run:
         data = load_data(declared, **options)
         self._validate_record(data, "have changed since training", "restore them, or train again")
         return data
+
+    def load_rows(self, source: Any, **options: Any) -> Split:
+        """Loads data to apply the model to, as `pyrolatent.load_rows` does."""
+        return load_rows(source, self.record["data"], **options)
 
     def _validate_record(self, data: Data, what: str, instead: str) -> None:
         """Refuses data whose validation and test parts differ from those of training."""
@@ -570,9 +577,23 @@ def _begin(path: Path, fit: Fit, declaration: Mapping[str, Any], sources: Mappin
     for stale in ("figures", "tensorboard"):
         shutil.rmtree(path / stale, ignore_errors=True)
     _write(path / "experiment.yaml", write_yaml(declaration).encode())
+    _write(path / "rows.csv", _rows(fit.data).encode())
     for name, source in sources.items():
         _write(path / name, source)
     _write_record(path, fit, sources, finished=False)
+
+
+def _rows(data: Data) -> str:
+    """Part, number and possibly id of each datapoint, as the text of a .csv file."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    named = any(split.ids is not None for split in data.splits)
+    writer.writerow(["part", "row"] + ["id"] * named)
+    for part in PARTS:
+        split = data.split(part)
+        columns = [[part] * len(split), split.row_numbers.tolist(), split.ids or [""] * len(split)]
+        writer.writerows(zip(*columns[: 2 + named], strict=True))
+    return file.getvalue()
 
 
 def _write_state(path: Path, fit: Fit) -> None:
