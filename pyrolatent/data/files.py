@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from pyrolatent.data.tables import Frame, as_frame, is_number
 from pyrolatent.declaration import choices
@@ -93,31 +93,63 @@ def ending(path: Path) -> str:
 
 
 def read_dataset(dataset: Dataset[Any]) -> Source:
-    """Collects the items x, or (x, y), of a map-style dataset.
+    """Collects the items of a data set: x, (x, y), or a mapping of x and possibly y and mask.
 
     Raises:
-        InputError: the data set has no length, or its items have another form or differ in shape.
+        InputError: there are no items, or they have another form or differ in shape.
     """
     name = type(dataset).__name__
+    stream: Any = dataset if isinstance(dataset, IterableDataset) else None
     try:
-        size = len(dataset)  # type: ignore[arg-type]
+        size = len(dataset) if stream is None else 0  # type: ignore[arg-type]
     except TypeError as error:
         raise InputError(f"{name} has no length; one with __len__ and __getitem__ is expected") from error
-    items = [dataset[i] for i in range(size)]
-    rows = [item if isinstance(item, tuple | list) else (item,) for item in items]
-    if not rows or {len(row) for row in rows} not in ({1}, {2}):
-        raise InputError(f"{name} of {size} items: each item must be x or (x, y)")
-    columns = [[as_array(value, "x") for value in column] for column in zip(*rows, strict=True)]
-    for i, x in enumerate(columns[0]):
-        if x.shape != columns[0][0].shape:
-            raise InputError(
-                f"datapoints differ in size: item 0 has shape {columns[0][0].shape}, item {i} {x.shape}; resize them"
-            )
-    return Source(name, Part(*(np.stack(column) for column in columns)))
+    items = [dataset[i] for i in range(size)] if stream is None else [*stream]
+    fields = [_fields(item, name) for item in items]
+    if not fields or any(each.keys() != fields[0].keys() for each in fields):
+        raise InputError(
+            f"{name} of {len(items)} items: all must be x, (x, y), or mappings of x and possibly y and mask"
+        )
+    for i, each in enumerate(fields):
+        for field, value in each.items():
+            if value.shape != fields[0][field].shape:
+                raise InputError(
+                    f"{name}: {field} differs in shape: {fields[0][field].shape} in item 0, {value.shape} in item {i}"
+                )
+    return Source(name, Part(**{field: np.stack([each[field] for each in fields]) for field in fields[0]}))
+
+
+def _fields(item: Any, name: str) -> dict[str, Array]:
+    """The fields of a part that an item of a data set holds."""
+    if isinstance(item, tuple | list):
+        if len(item) not in (1, 2):
+            raise InputError(f"{name}: an item has {len(item)} values, but must be x or (x, y)")
+        item = dict(zip("xy", item, strict=False))
+    elif not isinstance(item, Mapping):
+        item = {"x": item}
+    if other := next((key for key in item if key not in ("x", "y", "mask")), None) or ("x" not in item and "no x"):
+        raise InputError(f"{name}: an item has {other!r}, but must be x, (x, y), or a mapping of x, y and mask")
+    return {field: as_array(value, field) for field, value in item.items()}
+
+
+def dataset_of(loader: DataLoader[Any]) -> Dataset[Any]:
+    """The data set of a loader, without its batch size and order.
+
+    Raises:
+        InputError: the loader chooses its items by a sampler of its own.
+    """
+    if not isinstance(loader.dataset, IterableDataset) and not isinstance(
+        loader.sampler, SequentialSampler | RandomSampler
+    ):
+        raise InputError(
+            f"a loader's data set is taken whole, but this one chooses items by a {type(loader.sampler).__name__}; "
+            "give torch.utils.data.Subset(dataset, indices)"
+        )
+    return loader.dataset
 
 
 def as_array(values: Any, what: str) -> Array:
-    """An array, tensor, image or number as a NumPy array.
+    """An array, tensor, sparse matrix, image or number as a NumPy array.
 
     Raises:
         InputError: the values are a masked array, whose mask has the opposite meaning.
@@ -127,7 +159,7 @@ def as_array(values: Any, what: str) -> Array:
     if isinstance(values, Tensor):
         values = values.detach().to_dense().cpu()
         return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
-    return np.asarray(values)
+    return np.asarray(values.toarray() if hasattr(values, "toarray") else values)
 
 
 def clean(part: Part, name: str, mask: Any = None) -> Part:

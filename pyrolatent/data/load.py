@@ -22,15 +22,16 @@ from narwhals.stable.v2 import DataFrame
 from narwhals.stable.v2.dependencies import is_into_dataframe, is_polars_lazyframe
 from pydantic import Field, WithJsonSchema
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pyrolatent.data.files import Array, Part, Source, as_array, clean, read_dataset, read_frame, read_path
+from pyrolatent.data.files import Array, Part, Source, as_array, clean, dataset_of, read_dataset, read_frame, read_path
 from pyrolatent.data.labels import encode_labels
 from pyrolatent.data.named_sets import NAMED, read_named
 from pyrolatent.data.parts import HELD, choose, duplicates, hold_out, rows_by_word, rows_given, take
 from pyrolatent.data.splits import PARTS, Data, Split
 from pyrolatent.data.tables import (
     Column,
+    Frame,
     Kind,
     TableShape,
     as_frame,
@@ -66,7 +67,7 @@ ROLES = {"labels": "y", "id": "ids", "split": "split"}
 
 
 def load_data(
-    source: str | Path | Mapping[str, Mapping[str, Any] | None] | Array | Tensor | Dataset[Any],
+    source: Any,
     *,
     binarize: Binarize | None = None,
     dequantize: Dequantize | None = None,
@@ -84,7 +85,7 @@ def load_data(
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0,
     data_dir: str | Path | None = None,
 ) -> Data:
-    """Loads a named data set, a file, a folder of images, an array or a `Dataset`, and splits it.
+    """Loads a named data set, a file, a folder of images, a table, an array or a `Dataset`, and splits it.
 
     Arrays of shape (N, D) have the event shape (D,). uint8 arrays with three or more axes are images, converted from
     0..255 to [0, 1], channels first, or binary if they hold only 0 and 1. Other integers are counts.
@@ -93,9 +94,12 @@ def load_data(
         source: one of
 
             - a name: digits, mnist, fashion-mnist, kmnist, emnist, omniglot, cifar10, svhn, binarized-mnist;
-            - a file: .npy, .npz (x, y, mask, or x_train, y_train, x_test, ...), .csv, .parquet (a row of column names);
+            - a file: .npy, .npz (x, y, mask, or x_train, y_train, x_test, ...), or a table with names of columns: .csv,
+              .csv.gz, .parquet, .feather;
             - a folder of images of one size, whose sub-folders, if any, are the classes;
-            - an array or tensor, or a map-style `Dataset` of x or (x, y);
+            - an array, tensor or sparse matrix, or a data frame of pandas, polars or Arrow;
+            - a `Dataset` or `DataLoader`, whose items are x, (x, y), or mappings of x and possibly y and mask; of a
+              loader the data set alone is taken, and what is iterated over needs validation and test data beside it;
             - a mapping of one of the first three to its options, as in a declaration.
         binarize: treatment of grey values p in [0, 1]. "dynamic": 1 with probability p, drawn anew for each training
             batch and once for validation and test; "static": drawn once for all; "threshold": 1 where p > 1/2;
@@ -159,16 +163,25 @@ def load_rows(source: Any, like: Data | Mapping[str, Any], *, labels: Any = None
     Raises:
         InputError: the data cannot be read, or differ from the training data in columns, words or shape.
     """
-    record = like.record if isinstance(like, Data) else like
+    return _rows(source, like.record if isinstance(like, Data) else like, labels, mask)[0]
+
+
+def load_table(source: Any, record: Mapping[str, Any]) -> tuple[Split, Frame | None]:
+    """Loads data as `load_rows` does, with the table as it is, None if they are no table."""
+    return _rows(source, record)
+
+
+def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any = None) -> tuple[Split, Frame | None]:
     roles = record.get("roles") or {}
     archive = isinstance(source, str | Path) and str(source).endswith(".npz")
     read, _ = _read_own(source, {role: roles[role] for role in roles if archive})
     if read.validation or read.test:
         raise InputError(f"{read.name} has parts of its own; give one of them")
-    part, columns = read.train, event_shape_of(record["event_shape"], record.get("columns"))
+    part, columns, frame = read.train, event_shape_of(record["event_shape"], record.get("columns")), None
     if isinstance(part.x, DataFrame):
-        present = {role: column for role, column in roles.items() if column in part.x.columns}
-        part = read_frame(part.x, read.name, read.name, present).train
+        frame = part.x
+        present = {role: column for role, column in roles.items() if column in frame.columns}
+        part = read_frame(frame, read.name, read.name, present).train
         known = columns.columns if isinstance(columns, TableShape) else ()
         (x,), _ = encode({read.name: part.x}, known)
         part = part._replace(x=x)
@@ -184,7 +197,7 @@ def load_rows(source: Any, like: Data | Mapping[str, Any], *, labels: Any = None
     scaled = part.x.dtype.kind == "f"  # images of real numbers are divided already
     split = _as_split(part, 1.0 if scaled else record["factor"], record["levels"])
     generator = torch.Generator().manual_seed(record["seed"])
-    return _prepare(split, record["binarize"], record["dequantize"])._fixed(generator)
+    return _prepare(split, record["binarize"], record["dequantize"])._fixed(generator), frame
 
 
 def _only(declaration: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -218,6 +231,11 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
     if beside and read.test is not None:
         raise InputError(f"{read.name} has a test part of its own; put labels and masks for each part into the file")
     read = read._replace(train=read.train._replace(**beside))
+    streamed = getattr(source, "dataset", source)
+    if isinstance(streamed, IterableDataset) and any(_in_rows(given.get(held)) for held in HELD):
+        raise InputError(
+            f"{read.name} has no numbered items to hold out; give validation and test data of its own kind"
+        )
     for held in HELD:
         value = given.get(held)
         if value is None or _is_fraction(value, held):
@@ -234,6 +252,11 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
         parts: dict[str, Any] = {held: part.train}
         read, key = read._replace(**parts), key if path else None
     return read, None if beside else key
+
+
+def _in_rows(value: Any) -> bool:
+    """Whether a part is held out of the rows of a source, rather than data of its own."""
+    return value is None or isinstance(value, int | float) or rows_given(value) is not None
 
 
 def _is_fraction(value: Any, held: str) -> bool:
@@ -266,12 +289,14 @@ def _read_own(source: Any, roles: Mapping[str, str]) -> tuple[Source, str | None
     if roles:
         ((role, name), *_) = roles.items()
         raise InputError(f"{role}={name!r} names a column, but the data are in memory; give the {role} themselves")
+    if isinstance(source, DataLoader):
+        source = dataset_of(source)
     if isinstance(source, Dataset):
         return read_dataset(source), None
     if isinstance(source, tuple) and len(source) == 2:
         read, _ = _read_own(source[0], roles)
         return read._replace(train=read.train._replace(y=as_array(source[1], "labels"))), None
-    if isinstance(source, np.ndarray | Tensor):
+    if isinstance(source, np.ndarray | Tensor) or hasattr(source, "toarray"):
         x = as_array(source, "x")
         return Source("array", Part(frame_of_words(x, "array") if x.dtype.kind in "OUT" and x.ndim == 2 else x)), None
     raise InputError(f"data cannot be a {type(source).__name__}; give a name, a path, a table, an array or a Dataset")
