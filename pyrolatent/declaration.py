@@ -9,6 +9,9 @@ subclass of `Options` has its options as fields. So each option is written once.
     {"normal": {"scale": 0.1}}               a name with options
     "my_module:MyPrior"                      an import path, also with options
     MyPrior(latent_dim=2)                    an instance (in Python only)
+
+A class that names one of its options as `whole` takes the value of that option in the place of the mapping of options:
+`{"divide": 255}` is `Divide(by=255)`.
 """
 
 import difflib
@@ -61,8 +64,8 @@ class Options:
         super().__setattr__(name, value)
         declared = vars(self).get("declaration")
         if declared is not None and name in Component(type(self)).options:
-            known, given = _parse(declared, type(self).__name__)
-            self.declaration = {known: {**given, name: value.item() if hasattr(value, "item") else value}}
+            known, given = _named(declared, type(self).__name__)
+            self.declaration = {known: {**(given or {}), name: value.item() if hasattr(value, "item") else value}}
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,17 @@ class Component:
                 name, _, text = entry.partition(":")
                 found.setdefault(name, " ".join(text.split()))
         return {name: found.get(name, "") for name in self.options}
+
+    @property
+    def whole(self) -> str | None:
+        """The option whose value is declared in the place of a mapping of options; None for most components."""
+        return getattr(self.target, "whole", None)
+
+    def declared(self, name: str, options: Mapping[str, Any]) -> Declaration:
+        """The declaration of these options under a name."""
+        if not options:
+            return name
+        return {name: options[self.whole] if self.whole else options}
 
     def validate(self, options: Mapping[str, Any], path: str) -> dict[str, Any]:
         """Validates options against the signature and returns them with their types converted.
@@ -169,7 +183,7 @@ def _validate_when_built(cls: type, name: str | None, entry: Component) -> None:
         options = entry.validate(kwargs, name or cls.__name__)
         construct(self, *args, **supplied, **options)
         if type(self) is cls and name:
-            self.declaration = {name: options} if options else name  # type: ignore[attr-defined]
+            self.declaration = entry.declared(name, options)  # type: ignore[attr-defined]
 
     validated.__signature__ = _written_out(construct, entry)  # type: ignore[attr-defined]
     cls.__init__ = validated  # type: ignore[misc]
@@ -214,9 +228,8 @@ def validate(kind: str, declaration: Any, path: str = "") -> Any:
     path = path or kind
     if not _is_declared(declaration, path):
         return declaration
-    name, options = _parse(declaration, path)
-    validated = _find(kind, name, path).validate(options, f"{path}.{name}")
-    return {name: validated} if validated else name
+    name, options, entry = _parse(declaration, path, kind)
+    return entry.declared(name, entry.validate(options, f"{path}.{name}"))
 
 
 def build(kind: str, declaration: Any, **supplied: Any) -> Any:
@@ -232,8 +245,7 @@ def build(kind: str, declaration: Any, **supplied: Any) -> Any:
     """
     if not _is_declared(declaration, kind):
         return declaration
-    name, options = _parse(declaration, kind)
-    entry = _find(kind, name, kind)
+    name, options, entry = _parse(declaration, kind, kind)
     unknown = [key for key, parameter in entry.supplied.items() if key not in supplied and _required(parameter)]
     if unknown:
         raise InputError(
@@ -250,7 +262,7 @@ def build(kind: str, declaration: Any, **supplied: Any) -> Any:
             raise
         raise InputError(f"{kind} {name} cannot be built: {' '.join(str(error).split())}") from error
     if ":" in name:
-        built.declaration = {name: options} if options else name
+        built.declaration = entry.declared(name, options)
     return built
 
 
@@ -258,7 +270,7 @@ def target(kind: str, declaration: Any) -> Any:
     """The class or function that a declaration names; the class of an instance."""
     if not _is_declared(declaration, kind):
         return type(declaration)
-    return _find(kind, _parse(declaration, kind)[0], kind).target
+    return _parse(declaration, kind, kind)[2].target
 
 
 @contextmanager
@@ -320,15 +332,14 @@ def complete(kind: str, declaration: Any) -> Any:
     """A declaration with the defaults of this package's components written out, so that it survives changes of them."""
     if not isinstance(declaration, str | Mapping):
         return declaration
-    name, given = _parse(declaration, kind)
-    entry = _find(kind, name, kind)
+    name, given, entry = _parse(declaration, kind, kind)
     own = entry.target.__module__.partition(".")[0] == __name__.partition(".")[0]
     options = {
         option: complete(inner, value) if (inner := _kind(parameter.annotation)) else value
         for option, parameter in entry.options.items()
         if (value := given.get(option, parameter.default if own else None)) is not None
     }
-    return {name: options} if options else name
+    return entry.declared(name, options)
 
 
 def plain(declaration: Any) -> Any:
@@ -371,7 +382,7 @@ def schema(kind: str) -> dict[str, Any]:
             *(
                 {
                     "type": "object",
-                    "properties": {name: {"description": entry.summary, **options_schema(entry)}},
+                    "properties": {name: {"description": entry.summary, **_declared_schema(entry)}},
                     "required": [name],
                     "additionalProperties": False,
                 }
@@ -386,6 +397,12 @@ def schema(kind: str) -> dict[str, Any]:
             },
         ]
     }
+
+
+def _declared_schema(entry: Component) -> dict[str, Any]:
+    """JSON schema of what is declared under the name of a component."""
+    options = options_schema(entry)
+    return options["properties"][entry.whole] if entry.whole else options
 
 
 def options_schema(entry: Component) -> dict[str, Any]:
@@ -412,6 +429,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "likelihood": _MODELS,
     "posterior": _MODELS,
     "network": _MODELS,
+    "scaling": _MODELS,
     "units": _MODELS,
     "kernel": ("pyrolatent.inference.sampling.kernels",),
     "objective": tuple(f"pyrolatent.inference.objectives.{name}" for name in _OBJECTIVES),
@@ -437,9 +455,25 @@ def _is_declared(declaration: Any, path: str) -> bool:
     return isinstance(declaration, str | Mapping)
 
 
-def _parse(declaration: Declaration, path: str) -> tuple[str, Mapping[str, Any]]:
+def _parse(declaration: Declaration, path: str, kind: str) -> tuple[str, Mapping[str, Any], Component]:
+    """The name, the options and the component of a declaration.
+
+    Raises:
+        InputError: it is not of this form, or there is no such component.
+    """
+    name, given = _named(declaration, path)
+    entry = _find(kind, name, path)
+    if entry.whole:
+        return name, {} if given is None else {entry.whole: given}, entry
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"{path}.{name} takes its options as a mapping, but was given {given!r}")
+    return name, given or {}, entry
+
+
+def _named(declaration: Declaration, path: str) -> tuple[str, Any]:
+    """The name in a declaration and what is declared under it."""
     if isinstance(declaration, str):
-        return declaration, {}
+        return declaration, None
     if len(declaration) != 1:
         raise InputError(
             f"{path} takes one name, or one name with its options, but was given {len(declaration)}: "
@@ -448,9 +482,7 @@ def _parse(declaration: Declaration, path: str) -> tuple[str, Mapping[str, Any]]
     ((name, options),) = declaration.items()
     if not isinstance(name, str):
         raise InputError(f"{path} takes a name, but was given {name!r}")
-    if options is not None and not isinstance(options, Mapping):
-        raise InputError(f"{path}.{name} takes its options as a mapping, but was given {options!r}")
-    return name, options or {}
+    return name, options
 
 
 def _find(kind: str, name: str, path: str) -> Component:

@@ -6,7 +6,7 @@ from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Unit, constraints
+from pyro.distributions import Unit
 from torch import nn
 
 from pyrolatent.data.splits import Batch, Data, Split
@@ -16,6 +16,7 @@ from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.objectives.base import needs_of
 from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
 from pyrolatent.models.arrays import as_labels, device_and_dtype, validate_divisor
+from pyrolatent.models.components.family import domain
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, Model
@@ -167,18 +168,6 @@ def split_for(model: LatentVariableModel, data: Data, split: str) -> Split:
     if model.label_dim and part.y is not None:
         as_labels(model, part.y, len(part), known=model.conditional)
     return part
-
-
-def domain(support: Any) -> str:
-    """The set that a constraint describes, in words and up to a boundary of measure zero."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if isinstance(support, type(constraints.positive) | type(constraints.nonnegative)) and support.lower_bound == 0:
-        return "positive numbers"
-    names = {"Real()": "real numbers", "Boolean()": "{0, 1}", "OneHot()": "one-hot vectors", "Simplex()": "the simplex"}
-    if str(support) in ("RealVector()", "Interval(lower_bound=0.0, upper_bound=1.0)"):
-        return "real numbers" if "Real" in str(support) else "numbers in [0, 1]"
-    return names.get(str(support), str(support))
 
 
 def _lacking(case: Case) -> str | None:

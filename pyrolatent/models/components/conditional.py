@@ -14,6 +14,7 @@ from torch.distributions.constraints import Constraint
 
 from pyrolatent.declaration import build
 from pyrolatent.errors import InputError
+from pyrolatent.models.components.distributions import Image
 from pyrolatent.models.components.family import Family
 
 _precision: ContextVar[torch.dtype] = ContextVar("precision", default=torch.float32)
@@ -263,9 +264,11 @@ def filled(x: Tensor, mask: Tensor | None, support: Constraint = constraints.rea
 
 
 def value_in(support: Constraint) -> Tensor:
-    """A value in the support of one element."""
+    """A value in the support of one element; one for each entry of x, (*event_shape), where they have units."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
+    if isinstance(support, Image):
+        return support.transform(value_in(support.base))
     zero = torch.zeros(())
     if support.is_discrete:
         return torch.as_tensor(getattr(support, "lower_bound", zero), dtype=zero.dtype)
