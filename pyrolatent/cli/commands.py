@@ -154,6 +154,7 @@ def train_command(
             tensorboard=tensorboard,
             progress=console.is_terminal and not as_json,
             on_epoch=rows,
+            on_start=rows.start,
         )
     except KeyboardInterrupt as interrupt:
         kept = f"{path} holds the model after epoch {rows.epoch}" if rows.epoch else "before the end of the first epoch"
@@ -338,7 +339,9 @@ def show_command(
             f"show of an experiment file as {path}", ("--data-dir",), {"--trust": trust, "--data-dir": data_dir}
         )
         experiment = pl.Experiment.load(path)
-        model, text = experiment.build(experiment.load_data(data_dir)), experiment.to_yaml()
+        data = experiment.load_data(data_dir)
+        print(f"{data.describe()}\n")
+        model, text = experiment.build(data), experiment.to_yaml()
     print(model, text, sep="\n\n", end="")
 
 

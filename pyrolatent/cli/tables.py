@@ -186,12 +186,17 @@ def _options(entry: "Component") -> str:
 
 
 class EpochRows:
-    """Prints a row for every n-th epoch, for the first and for the last."""
+    """Prints the data, and a row for every n-th epoch, for the first and for the last."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
         self.epoch = 0
         self._pending = ""
+
+    def start(self, fit: "pl.Fit") -> None:
+        """Prints what the data are."""
+        if not self.quiet:
+            print(f"{fit.data.describe()}\n")
 
     def __call__(self, fit: "pl.Fit") -> None:
         """Takes the last row of a fit and prints it if it is due."""

@@ -1,9 +1,10 @@
-"""Reading and validating the user's files and folders of images, as NumPy arrays.
+"""Reading and validating the user's files and folders of images, as NumPy arrays or as data frames.
 
 Splitting, scaling and noise are in `pyrolatent.data.load`. Nothing is ever unpickled.
 """
 
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyrolatent.data.tables import Frame, as_frame, is_number
 from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
 
@@ -23,21 +25,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Array = NDArray[Any]
-CLASSES = 2**20
-"""Largest number of classes; larger labels are taken for identifiers and refused."""
 
 
 class Part(NamedTuple):
     """One part of a data set as it was read, before validation.
 
     Attributes:
-        x: (datapoints, ...).
-        y: labels, (datapoints,) or (datapoints, label_dim).
+        x: (datapoints, ...), or a table.
+        y: labels, (datapoints,) words or numbers or (datapoints, label_dim), or a column of a table.
         mask: True where observed, of the shape of x.
     """
 
-    x: Array
-    y: Array | None = None
+    x: Any
+    y: Any = None
     mask: Array | None = None
 
 
@@ -51,7 +51,6 @@ class Source(NamedTuple):
         test: the source's own test part.
         binarize: how its values are binarized by default.
         levels: number of grey levels, if they do not fill a byte.
-        classes: names of the classes, if the labels were names.
     """
 
     name: str
@@ -60,27 +59,31 @@ class Source(NamedTuple):
     test: Part | None = None
     binarize: str = "none"
     levels: int | None = None
-    classes: tuple[str, ...] | None = None
 
 
 def read_path(path: Path, labels: str | None = None) -> Source:
     """Reads a file, or a folder of images whose sub-folders are the classes.
 
     Args:
-        path: a folder, or a file that ends in .npy, .npz, .csv or .parquet.
-        labels: name of the label column (.csv, .parquet) or of the label array (.npz).
+        path: a folder, or a file that ends in .npy, .npz, .csv, .csv.gz, .parquet or .feather.
+        labels: name of the label column of a table or of the label array (.npz).
 
     Raises:
         InputError: the path does not exist, or its contents cannot be read; the message names the file.
     """
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
-    suffix = "folder" if path.is_dir() else path.suffix.lower()
+    suffix = "folder" if path.is_dir() else ending(path)
     if suffix not in _READERS:
-        raise InputError(f"{path}: cannot read a file that ends in {path.suffix!r}; {choices(suffix, _READERS)}")
+        raise InputError(f"{path}: cannot read a file that ends in {suffix!r}; {choices(suffix, _READERS)}")
     if labels is not None and suffix in ("folder", ".npy"):
         raise InputError(f"{path}: labels={labels!r} names a column or an array, and a {suffix} has none with a name")
     return _READERS[suffix](path, labels)
+
+
+def ending(path: Path) -> str:
+    """The ending of a file's name by which its format is known."""
+    return "".join(path.suffixes[-2:]).lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
 def read_dataset(dataset: Dataset[Any]) -> Source:
@@ -127,14 +130,13 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
     Args:
         part: the part as it was read.
         name: its name in messages.
-        mask: "nan" if NaN marks unobserved entries.
+        mask: "nan", the default, since NaN marks unobserved entries in any case; an array otherwise.
 
     Returns:
-        x in the smallest type that holds it, uint8 images channels first, 0 where it is not observed; y as int64
-        classes (N,) or float32 vectors (N, label_dim).
+        x in the smallest type that holds it, uint8 images channels first, 0 where it is not observed.
 
     Raises:
-        InputError: x, the labels or the mask have a wrong type or shape, or values that are not finite.
+        InputError: x or the mask have a wrong type or shape, or values that are not finite.
     """
     x, y, observed = part
     if x.dtype.kind not in "buif":
@@ -143,21 +145,23 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
         raise InputError(f"{name}: x has shape {x.shape}, but (N, ...) is expected; for one feature give x[:, None]")
     if x.size == 0:
         raise InputError(f"{name}: x is empty, of shape {x.shape}")
-    if isinstance(mask, str):
-        if mask != "nan":
-            raise InputError(f"mask was given {mask!r}; an array, or 'nan', is expected")
-        observed = ~np.isnan(x) & (True if observed is None else observed)
+    if isinstance(mask, str) and mask != "nan":
+        raise InputError(f"mask was given {mask!r}; an array, or 'nan', is expected")
     if observed is not None and (observed.dtype != bool or observed.shape != x.shape):
         raise InputError(
             f"{name}: the mask is {observed.dtype} of shape {observed.shape}, but bool of shape {x.shape} is needed"
         )
+    gaps = np.isnan(x) if x.dtype.kind == "f" else np.zeros(x.shape, bool)
+    if mask is not None or gaps.any():
+        observed = ~gaps if observed is None else observed & ~gaps
     if observed is not None:
         x = np.where(observed, x, np.zeros((), x.dtype))
     x = _smallest(x, name, observed)
     if x.dtype == np.uint8 and part.x.dtype == np.uint8:
         x, observed = _channels_first(x), None if observed is None else _channels_first(observed)
-    y = None if y is None else _labels(y, len(x), name)
-    return Part(*(None if field is None else np.ascontiguousarray(field) for field in (x, y, observed)))  # type: ignore[arg-type]
+    if y is not None and len(y) != len(x):
+        raise InputError(f"{name}: there are {len(y)} labels but {len(x)} datapoints")
+    return Part(*(None if field is None else np.ascontiguousarray(field) for field in (x, y, observed)))
 
 
 def _validate_float32(given: Array, rounded: Array, observed: Any, name: str) -> None:
@@ -188,9 +192,8 @@ def _smallest(x: Array, name: str, observed: Any = None) -> Array:
         bad = np.argwhere(~np.isfinite(x))
         if len(bad):
             raise InputError(
-                f"{name}: {len(bad)} of the observed values are NaN or infinite in float32, the first at index "
-                f"{tuple(bad[0].tolist())}; remove them, or give a mask that is False there (for NaN, mask: nan in an "
-                "experiment file, mask='nan' in Python)"
+                f"{name}: {len(bad)} of the observed values are infinite in float32, the first at index "
+                f"{tuple(bad[0].tolist())}; remove them, or put NaN in the place of what is missing"
             )
         _validate_float32(given, x, observed, name)
         return x
@@ -209,29 +212,6 @@ def _channels_first(x: Array) -> Array:
         return x[:, None]
     last = x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3)
     return np.moveaxis(x, -1, 1) if last else x
-
-
-def _labels(y: Array, size: int, name: str) -> Array:
-    if y.dtype.kind not in "buif" or y.ndim not in (1, 2):
-        raise InputError(f"{name}: labels are {y.dtype} of shape {y.shape}; give (N,) integers or (N, label_dim)")
-    if len(y) != size:
-        raise InputError(f"{name}: there are {len(y)} labels but {size} datapoints")
-    if y.dtype.kind != "f" and y.size == size:
-        if y.min() < -1 or y.max() >= CLASSES:
-            raise InputError(
-                f"{name}: labels lie in [{y.min()}, {y.max()}], but classes are numbered 0, 1, 2, ..., and -1 is "
-                "unknown; give np.unique(labels, return_inverse=True)[1]"
-            )
-        return y.reshape(size).astype(np.int64)
-    given, y = y, y.astype(np.float32).reshape(size, -1)
-    if not np.isfinite(y).all():
-        raise InputError(f"{name}: {int((~np.isfinite(y)).sum())} label values are NaN or infinite; remove them")
-    if given.ndim == 1 and (y == y.round()).all():
-        raise InputError(
-            f"{name}: labels are {given.dtype} of shape {given.shape}, but all whole numbers; give integers if they "
-            "are classes, or shape (N, 1) if they are quantities"
-        )
-    return y
 
 
 def _read_numpy(path: Path, labels: str | None) -> Source:
@@ -258,7 +238,7 @@ def _split_archive(path: Path, arrays: Mapping[str, Array], labels: str) -> Sour
     for part, ending in {"train": ""}.items() if "x" in arrays else _ENDINGS.items():
         keys = [f"x{ending}", f"{labels}{ending}", f"mask{ending}"]
         if keys[0] in arrays:
-            parts[part] = Part(*(arrays.get(key) for key in keys))  # type: ignore[arg-type]
+            parts[part] = Part(*(arrays.get(key) for key in keys))
             used += keys
     if "train" not in parts:
         raise InputError(f"{path}: expected an array x, or x_train, but it holds {', '.join(arrays) or 'none'}")
@@ -274,30 +254,29 @@ def _read_table(path: Path, labels: str | None) -> Source:
     import pandas as pd
 
     try:
-        frame = _read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path, engine="pyarrow")
-    except ImportError as error:
-        raise InputError(f"{path}: reading Parquet needs pyarrow; pip install 'pyrolatent[parquet]'") from error
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+        table = _TABLES[ending(path)](path)
+    except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
         raise unreadable(path, error, "a table with a row of column names is expected") from error
-    frame.columns = frame.columns.map(str)
-    if path.suffix.lower() == ".csv":
-        _validate_header(path, list(frame.columns))
-    y = classes = None
-    if labels is not None:
-        if labels not in frame.columns:
-            raise InputError(f"{path}: there is no label column {labels!r}; {choices(labels, frame.columns)}")
-        y, classes = _codes(path, frame.pop(labels))
-    words = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name].dtype)]
-    if words:
-        raise InputError(
-            f"{path}: the columns {', '.join(map(repr, words))} are not numeric; remove them, turn them into numbers "
-            "or name one as labels"
-        )
-    # Boolean and numeric columns together would make an array of objects.
-    truths = frame.select_dtypes("bool").columns
-    if len(truths) < len(frame.columns):
-        frame = frame.astype(dict.fromkeys(truths, "uint8"))
-    return Source(path.name, Part(frame.to_numpy(), y), classes=classes)
+    frame = as_frame(table, str(path))
+    if ending(path) in (".csv", ".csv.gz"):
+        _validate_header(path, frame.columns)
+    return read_frame(frame, path.name, str(path), labels)
+
+
+def read_frame(frame: Frame, name: str, where: str, labels: str | None = None) -> Source:
+    """Takes the column of labels out of a data frame.
+
+    Args:
+        frame: a table of x, and possibly labels.
+        name: name of the source.
+        where: where it is, for messages.
+        labels: name of the column of labels.
+    """
+    if labels is None:
+        return Source(name, Part(frame))
+    if labels not in frame.columns:
+        raise InputError(f"{where}: there is no label column {labels!r}; {choices(labels, frame.columns)}")
+    return Source(name, Part(frame.drop(labels), frame[labels]))
 
 
 def _read_csv(path: Path) -> "pd.DataFrame":
@@ -306,7 +285,19 @@ def _read_csv(path: Path) -> "pd.DataFrame":
     with warnings.catch_warnings():
         # Without index_col=False a column that the header does not name becomes the index and is lost.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        return pd.read_csv(path, index_col=False)
+        return pd.read_csv(path, index_col=False, skipinitialspace=True)
+
+
+def _read_parquet(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.read_parquet(path, engine="pyarrow")
+
+
+def _read_feather(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.read_feather(path)
 
 
 def _validate_header(path: Path, columns: list[str]) -> None:
@@ -314,28 +305,8 @@ def _validate_header(path: Path, columns: list[str]) -> None:
     if unnamed:
         raise InputError(f"{path}: column {unnamed[0]} has no name; if it numbers the rows, write the file without it")
     # A data frame without column names is written with the valid header 0, 1, 2, ...
-    if all(map(_is_number, columns)) and columns != [str(i) for i in range(len(columns))]:
+    if all(map(is_number, columns)) and columns != [str(i) for i in range(len(columns))]:
         raise InputError(f"{path}: the first row holds numbers ({columns[0]}, ...), but column names are expected")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _codes(path: Path, column: "pd.Series[Any]") -> tuple[Array, tuple[str, ...] | None]:
-    """Labels as numbers; names become 0, 1, ... in sorted order."""
-    import pandas as pd
-
-    if absent := int(column.isna().sum()):
-        raise InputError(f"{path}: {absent} values of the label column {column.name!r} are missing; remove these rows")
-    if pd.api.types.is_numeric_dtype(column.dtype):
-        return column.to_numpy(), None
-    codes, names = pd.factorize(column, sort=True)
-    return codes, tuple(map(str, names))
 
 
 def _read_folder(path: Path, labels: str | None) -> Source:
@@ -348,8 +319,7 @@ def _read_folder(path: Path, labels: str | None) -> Source:
     if len(names) < len(files):
         stray = next(file for file in files if file.parent == path)
         raise InputError(f"{stray}: this image lies beside the sub-folders of the classes; move it into one of them")
-    classes, y = np.unique(names, return_inverse=True)
-    return Source(path.name, Part(stack_images(files), y), classes=tuple(map(str, classes)))
+    return Source(path.name, Part(stack_images(files), np.array(names)))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -391,10 +361,15 @@ def unreadable(path: Path, error: Exception, expected: str) -> InputError:
 
 
 _ENDINGS = {part: f"_{part}" for part in ("train", "validation", "test")}
+_TABLES: dict[str, Callable[[Path], Any]] = {
+    ".csv": _read_csv,
+    ".csv.gz": _read_csv,
+    ".parquet": _read_parquet,
+    ".feather": _read_feather,
+}
 _READERS: dict[str, Callable[[Path, str | None], Source]] = {
     ".npy": _read_numpy,
     ".npz": _read_numpy,
-    ".csv": _read_table,
-    ".parquet": _read_table,
+    **dict.fromkeys(_TABLES, _read_table),
     "folder": _read_folder,
 }

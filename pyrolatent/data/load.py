@@ -12,19 +12,33 @@ every training seed and every device.
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from narwhals.stable.v2 import DataFrame
+from narwhals.stable.v2.dependencies import is_into_dataframe, is_polars_lazyframe
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyrolatent.data.files import Array, Part, Source, as_array, clean, read_dataset, read_path
+from pyrolatent.data.files import Array, Part, Source, as_array, clean, read_dataset, read_frame, read_path
+from pyrolatent.data.labels import encode_labels
 from pyrolatent.data.named_sets import NAMED, read_named
-from pyrolatent.data.splits import Data, Split, select
+from pyrolatent.data.splits import PARTS, Data, Split, select
+from pyrolatent.data.tables import (
+    Column,
+    Kind,
+    TableShape,
+    as_frame,
+    columns_record,
+    encode,
+    frame_of_words,
+    numbered,
+    with_kinds,
+)
 from pyrolatent.declaration import Component, choices
 from pyrolatent.errors import SEEDS, InputError
 
@@ -41,7 +55,10 @@ def load_data(
     validation: Fraction | None = None,
     test: Fraction | None = None,
     labels: Any = None,
+    classes: Annotated[int, Field(gt=0)] | None = None,
+    kinds: dict[str, Kind] | None = None,
     mask: Any = None,
+    stratified: bool | None = None,
     labelled: Annotated[int, Field(gt=0)] | None = None,
     labelled_share: Fraction | None = None,
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0,
@@ -68,9 +85,15 @@ def load_data(
             each training batch. L is 256 for uint8, 17 for digits, and for other counts one more than the largest.
         validation: fraction held out for validation after the test part; None is 0.1.
         test: fraction held out for test; None is 0.1. A source with its own split takes neither.
-        labels: an array, (N,) or (N, 1) integers with -1 for unknown, or vectors (N, label_dim); or the name of a
-            file's label column or array.
-        mask: bool array of x's shape, True where observed; or "nan" if NaN marks unobserved entries.
+        labels: an array, (N,) words or integers of classes, or vectors (N, label_dim); or the name of the column of a
+            table or of an array of a file. Classes are those that occur, numbered in sorted order; a blank, NaN or -1
+            is unknown.
+        classes: number of classes, of which some may not occur; integers below it keep their numbers.
+        kinds: kinds of columns of a table by their names, the column of labels among them: "real", "positive", "count",
+            "binary" or "category". Without, they are inferred.
+        mask: bool array of x's shape, True where observed; NaN is not observed in any case.
+        stratified: whether parts are held out of each class in proportion, as near as whole numbers allow; None is so
+            for your own data of classes, and not for the named data sets.
         labelled: number of training labels to keep, as balanced over classes as possible, drawn at the data seed; the
             others become -1, which is unknown.
         labelled_share: datapoints with a known label are repeated until they are this share of the training data, so
@@ -84,8 +107,8 @@ def load_data(
     """
     options: dict[str, Any] = {
         "binarize": binarize, "dequantize": dequantize, "validation": validation, "test": test, "labels": labels,
-        "mask": mask, "labelled": labelled, "labelled_share": labelled_share, "seed": seed or None,
-        "data_dir": data_dir,
+        "classes": classes, "kinds": kinds, "mask": mask, "stratified": stratified, "labelled": labelled,
+        "labelled_share": labelled_share, "seed": seed or None, "data_dir": data_dir,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, Mapping):
@@ -128,13 +151,18 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
         key = str(path.resolve())
     elif isinstance(source, Dataset):
         read = read_dataset(source)
+    elif is_into_dataframe(source) or is_polars_lazyframe(source):
+        read = read_frame(as_frame(source, "table"), "table", "table", labels if isinstance(labels, str) else None)
     elif isinstance(source, np.ndarray | Tensor):
-        read = Source("array", Part(as_array(source, "x")))
+        x = as_array(source, "x")
+        read = Source("array", Part(frame_of_words(x, "array") if x.dtype.kind in "OUT" and x.ndim == 2 else x))
     else:
-        raise InputError(f"data cannot be a {type(source).__name__}; give a name, a path, an array or a Dataset")
+        raise InputError(
+            f"data cannot be a {type(source).__name__}; give a name, a path, a table, an array or a Dataset"
+        )
     if "data_dir" in given:
         raise InputError(f"data_dir is where named data sets are, but {read.name} is your own; leave it out")
-    if isinstance(labels, str) and key is None:
+    if isinstance(labels, str) and key is None and not isinstance(read.train.x, DataFrame):
         raise InputError(f"labels={labels!r} names a column, but the data are in memory; give the labels themselves")
     beside = {
         field: as_array(value, option)
@@ -147,9 +175,13 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
 
 
 def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
-    own = {"train": source.train, "validation": source.validation, "test": source.test}
-    parts = {name: clean(part, _part_name(source.name, name), given.get("mask")) for name, part in own.items() if part}
-    _warn_of_empty_classes(parts.values(), source.name)
+    source, columns = _encoded(source, given.get("kinds", {}))
+    parts = {
+        name: clean(part, _part_name(source.name, name), given.get("mask"))
+        for name in PARTS
+        if (part := getattr(source, name))
+    }
+    parts, classes = _with_codes(parts, source.name, given)
     levels, factor = _scale(source, parts)
     binarize, dequantize = _noise(source, parts, given, factor, levels)
     seed = given.get("seed", 0)
@@ -159,11 +191,16 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         name: Split(torch.from_numpy(part.x), _tensor(part.y), _tensor(part.mask), factor, levels=levels)
         for name, part in parts.items()
     }
+    stratified = given.get("stratified", bool(classes) and source.name not in NAMED)
+    if stratified and not classes:
+        raise InputError(f"{source.name} has no classes by which parts could be stratified; leave stratified out")
     for held in ("test", "validation"):
         if held in whole and held in given:
             raise InputError(f"{source.name} has a {held} part of its own; leave {held}={given[held]} out")
         if held not in whole:
-            whole["train"], whole[held] = _hold_out(whole["train"], given.get(held, 0.1), held, source.name, generator)
+            whole["train"], whole[held] = _hold_out(
+                whole["train"], given.get(held, 0.1), held, source.name, generator, stratified
+            )
     # Training comes last, so that the evaluation splits do not depend on whether it draws here or in each batch.
     fixed = {name: _prepare(whole[name], binarize, dequantize)._fixed(generator) for name in ("validation", "test")}
     train = _prepare(whole["train"], binarize, dequantize)
@@ -175,7 +212,8 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         splits["train"] = _repeat_labelled(splits["train"], given["labelled_share"], source.name)
 
     _warn_of_unobserved(splits["train"].mask, source.name)
-    event_shape = tuple(train.x.shape[1:])
+    event_shape = _event_shape(splits["train"], columns, given.get("kinds"))
+    _validate_kinds(given, event_shape, source.name)
     options = {name: value for name, value in given.items() if key and value != _default(name, source, dequantize)}
     if "data_dir" in options:
         options["data_dir"] = str(Path(options["data_dir"]).expanduser().resolve())
@@ -190,20 +228,74 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         "factor": factor,
         "levels": levels,
         "event_shape": list(event_shape),
-        "classes": list(source.classes) if source.classes else None,
+        "columns": columns_record(event_shape.columns) if isinstance(event_shape, TableShape) else None,
+        "classes": None if classes is None else list(classes),
         "training_sha256": _digest(splits["train"]),
         "evaluation_sha256": _digest(splits["validation"], splits["test"]),
     }
     return Data(
         name=source.name,
         event_shape=event_shape,
-        label_dim=_label_dim(split.y for split in splits.values()),
+        label_dim=len(classes) if classes is not None else 0 if train.y is None else train.y.shape[1],
         binarize=binarize,
         dequantize=dequantize,
         declaration={key: options} if key and options else key,
         record=record,
         **splits,
     )
+
+
+def _encoded(source: Source, kinds: Mapping[str, Kind]) -> tuple[Source, tuple[Column, ...] | None]:
+    """Turns data frames into arrays, with the columns of the table."""
+    own = {name: part for name in PARTS if (part := getattr(source, name)) and isinstance(part.x, DataFrame)}
+    if not own:
+        return source, None
+    arrays, columns = encode({_part_name(source.name, name): part.x for name, part in own.items()}, kinds=kinds)
+    coded = {name: part._replace(x=x) for (name, part), x in zip(own.items(), arrays, strict=True)}
+    return source._replace(**coded), columns
+
+
+def _with_codes(
+    parts: Mapping[str, Part], name: str, given: Mapping[str, Any]
+) -> tuple[dict[str, Part], tuple[str, ...] | None]:
+    """The parts with their labels encoded, and the words of the classes."""
+    labels = {_part_name(name, part): of.y for part, of in parts.items() if of.y is not None}
+    if len(labels) not in (0, len(parts)):
+        without = next(part for part, of in parts.items() if of.y is None)
+        raise InputError(f"{_part_name(name, without)}: either all parts have labels or none")
+    if not labels:
+        if "classes" in given:
+            raise InputError(f"{name} has no labels, but classes was {given['classes']}; leave it out")
+        return dict(parts), None
+    codes, classes = encode_labels(labels, given.get("classes"), _kind_of_labels(given))
+    return {part: of._replace(y=y) for (part, of), y in zip(parts.items(), codes, strict=True)}, classes
+
+
+def _kind_of_labels(given: Mapping[str, Any]) -> Kind | None:
+    """The declared kind of the column of labels."""
+    labels = given.get("labels")
+    return given.get("kinds", {}).get(labels) if isinstance(labels, str) else None
+
+
+def _event_shape(train: Split, columns: tuple[Column, ...] | None, kinds: Mapping[str, Kind] | None) -> tuple[int, ...]:
+    """The shape of one datapoint, with the columns of a table, whose kinds follow from the training part."""
+    shape = train.x.shape[1:]
+    if len(shape) != 1:
+        return tuple(shape)
+    columns = columns or numbered(shape[0])
+    if train.noise:
+        kind: Kind = "binary" if train.noise == "binarize" else "real"
+        return TableShape(shape, columns=[dataclasses.replace(column, kind=kind) for column in columns])
+    return TableShape(shape, columns=with_kinds(columns, train.x.numpy(), _array(train.mask), kinds))
+
+
+def _validate_kinds(given: Mapping[str, Any], event_shape: tuple[int, ...], name: str) -> None:
+    """Requires declared kinds to be of columns of a table, or of the column of labels."""
+    names = [column.name for column in event_shape.columns] if isinstance(event_shape, TableShape) else []
+    names += [labels] if isinstance(labels := given.get("labels"), str) else []
+    if unknown := next((column for column in given.get("kinds", {}) if column not in names), None):
+        known = choices(unknown, names) if names else "x is not a table"
+        raise InputError(f"{name}: there is no column {unknown!r}, whose kind was declared; {known}")
 
 
 def _default(option: str, source: Source, dequantize: str | None) -> Any:
@@ -224,8 +316,6 @@ def _scale(source: Source, parts: Mapping[str, Part]) -> tuple[int | None, float
                 f"{_part_name(source.name, name)}: datapoints are {part.x.dtype} of shape {part.x.shape[1:]}, but "
                 f"those of the training part are {first.dtype} of shape {first.shape[1:]}"
             )
-        if (part.y is None) != (parts["train"].y is None):
-            raise InputError(f"{_part_name(source.name, name)}: either all parts have labels or none")
     original = source.train.x.dtype
     if original.kind in "bf":
         return None, 1.0
@@ -264,7 +354,10 @@ def _range(parts: Mapping[str, Part]) -> tuple[float, float]:
     return min(float(p.x.min()) for p in parts.values()), max(float(p.x.max()) for p in parts.values())
 
 
-def _hold_out(split: Split, fraction: float, held: str, name: str, generator: torch.Generator) -> tuple[Split, Split]:
+def _hold_out(
+    split: Split, fraction: float, held: str, name: str, generator: torch.Generator, stratified: bool
+) -> tuple[Split, Split]:
+    """Holds out a random part, of each class in proportion if it is stratified."""
     size = len(split)
     count = round(fraction * size)
     if not 0 < count < size:
@@ -273,6 +366,11 @@ def _hold_out(split: Split, fraction: float, held: str, name: str, generator: to
             f"rest, but each needs at least 1; give more data or another {held} fraction"
         )
     order = torch.randperm(size, generator=generator)
+    if stratified and split.y is not None:
+        order = order[split.y[order].argsort(stable=True)]  # class by class, of which every size / count-th is taken
+        taken = torch.zeros(size, dtype=torch.bool)
+        taken[((torch.arange(count) + 0.5) * size / count).long()] = True
+        order = torch.cat([order[taken], order[~taken]])
     rest, taken = order[count:].sort().values, order[:count].sort().values
     return _take(split, rest), _take(split, taken)
 
@@ -341,25 +439,9 @@ def _warn_of_unobserved(mask: Tensor | None, name: str) -> None:
         )
 
 
-def _warn_of_empty_classes(parts: Iterable[Part], name: str) -> None:
-    """Warns of classes without datapoints, for which models will have parameters nevertheless."""
-    found = [part.y[part.y >= 0] for part in parts if part.y is not None and part.y.ndim == 1]
-    classes = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
-    missing = int(classes.max(initial=-1)) + 1 - len(classes)
-    if missing:
-        first = np.setdiff1d(np.arange(len(classes) + min(missing, 5)), classes)[:5]
-        listed = ", ".join(map(str, first)) + ", ..." * (missing > len(first))
-        warnings.warn(
-            f"{name}: no datapoint has label {listed}, but models will have classes 0 to {classes.max()}; number the "
-            "existing classes 0, 1, 2, ... to have only these",
-            stacklevel=4,
-        )
-
-
-def _label_dim(labels: Iterable[Tensor | None]) -> int:
-    widths = [y.shape[1] if y.ndim == 2 else int(y.max()) + 1 for y in labels if y is not None]
-    return max(widths, default=0)
-
-
 def _tensor(field: Array | None) -> Tensor | None:
     return None if field is None else torch.from_numpy(field)
+
+
+def _array(field: Tensor | None) -> Array | None:
+    return None if field is None else field.numpy()

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrolatent.data.tables import Column, TableShape
 from pyrolatent.errors import InputError, at_least_one
 
+PARTS = ("train", "validation", "test")
+SHOWN = 30
+"""Number of columns that are described one by one."""
+WORDS = 5
+"""Number of words of a column that are named."""
 CHUNK = 4096  # datapoints converted or drawn at a time, to avoid a float copy of a whole data set
 
 
@@ -123,7 +129,7 @@ class Data:
         train: the split to fit models to.
         validation: the split to select models on; fixed by the data seed.
         test: the split to report results on; fixed by the data seed.
-        event_shape: shape of one datapoint.
+        event_shape: shape of one datapoint; a `TableShape` of the columns if x is a table.
         label_dim: number of classes, or width of label vectors; 0 without labels.
         binarize: "dynamic", "static", "threshold", "relaxed" (grey values, trained as a cross-entropy) or None.
         dequantize: "uniform" or None.
@@ -145,7 +151,60 @@ class Data:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{size:,} {split}" for split, size in self.record["sizes"].items())
-        return f"Data({self.name}: {sizes}; event_shape={self.event_shape}, label_dim={self.label_dim})"
+        gaps = f"; {_percent(self.missing)} missing" if self.missing else ""
+        return f"Data({self.name}: {sizes}; event_shape={self.event_shape}, label_dim={self.label_dim}{gaps})"
+
+    @property
+    def missing(self) -> float:
+        """The share of the entries of x that are missing, over all parts."""
+        gaps = sum(int((~split.mask).sum()) for split in self.splits if split.mask is not None)
+        return gaps / sum(split.x.numel() for split in self.splits)
+
+    @property
+    def splits(self) -> tuple[Split, Split, Split]:
+        """The training, validation and test data."""
+        return self.train, self.validation, self.test
+
+    def describe(self) -> str:
+        """The data in words: sizes, numbers of labels, and of each column of a table the kind, values and gaps."""
+        lines = [repr(self)]
+        if self.classes is not None:
+            y = torch.cat([split.y for split in self.splits if split.y is not None])
+            counts = torch.bincount(y + 1, minlength=1).tolist()
+            named = [f"{word} {count:,}" for word, count in zip(self.classes[:SHOWN], counts[1:], strict=False)]
+            named += [f"and {len(self.classes) - SHOWN} more classes"] * (len(self.classes) > SHOWN)
+            lines.append("labels: " + ", ".join(named + [f"unknown {counts[0]:,}"] * bool(counts[0])))
+        if self.columns:
+            shown = self.columns[:SHOWN]
+            rows = [("column", "kind", "values", "missing"), *(self._column(i) for i in range(len(shown)))]
+            widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+            lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+            lines += [f"and {len(self.columns) - SHOWN} more columns"] * (len(self.columns) > SHOWN)
+        return "\n".join(lines)
+
+    def _column(self, index: int) -> tuple[str, str, str, str]:
+        """The name, the kind, the values and the share of missing cells of a column, in words."""
+        assert self.columns is not None
+        column = self.columns[index]
+        cells = [(split.x[:, index], split.mask) for split in self.splits]
+        x = torch.cat([values if mask is None else values[mask[:, index]] for values, mask in cells])
+        if column.categories:
+            words = ", ".join(column.categories[:WORDS])
+            values = f"{words}, ... ({len(column.categories)})" if len(column.categories) > WORDS else words
+        else:
+            values = f"{x.min():g} to {x.max():g}" if len(x) else ""
+        return column.name, column.kind, values, _percent(1 - len(x) / sum(map(len, self.splits)))
+
+    @property
+    def columns(self) -> tuple[Column, ...] | None:
+        """The columns of x, with their kinds and words; None if x is not a table, (rows, columns)."""
+        return self.event_shape.columns if isinstance(self.event_shape, TableShape) else None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The words of the classes in the order of their codes; None if there are no labels or they are vectors."""
+        classes = self.record["classes"]
+        return None if classes is None else tuple(classes)
 
     @property
     def divisor(self) -> float:
@@ -195,7 +254,7 @@ class Data:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Data":
         """Copies the data to another device and, if given, to another floating type of batches."""
-        train, validation, test = (split.to(device, dtype) for split in (self.train, self.validation, self.test))
+        train, validation, test = (split.to(device, dtype) for split in self.splits)
         return dataclasses.replace(self, train=train, validation=validation, test=test)
 
     def validate_support(self, constraint: constraints.Constraint, density: str) -> None:
@@ -251,11 +310,16 @@ class Data:
 
     def _values(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The modelled values; a single batch represents a split with noise."""
-        for split in (self.train, self.validation, self.test):
+        for split in self.splits:
             for x, _, mask in split.batches(CHUNK):
                 yield x, mask
                 if split.noise is not None:
                     break
+
+
+def _percent(share: float) -> str:
+    """A share in words; a small one is not none."""
+    return "0 %" if not share else f"{100 * share:.1f} %" if share >= 1e-3 else "< 0.1 %"
 
 
 def divisor(record: Mapping[str, Any]) -> float:

@@ -133,10 +133,11 @@ class Experiment:
         data: Data,
         on_epoch: Callable[[Fit], Any] | None = None,
         progress: bool = True,
+        on_start: Callable[[Fit], Any] | None = None,
     ) -> Fit:
         """Trains a model as declared."""
         with self.importing():
-            return fit(model, data, on_epoch, progress, **self.settings)
+            return fit(model, data, on_epoch, progress, on_start, **self.settings)
 
     def importing(self) -> AbstractContextManager[None]:
         """A context in which import paths are first looked up beside the experiment."""

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from pyrolatent.data.load import load_data
 from pyrolatent.data.splits import Data, divisor, measure_of
+from pyrolatent.data.tables import event_shape_of
 from pyrolatent.declaration import Modules, build, choices, import_paths, importing
 from pyrolatent.errors import InputError, TrustError
 from pyrolatent.experiments.experiment import Experiment, declare, read_yaml, write_yaml
@@ -132,7 +133,8 @@ class Run:
                     "declaration; use Run.load(path, model=...)"
                 )
             with self.importing(), torch.random.fork_rng(devices=[]):
-                event_shape, label_dim = tuple(self._recorded("event_shape")), self._recorded("label_dim")
+                event_shape = event_shape_of(self._recorded("event_shape"), self._recorded("columns", default=None))
+                label_dim = self._recorded("label_dim")
                 model = build("model", self.declaration["model"], event_shape=event_shape, label_dim=label_dim)
         weights = self._weights()
         try:
@@ -196,7 +198,12 @@ class Run:
         declared = self.declaration.get("data")
         if declared is None:
             raise InputError(f"{self.path} was trained on data in memory; give the same data to the Python functions")
-        data = load_data(declared, data_dir=data_dir) if data_dir else load_data(declared)
+        options: dict[str, Any] = {"data_dir": data_dir} if data_dir else {}
+        if "columns" not in self.record.get("data", {}):  # older runs have no strata, and classes that do not occur
+            options["stratified"] = False
+            if load_data(declared, **options).label_dim < self._recorded("label_dim"):
+                options["classes"] = self._recorded("label_dim")
+        data = load_data(declared, **options)
         self._validate_record(data, "have changed since training", "restore them, or train again")
         return data
 
@@ -224,12 +231,10 @@ class Run:
         model, names = self.model, self._recorded("classes", default=None) or []
         if not model.label_dim:
             raise InputError(f"label was {text!r}, but {type(model).__name__} takes no labels; leave it out")
-        if text in names and not model.vector_labels:
-            return names.index(text)
         try:
             if model.vector_labels:
                 return [float(number) for number in text.split(",")]
-            return int(text)
+            return names.index(text) if names else int(text)
         except ValueError:
             if model.vector_labels:
                 takes = f"{model.label_dim} numbers joined by commas"
@@ -427,6 +432,7 @@ def train(
     tensorboard: bool = False,
     progress: bool = True,
     on_epoch: Callable[[Fit], Any] | None = None,
+    on_start: Callable[[Fit], Any] | None = None,
 ) -> Run:
     """Trains an experiment and saves it to a directory after every epoch.
 
@@ -440,6 +446,7 @@ def train(
         tensorboard: whether to also write the metrics for TensorBoard.
         progress: whether to show a progress bar.
         on_epoch: called after each epoch.
+        on_start: called before the first epoch, when model and data have been validated.
     """
     output = Path(output)
     data = experiment.load_data(data_dir)
@@ -466,7 +473,7 @@ def train(
             on_epoch(fit)
 
     try:
-        fit = experiment.fit(model, data, save if writes else None, progress and writes)
+        fit = experiment.fit(model, data, save if writes else None, progress and writes, on_start)
     except BaseException:
         with suppress(OSError):  # keeps a directory that is not empty
             output.rmdir()

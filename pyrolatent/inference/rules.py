@@ -228,12 +228,11 @@ def _label_vectors(case: Case) -> str | None:
 
 
 def _unknown_labels(case: Case) -> str | None:
-    y = case.data.train.y
     model = case.model
-    if model.label_dim and not model.takes_unknown_labels and y is not None and not y.is_floating_point():
-        unknown = int((y < 0).sum())
-        if unknown:
-            return f"{type(model).__name__} is given every label, but {unknown:,} training labels are unknown"
+    if model.label_dim and not model.takes_unknown_labels:
+        labels = [split.y for split in case.data.splits if split.y is not None and not split.y.is_floating_point()]
+        if unknown := sum(int((y < 0).sum()) for y in labels):
+            return f"{type(model).__name__} is given every label, but {unknown:,} labels are unknown"
     return None
 
 

@@ -58,7 +58,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_train_prints_epochs_model_scores_and_paths(bits: Path) -> None:
     result = call("train", *SMALL, "--data", bits, "--epochs=43")
     assert result.exit_code == 0, result.output
-    lines = result.stdout.splitlines()
+    described, _, table = result.stdout.partition("\n\n")
+    assert described.splitlines()[:2] == [
+        "Data(bits.npy: 49 train, 5 validation, 6 test; event_shape=(6,), label_dim=0)",
+        "column  kind    values  missing",
+    ]
+    lines = table.splitlines()
     rows = [line for line in lines if line[:5].strip().isdecimal()]
     assert lines[0].split() == ["epoch", "train_loss", "validation_elbo", "seconds"]
     assert {len(line) for line in [lines[0], *rows]} == {len(lines[0])}
@@ -191,7 +196,9 @@ def test_show_of_a_run_and_of_an_experiment(made: Path) -> None:
     shown = call("show", made).stdout
     assert shown.startswith(f"{made}, after epoch 2\n")
     assert shown.endswith((made / "experiment.yaml").read_text())
-    assert shown.splitlines()[1:] == call("show", made / "experiment.yaml").stdout.splitlines()
+    data, _, declared = call("show", made / "experiment.yaml").stdout.partition("\n\n")
+    assert data.startswith("Data(digits: ")
+    assert shown.splitlines()[1:] == declared.splitlines()
 
 
 def test_components_names_everything_and_fits_the_width(monkeypatch: pytest.MonkeyPatch) -> None:

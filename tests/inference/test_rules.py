@@ -128,7 +128,9 @@ BROKEN: dict[str, tuple[Any, Any, Any]] = {
     "a model of classes": (
         lambda: RestrictedBoltzmannMachine((4,), 2, labels=True, **MACHINE), {"labels": GREY[:, :2]}, "pcd"
     ),
-    "a model of x given y": (lambda: ConditionalVAE((4,), 3, latent_dim=2), {"labels": LABELS - (LABELS == 0)}, "elbo"),
+    "a model of x given y": (
+        lambda: ConditionalVAE((4,), 3, latent_dim=2), {"labels": LABELS - (LABELS == 0), "classes": 3}, "elbo"
+    ),
     "data outside the likelihood": (lambda: VAE((4,), latent_dim=2), {"x": GREY}, "elbo"),
     "a model whose functions use pyro.param": (lambda: Loose((4,), latent_dim=2), {}, "elbo"),
     "a model without an observed site": (lambda: Unnamed((4,), latent_dim=2), {}, "elbo"),

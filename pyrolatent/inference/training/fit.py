@@ -32,6 +32,7 @@ def fit(
     data: Data,
     on_epoch: Callable[[Fit], Any] | None = None,
     progress: bool = True,
+    on_start: Callable[[Fit], Any] | None = None,
     *,
     objective: Annotated[Any, Kind("objective")] = "analytic_elbo",
     epochs: PositiveInt = 300,
@@ -56,6 +57,7 @@ def fit(
         on_epoch: called after each epoch with the fit so far; the model then holds that epoch's weights, in evaluation
             mode.
         progress: whether to show a progress bar.
+        on_start: called before the first epoch, when the combination of model and data has been validated.
         objective: what to maximise, one of this package's objectives or of Pyro's.
         epochs: largest number of passes over the training data.
         batch_size: number of datapoints per minibatch; the last one of an epoch may be smaller, and a single remaining
@@ -109,6 +111,8 @@ def fit(
         warn_if_unscaled(model, several.x, several.mask)
         trainer = Trainer(run, there, maximised)
         validate_first_batch(model, there, maximised, batch_size)
+        if on_start:
+            on_start(run)
         try:
             with pyro.validation_enabled(False), progress_bar(progress) as bar:
                 trainer.train(on_epoch, bar)
@@ -119,4 +123,4 @@ def fit(
 
 def training_settings() -> Component:
     """The settings of training that can be declared, from the signature of `fit`."""
-    return Component(fit, ("model", "data", "on_epoch", "progress"))
+    return Component(fit, ("model", "data", "on_epoch", "progress", "on_start"))
