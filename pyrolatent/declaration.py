@@ -32,6 +32,8 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from pyrolatent.errors import InputError
 
 Declaration = str | Mapping[str, Any]
+AUTO = "auto"
+"""What stands for declarations that are inferred."""
 C = TypeVar("C", bound=type)
 Modules = dict[str, Any]
 Importer = Callable[..., Any]
@@ -41,9 +43,15 @@ PositiveFloat = Annotated[float, Gt(0)]
 
 @dataclass(frozen=True)
 class Kind:
-    """Marks a parameter that is itself a declaration: `prior: Annotated[Any, Kind("prior")] = "normal"`."""
+    """Marks a parameter that is itself a declaration: `prior: Annotated[Any, Kind("prior")] = "normal"`.
+
+    Attributes:
+        name: the kind of component.
+        each: whether it is "auto", or a mapping of names of the user's own to declarations.
+    """
 
     name: str
+    each: bool = False
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
@@ -141,7 +149,10 @@ class Component:
         for name, parameter in self.options.items():
             if parameter.default is parameter.empty and name not in options:
                 raise InputError(f"{path} needs the option {name!r}, which was not given")
-        return {name: _validate_value(self.options[name], value, f"{path}.{name}") for name, value in options.items()}
+        return {
+            name: _validate_value(self.options[name], value, path if self.whole else f"{path}.{name}")
+            for name, value in options.items()
+        }
 
 
 def component(name: str, *kinds: str) -> Callable[[C], C]:
@@ -335,7 +346,7 @@ def complete(kind: str, declaration: Any) -> Any:
     name, given, entry = _parse(declaration, kind, kind)
     own = entry.target.__module__.partition(".")[0] == __name__.partition(".")[0]
     options = {
-        option: complete(inner, value) if (inner := _kind(parameter.annotation)) else value
+        option: _each(inner, value, complete) if (inner := _kind(parameter.annotation)) else value
         for option, parameter in entry.options.items()
         if (value := given.get(option, parameter.default if own else None)) is not None
     }
@@ -410,7 +421,11 @@ def options_schema(entry: Component) -> dict[str, Any]:
     properties = {}
     for name, parameter in entry.options.items():
         kind = _kind(parameter.annotation)
-        properties[name] = {"$ref": f"#/$defs/{kind}"} if kind else _value_schema(parameter.annotation)
+        properties[name] = {"$ref": f"#/$defs/{kind.name}"} if kind else _value_schema(parameter.annotation)
+        if kind and kind.each:
+            properties[name] = {
+                "anyOf": [{"const": AUTO}, {"type": "object", "additionalProperties": properties[name]}]
+            }
         if parameter.default is None and kind:
             properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
     return {
@@ -427,6 +442,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "model": _MODELS,
     "prior": _MODELS,
     "likelihood": _MODELS,
+    "family": _MODELS,
     "posterior": _MODELS,
     "network": _MODELS,
     "scaling": _MODELS,
@@ -548,15 +564,26 @@ def _required(parameter: inspect.Parameter) -> bool:
     return parameter.default is parameter.empty
 
 
-def _kind(annotation: Any) -> str | None:
+def _kind(annotation: Any) -> Kind | None:
     metadata = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-    return next((item.name for item in metadata if isinstance(item, Kind)), None)
+    return next((item for item in metadata if isinstance(item, Kind)), None)
+
+
+def _each(kind: Kind, value: Any, function: Callable[..., Any], *path: str) -> Any:
+    """A function of the kind and the declaration, and of its path, or of each declaration in a mapping of names."""
+    if not kind.each:
+        return function(kind.name, value, *path)
+    if value == AUTO:
+        return value
+    if not isinstance(value, Mapping):
+        raise InputError(f"{'.'.join(path)} takes {AUTO}, or a mapping of names to a {kind.name}, not {value!r}")
+    return {str(name): function(kind.name, one, *[f"{p}.{name}" for p in path]) for name, one in value.items()}
 
 
 def _validate_value(parameter: inspect.Parameter, value: Any, path: str) -> Any:
     kind = _kind(parameter.annotation)
     if kind:
-        return value if value is None and parameter.default is None else validate(kind, value, path)
+        return value if value is None and parameter.default is None else _each(kind, value, validate, path)
     adapter = _adapter(parameter.annotation)
     if adapter is None:
         return value

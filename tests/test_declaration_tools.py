@@ -85,7 +85,8 @@ def test_the_schema_has_each_component_with_its_options() -> None:
         assert options.keys() == declaration.registered(kind).keys()
         for name, entry in declaration.registered(kind).items():
             if entry.whole:
-                assert options[name] == {"description": entry.summary, "exclusiveMinimum": 0, "type": "number"}
+                value = declaration.options_schema(entry)["properties"][entry.whole]
+                assert options[name] == {"description": entry.summary, **value}
                 continue
             assert options[name]["properties"].keys() == entry.options.keys()
             needed = [option for option, parameter in entry.options.items() if parameter.default is parameter.empty]

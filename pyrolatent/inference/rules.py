@@ -6,7 +6,7 @@ from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Unit
+from pyro.distributions import Unit, constraints
 from torch import nn
 
 from pyrolatent.data.splits import Batch, Data, Split
@@ -262,6 +262,21 @@ def _support(case: Case) -> str | None:
     return None
 
 
+def _words(case: Case) -> str | None:
+    words = [column.name for column in case.data.columns or () if len(column.categories) > 2]
+    if not words or not isinstance(getattr(case.model, "likelihood", None), nn.Module):
+        return None
+    support = case.model.observation(case.weights.model_trace)["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support.is_discrete or hasattr(support, "of_column"):
+        return None
+    return (
+        f"{case.data.name} holds words ({', '.join(words[:5])}), which the {case.model.likelihood_name} likelihood "
+        "takes for numbers"
+    )
+
+
 def _latent_supports(case: Case) -> str | None:
     for site in case.weights.latents:
         prior, posterior = (
@@ -353,6 +368,12 @@ RULES = (
         "relaxed` goes with bernoulli alone, as a cross-entropy",
         "declare another likelihood, or how the data are binarized or dequantized",
         _support,
+        of=Capability.POSTERIOR,
+    ),
+    Rule(
+        "columns of words under a likelihood of real numbers",
+        "declare likelihood: {columns: auto}",
+        _words,
         of=Capability.POSTERIOR,
     ),
     Rule(

@@ -77,9 +77,9 @@ class LayeredModel(LatentVariableModel):
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """z_1 ~ q(z_1 | x), z_(l+1) ~ q(z_(l+1) | z_l); unobserved entries of x enter the encoder as 0."""
         with pyro.plate("data", x.shape[0], dim=-1):
-            value = self.scaling(x)
+            value = x
             for level, posterior in enumerate(self.upwards, 1):
-                given = given_gaps(posterior, value, None, mask if level == 1 else None)
+                given = given_gaps(posterior, self.scaling, x, None, mask) if level == 1 else posterior(value)
                 value = pyro.sample(f"z{level}", self.site(given), infer=self.site_options(level, x))
 
     def site(self, posterior: TorchDistributionMixin) -> TorchDistributionMixin:
@@ -95,7 +95,7 @@ class LayeredModel(LatentVariableModel):
         lines = [f"p(z{top}) = {self.prior}"]
         lines += [f"p(z{level} | z{level + 1}) = {self.layers[level - 1]}" for level in range(top - 1, 0, -1)]
         lines += [f"p(x | z1) = {self.likelihood}", *self._posterior_lines()]
-        lines += [f"networks see {self.scaling}"] * self.scaling.changes
+        lines += self.scaling.lines
         return "\n  ".join([Model.__str__(self), *lines])
 
     def _posterior_lines(self) -> list[str]:
@@ -171,10 +171,10 @@ class HierarchicalVAE(LayeredModel):
         """The guide, in the declared direction."""
         if self.inference == "bottom_up":
             return super().infer(x, y, mask)
-        hidden = filled(self.scaling(x), mask)
+        hidden, seen = self.scaling(x, mask), None if mask is None else self.scaling.seen(mask)
         proposals: list[Any] = []
         for proposal in self.upwards:
-            hidden, normal = proposal(hidden, None if proposals else mask)
+            hidden, normal = proposal(hidden, None if proposals else seen)
             proposals.append(normal)
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample(f"z{self.depth}", proposals[-1].to_event(1))
@@ -283,7 +283,7 @@ class DiscreteVAE(LayeredModel):
         def layer(network: Any, input_shape: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:
             return conditional("posterior", family, network, input_shape, shape)
 
-        of_x = build("likelihood", likelihood, event_shape=tuple(event_shape), label_dim=0)
+        of_x = build("likelihood", likelihood, event_shape=event_shape, label_dim=0)
         units = scaled(scaling, of_x, event_shape)
         seen = tuple(units.output_shape)
         up = [layer(encoder, seen, shapes[0])]

@@ -78,7 +78,7 @@ class LatentVariableModel(Model):
         scaling: Scaling | None = None,
     ) -> None:
         super().__init__(event_shape)
-        self.scaling = Unscaled(event_shape) if scaling is None else scaling  # first, as other parts start from it
+        self.scaling = Unscaled(event_shape) if scaling is None else scaling
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
@@ -108,6 +108,14 @@ class LatentVariableModel(Model):
         """Fits the scaling of x."""
         if not self.trained:
             self.scaling.fit(rows)
+
+    def prepare(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Prepares the model for training, as in `Model.prepare`, and fits the scaling of x if it is not."""
+        if self.trained:
+            self.scaling.warn_if_far(x, mask)
+        elif not self.scaling.fitted:
+            self.scaling.fit([(x, None, mask)])
+        super().prepare(x, mask)
 
     @property
     def sees_gaps(self) -> bool:
@@ -139,7 +147,7 @@ class LatentVariableModel(Model):
         Arguments as in `generate`.
         """
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", _of_datapoints("posterior", given_gaps(self.posterior, self.scaling(x), y, mask), x))
+            pyro.sample("z", _of_datapoints("posterior", given_gaps(self.posterior, self.scaling, x, y, mask), x))
 
     @property
     def model(self) -> "PyroProgram":
@@ -265,7 +273,7 @@ class LatentVariableModel(Model):
         y = ", y" if self.conditional else ""
         parts = {"p(z)": self.prior, f"p(x | z{y})": self.likelihood, f"q(z | x{y})": self.posterior}
         lines = [f"{name:<{9 + len(y)}}= {part}; {count_parameters(part):,}" for name, part in parts.items()]
-        lines += [f"networks see {self.scaling}"] * self.scaling.changes
+        lines += self.scaling.lines
         return "\n  ".join([super().__str__(), *lines])
 
 

@@ -44,7 +44,7 @@ class Autoencoding(LatentVariableModel):
         start_at_data: bool = False,
         mask_input: MaskInput = "auto",
     ) -> None:
-        latent_shape, event_shape = (latent_dim,), tuple(event_shape)
+        latent_shape = (latent_dim,)
         p_x = conditional(
             "likelihood", likelihood, decoder, latent_shape, event_shape, label_dim, start_at_data=start_at_data
         )
@@ -122,7 +122,7 @@ class GenerativeNetwork(LatentVariableModel):
         scaling: Annotated[Any, Kind("scaling")] = "auto",
         start_at_data: bool = False,
     ) -> None:
-        p_z = build("prior", prior, latent_dim=latent_dim, event_shape=tuple(event_shape))
+        p_z = build("prior", prior, latent_dim=latent_dim, event_shape=event_shape)
         p_x = conditional("likelihood", likelihood, decoder, (latent_dim,), event_shape, start_at_data=start_at_data)
         super().__init__(event_shape, p_z, p_x, _PriorItself(), scaled(scaling, p_x, event_shape))
 

@@ -68,6 +68,7 @@ class Family(nn.Module):
             with its first axis multiplied by the numbers per element (so an image stays an image), else one flat axis.
         measure: the measure of exp(log_prob): "mass", "density", or a mixture of both in words.
         scores_any_value: whether the distribution can score a value that it did not draw itself.
+        own_scaling: the `Scaling` of x that is part of the family; None for most.
 
     Raises:
         InputError: the distribution cannot be a family; the message has the reason.
@@ -75,6 +76,7 @@ class Family(nn.Module):
 
     measure: str = "density"
     scores_any_value: ClassVar[bool] = True
+    own_scaling: Any = None
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 from pyrolatent.declaration import Kind, PositiveFloat, PositiveInt, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.components import distributions as ours
-from pyrolatent.models.components.conditional import Conditional, filled, one_hot
+from pyrolatent.models.components.conditional import Conditional, one_hot
 from pyrolatent.models.components.families import Normal
 from pyrolatent.models.isolation import evaluation_mode
 
@@ -260,7 +260,7 @@ class VampPrior(nn.Module):
         if self.start == "data":
             count = len(self.pseudo_inputs)
             for scaling in self._scaling:
-                batch = filled(scaling(batch), mask)
+                batch = scaling(batch, mask)
             index = torch.randperm(len(batch)) if len(batch) >= count else torch.randint(len(batch), (count,))
             self.pseudo_inputs.data.copy_(batch[index[:count].to(batch.device)])
 

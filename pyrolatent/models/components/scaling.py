@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions.transforms import AffineTransform, Transform
+from torch.distributions.transforms import AffineTransform, ExpTransform, Transform
 
 from pyrolatent.declaration import Component, PositiveFloat, build, component, declared_name, register
 from pyrolatent.errors import InputError
@@ -29,25 +29,73 @@ class Scaling(nn.Module):
     Attributes:
         output_shape: the shape of what networks see of x.
         changes: whether it differs from x.
+        fitted: whether the scaling is known.
         described: what the scaling does to x, in words.
     """
 
     changes: bool = True
+    fitted: bool = True
     described: str = ""
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.output_shape = torch.Size(event_shape)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What networks see of x (..., *event_shape), (..., *output_shape)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What networks see of x (..., *event_shape), (..., *output_shape), 0 where it is not observed."""
+        seen = self.scaled(x)
+        return seen if mask is None else torch.where(mask, seen, 0.0)  # floats, also for integers
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """x as networks see it."""
         return x
 
-    def fit(self, batches: Rows) -> None:
+    def seen(self, mask: Tensor) -> Tensor:
+        """The mask that networks receive, (..., *output_shape)."""
+        return mask
+
+    def fit(self, rows: Rows) -> None:
         """Fits the scaling to training data."""
+
+    def warn_if_far(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Warns if the data of continued training are far from those that the scaling was fitted to."""
+
+    @property
+    def lines(self) -> list[str]:
+        """What networks see, in lines of a printed model."""
+        return [f"networks see {self}"] * self.changes
 
     def __str__(self) -> str:
         return f"x {self.described}"
+
+
+class Moments:
+    """Count, mean, standard deviation, minimum and maximum of each entry of observed data, over several batches.
+
+    Args:
+        like: a tensor of the shape of the data.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.count, self.mean, self._squares = (like.new_zeros(like.shape, dtype=torch.float64) for _ in range(3))
+        self.low, self.high = torch.full_like(like, math.inf), torch.full_like(like, -math.inf)
+
+    def add(self, x: Tensor, mask: Tensor | None) -> None:
+        """Adds a batch; the squares are those of Chan et al. 1983."""
+        seen = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+        self.low = torch.minimum(self.low, torch.where(seen, x, math.inf).amin(0))
+        self.high = torch.maximum(self.high, torch.where(seen, x, -math.inf).amax(0))
+        here, value = seen.double().sum(0), torch.where(seen, x, 0.0).double()
+        total, away = self.count + here, value.sum(0) / here.clamp(min=1) - self.mean
+        self._squares += torch.where(seen, value - self.mean - away, 0.0).square().sum(0)
+        self._squares += away.square() * self.count * here / total.clamp(min=1)
+        self.mean += away * here / total.clamp(min=1)
+        self.count = total
+
+    @property
+    def deviation(self) -> Tensor:
+        """The standard deviation."""
+        return (self._squares / self.count.clamp(min=1)).sqrt()
 
 
 class Affine(Scaling):
@@ -71,59 +119,47 @@ class Affine(Scaling):
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__(event_shape)
-        self.fitted = False
+        self.fitted = not self.fits
         self.register_buffer("loc", torch.zeros(event_shape), persistent=self.fits)
         self.register_buffer("scale", torch.ones(event_shape), persistent=self.fits)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def scaled(self, x: Tensor) -> Tensor:
         """s."""
-        return (self._inner(x) - self.loc) / self.scale
+        return (self.inner(x) - self.loc) / self.scale
+
+    def inner(self, x: Tensor) -> Tensor:
+        """loc + scale s; 0 where x is outside of the map's range, which its likelihood refuses."""
+        return x if self.outer is None else self.outer.inv(x).nan_to_num(0.0, neginf=0.0)
 
     @property
     def transform(self) -> AffineTransform:
         """s -> loc + scale s."""
         return AffineTransform(self.loc, self.scale)
 
-    @torch.no_grad()
-    def fit(self, batches: Rows) -> None:
+    def fit(self, rows: Rows) -> None:
         """Sets loc and scale from the observed entries of training data; an entry that is constant keeps its unit."""
-        if not self.fits:
-            return
-        count, mean, squares = (self.loc.new_zeros(self.loc.shape, dtype=torch.float64) for _ in range(3))
-        low, high = torch.full_like(self.loc, math.inf), torch.full_like(self.loc, -math.inf)
-        for x, _, mask in batches:
-            value = self._inner(x)
-            seen = torch.ones_like(value, dtype=torch.bool) if mask is None else mask
-            low = torch.minimum(low, torch.where(seen, value, math.inf).amin(0))
-            high = torch.maximum(high, torch.where(seen, value, -math.inf).amax(0))
-            here = seen.double().sum(0)
-            total, value = count + here, torch.where(seen, value, 0.0).double()
-            away = value.sum(0) / here.clamp(min=1) - mean
-            squares += torch.where(seen, value - mean - away, 0.0).square().sum(0)  # Chan et al. 1983
-            squares += away.square() * count * here / total.clamp(min=1)
-            mean += away * here / total.clamp(min=1)
-            count = total
-        loc, scale = self.moments(mean, (squares / count.clamp(min=1)).sqrt(), low, high)
-        self.loc.copy_(torch.where(count > 0, loc, 0.0))
-        self.scale.copy_(torch.where((high > low) & (scale > 0), scale, 1.0))
-        self.fitted = True
+        moments = Moments(self.loc)
+        for x, _, mask in rows:
+            moments.add(self.inner(x), mask)
+        self.set(moments)
 
-    def moments(self, mean: Tensor, deviation: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """loc and scale, from the mean, standard deviation, minimum and maximum of each entry."""
-        return mean, deviation
+    @torch.no_grad()
+    def set(self, moments: Moments) -> None:
+        """Sets loc and scale from the moments of loc + scale s."""
+        if self.fits:
+            loc, scale = self.chosen(moments)
+            self.loc.copy_(torch.where(moments.count > 0, loc, 0.0))
+            self.scale.copy_(torch.where((moments.high > moments.low) & (scale > 0), scale, 1.0))
+            self.fitted = True
 
-    def initialise(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Fits the scaling to data, unless it has been fitted."""
-        if not self.fitted:
-            self.fit([(x, None, mask)])
+    def chosen(self, moments: Moments) -> tuple[Tensor, Tensor]:
+        """loc and scale."""
+        return moments.mean, moments.deviation
 
-    def resume(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Warns if the data of continued training are far from those that have set loc and scale."""
+    def warn_if_far(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Warns if the data are far from those that have set loc and scale."""
         if self.fits and (self.loc.any() or (self.scale != 1).any()):
-            warn_if_far(self._inner(x), self.loc, self.scale, mask)
-
-    def _inner(self, x: Tensor) -> Tensor:
-        return x if self.outer is None else self.outer.inv(x)
+            warn_if_far(self.inner(x), self.loc, self.scale, mask)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if self.fits:  # models were saved without them when networks received x unscaled
@@ -154,9 +190,9 @@ class MinMax(Affine):
     described = "in [0, 1] by its smallest and largest values"
     takes = ("real numbers", "numbers in [0, 1]", "levels in [0, 1]", "{0, 1}")
 
-    def moments(self, mean: Tensor, deviation: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def chosen(self, moments: Moments) -> tuple[Tensor, Tensor]:
         """The smallest value and the range."""
-        return low, high - low
+        return moments.low, moments.high - moments.low
 
 
 @component("log1p", "scaling")
@@ -171,7 +207,20 @@ class Log1p(Affine):
 
     described = "as log(1 + x), standardised"
     outer = Expm1Transform()
-    takes = ("real numbers",)
+
+
+@component("log", "scaling")
+class Log(Affine):
+    """log x = m + d s, m and d the mean and standard deviation of log x over the training data; x > 0.
+
+    A normal likelihood is then a log-normal density, whose scale is that of log x.
+
+    Args:
+        event_shape: shape of x.
+    """
+
+    described = "as log x, standardised"
+    outer = ExpTransform()
 
 
 @component("divide", "scaling")
@@ -208,12 +257,14 @@ def auto(event_shape: tuple[int, ...], family: Family | None) -> Scaling:
     """standardise for a table of real numbers whose noise is not known, and none for everything else.
 
     x is such a table if its events have one axis and its likelihood is a family over the real line with a location and
-    a scale, such as the normal one, that is predicted or learned.
+    a scale, such as the normal one, that is predicted or learned. Columns of several families have their own.
 
     Args:
         event_shape: shape of x.
         family: the likelihood's family; None if it has none.
     """
+    if family is not None and family.own_scaling is not None:
+        return family.own_scaling
     table = len(event_shape) == 1 and family is not None and family.has_free_units
     return Standardise(event_shape) if table else Unscaled(event_shape)
 

@@ -313,7 +313,7 @@ def test_declarations() -> None:
     model = pl.VAE((4,), latent_dim=1, scaling={"divide": 255}, likelihood="normal")
     assert complete("model", model.declaration)["vae"]["scaling"] == {"divide": 255.0}
     assert complete("scaling", "auto") == "auto"
-    with pytest.raises(InputError, match=r"divide\.by was given -1: input should be greater than 0"):
+    with pytest.raises(InputError, match=r"scaling\.divide was given -1: input should be greater than 0"):
         validate("scaling", {"divide": -1})
     with pytest.raises(InputError, match="needs the option 'by'"):
         validate("scaling", "divide")
