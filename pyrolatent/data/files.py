@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from pyrolatent.data.tables import Frame, as_frame, is_number
 from pyrolatent.declaration import choices
@@ -34,11 +34,15 @@ class Part(NamedTuple):
         x: (datapoints, ...), or a table.
         y: labels, (datapoints,) words or numbers or (datapoints, label_dim), or a column of a table.
         mask: True where observed, of the shape of x.
+        ids: names of the datapoints, words or numbers (datapoints,), or a column of a table.
+        split: the words train, validation or test, (datapoints,), or a column of a table.
     """
 
     x: Any
     y: Any = None
     mask: Array | None = None
+    ids: Any = None
+    split: Any = None
 
 
 class Source(NamedTuple):
@@ -61,12 +65,13 @@ class Source(NamedTuple):
     levels: int | None = None
 
 
-def read_path(path: Path, labels: str | None = None) -> Source:
+def read_path(path: Path, roles: Mapping[str, str]) -> Source:
     """Reads a file, or a folder of images whose sub-folders are the classes.
 
     Args:
         path: a folder, or a file that ends in .npy, .npz, .csv, .csv.gz, .parquet or .feather.
-        labels: name of the label column of a table or of the label array (.npz).
+        roles: names of the columns of a table that are no part of x: "labels", "id" and "split"; of an .npz archive the
+            name of the array of labels.
 
     Raises:
         InputError: the path does not exist, or its contents cannot be read; the message names the file.
@@ -76,9 +81,10 @@ def read_path(path: Path, labels: str | None = None) -> Source:
     suffix = "folder" if path.is_dir() else ending(path)
     if suffix not in _READERS:
         raise InputError(f"{path}: cannot read a file that ends in {suffix!r}; {choices(suffix, _READERS)}")
-    if labels is not None and suffix in ("folder", ".npy"):
-        raise InputError(f"{path}: labels={labels!r} names a column or an array, and a {suffix} has none with a name")
-    return _READERS[suffix](path, labels)
+    for role, name in roles.items():
+        if suffix in ("folder", ".npy") or (suffix == ".npz" and role != "labels"):
+            raise InputError(f"{path}: {role}={name!r} names a column or an array, and a {suffix} has none for it")
+    return _READERS[suffix](path, roles)
 
 
 def ending(path: Path) -> str:
@@ -87,31 +93,63 @@ def ending(path: Path) -> str:
 
 
 def read_dataset(dataset: Dataset[Any]) -> Source:
-    """Collects the items x, or (x, y), of a map-style dataset.
+    """Collects the items of a data set: x, (x, y), or a mapping of x and possibly y and mask.
 
     Raises:
-        InputError: the data set has no length, or its items have another form or differ in shape.
+        InputError: there are no items, or they have another form or differ in shape.
     """
     name = type(dataset).__name__
+    stream: Any = dataset if isinstance(dataset, IterableDataset) else None
     try:
-        size = len(dataset)  # type: ignore[arg-type]
+        size = len(dataset) if stream is None else 0  # type: ignore[arg-type]
     except TypeError as error:
         raise InputError(f"{name} has no length; one with __len__ and __getitem__ is expected") from error
-    items = [dataset[i] for i in range(size)]
-    rows = [item if isinstance(item, tuple | list) else (item,) for item in items]
-    if not rows or {len(row) for row in rows} not in ({1}, {2}):
-        raise InputError(f"{name} of {size} items: each item must be x or (x, y)")
-    columns = [[as_array(value, "x") for value in column] for column in zip(*rows, strict=True)]
-    for i, x in enumerate(columns[0]):
-        if x.shape != columns[0][0].shape:
-            raise InputError(
-                f"datapoints differ in size: item 0 has shape {columns[0][0].shape}, item {i} {x.shape}; resize them"
-            )
-    return Source(name, Part(*(np.stack(column) for column in columns)))
+    items = [dataset[i] for i in range(size)] if stream is None else [*stream]
+    fields = [_fields(item, name) for item in items]
+    if not fields or any(each.keys() != fields[0].keys() for each in fields):
+        raise InputError(
+            f"{name} of {len(items)} items: all must be x, (x, y), or mappings of x and possibly y and mask"
+        )
+    for i, each in enumerate(fields):
+        for field, value in each.items():
+            if value.shape != fields[0][field].shape:
+                raise InputError(
+                    f"{name}: {field} differs in shape: {fields[0][field].shape} in item 0, {value.shape} in item {i}"
+                )
+    return Source(name, Part(**{field: np.stack([each[field] for each in fields]) for field in fields[0]}))
+
+
+def _fields(item: Any, name: str) -> dict[str, Array]:
+    """The fields of a part that an item of a data set holds."""
+    if isinstance(item, tuple | list):
+        if len(item) not in (1, 2):
+            raise InputError(f"{name}: an item has {len(item)} values, but must be x or (x, y)")
+        item = dict(zip("xy", item, strict=False))
+    elif not isinstance(item, Mapping):
+        item = {"x": item}
+    if other := next((key for key in item if key not in ("x", "y", "mask")), None) or ("x" not in item and "no x"):
+        raise InputError(f"{name}: an item has {other!r}, but must be x, (x, y), or a mapping of x, y and mask")
+    return {field: as_array(value, field) for field, value in item.items()}
+
+
+def dataset_of(loader: DataLoader[Any]) -> Dataset[Any]:
+    """The data set of a loader, without its batch size and order.
+
+    Raises:
+        InputError: the loader chooses its items by a sampler of its own.
+    """
+    if not isinstance(loader.dataset, IterableDataset) and not isinstance(
+        loader.sampler, SequentialSampler | RandomSampler
+    ):
+        raise InputError(
+            f"a loader's data set is taken whole, but this one chooses items by a {type(loader.sampler).__name__}; "
+            "give torch.utils.data.Subset(dataset, indices)"
+        )
+    return loader.dataset
 
 
 def as_array(values: Any, what: str) -> Array:
-    """An array, tensor, image or number as a NumPy array.
+    """An array, tensor, sparse matrix, image or number as a NumPy array.
 
     Raises:
         InputError: the values are a masked array, whose mask has the opposite meaning.
@@ -121,7 +159,7 @@ def as_array(values: Any, what: str) -> Array:
     if isinstance(values, Tensor):
         values = values.detach().to_dense().cpu()
         return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
-    return np.asarray(values)
+    return np.asarray(values.toarray() if hasattr(values, "toarray") else values)
 
 
 def clean(part: Part, name: str, mask: Any = None) -> Part:
@@ -138,7 +176,7 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
     Raises:
         InputError: x or the mask have a wrong type or shape, or values that are not finite.
     """
-    x, y, observed = part
+    x, observed = part.x, part.mask
     if x.dtype.kind not in "buif":
         raise InputError(f"{name}: x has dtype {x.dtype}, but real numbers, integers or truth values are expected")
     if x.ndim < 2:
@@ -159,9 +197,9 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
     x = _smallest(x, name, observed)
     if x.dtype == np.uint8 and part.x.dtype == np.uint8:
         x, observed = _channels_first(x), None if observed is None else _channels_first(observed)
-    if y is not None and len(y) != len(x):
-        raise InputError(f"{name}: there are {len(y)} labels but {len(x)} datapoints")
-    return Part(*(None if field is None else np.ascontiguousarray(field) for field in (x, y, observed)))
+    if part.y is not None and len(part.y) != len(x):
+        raise InputError(f"{name}: there are {len(part.y)} labels but {len(x)} datapoints")
+    return part._replace(x=np.ascontiguousarray(x), mask=None if observed is None else np.ascontiguousarray(observed))
 
 
 def _validate_float32(given: Array, rounded: Array, observed: Any, name: str) -> None:
@@ -214,7 +252,8 @@ def _channels_first(x: Array) -> Array:
     return np.moveaxis(x, -1, 1) if last else x
 
 
-def _read_numpy(path: Path, labels: str | None) -> Source:
+def _read_numpy(path: Path, roles: Mapping[str, str]) -> Source:
+    labels = roles.get("labels")
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
@@ -250,7 +289,7 @@ def _split_archive(path: Path, arrays: Mapping[str, Array], labels: str) -> Sour
     return Source(path.name, parts["train"], parts.get("validation"), parts.get("test"))
 
 
-def _read_table(path: Path, labels: str | None) -> Source:
+def _read_table(path: Path, roles: Mapping[str, str]) -> Source:
     import pandas as pd
 
     try:
@@ -260,23 +299,27 @@ def _read_table(path: Path, labels: str | None) -> Source:
     frame = as_frame(table, str(path))
     if ending(path) in (".csv", ".csv.gz"):
         _validate_header(path, frame.columns)
-    return read_frame(frame, path.name, str(path), labels)
+    return read_frame(frame, path.name, str(path), roles)
 
 
-def read_frame(frame: Frame, name: str, where: str, labels: str | None = None) -> Source:
-    """Takes the column of labels out of a data frame.
+def read_frame(frame: Frame, name: str, where: str, roles: Mapping[str, str]) -> Source:
+    """Takes the columns that are no part of x out of a data frame.
 
     Args:
-        frame: a table of x, and possibly labels.
+        frame: a table.
         name: name of the source.
         where: where it is, for messages.
-        labels: name of the column of labels.
+        roles: names of the columns of labels, ids and parts, as in `read_path`.
+
+    Raises:
+        InputError: there is no such column.
     """
-    if labels is None:
-        return Source(name, Part(frame))
-    if labels not in frame.columns:
-        raise InputError(f"{where}: there is no label column {labels!r}; {choices(labels, frame.columns)}")
-    return Source(name, Part(frame.drop(labels), frame[labels]))
+    for role, column in roles.items():
+        if column not in frame.columns:
+            kind = role.replace("labels", "label")
+            raise InputError(f"{where}: there is no {kind} column {column!r}; {choices(column, frame.columns)}")
+    y, ids, split = (frame[roles[role]] if role in roles else None for role in ("labels", "id", "split"))
+    return Source(name, Part(frame.drop([*dict.fromkeys(roles.values())]), y, ids=ids, split=split))
 
 
 def _read_csv(path: Path) -> "pd.DataFrame":
@@ -309,7 +352,7 @@ def _validate_header(path: Path, columns: list[str]) -> None:
         raise InputError(f"{path}: the first row holds numbers ({columns[0]}, ...), but column names are expected")
 
 
-def _read_folder(path: Path, labels: str | None) -> Source:
+def _read_folder(path: Path, roles: Mapping[str, str]) -> Source:
     files = image_files(path)
     if not files:
         raise InputError(f"{path}: there are no images (png, jpg) in this folder")
@@ -367,7 +410,7 @@ _TABLES: dict[str, Callable[[Path], Any]] = {
     ".parquet": _read_parquet,
     ".feather": _read_feather,
 }
-_READERS: dict[str, Callable[[Path, str | None], Source]] = {
+_READERS: dict[str, Callable[[Path, Mapping[str, str]], Source]] = {
     ".npy": _read_numpy,
     ".npz": _read_numpy,
     **dict.fromkeys(_TABLES, _read_table),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pyrolatent.data.tables import Array, Cells, Kind, as_words, cells_of, in_order
+from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
 
 CLASSES = 2**20
@@ -13,7 +14,10 @@ CLASSES = 2**20
 
 
 def encode_labels(
-    labels: Mapping[str, Any], classes: int | None = None, kind: Kind | None = None
+    labels: Mapping[str, Any],
+    classes: int | None = None,
+    kind: Kind | None = None,
+    known: tuple[str, ...] | None = None,
 ) -> tuple[list[Array], tuple[str, ...] | None]:
     """Encodes the labels of all parts of the data together.
 
@@ -26,6 +30,7 @@ def encode_labels(
             that occur.
         kind: "category" or "binary" where labels are classes, another kind where they are numbers; None for the rule
             above.
+        known: the words of the classes, if no others are allowed.
 
     Returns:
         The labels of each part, (N,), int64, -1 where unknown, or (N, label_dim), float32; and the words of the
@@ -41,7 +46,10 @@ def encode_labels(
             raise InputError(f"{first}: classes was {classes}, but the labels are real numbers; leave it out")
         return [_vectors(values, part, kind) for part, values in cells.items()], None
     words = {part: _known(values, part) for part, values in cells.items()}
-    names = in_order({word for values in words.values() for word in values if word is not None})
+    found = {word for values in words.values() for word in values if word is not None}
+    names = in_order(found) if known is None else known
+    if new := [word for word in in_order(found) if word not in names]:
+        raise InputError(f"{first}: there is no class {new[0]!r} in the training data; {choices(new[0], names)}")
     if len(names) > (classes or CLASSES):
         most = f"classes was {classes}" if classes else f"at most {CLASSES} can be told apart"
         raise InputError(f"{first}: there are {len(names)} classes ({', '.join(names[:5])}, ...), but {most}")

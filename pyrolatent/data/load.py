@@ -14,27 +14,32 @@ import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
 from narwhals.stable.v2 import DataFrame
 from narwhals.stable.v2.dependencies import is_into_dataframe, is_polars_lazyframe
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pyrolatent.data.files import Array, Part, Source, as_array, clean, read_dataset, read_frame, read_path
+from pyrolatent.data.files import Array, Part, Source, as_array, clean, dataset_of, read_dataset, read_frame, read_path
 from pyrolatent.data.labels import encode_labels
 from pyrolatent.data.named_sets import NAMED, read_named
-from pyrolatent.data.splits import PARTS, Data, Split, select
+from pyrolatent.data.parts import HELD, choose, duplicates, hold_out, rows_by_word, rows_given, take
+from pyrolatent.data.splits import PARTS, Data, Split
 from pyrolatent.data.tables import (
     Column,
+    Frame,
     Kind,
     TableShape,
     as_frame,
+    as_words,
+    cells_of,
     columns_record,
     encode,
+    event_shape_of,
     frame_of_words,
     numbered,
     with_kinds,
@@ -45,26 +50,42 @@ from pyrolatent.errors import SEEDS, InputError
 Binarize = Literal["dynamic", "static", "threshold", "relaxed", "none"]
 Dequantize = Literal["uniform", "none"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Held = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+                {"type": "array", "items": {"type": "integer", "minimum": 0}},
+                {"type": "string"},
+            ]
+        }
+    ),
+]
+ROLES = {"labels": "y", "id": "ids", "split": "split"}
+"""Options that name a column which is not of x, and the fields of a part that hold it."""
 
 
 def load_data(
-    source: str | Path | Mapping[str, Mapping[str, Any] | None] | Array | Tensor | Dataset[Any],
+    source: Any,
     *,
     binarize: Binarize | None = None,
     dequantize: Dequantize | None = None,
-    validation: Fraction | None = None,
-    test: Fraction | None = None,
+    validation: Held | None = None,
+    test: Held | None = None,
+    split: Any = None,
     labels: Any = None,
     classes: Annotated[int, Field(gt=0)] | None = None,
     kinds: dict[str, Kind] | None = None,
     mask: Any = None,
     stratified: bool | None = None,
+    id: Any = None,
     labelled: Annotated[int, Field(gt=0)] | None = None,
     labelled_share: Fraction | None = None,
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0,
     data_dir: str | Path | None = None,
 ) -> Data:
-    """Loads a named data set, a file, a folder of images, an array or a `Dataset`, and splits it.
+    """Loads a named data set, a file, a folder of images, a table, an array or a `Dataset`, and splits it.
 
     Arrays of shape (N, D) have the event shape (D,). uint8 arrays with three or more axes are images, converted from
     0..255 to [0, 1], channels first, or binary if they hold only 0 and 1. Other integers are counts.
@@ -73,9 +94,12 @@ def load_data(
         source: one of
 
             - a name: digits, mnist, fashion-mnist, kmnist, emnist, omniglot, cifar10, svhn, binarized-mnist;
-            - a file: .npy, .npz (x, y, mask, or x_train, y_train, x_test, ...), .csv, .parquet (a row of column names);
+            - a file: .npy, .npz (x, y, mask, or x_train, y_train, x_test, ...), or a table with names of columns: .csv,
+              .csv.gz, .parquet, .feather;
             - a folder of images of one size, whose sub-folders, if any, are the classes;
-            - an array or tensor, or a map-style `Dataset` of x or (x, y);
+            - an array, tensor or sparse matrix, or a data frame of pandas, polars or Arrow;
+            - a `Dataset` or `DataLoader`, whose items are x, (x, y), or mappings of x and possibly y and mask; of a
+              loader the data set alone is taken, and what is iterated over needs validation and test data beside it;
             - a mapping of one of the first three to its options, as in a declaration.
         binarize: treatment of grey values p in [0, 1]. "dynamic": 1 with probability p, drawn anew for each training
             batch and once for validation and test; "static": drawn once for all; "threshold": 1 where p > 1/2;
@@ -83,8 +107,10 @@ def load_data(
             handwriting and clothing unless they are dequantized, else "none".
         dequantize: "uniform" turns an integer k of L levels into (k + u) / L with u ~ Uniform[0, 1), drawn anew for
             each training batch. L is 256 for uint8, 17 for digits, and for other counts one more than the largest.
-        validation: fraction held out for validation after the test part; None is 0.1.
-        test: fraction held out for test; None is 0.1. A source with its own split takes neither.
+        validation: the part for validation: the fraction that is drawn after the test part, None being 0.1; a list of
+            numbers of rows; or a file, an array, a table, or x and its labels as (x, labels).
+        test: the part for test, likewise. A source with its own split takes neither.
+        split: a column of a table, or an array, of the words train, validation and test.
         labels: an array, (N,) words or integers of classes, or vectors (N, label_dim); or the name of the column of a
             table or of an array of a file. Classes are those that occur, numbered in sorted order; a blank, NaN or -1
             is unknown.
@@ -94,6 +120,7 @@ def load_data(
         mask: bool array of x's shape, True where observed; NaN is not observed in any case.
         stratified: whether parts are held out of each class in proportion, as near as whole numbers allow; None is so
             for your own data of classes, and not for the named data sets.
+        id: a column of a table, or an array, of names of the datapoints, which results have beside numbers of rows.
         labelled: number of training labels to keep, as balanced over classes as possible, drawn at the data seed; the
             others become -1, which is unknown.
         labelled_share: datapoints with a known label are repeated until they are this share of the training data, so
@@ -107,8 +134,8 @@ def load_data(
     """
     options: dict[str, Any] = {
         "binarize": binarize, "dequantize": dequantize, "validation": validation, "test": test, "labels": labels,
-        "classes": classes, "kinds": kinds, "mask": mask, "stratified": stratified, "labelled": labelled,
-        "labelled_share": labelled_share, "seed": seed or None, "data_dir": data_dir,
+        "split": split, "id": id, "classes": classes, "kinds": kinds, "mask": mask, "stratified": stratified,
+        "labelled": labelled, "labelled_share": labelled_share, "seed": seed or None, "data_dir": data_dir,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, Mapping):
@@ -119,6 +146,58 @@ def load_data(
     given = Component(load_data, ("source",)).validate(given, f"data.{source}" if isinstance(source, str) else "data")
     with torch.inference_mode(False):  # gradients cannot pass through inference tensors
         return _assemble(*_read(source, given), given)
+
+
+def load_rows(source: Any, like: Data | Mapping[str, Any], *, labels: Any = None, mask: Any = None) -> Split:
+    """Loads data to apply a fitted model to, whole and as its training data were: without parts of their own.
+
+    The columns of a table are matched by name, whatever their order. Columns of labels, ids or parts, as in the
+    training data, may be there or not.
+
+    Args:
+        source: a file, a folder, a table, an array or a `Dataset`, as in `load_data`.
+        like: the data that the model was trained on, or their record, as in `Run.record["data"]`.
+        labels: an array of labels; integers are codes, and words those of the training data.
+        mask: bool array of x's shape, True where observed; NaN is not observed in any case.
+
+    Raises:
+        InputError: the data cannot be read, or differ from the training data in columns, words or shape.
+    """
+    return _rows(source, like.record if isinstance(like, Data) else like, labels, mask)[0]
+
+
+def load_table(source: Any, record: Mapping[str, Any]) -> tuple[Split, Frame | None]:
+    """Loads data as `load_rows` does, with the table as it is, None if they are no table."""
+    return _rows(source, record)
+
+
+def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any = None) -> tuple[Split, Frame | None]:
+    roles = record.get("roles") or {}
+    archive = isinstance(source, str | Path) and str(source).endswith(".npz")
+    read, _ = _read_own(source, {role: roles[role] for role in roles if archive})
+    if read.validation or read.test:
+        raise InputError(f"{read.name} has parts of its own; give one of them")
+    part, columns, frame = read.train, event_shape_of(record["event_shape"], record.get("columns")), None
+    if isinstance(part.x, DataFrame):
+        frame = part.x
+        present = {role: column for role, column in roles.items() if column in frame.columns}
+        part = read_frame(frame, read.name, read.name, present).train
+        known = columns.columns if isinstance(columns, TableShape) else ()
+        (x,), _ = encode({read.name: part.x}, known)
+        part = part._replace(x=x)
+    if labels is not None:
+        part = part._replace(y=as_array(labels, "labels"))
+    part = clean(part if mask is None else part._replace(mask=as_array(mask, "mask")), read.name)
+    if part.x.shape[1:] != columns:
+        raise InputError(f"{read.name}: x has shape {part.x.shape}, but the training data {('N', *columns)}")
+    if part.y is not None:
+        classes = record.get("classes")
+        (y,), _ = encode_labels({read.name: part.y}, known=None if classes is None else tuple(classes))
+        part = part._replace(y=y)
+    scaled = part.x.dtype.kind == "f"  # images of real numbers are divided already
+    split = _as_split(part, 1.0 if scaled else record["factor"], record["levels"])
+    generator = torch.Generator().manual_seed(record["seed"])
+    return _prepare(split, record["binarize"], record["dequantize"])._fixed(generator), frame
 
 
 def _only(declaration: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -132,14 +211,71 @@ def _only(declaration: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 
 def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
-    """The arrays of a source, and the name or path that declares it, if any."""
+    """The arrays of a source and of parts given beside it, and what declares the source, if that is possible."""
+    key: str | None
+    roles = {role: given[role] for role in ROLES if isinstance(given.get(role), str)}
     if isinstance(source, str) and source in NAMED:
-        for option in ("labels", "mask"):
+        for option in (*ROLES, "mask"):
             if option in given:
                 raise InputError(f"{source} has labels and a mask of its own or none; {option} goes with your own data")
-        return read_named(source, given.get("data_dir")), source
-    labels, mask = given.get("labels"), given.get("mask")
-    key = None
+        read, key = read_named(source, given.get("data_dir")), source
+    else:
+        read, key = _read_own(source, roles)
+        if "data_dir" in given:
+            raise InputError(f"data_dir is where named data sets are, but {read.name} is your own; leave it out")
+    beside = {
+        field: as_array(given[option], option)
+        for option, field in (*ROLES.items(), ("mask", "mask"))
+        if option in given and not isinstance(given[option], str)
+    }
+    if beside and read.test is not None:
+        raise InputError(f"{read.name} has a test part of its own; put labels and masks for each part into the file")
+    read = read._replace(train=read.train._replace(**beside))
+    streamed = getattr(source, "dataset", source)
+    if isinstance(streamed, IterableDataset) and any(_in_rows(given.get(held)) for held in HELD):
+        raise InputError(
+            f"{read.name} has no numbered items to hold out; give validation and test data of its own kind"
+        )
+    for held in HELD:
+        value = given.get(held)
+        if value is None or _is_fraction(value, held):
+            continue
+        if getattr(read, held) is not None:
+            raise InputError(f"{read.name} has a {held} part of its own; leave {held} out")
+        if (rows := rows_given(value)) is not None:
+            given[held] = rows
+            continue
+        part, path = _read_own(value, roles)
+        if part.validation or part.test:
+            raise InputError(f"{part.name} has parts of its own, and so cannot be the {held} part of {read.name}")
+        given[held] = path
+        parts: dict[str, Any] = {held: part.train}
+        read, key = read._replace(**parts), key if path else None
+    return read, None if beside else key
+
+
+def _in_rows(value: Any) -> bool:
+    """Whether a part is held out of the rows of a source, rather than data of its own."""
+    return value is None or isinstance(value, int | float) or rows_given(value) is not None
+
+
+def _is_fraction(value: Any, held: str) -> bool:
+    """Whether a part is declared as a fraction of the rows.
+
+    Raises:
+        InputError: it is a number that is none.
+    """
+    if not isinstance(value, int | float):
+        return False
+    if not 0 < value < 1:
+        raise InputError(
+            f"{held} was given {value!r}; a fraction between 0 and 1, numbers of rows, or data are expected"
+        )
+    return True
+
+
+def _read_own(source: Any, roles: Mapping[str, str]) -> tuple[Source, str | None]:
+    """The contents of the user's own data, and their path if they are a file."""
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
         if not path.exists() and isinstance(source, str) and not path.suffix and len(path.parts) == 1:
@@ -147,31 +283,23 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
                 f"there is no data set {source!r}; {choices(source, NAMED)}; or the path of a .npy, .npz, .csv "
                 "or .parquet file or of a folder of images"
             )
-        read = read_path(path, labels if isinstance(labels, str) else None)
-        key = str(path.resolve())
-    elif isinstance(source, Dataset):
-        read = read_dataset(source)
-    elif is_into_dataframe(source) or is_polars_lazyframe(source):
-        read = read_frame(as_frame(source, "table"), "table", "table", labels if isinstance(labels, str) else None)
-    elif isinstance(source, np.ndarray | Tensor):
+        return read_path(path, roles), str(path.resolve())
+    if is_into_dataframe(source) or is_polars_lazyframe(source):
+        return read_frame(as_frame(source, "table"), "table", "table", roles), None
+    if roles:
+        ((role, name), *_) = roles.items()
+        raise InputError(f"{role}={name!r} names a column, but the data are in memory; give the {role} themselves")
+    if isinstance(source, DataLoader):
+        source = dataset_of(source)
+    if isinstance(source, Dataset):
+        return read_dataset(source), None
+    if isinstance(source, tuple) and len(source) == 2:
+        read, _ = _read_own(source[0], roles)
+        return read._replace(train=read.train._replace(y=as_array(source[1], "labels"))), None
+    if isinstance(source, np.ndarray | Tensor) or hasattr(source, "toarray"):
         x = as_array(source, "x")
-        read = Source("array", Part(frame_of_words(x, "array") if x.dtype.kind in "OUT" and x.ndim == 2 else x))
-    else:
-        raise InputError(
-            f"data cannot be a {type(source).__name__}; give a name, a path, a table, an array or a Dataset"
-        )
-    if "data_dir" in given:
-        raise InputError(f"data_dir is where named data sets are, but {read.name} is your own; leave it out")
-    if isinstance(labels, str) and key is None and not isinstance(read.train.x, DataFrame):
-        raise InputError(f"labels={labels!r} names a column, but the data are in memory; give the labels themselves")
-    beside = {
-        field: as_array(value, option)
-        for field, option, value in (("y", "labels", labels), ("mask", "mask", mask))
-        if value is not None and not isinstance(value, str)
-    }
-    if beside and read.test is not None:
-        raise InputError(f"{read.name} has a test part of its own; put labels and masks for each part into the file")
-    return read._replace(train=read.train._replace(**beside)), None if beside else key
+        return Source("array", Part(frame_of_words(x, "array") if x.dtype.kind in "OUT" and x.ndim == 2 else x)), None
+    raise InputError(f"data cannot be a {type(source).__name__}; give a name, a path, a table, an array or a Dataset")
 
 
 def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
@@ -187,20 +315,8 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     seed = given.get("seed", 0)
     # Always on the CPU, so that a seed gives the same data everywhere.
     generator = torch.Generator().manual_seed(seed)
-    whole = {
-        name: Split(torch.from_numpy(part.x), _tensor(part.y), _tensor(part.mask), factor, levels=levels)
-        for name, part in parts.items()
-    }
-    stratified = given.get("stratified", bool(classes) and source.name not in NAMED)
-    if stratified and not classes:
-        raise InputError(f"{source.name} has no classes by which parts could be stratified; leave stratified out")
-    for held in ("test", "validation"):
-        if held in whole and held in given:
-            raise InputError(f"{source.name} has a {held} part of its own; leave {held}={given[held]} out")
-        if held not in whole:
-            whole["train"], whole[held] = _hold_out(
-                whole["train"], given.get(held, 0.1), held, source.name, generator, stratified
-            )
+    whole = _split({name: _as_split(part, factor, levels) for name, part in parts.items()}, source, given, generator)
+    repeated = duplicates(whole)
     # Training comes last, so that the evaluation splits do not depend on whether it draws here or in each batch.
     fixed = {name: _prepare(whole[name], binarize, dequantize)._fixed(generator) for name in ("validation", "test")}
     train = _prepare(whole["train"], binarize, dequantize)
@@ -229,7 +345,9 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         "levels": levels,
         "event_shape": list(event_shape),
         "columns": columns_record(event_shape.columns) if isinstance(event_shape, TableShape) else None,
+        "roles": {role: given[role] for role in ROLES if isinstance(given.get(role), str)},
         "classes": None if classes is None else list(classes),
+        "duplicates": repeated,
         "training_sha256": _digest(splits["train"]),
         "evaluation_sha256": _digest(splits["validation"], splits["test"]),
     }
@@ -245,12 +363,50 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     )
 
 
+def _as_split(part: Part, factor: float, levels: int | None) -> Split:
+    """A part in memory, with numbers and names of its rows."""
+    ids = None if part.ids is None else tuple(word or "" for word in as_words(cells_of(part.ids, "id", "id")))
+    if ids is not None and len(ids) != len(part.x):
+        raise InputError(f"there are {len(ids)} ids but {len(part.x)} datapoints")
+    x, y, mask = (None if field is None else torch.from_numpy(field) for field in (part.x, part.y, part.mask))
+    return Split(cast(Tensor, x), y, mask, factor, levels=levels, rows=torch.arange(len(part.x)), ids=ids)
+
+
+def _split(
+    whole: dict[str, Split], source: Source, given: Mapping[str, Any], generator: torch.Generator
+) -> dict[str, Split]:
+    """The three parts: those of the source, those of given rows, and the rest drawn at the data seed."""
+    y = whole["train"].y
+    classes = y is not None and not y.is_floating_point()
+    stratified = given.get("stratified", classes and source.name not in NAMED)
+    if stratified and not classes:
+        raise InputError(f"{source.name} has no classes by which parts could be stratified; leave stratified out")
+    rows = {held: given[held] for held in HELD if isinstance(given.get(held), list)}
+    if source.train.split is not None:
+        if rows or len(whole) > 1 or any(held in given for held in HELD):
+            raise InputError(f"{source.name}: split says which rows are validation and test; leave both out")
+        rows = rows_by_word(source.train.split, len(whole["train"]), source.name)
+    if rows:
+        whole |= choose(whole["train"], rows, source.name)
+    for held in HELD:
+        if held not in whole:
+            fraction = given.get(held, 0.1)
+            whole["train"], whole[held] = hold_out(whole["train"], fraction, held, source.name, generator, stratified)
+        elif isinstance(given.get(held), float):
+            raise InputError(f"{source.name} has a {held} part of its own; leave {held}={given[held]} out")
+    return {name: whole[name] for name in PARTS}
+
+
 def _encoded(source: Source, kinds: Mapping[str, Kind]) -> tuple[Source, tuple[Column, ...] | None]:
     """Turns data frames into arrays, with the columns of the table."""
     own = {name: part for name in PARTS if (part := getattr(source, name)) and isinstance(part.x, DataFrame)}
     if not own:
         return source, None
+    if other := next((name for name in PARTS if getattr(source, name) and name not in own), None):
+        raise InputError(f"{_part_name(source.name, other)}: an array was given, but another part is a table")
     arrays, columns = encode({_part_name(source.name, name): part.x for name, part in own.items()}, kinds=kinds)
+    if len({x.dtype.kind for x in arrays}) > 1:  # gaps and decimals are in some parts alone
+        arrays = [x.astype(np.float64) for x in arrays]
     coded = {name: part._replace(x=x) for (name, part), x in zip(own.items(), arrays, strict=True)}
     return source._replace(**coded), columns
 
@@ -354,32 +510,6 @@ def _range(parts: Mapping[str, Part]) -> tuple[float, float]:
     return min(float(p.x.min()) for p in parts.values()), max(float(p.x.max()) for p in parts.values())
 
 
-def _hold_out(
-    split: Split, fraction: float, held: str, name: str, generator: torch.Generator, stratified: bool
-) -> tuple[Split, Split]:
-    """Holds out a random part, of each class in proportion if it is stratified."""
-    size = len(split)
-    count = round(fraction * size)
-    if not 0 < count < size:
-        raise InputError(
-            f"{name}: {fraction:g} of {size} datapoints for {held} leaves {count} there and {size - count} for the "
-            f"rest, but each needs at least 1; give more data or another {held} fraction"
-        )
-    order = torch.randperm(size, generator=generator)
-    if stratified and split.y is not None:
-        order = order[split.y[order].argsort(stable=True)]  # class by class, of which every size / count-th is taken
-        taken = torch.zeros(size, dtype=torch.bool)
-        taken[((torch.arange(count) + 0.5) * size / count).long()] = True
-        order = torch.cat([order[taken], order[~taken]])
-    rest, taken = order[count:].sort().values, order[:count].sort().values
-    return _take(split, rest), _take(split, taken)
-
-
-def _take(split: Split, index: Tensor) -> Split:
-    x, y, mask = (select(field, index) for field in (split.x, split.y, split.mask))
-    return dataclasses.replace(split, x=x, y=y, mask=mask)
-
-
 def _prepare(split: Split, binarize: str | None, dequantize: str | None) -> Split:
     """Thresholds the raw values of a split, or declares the noise that it draws."""
     if binarize == "threshold":
@@ -422,9 +552,9 @@ def _repeat_labelled(train: Split, share: float, name: str) -> Split:
     if not len(known) or not unknown:
         raise InputError(f"{name} has no known labels beside unknown ones, of which labelled_share is; leave it out")
     wanted = round(share / (1 - share) * unknown)
-    index = torch.cat([torch.arange(len(train)), known.repeat(-(-wanted // len(known)))[len(known) : wanted]])
-    fields = {field: select(getattr(train, field), index) for field in ("x", "y", "mask")}
-    return dataclasses.replace(train, **fields)
+    return take(
+        train, torch.cat([torch.arange(len(train)), known.repeat(-(-wanted // len(known)))[len(known) : wanted]])
+    )
 
 
 def _warn_of_unobserved(mask: Tensor | None, name: str) -> None:
@@ -437,10 +567,6 @@ def _warn_of_unobserved(mask: Tensor | None, name: str) -> None:
             "nothing is learnt about them and imputed values are arbitrary; leave them out",
             stacklevel=4,
         )
-
-
-def _tensor(field: Array | None) -> Tensor | None:
-    return None if field is None else torch.from_numpy(field)
 
 
 def _array(field: Tensor | None) -> Array | None:

@@ -53,6 +53,8 @@ class Split:
         noise: the noise that is drawn anew for each batch, if any.
         levels: number of levels of integer x, if known.
         dtype: floating type of batches; noise is drawn in float32, so that it does not depend on the type.
+        rows: numbers of the datapoints in their source, (datapoints,), int64, on the CPU; None numbers them 0, 1, ...
+        ids: their names, if they have some.
     """
 
     x: Tensor
@@ -62,9 +64,16 @@ class Split:
     noise: Literal["binarize", "dequantize"] | None = None
     levels: int | None = None
     dtype: torch.dtype = torch.float32
+    rows: Tensor | None = None
+    ids: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def row_numbers(self) -> Tensor:
+        """The numbers of the datapoints in their source, (datapoints,), int64."""
+        return torch.arange(len(self)) if self.rows is None else self.rows
 
     def batch(self, index: Tensor | slice) -> Batch:
         """Selects and converts datapoints; noise is drawn from torch's global generator of the device.
@@ -174,6 +183,11 @@ class Data:
             named = [f"{word} {count:,}" for word, count in zip(self.classes[:SHOWN], counts[1:], strict=False)]
             named += [f"and {len(self.classes) - SHOWN} more classes"] * (len(self.classes) > SHOWN)
             lines.append("labels: " + ", ".join(named + [f"unknown {counts[0]:,}"] * bool(counts[0])))
+        repeated = {name: count for name, count in self.record["duplicates"].items() if count}
+        if repeated:
+            said = {"between": "rows of validation or test that are in train too"}
+            found = (f"{count:,} {said.get(name, f'repeated in {name}')}" for name, count in repeated.items())
+            lines.append("duplicates: " + ", ".join(found))
         if self.columns:
             shown = self.columns[:SHOWN]
             rows = [("column", "kind", "values", "missing"), *(self._column(i) for i in range(len(shown)))]

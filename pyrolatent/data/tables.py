@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import narwhals.stable.v2 as nw
 import numpy as np
@@ -24,6 +24,8 @@ Kind = Literal["real", "positive", "count", "binary", "category"]
 
 ROWS = 20
 """Number of rows from which a column with other words in most of them is refused."""
+TABLES = (".csv", ".csv.gz", ".parquet", ".feather")
+"""Endings of the files that are read and written as tables."""
 TRUTHS = ("False", "True")
 """The words of truth values."""
 
@@ -281,6 +283,66 @@ def _coded(cells: Cells, words: Sequence[str], name: str, part: str) -> Array:
 def _stacked(columns: Sequence[Array]) -> Array:
     """Columns of numbers side by side, as integers if all are."""
     return np.stack(columns, 1) if columns else np.empty((0, 0))
+
+
+def decode(x: Array, columns: Sequence[Column]) -> dict[str, list[Any]]:
+    """The cells of each column in the user's words and numbers.
+
+    Args:
+        x: (rows, columns), a code being rounded to the nearest of its column.
+        columns: the columns of x.
+    """
+    found: dict[str, list[Any]] = {}
+    for i, column in enumerate(columns):
+        if column.categories:
+            codes = x[:, i].round().clip(0, len(column.categories) - 1).astype(int)
+            found[column.name] = [column.categories[code] for code in codes]
+        else:
+            found[column.name] = _shortest(x[:, i], column)
+    return found
+
+
+def fill(frame: Frame, columns: Sequence[Column], x: Array, mask: Array) -> dict[str, list[Any]]:
+    """A table whose missing cells are those of x, with all its other cells and columns as they were.
+
+    Args:
+        frame: the table.
+        columns: the columns of x, in any order in the table.
+        x: (rows, columns).
+        mask: True where the table has a value, of the same shape.
+    """
+    filled: dict[str, list[Any]] = {name: frame[name].to_list() for name in frame.columns}
+    for i, (name, drawn) in enumerate(decode(x, columns).items()):
+        filled[name] = [old if kept else new for old, new, kept in zip(filled[name], drawn, mask[:, i], strict=True)]
+        if columns[i].kind in ("count", "binary") and not columns[i].categories:
+            filled[name] = _shortest(np.array(filled[name], np.float64), columns[i])
+    return filled
+
+
+def _shortest(values: Array, column: Column) -> list[Any]:
+    """Numbers without the digits that float32 adds; whole ones of a column of whole numbers as integers."""
+    if column.kind in ("count", "binary") and (values == values.round()).all():
+        return values.astype(np.int64).tolist()
+    return [float(str(value)) for value in values]
+
+
+def write_table(file: IO[bytes], ending: str, cells: Mapping[str, Sequence[Any]]) -> None:
+    """Writes a table to a file.
+
+    Args:
+        file: an open file.
+        ending: its format, one of `TABLES`.
+        cells: the cells of each column by its name.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(dict(cells))
+    if ending == ".parquet":
+        frame.to_parquet(file)
+    elif ending == ".feather":
+        frame.to_feather(file)
+    else:
+        frame.to_csv(file, index=False, compression="gzip" if ending == ".csv.gz" else None)
 
 
 def is_number(text: str) -> bool:

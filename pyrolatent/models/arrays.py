@@ -126,6 +126,8 @@ def as_tensor(values: Any, name: str) -> Tensor:
     """
     if isinstance(values, np.ma.MaskedArray):
         raise InputError(f"{name} is a masked array; give {name}.filled(0), and mask=~x.mask, True where x is observed")
+    if hasattr(values, "toarray"):  # a sparse matrix
+        values = values.toarray()
     if isinstance(values, Tensor) and not values.is_nested:
         values = values if values.layout is torch.strided else values.to_dense()
         if values.dtype in (torch.uint16, torch.uint32, torch.uint64):

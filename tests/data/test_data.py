@@ -14,16 +14,18 @@ from urllib.error import URLError
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from PIL import Image
 from torch.distributions import constraints
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from pyrolatent.data import named_sets as sources
 from pyrolatent.data.load import load_data
 from pyrolatent.data.named_sets import NAMED
 from pyrolatent.data.splits import Split
 from pyrolatent.errors import InputError
+from pyrolatent.models.arrays import as_tensor
 
 PARTS = ("train", "validation", "test")
 
@@ -369,8 +371,11 @@ class Items(Dataset[Any]):
 class Stream(IterableDataset[Any]):
     """A dataset without a length."""
 
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
     def __iter__(self) -> Any:
-        return iter(())
+        return iter(self.items)
 
 
 def test_torch_datasets() -> None:
@@ -387,12 +392,54 @@ def test_torch_datasets() -> None:
 
 
 def test_datasets_that_are_refused() -> None:
-    with pytest.raises(InputError, match=r"item 0 has shape \(2,\), item 1 \(3,\)"):
+    with pytest.raises(InputError, match=r"Items: x differs in shape: \(2,\) in item 0, \(3,\) in item 1"):
         load_data(Items(np.zeros(2), np.zeros(3)))
-    with pytest.raises(InputError, match=r"each item must be x or \(x, y\)"):
+    with pytest.raises(InputError, match=r"an item has 3 values, but must be x or \(x, y\)"):
         load_data(Items((1, 2, 3)))
-    with pytest.raises(InputError, match="has no length"):
-        load_data(Stream())
+    for items, said in (
+        ((), "0 items"),
+        ((np.zeros(2), (np.zeros(2), 1)), "all must be x, "),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_data(Items(*items))
+    with pytest.raises(InputError, match="an item has 'image', but must be x"):
+        load_data(Items({"image": 1}))
+    with pytest.raises(InputError, match="an item has 'no x'"):
+        load_data(Items({"y": 1}))
+    sampled = DataLoader(TensorDataset(torch.zeros(20, 2)), sampler=SubsetRandomSampler([1, 2]))
+    with pytest.raises(InputError, match=r"chooses items by a SubsetRandomSampler; give torch\.utils\.data\.Subset"):
+        load_data(sampled)
+
+
+def test_items_as_mappings_and_loaders() -> None:
+    x, y, mask = torch.randn(20, 3), torch.arange(20) % 2, torch.rand(20, 3) < 0.8
+    pairs = TensorDataset(x, y)
+    expected = load_data(x, labels=y, mask=mask)
+    mapped = load_data(Items(*({"x": x[i], "mask": mask[i], "y": y[i]} for i in range(20))))
+    assert mapped.record["evaluation_sha256"] == expected.record["evaluation_sha256"]
+    assert mapped.record["training_sha256"] == expected.record["training_sha256"]
+    for loader in (DataLoader(pairs, 7, shuffle=True), DataLoader(pairs, 3, drop_last=True)):
+        assert load_data(loader).record["training_sha256"] == load_data(pairs).record["training_sha256"]
+
+
+def test_a_stream_needs_parts_of_its_own() -> None:
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    for source in (Stream(*x[:20]), DataLoader(Stream(*x[:20]), batch_size=5)):
+        for held in ({}, {"validation": 0.1, "test": x[:3]}, {"test": [1]}):
+            with pytest.raises(InputError, match="Stream has no numbered items to hold out; give validation and test"):
+                load_data(source, **held)  # type: ignore[arg-type]
+        data = load_data(source, validation=Stream(*x[20:25]), test=x[25:])
+        assert np.array_equal(whole(data.train), x[:20].astype(np.float32))
+        assert np.array_equal(whole(data.validation), x[20:25].astype(np.float32))
+
+
+@pytest.mark.parametrize("form", ["csr_array", "csc_matrix", "coo_array", "lil_array"])
+def test_sparse_matrices_are_what_they_hold(form: str) -> None:
+    x = np.random.default_rng(0).poisson(0.3, (60, 5))
+    matrix = getattr(scipy.sparse, form)(x)
+    assert load_data(matrix).record == load_data(x).record
+    assert load_data(x, test=matrix).record["sizes"]["test"] == 60
+    assert torch.equal(as_tensor(matrix, "x"), torch.from_numpy(x))
 
 
 @pytest.mark.parametrize(

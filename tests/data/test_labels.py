@@ -186,8 +186,9 @@ def test_commands_take_words_and_functions_codes(tmp_path: Path, monkeypatch: py
         model = ConditionalVAE(data.event_shape, data.label_dim, latent_dim=1, likelihood="normal")
         run = Run.save(column, fit(model, data, epochs=1, progress=False))
         assert Run.load(column).label(word) == code
-        with pytest.raises(InputError, match=f"label was '5'; ConditionalVAE takes a class: .*{word}"):
-            run.label("5")
+        other = "5" if column == "n" else "Osol"
+        with pytest.raises(InputError, match=f"label was '{other}'; ConditionalVAE takes a class: .*{word}"):
+            run.label(other)
         result = CliRunner().invoke(cli.app, ["sample", column, "-n", "2", "--label", word])
         assert result.exit_code == 0, result.output
 
