@@ -304,13 +304,24 @@ class Data:
             for x, mask in self._values():
                 if mask is not None and constraint.event_dim > 0:
                     continue  # events with unobserved entries cannot be decided
-                if not (constraint.check(x) | (False if mask is None else ~mask)).all():
-                    raise InputError(self._outside(constraint, boolean, density))
+                inside = constraint.check(x) | (False if mask is None else ~mask)
+                if not inside.all():
+                    raise InputError(self._outside(constraint, (~inside).any(0), density))
 
-    def _outside(self, constraint: constraints.Constraint, boolean: bool, density: str) -> str:
-        observed = [x if mask is None else x[mask] for x, mask in self._values()]
+    def _outside(self, constraint: Any, outside: Tensor, density: str) -> str:
+        """A message that some values lie outside of a set; `outside` has the entries (*event_shape) where they do."""
+        name, entries = self.name, torch.ones_like(outside)
+        if hasattr(constraint, "of_column"):  # each column has a set of its own
+            column = int(outside.nonzero()[0])
+            constraint, entries = (
+                constraint.of_column(column),
+                torch.arange(len(outside), device=outside.device) == column,
+            )
+            name += f", column {self.columns[column].name if self.columns else column},"
+        boolean = isinstance(constraint, type(constraints.boolean))
+        observed = [x[entries.expand_as(x) if mask is None else mask & entries] for x, mask in self._values()]
         low, high = min(x.min().item() for x in observed if len(x)), max(x.max().item() for x in observed if len(x))
-        values = f"{self.name} holds values in [{low:.4g}, {high:.4g}]"
+        values = f"{name} holds values in [{low:.4g}, {high:.4g}]"
         defined = f"{density} is defined on {_SETS.get(str(constraint), str(constraint))}"
         if boolean and low >= 0 and high <= 1:
             return (
@@ -370,6 +381,7 @@ _SETS = {
     "Boolean()": "{0, 1}",
     "Interval(lower_bound=0.0, upper_bound=1.0)": "[0, 1]",
     "GreaterThan(lower_bound=0.0)": "(0, inf)",
+    "GreaterThan(lower_bound=-1.0)": "(-1, inf)",
     "GreaterThanEq(lower_bound=0.0)": "[0, inf)",
     "IntegerGreaterThan(lower_bound=0)": "{0, 1, 2, ...}",
 }

@@ -9,14 +9,19 @@ import torch
 from annotated_types import Ge, Lt
 from torch import nn
 
-from pyrolatent.data.splits import Data
+from pyrolatent.data.splits import CHUNK, Data
 from pyrolatent.declaration import Component, Kind, PositiveFloat, PositiveInt, build
 from pyrolatent.errors import SEEDS, InputError
 from pyrolatent.inference.devices import choose_device
 from pyrolatent.inference.objectives.base import as_objective
 from pyrolatent.inference.rules import introduce, require_data, validate_combination
 from pyrolatent.inference.training.loop import Fit, Trainer, progress_bar
-from pyrolatent.inference.training.validation import validate_first_batch, validate_precision, validate_settings
+from pyrolatent.inference.training.validation import (
+    validate_first_batch,
+    validate_precision,
+    validate_settings,
+    warn_if_unscaled,
+)
 from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.isolation import alone
 from pyrolatent.models.model import Model
@@ -96,11 +101,14 @@ def fit(
         run = Fit(model.to(target), data, {name: value for name, value in settings.items() if value is not None})
         there = data.to(target, dtype)
         defaults = {name: option.default for name, option in training_settings().options.items()}
+        with torch.no_grad():
+            model.fit_scaling(there.train.batches(CHUNK))
         validate_combination(model, there, maximised)
         validate_settings(model, there, maximised, settings, defaults)
         several = there.train.batch(torch.randperm(len(there.train))[:1000].to(target))
         with pyro.validation_enabled(False):
             model.prepare(several.x, several.mask)
+        warn_if_unscaled(model, several.x, several.mask)
         trainer = Trainer(run, there, maximised)
         validate_first_batch(model, there, maximised, batch_size)
         if on_start:
