@@ -48,7 +48,7 @@ def unwritten_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_cells", "few_steps", "unwritten_pictures")
-@pytest.mark.parametrize("page", [*sorted((DOCS / "add").glob("*.md")), DOCS / "pyro.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*sorted((DOCS / "add").glob("*.md")), DOCS / "data.md", DOCS / "pyro.md"], ids=lambda page: page.stem)
 def test_what_a_page_says_works_from_an_empty_folder(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
