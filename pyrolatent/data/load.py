@@ -168,7 +168,7 @@ def load_rows(source: Any, like: Data | Mapping[str, Any], *, labels: Any = None
     Args:
         source: a file, a folder, a table, an array or a `Dataset`, as in `load_data`.
         like: the data that the model was trained on, or their record, as in `Run.record["data"]`.
-        labels: an array of labels; integers are codes, and words those of the training data.
+        labels: an array of labels in the place of those of the source: codes, or words of the training data.
         mask: bool array of x's shape, True where observed; NaN is not observed in any case.
 
     Raises:
@@ -198,8 +198,13 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
         known = columns.columns if isinstance(columns, TableShape) else ()
         (x,), _ = encode({read.name: part.x}, known)
         part = part._replace(x=x)
+    classes = record.get("classes")
     if labels is not None:
-        part = part._replace(y=as_array(labels, "labels"))
+        y: Any = as_array(labels, "labels")
+        if classes and y.dtype.kind in "ui":  # codes
+            names: dict[int, str | None] = dict(enumerate(classes)) | {-1: None}
+            y = np.array([names.get(code, str(code)) for code in y.tolist()], dtype="O")
+        part = part._replace(y=y)
     part = part if mask is None else part._replace(mask=as_array(mask, "mask"))
     if part.x.shape[1:] != columns and part.x.dtype.kind in "buif":
         part = _with_channels_first(part, record.get("shape"), record.get("layout"), read.name)
@@ -207,7 +212,6 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
     if part.x.shape[1:] != columns:
         raise InputError(f"{read.name}: x has shape {part.x.shape}, but the training data {('N', *columns)}")
     if part.y is not None:
-        classes = record.get("classes")
         (y,), _ = encode_labels({read.name: part.y}, known=None if classes is None else tuple(classes))
         part = part._replace(y=y)
     scaled = part.x.dtype.kind == "f"  # images of real numbers are divided already
