@@ -8,6 +8,7 @@ from pyrolatent.checks import Verdict as Verdict
 from pyrolatent.checks import check as check
 from pyrolatent.checks.arviz import to_arviz as to_arviz
 from pyrolatent.data.load import load_data as load_data
+from pyrolatent.data.load import load_rows as load_rows
 from pyrolatent.data.splits import Data as Data
 from pyrolatent.errors import InputError as InputError
 from pyrolatent.errors import TrainingError as TrainingError

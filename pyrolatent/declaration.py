@@ -9,6 +9,9 @@ subclass of `Options` has its options as fields. So each option is written once.
     {"normal": {"scale": 0.1}}               a name with options
     "my_module:MyPrior"                      an import path, also with options
     MyPrior(latent_dim=2)                    an instance (in Python only)
+
+A class that names one of its options as `whole` takes the value of that option in the place of the mapping of options:
+`{"divide": 255}` is `Divide(by=255)`.
 """
 
 import difflib
@@ -29,6 +32,8 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from pyrolatent.errors import InputError
 
 Declaration = str | Mapping[str, Any]
+AUTO = "auto"
+"""What stands for declarations that are inferred."""
 C = TypeVar("C", bound=type)
 Modules = dict[str, Any]
 Importer = Callable[..., Any]
@@ -38,9 +43,15 @@ PositiveFloat = Annotated[float, Gt(0)]
 
 @dataclass(frozen=True)
 class Kind:
-    """Marks a parameter that is itself a declaration: `prior: Annotated[Any, Kind("prior")] = "normal"`."""
+    """Marks a parameter that is itself a declaration: `prior: Annotated[Any, Kind("prior")] = "normal"`.
+
+    Attributes:
+        name: the kind of component.
+        each: whether it is "auto", or a mapping of names of the user's own to declarations.
+    """
 
     name: str
+    each: bool = False
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
@@ -61,8 +72,8 @@ class Options:
         super().__setattr__(name, value)
         declared = vars(self).get("declaration")
         if declared is not None and name in Component(type(self)).options:
-            known, given = _parse(declared, type(self).__name__)
-            self.declaration = {known: {**given, name: value.item() if hasattr(value, "item") else value}}
+            known, given = _named(declared, type(self).__name__)
+            self.declaration = {known: {**(given or {}), name: value.item() if hasattr(value, "item") else value}}
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,17 @@ class Component:
                 found.setdefault(name, " ".join(text.split()))
         return {name: found.get(name, "") for name in self.options}
 
+    @property
+    def whole(self) -> str | None:
+        """The option whose value is declared in the place of a mapping of options; None for most components."""
+        return getattr(self.target, "whole", None)
+
+    def declared(self, name: str, options: Mapping[str, Any]) -> Declaration:
+        """The declaration of these options under a name."""
+        if not options:
+            return name
+        return {name: options[self.whole] if self.whole else options}
+
     def validate(self, options: Mapping[str, Any], path: str) -> dict[str, Any]:
         """Validates options against the signature and returns them with their types converted.
 
@@ -127,7 +149,10 @@ class Component:
         for name, parameter in self.options.items():
             if parameter.default is parameter.empty and name not in options:
                 raise InputError(f"{path} needs the option {name!r}, which was not given")
-        return {name: _validate_value(self.options[name], value, f"{path}.{name}") for name, value in options.items()}
+        return {
+            name: _validate_value(self.options[name], value, path if self.whole else f"{path}.{name}")
+            for name, value in options.items()
+        }
 
 
 def component(name: str, *kinds: str) -> Callable[[C], C]:
@@ -169,7 +194,7 @@ def _validate_when_built(cls: type, name: str | None, entry: Component) -> None:
         options = entry.validate(kwargs, name or cls.__name__)
         construct(self, *args, **supplied, **options)
         if type(self) is cls and name:
-            self.declaration = {name: options} if options else name  # type: ignore[attr-defined]
+            self.declaration = entry.declared(name, options)  # type: ignore[attr-defined]
 
     validated.__signature__ = _written_out(construct, entry)  # type: ignore[attr-defined]
     cls.__init__ = validated  # type: ignore[misc]
@@ -214,9 +239,8 @@ def validate(kind: str, declaration: Any, path: str = "") -> Any:
     path = path or kind
     if not _is_declared(declaration, path):
         return declaration
-    name, options = _parse(declaration, path)
-    validated = _find(kind, name, path).validate(options, f"{path}.{name}")
-    return {name: validated} if validated else name
+    name, options, entry = _parse(declaration, path, kind)
+    return entry.declared(name, entry.validate(options, f"{path}.{name}"))
 
 
 def build(kind: str, declaration: Any, **supplied: Any) -> Any:
@@ -232,8 +256,7 @@ def build(kind: str, declaration: Any, **supplied: Any) -> Any:
     """
     if not _is_declared(declaration, kind):
         return declaration
-    name, options = _parse(declaration, kind)
-    entry = _find(kind, name, kind)
+    name, options, entry = _parse(declaration, kind, kind)
     unknown = [key for key, parameter in entry.supplied.items() if key not in supplied and _required(parameter)]
     if unknown:
         raise InputError(
@@ -250,7 +273,7 @@ def build(kind: str, declaration: Any, **supplied: Any) -> Any:
             raise
         raise InputError(f"{kind} {name} cannot be built: {' '.join(str(error).split())}") from error
     if ":" in name:
-        built.declaration = {name: options} if options else name
+        built.declaration = entry.declared(name, options)
     return built
 
 
@@ -258,7 +281,7 @@ def target(kind: str, declaration: Any) -> Any:
     """The class or function that a declaration names; the class of an instance."""
     if not _is_declared(declaration, kind):
         return type(declaration)
-    return _find(kind, _parse(declaration, kind)[0], kind).target
+    return _parse(declaration, kind, kind)[2].target
 
 
 @contextmanager
@@ -320,15 +343,14 @@ def complete(kind: str, declaration: Any) -> Any:
     """A declaration with the defaults of this package's components written out, so that it survives changes of them."""
     if not isinstance(declaration, str | Mapping):
         return declaration
-    name, given = _parse(declaration, kind)
-    entry = _find(kind, name, kind)
+    name, given, entry = _parse(declaration, kind, kind)
     own = entry.target.__module__.partition(".")[0] == __name__.partition(".")[0]
     options = {
-        option: complete(inner, value) if (inner := _kind(parameter.annotation)) else value
+        option: _each(inner, value, complete) if (inner := _kind(parameter.annotation)) else value
         for option, parameter in entry.options.items()
         if (value := given.get(option, parameter.default if own else None)) is not None
     }
-    return {name: options} if options else name
+    return entry.declared(name, options)
 
 
 def plain(declaration: Any) -> Any:
@@ -371,7 +393,7 @@ def schema(kind: str) -> dict[str, Any]:
             *(
                 {
                     "type": "object",
-                    "properties": {name: {"description": entry.summary, **options_schema(entry)}},
+                    "properties": {name: {"description": entry.summary, **_declared_schema(entry)}},
                     "required": [name],
                     "additionalProperties": False,
                 }
@@ -388,12 +410,22 @@ def schema(kind: str) -> dict[str, Any]:
     }
 
 
+def _declared_schema(entry: Component) -> dict[str, Any]:
+    """JSON schema of what is declared under the name of a component."""
+    options = options_schema(entry)
+    return options["properties"][entry.whole] if entry.whole else options
+
+
 def options_schema(entry: Component) -> dict[str, Any]:
     """JSON schema of the options of one component."""
     properties = {}
     for name, parameter in entry.options.items():
         kind = _kind(parameter.annotation)
-        properties[name] = {"$ref": f"#/$defs/{kind}"} if kind else _value_schema(parameter.annotation)
+        properties[name] = {"$ref": f"#/$defs/{kind.name}"} if kind else _value_schema(parameter.annotation)
+        if kind and kind.each:
+            properties[name] = {
+                "anyOf": [{"const": AUTO}, {"type": "object", "additionalProperties": properties[name]}]
+            }
         if parameter.default is None and kind:
             properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
     return {
@@ -410,8 +442,10 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "model": _MODELS,
     "prior": _MODELS,
     "likelihood": _MODELS,
+    "family": _MODELS,
     "posterior": _MODELS,
     "network": _MODELS,
+    "scaling": _MODELS,
     "units": _MODELS,
     "kernel": ("pyrolatent.inference.sampling.kernels",),
     "objective": tuple(f"pyrolatent.inference.objectives.{name}" for name in _OBJECTIVES),
@@ -437,9 +471,25 @@ def _is_declared(declaration: Any, path: str) -> bool:
     return isinstance(declaration, str | Mapping)
 
 
-def _parse(declaration: Declaration, path: str) -> tuple[str, Mapping[str, Any]]:
+def _parse(declaration: Declaration, path: str, kind: str) -> tuple[str, Mapping[str, Any], Component]:
+    """The name, the options and the component of a declaration.
+
+    Raises:
+        InputError: it is not of this form, or there is no such component.
+    """
+    name, given = _named(declaration, path)
+    entry = _find(kind, name, path)
+    if entry.whole:
+        return name, {} if given is None else {entry.whole: given}, entry
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"{path}.{name} takes its options as a mapping, but was given {given!r}")
+    return name, given or {}, entry
+
+
+def _named(declaration: Declaration, path: str) -> tuple[str, Any]:
+    """The name in a declaration and what is declared under it."""
     if isinstance(declaration, str):
-        return declaration, {}
+        return declaration, None
     if len(declaration) != 1:
         raise InputError(
             f"{path} takes one name, or one name with its options, but was given {len(declaration)}: "
@@ -448,9 +498,7 @@ def _parse(declaration: Declaration, path: str) -> tuple[str, Mapping[str, Any]]
     ((name, options),) = declaration.items()
     if not isinstance(name, str):
         raise InputError(f"{path} takes a name, but was given {name!r}")
-    if options is not None and not isinstance(options, Mapping):
-        raise InputError(f"{path}.{name} takes its options as a mapping, but was given {options!r}")
-    return name, options or {}
+    return name, options
 
 
 def _find(kind: str, name: str, path: str) -> Component:
@@ -516,15 +564,26 @@ def _required(parameter: inspect.Parameter) -> bool:
     return parameter.default is parameter.empty
 
 
-def _kind(annotation: Any) -> str | None:
+def _kind(annotation: Any) -> Kind | None:
     metadata = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-    return next((item.name for item in metadata if isinstance(item, Kind)), None)
+    return next((item for item in metadata if isinstance(item, Kind)), None)
+
+
+def _each(kind: Kind, value: Any, function: Callable[..., Any], *path: str) -> Any:
+    """A function of the kind and the declaration, and of its path, or of each declaration in a mapping of names."""
+    if not kind.each:
+        return function(kind.name, value, *path)
+    if value == AUTO:
+        return value
+    if not isinstance(value, Mapping):
+        raise InputError(f"{'.'.join(path)} takes {AUTO}, or a mapping of names to a {kind.name}, not {value!r}")
+    return {str(name): function(kind.name, one, *[f"{p}.{name}" for p in path]) for name, one in value.items()}
 
 
 def _validate_value(parameter: inspect.Parameter, value: Any, path: str) -> Any:
     kind = _kind(parameter.annotation)
     if kind:
-        return value if value is None and parameter.default is None else validate(kind, value, path)
+        return value if value is None and parameter.default is None else _each(kind, value, validate, path)
     adapter = _adapter(parameter.annotation)
     if adapter is None:
         return value

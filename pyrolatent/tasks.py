@@ -225,7 +225,7 @@ def interpolate(model: LatentVariableModel, x: Any, y: Any = None, mask: Any = N
 def impute(
     model: LatentVariableModel,
     x: Any,
-    mask: Any,
+    mask: Any = None,
     y: Any = None,
     *,
     draws: int = 10,
@@ -240,8 +240,8 @@ def impute(
 
     Args:
         model: a fitted model.
-        x: data (batch, *event_shape); values where the mask is False are ignored.
-        mask: True where x is observed, (batch, *event_shape).
+        x: data (batch, *event_shape); NaN is missing, and values where the mask is False are ignored.
+        mask: True where x is observed, (batch, *event_shape); None where x is not NaN.
         y: labels of conditional models.
         draws: number of draws per datapoint.
         particles: number of latents that each draw is resampled from.
@@ -250,13 +250,13 @@ def impute(
         (draws, batch, *event_shape), with observed values unchanged.
 
     Raises:
-        InputError: an argument does not fit the model.
+        InputError: an argument does not fit the model, or nothing is missing.
     """
     at_least_one(draws=draws, particles=particles)
     require_latents(model)
-    if mask is None:
-        raise InputError("mask was None, but impute draws the entries where it is False; give True where x is observed")
     x, y, mask = as_inputs(model, x, y, mask)
+    if mask is None:
+        raise InputError("x is complete, but impute draws what is missing; put NaN there, or give a mask, False there")
     at_once = 1 if model.global_sites else max(1, MAX_ELEMENTS // (x.numel() * particles))
     filled, all_weights = [], []
     with evaluating_alone(model), pyro.validation_enabled(False):

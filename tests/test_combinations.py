@@ -4,6 +4,7 @@ What goes together is decided here by draws: a prior and a posterior do if the v
 """
 
 import functools
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def options(kind: str, name: str) -> dict[str, Any]:
     given: dict[str, Any] = {"axes": AXES[name]} if name in AXES else {}
     given |= {"hidden": 8, "layers": 2, "context_dim": 3} if "context_dim" in entry.options else {}
     given |= {"levels": 5} if "levels" in entry.options else {}
-    values = {"temperature": 0.5, "total_count": 3, "dim": 3, "onto": "positive"}
+    several = itertools.cycle(["poisson", "bernoulli", {"categorical": {"levels": 3}}, {"normal": {"scaling": "log"}}])
+    columns = dict(zip(map(str, range(*EVENT)), several, strict=False))
+    values = {"temperature": 0.5, "total_count": 3, "dim": 3, "onto": "positive", "columns": columns}
     needed = [key for key, option in entry.options.items() if option.default is option.empty]
     return given | {key: values[key] for key in needed}
 
@@ -212,6 +215,6 @@ def test_data_that_a_likelihood_cannot_draw_are_refused(likelihood: str) -> None
     if takes_anything(likelihood):
         validate_combination(model, data, ELBO())
         return
-    message = rf"array holds values in \[-7.5, -7.5\].* the {likelihood} likelihood is defined on"
+    message = rf"array(, column 0,)? holds values in \[-7.5, -7.5\].* the {likelihood} likelihood is defined on"
     with pytest.raises(InputError, match=message):
         validate_combination(model, data, ELBO())

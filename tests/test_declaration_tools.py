@@ -84,6 +84,10 @@ def test_the_schema_has_each_component_with_its_options() -> None:
         options = {name: item for one in alternatives for name, item in one.get("properties", {}).items()}
         assert options.keys() == declaration.registered(kind).keys()
         for name, entry in declaration.registered(kind).items():
+            if entry.whole:
+                value = declaration.options_schema(entry)["properties"][entry.whole]
+                assert options[name] == {"description": entry.summary, **value}
+                continue
             assert options[name]["properties"].keys() == entry.options.keys()
             needed = [option for option, parameter in entry.options.items() if parameter.default is parameter.empty]
             assert options[name]["required"] == needed

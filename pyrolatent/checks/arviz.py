@@ -48,11 +48,13 @@ def to_arviz(
     | log_likelihood | x: log p(x or z) (chain, draw, datapoint), nats |
     | posterior_predictive | x (chain, draw, datapoint, ...), drawn at the first posterior draws |
     | prior, prior_predictive | the latent sites (chain, draw, site_dim) and x (chain, draw, ...) |
-    | observed_data, constant_data | x (datapoint, ...); label (datapoint), observed (datapoint, ...) of masked data |
+    | observed_data | x (datapoint, ...) |
+    | constant_data | row: its number in the data; label (datapoint); observed (datapoint, ...) of masked data |
 
-    Draws are independent; weighted by exp(log_weight) they represent the exact posterior. PSIS-LOO is ill-posed here:
-    leaving out a datapoint leaves its own latents without data. For a Pyro pair that does not observe x itself, the
-    groups of the prior and of predictions are left out.
+    The coordinates of x are the names of its columns, if they have some. Draws are independent; weighted by
+    exp(log_weight) they represent the exact posterior. PSIS-LOO is ill-posed here: leaving out a datapoint leaves its
+    own latents without data. For a Pyro pair that does not observe x itself, the groups of the prior and of predictions
+    are left out.
 
     Args:
         model: a fitted model.
@@ -107,7 +109,7 @@ def to_arviz(
         "log_likelihood": {"x": _array(_chains(drawn.log_likelihood))},
         **predictions,
         "observed_data": {"x": _array(x)},
-        "constant_data": {},
+        "constant_data": {"row": part.row_numbers[:count].numpy()},
     }
     if batch.y is not None:
         groups["constant_data"]["label"] = _array(batch.y)
@@ -122,10 +124,13 @@ def to_arviz(
         "prior": latents,
         "prior_predictive": {"x": [*event]},
         "observed_data": {"x": [*over, *event]},
-        "constant_data": {"label": over + ["label_dim"] * vectors, "observed": [*over, *event]},
+        "constant_data": {"row": over, "label": over + ["label_dim"] * vectors, "observed": [*over, *event]},
     }
     coords: dict[str, Any] = {"datapoint": np.arange(count)}
     coords |= dict(zip(event, map(np.arange, model.event_shape), strict=True))
+    names = [column.name for column in data.columns or ()]
+    if names != [*map(str, range(len(names)))]:
+        coords[event[0]] = names
     for site, names in latents.items():
         coords |= dict(zip(names, map(np.arange, shapes[site]), strict=True))
     found = _from_dict({name: group for name, group in groups.items() if group}, coords, dims)

@@ -89,7 +89,7 @@ class _OfTraining(Check):
 
 @dataclass(frozen=True)
 class Memorisation(_OfTraining):
-    """Whether samples lie nearer to training datapoints than held-out datapoints do."""
+    """Whether samples lie nearer to training datapoints than held-out datapoints do, as networks see them."""
 
     name: ClassVar[str] = "memorisation"
     source: ClassVar[str] = "p at 1 %; Meehan et al. 2020"
@@ -98,18 +98,20 @@ class Memorisation(_OfTraining):
     def verdict(self, subject: Subject) -> Verdict:
         """The p-value of the distances, advising whether samples are too close to all data or to training data."""
         train, samples, held_out = self.compared(subject)
-        both = torch.cat([samples, held_out])
-        distances, nearest = torch.full((len(both),), math.inf, device=both.device), torch.zeros_like(both)
+        seen, nearest = subject.model.scaling, torch.cat([samples, held_out])
+        both = seen(nearest)
+        distances = torch.full((len(both),), math.inf, device=both.device)
         for batch in train.batches(10_000):
-            found, place = nearest_distances(both, batch.x)
+            found, place = nearest_distances(both, seen(batch.x))
             closer = found < distances
             nearest[closer] = batch.x[place[closer]]
             distances = torch.minimum(found, distances)
         distances, usual = distances.split([len(samples), len(held_out)])
         share, p_value = nearer(distances, usual)
         half = len(held_out) // 2
+        others = seen(held_out[half:])
         near_any, _ = nearer(
-            nearest_distances(samples, held_out[half:])[0], nearest_distances(held_out[:half], held_out[half:])[0]
+            nearest_distances(seen(samples), others)[0], nearest_distances(seen(held_out[:half]), others)[0]
         )
         said = f"samples lie nearer to training datapoints than held-out ones do in {share:.0%} of pairs"
         order = distances.argsort()[:10]

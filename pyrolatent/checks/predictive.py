@@ -9,15 +9,19 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyrolatent.checks.check import Check, Verdict
+from pyrolatent.checks.columns import Histograms
+from pyrolatent.checks.columns import figure as columns_figure
 from pyrolatent.checks.exchangeability import EXCHANGES, replicate_test
 from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
 from pyrolatent.inference.draws import MAX_ELEMENTS, draw, repeated, simulate
 from pyrolatent.inference.weights import Inputs, arguments
+from pyrolatent.models.latent import LatentVariableModel
 
 Statistic = Callable[[Tensor], Any]
 CORRELATED = 50
@@ -61,7 +65,9 @@ STATISTICS: dict[str, Statistic] = {
     "tails of entries": lambda x: _standardised(x).square().square().mean(0),
     "correlations of entries": _correlations,
 }
-"""Statistics of a data set (n, *event_shape), each a number or a vector."""
+"""Statistics of a data set as networks see it, (n, ...), each a number or a vector."""
+OF_X = ("share of zeros",)
+"""Those of the data set itself, (n, *event_shape)."""
 
 
 def _of_sets(function: Statistic, sets: Tensor) -> Tensor:
@@ -126,7 +132,13 @@ class _Replicates(Check):
         return arguments(subject.model, batch)
 
     def compared(
-        self, x: Tensor, draw_sets: Callable[[int], Tensor], how: str, advice: str, more: Mapping[str, Statistic] = {}
+        self,
+        model: LatentVariableModel,
+        x: Tensor,
+        draw_sets: Callable[[int], Tensor],
+        how: str,
+        advice: str,
+        more: Mapping[str, Statistic] = {},
     ) -> Verdict:
         """The verdict on data x (n, *event_shape) and its replicates, of which `draw_sets` draws a given number."""
         if not isinstance(self.statistics, Mapping) or (STATISTICS | dict(more)).keys() & self.statistics.keys():
@@ -136,11 +148,14 @@ class _Replicates(Check):
             )
         functions = STATISTICS | dict(more)
         found: dict[str, list[Tensor]] = {name: [] for name in [*functions, *self.statistics]}
-        at_once = max(1, MAX_ELEMENTS // (8 * x.numel()))
+        histograms = Histograms(model, x)
+        at_once = max(1, MAX_ELEMENTS // (8 * len(x) * model.scaling.output_shape.numel()))
         counts = [min(at_once, self.replicates - start) for start in range(0, self.replicates, at_once)]
         for sets in itertools.chain([x.unsqueeze(0)], map(draw_sets, counts)):
+            histograms.add(sets)
+            seen = model.scaling(sets)
             for name, function in functions.items():
-                found[name].append(_of_sets(function, sets))
+                found[name].append(_of_sets(function, sets if name in (*OF_X, *more) else seen))
             for name, function in self.statistics.items():
                 found[name].append(_of_sets_one_by_one(function, sets, name))
         p_value, p, compared = replicate_test({name: torch.cat(values) for name, values in found.items()})
@@ -149,7 +164,7 @@ class _Replicates(Check):
             p_value,
             f"data drawn {how} differ from the data, most in: {worst}; {advice}",
             f"data drawn {how} do not differ from the data in {len(p)} statistics",
-            arrays={f"{self.name}: {name}": values for name, values in compared.items()},
+            arrays={f"{self.name}: {name}": values for name, values in compared.items()} | histograms.arrays,
         )
 
     def panel(self, axes: Axes, arrays: Arrays) -> None:
@@ -163,6 +178,11 @@ class _Replicates(Check):
         if max(map(abs, scores)) > 20:
             axes.set_xscale("symlog", linthresh=2)
         axes.set(title=self.name.capitalize(), xlabel="data, in standard deviations of replicates")
+
+    def figures(self, arrays: Arrays) -> dict[str, Figure]:
+        """The columns of a table, a panel for each."""
+        drawn = columns_figure(arrays)
+        return {} if drawn is None else {f"columns_{self.name.replace(' ', '_')}": drawn}
 
 
 @dataclass(frozen=True)
@@ -184,7 +204,7 @@ class PriorPredictive(_Replicates):
             labels = None if y is None else repeated(y, count)
             return simulate(subject.model, count * len(x), labels)[0].unflatten(0, (count, len(x)))
 
-        return self.compared(x, draw_sets, "without x", "declare another prior, likelihood or decoder")
+        return self.compared(subject.model, x, draw_sets, "without x", "declare another prior, likelihood or decoder")
 
 
 @dataclass(frozen=True)
@@ -215,4 +235,4 @@ class PosteriorPredictive(_Replicates):
             return likelihood.sample(torch.Size([count]))
 
         advice = "declare another likelihood or a larger decoder, or another posterior if the checks of q fail too"
-        return self.compared(x, draw_sets, "given x", advice, more)
+        return self.compared(subject.model, x, draw_sets, "given x", advice, more)

@@ -98,7 +98,8 @@ class Subject:
         with evaluating(model, seed):
             # Noise that is drawn anew for each batch is drawn once, so that all checks use the same datapoints.
             self.rows = torch.randperm(len(part))[:size]
-            self.part = Split(*part.batch(self.rows.to(part.x.device)), dtype=part.dtype)
+            batch = part.batch(self.rows.to(part.x.device))
+            self.part = Split(*batch, dtype=part.dtype, rows=part.row_numbers[self.rows])
             self.outside = model.global_draw(arguments(model, self.part.batch(slice(0, 1))))
         self.model, self.split, self.seed = model, split, seed
         chosen: Any = {split: self.part}

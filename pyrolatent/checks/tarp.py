@@ -63,7 +63,8 @@ class Tarp(OfSimulations):
         truth, draws = flat_sites(simulated.truth), flat_sites(simulated.draws.latents, 2)
         other, latents = simulate(subject.model, self.simulations, simulated.y)
         latents_of_others = flat_sites(latents)
-        references = references_from_data(other, latents_of_others, simulated.x)
+        seen = subject.model.scaling
+        references = references_from_data(seen(other), latents_of_others, seen(simulated.x))
         scale = latents_of_others.std(0)
         found = rank_test(distances(truth, references, scale), distances(draws, references, scale))
         return self.judged(

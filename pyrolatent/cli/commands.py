@@ -154,6 +154,7 @@ def train_command(
             tensorboard=tensorboard,
             progress=console.is_terminal and not as_json,
             on_epoch=rows,
+            on_start=rows.start,
         )
     except KeyboardInterrupt as interrupt:
         kept = f"{path} holds the model after epoch {rows.epoch}" if rows.epoch else "before the end of the first epoch"
@@ -292,24 +293,52 @@ def sample_command(
         int | None, typer.Option(min=1, help="Sweeps of the chains of an energy (default: 1000).")
     ] = None,
     kernel: Kernel = None,
+    output: Annotated[Path | None, typer.Option(help="A file for the draws: a table as the data, or .npy.")] = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Draw from the model: an array and a figure in the run, named samples, or sample_means with --mean."""
+    """Draw from the model: an array and a figure in the run, named samples, or sample_means with --mean; or a file."""
     import torch
 
     from pyrolatent import tasks
     from pyrolatent.figures import latent as figures
+    from pyrolatent.inference.draws import labels_for
 
     loaded = pl.Run.load(run, trust=trust)
     validate_seed(seed)
     torch.manual_seed(seed)
-    y = None if label is None else [loaded.label(label)] * size
+    y: Any = None if label is None else [loaded.label(label)] * size
+    if output:
+        y = labels_for(loaded.model, size, y)
     drawn = pl.sample(loaded.model, size, y, mean=mean, sweeps=sweeps, kernel=_kernel(kernel))
+    if output:
+        print_paths({"samples": loaded.write_samples(output, drawn, y)}, as_json)
+        return
     name, at = "sample_means" if mean else "samples", "" if label is None else f"; y = {label}"
     array = loaded.write_array(name, drawn)
     (figure,) = loaded.write_figures({name: figures.samples(drawn[:100], tasks.sample_title(loaded.model, mean) + at)})
     print_paths({"array": array, "figure": figure}, as_json)
+
+
+@command("impute")
+def impute_command(
+    run: RunPath,
+    data: Annotated[Path, typer.Option(help="A file with the columns of the training data, in any order, and gaps.")],
+    output: Annotated[Path, typer.Option(help="The file to write: .csv, .csv.gz, .parquet, .feather or .npy.")],
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Draws of each missing cell (default: 1; 100 with --mean).")
+    ] = None,
+    mean: Annotated[bool, typer.Option(help="Write the mean of the draws, or the most frequent word.")] = False,
+    particles: Annotated[int, typer.Option(min=1, help="Latents that each draw is resampled from.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    trust: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Draw the missing cells of a file given the others; all other cells and columns stay as they are."""
+    loaded = pl.Run.load(run, trust=trust)
+    count = draws or (100 if mean else 1)
+    path = loaded.impute(data, output, draws=count, mean=mean, particles=particles, seed=seed)
+    print_paths({"imputed": path}, as_json)
 
 
 @command("figures")
@@ -338,7 +367,9 @@ def show_command(
             f"show of an experiment file as {path}", ("--data-dir",), {"--trust": trust, "--data-dir": data_dir}
         )
         experiment = pl.Experiment.load(path)
-        model, text = experiment.build(experiment.load_data(data_dir)), experiment.to_yaml()
+        data = experiment.load_data(data_dir)
+        print(f"{data.describe()}\n")
+        model, text = experiment.build(data), experiment.to_yaml()
     print(model, text, sep="\n\n", end="")
 
 

@@ -118,9 +118,11 @@ def components_page() -> str:
         lines.append(f"## {kind}\n")
         for name in sorted(own):
             entry = entries[name]
-            place = places.setdefault(entry.target, kind)
+            like = getattr(entry.target, "like", None)
+            place = places.setdefault(like or entry.target, kind)
             lines.append(f"### `{name}`\n")
-            lines.append(f"{entry.summary}.\n" if place == kind else f"Like the {place} of the same name.\n")
+            also = ", with the option `scaling`" if like else ""
+            lines.append(f"{entry.summary}.\n" if place == kind else f"Like the {place} of the same name{also}.\n")
             if entry.options and place == kind:
                 rows = [_row(option, parameter, entry) for option, parameter in entry.options.items()]
                 lines.append("\n".join(["| option | type | default | |", "| --- | --- | --- | --- |", *rows, ""]))
@@ -166,11 +168,15 @@ def print_components(title: str, entries: Mapping[str, "Component"]) -> None:
     """This package's components with their options, and the names of those of other libraries."""
     package = __name__.partition(".")[0]
     homes = {name: entry.target.__module__.partition(".")[0] for name, entry in entries.items()}
+    alike = [name for name, entry in entries.items() if homes[name] == package and hasattr(entry.target, "like")]
     console.print(Text(title, style="bold"))
     for name, entry in entries.items():
-        if homes[name] == package:
+        if homes[name] == package and name not in alike:
             head = f"{name}({_options(entry)})" if entry.options else name
             console.print(Padding(Text(head), (0, 0, 0, 2)), Padding(Text(entry.summary, style="dim"), (0, 0, 0, 6)))
+    if alike:
+        said = f"like the likelihoods of the same names, with the option scaling: {', '.join(alike)}"
+        console.print(Padding(said, (0, 2)), highlight=False)
     for home in sorted({*homes.values()} - {package}):
         names = ", ".join(name for name in entries if homes[name] == home)
         console.print(Padding(f"of {home}, with its options: {names}", (0, 1)), highlight=False)
@@ -186,12 +192,17 @@ def _options(entry: "Component") -> str:
 
 
 class EpochRows:
-    """Prints a row for every n-th epoch, for the first and for the last."""
+    """Prints the data, and a row for every n-th epoch, for the first and for the last."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
         self.epoch = 0
         self._pending = ""
+
+    def start(self, fit: "pl.Fit") -> None:
+        """Prints what the data are."""
+        if not self.quiet:
+            print(f"{fit.data.describe()}\n")
 
     def __call__(self, fit: "pl.Fit") -> None:
         """Takes the last row of a fit and prints it if it is due."""

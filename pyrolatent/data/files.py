@@ -1,44 +1,51 @@
-"""Reading and validating the user's files and folders of images, as NumPy arrays.
+"""Reading and validating the user's files and folders, as NumPy arrays or as data frames.
 
 Splitting, scaling and noise are in `pyrolatent.data.load`. Nothing is ever unpickled.
 """
 
+import math
 import warnings
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from zipfile import BadZipFile
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
+from pyrolatent.data.images import IMAGES, image_files, stack_images, warn_of_others
+from pyrolatent.data.tables import Frame, as_frame, is_number
 from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from PIL import Image
 
 Array = NDArray[Any]
-CLASSES = 2**20
-"""Largest number of classes; larger labels are taken for identifiers and refused."""
+DEFLATED = 1100
+"""A bound on how many bytes a byte of a compressed file can stand for: 1,032, and its header."""
 
 
 class Part(NamedTuple):
     """One part of a data set as it was read, before validation.
 
     Attributes:
-        x: (datapoints, ...).
-        y: labels, (datapoints,) or (datapoints, label_dim).
+        x: (datapoints, ...), or a table.
+        y: labels, (datapoints,) words or numbers or (datapoints, label_dim), or a column of a table.
         mask: True where observed, of the shape of x.
+        ids: names of the datapoints, words or numbers (datapoints,), or a column of a table.
+        split: the words train, validation or test, (datapoints,), or a column of a table.
     """
 
-    x: Array
-    y: Array | None = None
+    x: Any
+    y: Any = None
     mask: Array | None = None
+    ids: Any = None
+    split: Any = None
 
 
 class Source(NamedTuple):
@@ -51,7 +58,6 @@ class Source(NamedTuple):
         test: the source's own test part.
         binarize: how its values are binarized by default.
         levels: number of grey levels, if they do not fill a byte.
-        classes: names of the classes, if the labels were names.
     """
 
     name: str
@@ -60,55 +66,102 @@ class Source(NamedTuple):
     test: Part | None = None
     binarize: str = "none"
     levels: int | None = None
-    classes: tuple[str, ...] | None = None
 
 
-def read_path(path: Path, labels: str | None = None) -> Source:
+def read_path(path: Path, roles: Mapping[str, str], resize: tuple[int, int] | None = None) -> Source:
     """Reads a file, or a folder of images whose sub-folders are the classes.
 
     Args:
-        path: a folder, or a file that ends in .npy, .npz, .csv or .parquet.
-        labels: name of the label column (.csv, .parquet) or of the label array (.npz).
+        path: a folder, or a file that ends in .npy, .npz, .csv, .csv.gz, .parquet or .feather.
+        roles: names of the columns of a table that are no part of x: "labels", "id" and "split"; of an .npz archive the
+            name of the array of labels.
+        resize: height and width of the images of a folder; None if they have one size.
 
     Raises:
         InputError: the path does not exist, or its contents cannot be read; the message names the file.
     """
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
-    suffix = "folder" if path.is_dir() else path.suffix.lower()
-    if suffix not in _READERS:
-        raise InputError(f"{path}: cannot read a file that ends in {path.suffix!r}; {choices(suffix, _READERS)}")
-    if labels is not None and suffix in ("folder", ".npy"):
-        raise InputError(f"{path}: labels={labels!r} names a column or an array, and a {suffix} has none with a name")
-    return _READERS[suffix](path, labels)
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: is no file or folder; a pipe or a device cannot be read")
+    suffix = "folder" if path.is_dir() else ending(path)
+    if suffix != "folder" and suffix not in _READERS:
+        raise InputError(
+            f"{path}: cannot read a file that ends in {suffix!r}; {choices(suffix, _READERS)}, or a folder"
+        )
+    for role, name in roles.items():
+        if suffix in ("folder", ".npy") or (suffix == ".npz" and role != "labels"):
+            raise InputError(f"{path}: {role}={name!r} names a column or an array, and a {suffix} has none for it")
+    if suffix == "folder":
+        return _read_folder(path, resize)
+    if resize:
+        raise InputError(f"{path}: resize is of the images in a folder; leave it out")
+    return _READERS[suffix](path, roles)
+
+
+def ending(path: Path) -> str:
+    """The ending of a file's name by which its format is known."""
+    return "".join(path.suffixes[-2:]).lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
 def read_dataset(dataset: Dataset[Any]) -> Source:
-    """Collects the items x, or (x, y), of a map-style dataset.
+    """Collects the items of a data set: x, (x, y), or a mapping of x and possibly y and mask.
 
     Raises:
-        InputError: the data set has no length, or its items have another form or differ in shape.
+        InputError: there are no items, or they have another form or differ in shape.
     """
     name = type(dataset).__name__
+    stream: Any = dataset if isinstance(dataset, IterableDataset) else None
     try:
-        size = len(dataset)  # type: ignore[arg-type]
+        size = len(dataset) if stream is None else 0  # type: ignore[arg-type]
     except TypeError as error:
         raise InputError(f"{name} has no length; one with __len__ and __getitem__ is expected") from error
-    items = [dataset[i] for i in range(size)]
-    rows = [item if isinstance(item, tuple | list) else (item,) for item in items]
-    if not rows or {len(row) for row in rows} not in ({1}, {2}):
-        raise InputError(f"{name} of {size} items: each item must be x or (x, y)")
-    columns = [[as_array(value, "x") for value in column] for column in zip(*rows, strict=True)]
-    for i, x in enumerate(columns[0]):
-        if x.shape != columns[0][0].shape:
-            raise InputError(
-                f"datapoints differ in size: item 0 has shape {columns[0][0].shape}, item {i} {x.shape}; resize them"
-            )
-    return Source(name, Part(*(np.stack(column) for column in columns)))
+    items = [dataset[i] for i in range(size)] if stream is None else [*stream]
+    fields = [_fields(item, name) for item in items]
+    if not fields or any(each.keys() != fields[0].keys() for each in fields):
+        raise InputError(
+            f"{name} of {len(items)} items: all must be x, (x, y), or mappings of x and possibly y and mask"
+        )
+    for i, each in enumerate(fields):
+        for field, value in each.items():
+            if value.shape != fields[0][field].shape:
+                raise InputError(
+                    f"{name}: {field} differs in shape: {fields[0][field].shape} in item 0, {value.shape} in item {i}"
+                )
+    return Source(name, Part(**{field: np.stack([each[field] for each in fields]) for field in fields[0]}))
+
+
+def _fields(item: Any, name: str) -> dict[str, Array]:
+    """The fields of a part that an item of a data set holds."""
+    if isinstance(item, tuple | list):
+        if len(item) not in (1, 2):
+            raise InputError(f"{name}: an item has {len(item)} values, but must be x or (x, y)")
+        item = dict(zip("xy", item, strict=False))
+    elif not isinstance(item, Mapping):
+        item = {"x": item}
+    if other := next((key for key in item if key not in ("x", "y", "mask")), None) or ("x" not in item and "no x"):
+        raise InputError(f"{name}: an item has {other!r}, but must be x, (x, y), or a mapping of x, y and mask")
+    return {field: as_array(value, field) for field, value in item.items()}
+
+
+def dataset_of(loader: DataLoader[Any]) -> Dataset[Any]:
+    """The data set of a loader, without its batch size and order.
+
+    Raises:
+        InputError: the loader chooses its items by a sampler of its own.
+    """
+    if not isinstance(loader.dataset, IterableDataset) and not isinstance(
+        loader.sampler, SequentialSampler | RandomSampler
+    ):
+        raise InputError(
+            f"a loader's data set is taken whole, but this one chooses items by a {type(loader.sampler).__name__}; "
+            "give torch.utils.data.Subset(dataset, indices)"
+        )
+    return loader.dataset
 
 
 def as_array(values: Any, what: str) -> Array:
-    """An array, tensor, image or number as a NumPy array.
+    """An array, tensor, sparse matrix, image or number as a NumPy array.
 
     Raises:
         InputError: the values are a masked array, whose mask has the opposite meaning.
@@ -118,7 +171,7 @@ def as_array(values: Any, what: str) -> Array:
     if isinstance(values, Tensor):
         values = values.detach().to_dense().cpu()
         return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
-    return np.asarray(values)
+    return np.asarray(values.toarray() if hasattr(values, "toarray") else values)
 
 
 def clean(part: Part, name: str, mask: Any = None) -> Part:
@@ -127,37 +180,36 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
     Args:
         part: the part as it was read.
         name: its name in messages.
-        mask: "nan" if NaN marks unobserved entries.
+        mask: "nan", the default, since NaN marks unobserved entries in any case; an array otherwise.
 
     Returns:
-        x in the smallest type that holds it, uint8 images channels first, 0 where it is not observed; y as int64
-        classes (N,) or float32 vectors (N, label_dim).
+        x in the smallest type that holds it, 0 where it is not observed.
 
     Raises:
-        InputError: x, the labels or the mask have a wrong type or shape, or values that are not finite.
+        InputError: x or the mask have a wrong type or shape, or values that are not finite.
     """
-    x, y, observed = part
+    x, observed = part.x, part.mask
     if x.dtype.kind not in "buif":
         raise InputError(f"{name}: x has dtype {x.dtype}, but real numbers, integers or truth values are expected")
     if x.ndim < 2:
         raise InputError(f"{name}: x has shape {x.shape}, but (N, ...) is expected; for one feature give x[:, None]")
     if x.size == 0:
         raise InputError(f"{name}: x is empty, of shape {x.shape}")
-    if isinstance(mask, str):
-        if mask != "nan":
-            raise InputError(f"mask was given {mask!r}; an array, or 'nan', is expected")
-        observed = ~np.isnan(x) & (True if observed is None else observed)
+    if isinstance(mask, str) and mask != "nan":
+        raise InputError(f"mask was given {mask!r}; an array, or 'nan', is expected")
     if observed is not None and (observed.dtype != bool or observed.shape != x.shape):
         raise InputError(
             f"{name}: the mask is {observed.dtype} of shape {observed.shape}, but bool of shape {x.shape} is needed"
         )
+    gaps = np.isnan(x) if x.dtype.kind == "f" else np.zeros(x.shape, bool)
+    if mask is not None or gaps.any():
+        observed = ~gaps if observed is None else observed & ~gaps
     if observed is not None:
         x = np.where(observed, x, np.zeros((), x.dtype))
     x = _smallest(x, name, observed)
-    if x.dtype == np.uint8 and part.x.dtype == np.uint8:
-        x, observed = _channels_first(x), None if observed is None else _channels_first(observed)
-    y = None if y is None else _labels(y, len(x), name)
-    return Part(*(None if field is None else np.ascontiguousarray(field) for field in (x, y, observed)))  # type: ignore[arg-type]
+    if part.y is not None and len(part.y) != len(x):
+        raise InputError(f"{name}: there are {len(part.y)} labels but {len(x)} datapoints")
+    return part._replace(x=np.ascontiguousarray(x), mask=None if observed is None else np.ascontiguousarray(observed))
 
 
 def _validate_float32(given: Array, rounded: Array, observed: Any, name: str) -> None:
@@ -188,9 +240,8 @@ def _smallest(x: Array, name: str, observed: Any = None) -> Array:
         bad = np.argwhere(~np.isfinite(x))
         if len(bad):
             raise InputError(
-                f"{name}: {len(bad)} of the observed values are NaN or infinite in float32, the first at index "
-                f"{tuple(bad[0].tolist())}; remove them, or give a mask that is False there (for NaN, mask: nan in an "
-                "experiment file, mask='nan' in Python)"
+                f"{name}: {len(bad)} of the observed values are infinite in float32, the first at index "
+                f"{tuple(bad[0].tolist())}; remove them, or put NaN in the place of what is missing"
             )
         _validate_float32(given, x, observed, name)
         return x
@@ -204,51 +255,53 @@ def _smallest(x: Array, name: str, observed: Any = None) -> Array:
     )
 
 
-def _channels_first(x: Array) -> Array:
-    if x.ndim == 3:
-        return x[:, None]
-    last = x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3)
-    return np.moveaxis(x, -1, 1) if last else x
-
-
-def _labels(y: Array, size: int, name: str) -> Array:
-    if y.dtype.kind not in "buif" or y.ndim not in (1, 2):
-        raise InputError(f"{name}: labels are {y.dtype} of shape {y.shape}; give (N,) integers or (N, label_dim)")
-    if len(y) != size:
-        raise InputError(f"{name}: there are {len(y)} labels but {size} datapoints")
-    if y.dtype.kind != "f" and y.size == size:
-        if y.min() < -1 or y.max() >= CLASSES:
-            raise InputError(
-                f"{name}: labels lie in [{y.min()}, {y.max()}], but classes are numbered 0, 1, 2, ..., and -1 is "
-                "unknown; give np.unique(labels, return_inverse=True)[1]"
-            )
-        return y.reshape(size).astype(np.int64)
-    given, y = y, y.astype(np.float32).reshape(size, -1)
-    if not np.isfinite(y).all():
-        raise InputError(f"{name}: {int((~np.isfinite(y)).sum())} label values are NaN or infinite; remove them")
-    if given.ndim == 1 and (y == y.round()).all():
-        raise InputError(
-            f"{name}: labels are {given.dtype} of shape {given.shape}, but all whole numbers; give integers if they "
-            "are classes, or shape (N, 1) if they are quantities"
-        )
-    return y
-
-
-def _read_numpy(path: Path, labels: str | None) -> Source:
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            # Members of an archive are read lazily, so a truncated one is only noticed here.
-            arrays = {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
-    except (ValueError, OSError, EOFError, BadZipFile, KeyError) as error:
-        # NumPy takes a file that is not an array for a pickle, and advises to load it.
-        reason = ValueError("it holds no array") if "trust" in str(error) else error
-        raise unreadable(path, reason, "a whole .npy or .npz file of numbers (no objects) is expected") from error
-    if not isinstance(arrays, dict):
-        return Source(path.name, Part(arrays))
+def _read_numpy(path: Path, roles: Mapping[str, str]) -> Source:
+    labels = roles.get("labels")
+    with _reading(path, "a whole .npy or .npz file of numbers (no objects) is expected"):
+        arrays = _archive(path) if zipfile.is_zipfile(path) else {"x": _array_file(path)}
     if len(arrays) == 1 and labels is None:
         return Source(path.name, Part(next(iter(arrays.values()))))
     return _split_archive(path, arrays, labels or "y")
+
+
+def _array_file(path: Path) -> Array:
+    with path.open("rb") as file:
+        _validate_size(file, path.stat().st_size)
+        file.seek(0)
+        return np.load(file, allow_pickle=False)
+
+
+def _archive(path: Path) -> dict[str, Array]:
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if name == member.filename:
+                raise ValueError(f"its member {name!r} is no array")
+            if member.file_size > DEFLATED * member.compress_size:
+                raise ValueError(f"its member {name!r} claims {member.file_size:,} bytes in {member.compress_size:,}")
+            with archive.open(member) as file:
+                _validate_size(file, member.file_size)
+            with archive.open(member) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays
+
+
+def _validate_size(file: IO[bytes], size: int) -> None:
+    """Refuses an array that is larger than its file, before memory is reserved for it.
+
+    Raises:
+        ValueError: it is.
+    """
+    version = np.lib.format.read_magic(file)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in header:
+        raise ValueError(f"version {version} of the format")
+    shape, _, dtype = header[version](file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"it holds {size:,} bytes, but says that it is an array of shape {shape}")
 
 
 def _split_archive(path: Path, arrays: Mapping[str, Array], labels: str) -> Source:
@@ -258,7 +311,7 @@ def _split_archive(path: Path, arrays: Mapping[str, Array], labels: str) -> Sour
     for part, ending in {"train": ""}.items() if "x" in arrays else _ENDINGS.items():
         keys = [f"x{ending}", f"{labels}{ending}", f"mask{ending}"]
         if keys[0] in arrays:
-            parts[part] = Part(*(arrays.get(key) for key in keys))  # type: ignore[arg-type]
+            parts[part] = Part(*(arrays.get(key) for key in keys))
             used += keys
     if "train" not in parts:
         raise InputError(f"{path}: expected an array x, or x_train, but it holds {', '.join(arrays) or 'none'}")
@@ -270,34 +323,33 @@ def _split_archive(path: Path, arrays: Mapping[str, Array], labels: str) -> Sour
     return Source(path.name, parts["train"], parts.get("validation"), parts.get("test"))
 
 
-def _read_table(path: Path, labels: str | None) -> Source:
-    import pandas as pd
+def _read_table(path: Path, roles: Mapping[str, str]) -> Source:
+    with _reading(path, "a table with a row of column names is expected"):
+        table = _TABLES[ending(path)](path)
+    frame = as_frame(table, str(path))
+    if ending(path) in (".csv", ".csv.gz"):
+        _validate_header(path, frame.columns)
+    return read_frame(frame, path.name, str(path), roles)
 
-    try:
-        frame = _read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path, engine="pyarrow")
-    except ImportError as error:
-        raise InputError(f"{path}: reading Parquet needs pyarrow; pip install 'pyrolatent[parquet]'") from error
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:
-        raise unreadable(path, error, "a table with a row of column names is expected") from error
-    frame.columns = frame.columns.map(str)
-    if path.suffix.lower() == ".csv":
-        _validate_header(path, list(frame.columns))
-    y = classes = None
-    if labels is not None:
-        if labels not in frame.columns:
-            raise InputError(f"{path}: there is no label column {labels!r}; {choices(labels, frame.columns)}")
-        y, classes = _codes(path, frame.pop(labels))
-    words = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name].dtype)]
-    if words:
-        raise InputError(
-            f"{path}: the columns {', '.join(map(repr, words))} are not numeric; remove them, turn them into numbers "
-            "or name one as labels"
-        )
-    # Boolean and numeric columns together would make an array of objects.
-    truths = frame.select_dtypes("bool").columns
-    if len(truths) < len(frame.columns):
-        frame = frame.astype(dict.fromkeys(truths, "uint8"))
-    return Source(path.name, Part(frame.to_numpy(), y), classes=classes)
+
+def read_frame(frame: Frame, name: str, where: str, roles: Mapping[str, str]) -> Source:
+    """Takes the columns that are no part of x out of a data frame.
+
+    Args:
+        frame: a table.
+        name: name of the source.
+        where: where it is, for messages.
+        roles: names of the columns of labels, ids and parts, as in `read_path`.
+
+    Raises:
+        InputError: there is no such column.
+    """
+    for role, column in roles.items():
+        if column not in frame.columns:
+            kind = role.replace("labels", "label")
+            raise InputError(f"{where}: there is no {kind} column {column!r}; {choices(column, frame.columns)}")
+    y, ids, split = (frame[roles[role]] if role in roles else None for role in ("labels", "id", "split"))
+    return Source(name, Part(frame.drop([*dict.fromkeys(roles.values())]), y, ids=ids, split=split))
 
 
 def _read_csv(path: Path) -> "pd.DataFrame":
@@ -306,7 +358,15 @@ def _read_csv(path: Path) -> "pd.DataFrame":
     with warnings.catch_warnings():
         # Without index_col=False a column that the header does not name becomes the index and is lost.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        return pd.read_csv(path, index_col=False)
+        return pd.read_csv(path, index_col=False, skipinitialspace=True)
+
+
+def _read_arrow(path: Path) -> "pd.DataFrame":
+    from pyarrow import feather, parquet
+
+    table = (parquet if ending(path) == ".parquet" else feather).read_table(path, memory_map=False)
+    table.validate(full=True)  # of words that are no text
+    return table.to_pandas()
 
 
 def _validate_header(path: Path, columns: list[str]) -> None:
@@ -314,74 +374,33 @@ def _validate_header(path: Path, columns: list[str]) -> None:
     if unnamed:
         raise InputError(f"{path}: column {unnamed[0]} has no name; if it numbers the rows, write the file without it")
     # A data frame without column names is written with the valid header 0, 1, 2, ...
-    if all(map(_is_number, columns)) and columns != [str(i) for i in range(len(columns))]:
+    if all(map(is_number, columns)) and columns != [str(i) for i in range(len(columns))]:
         raise InputError(f"{path}: the first row holds numbers ({columns[0]}, ...), but column names are expected")
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _codes(path: Path, column: "pd.Series[Any]") -> tuple[Array, tuple[str, ...] | None]:
-    """Labels as numbers; names become 0, 1, ... in sorted order."""
-    import pandas as pd
-
-    if absent := int(column.isna().sum()):
-        raise InputError(f"{path}: {absent} values of the label column {column.name!r} are missing; remove these rows")
-    if pd.api.types.is_numeric_dtype(column.dtype):
-        return column.to_numpy(), None
-    codes, names = pd.factorize(column, sort=True)
-    return codes, tuple(map(str, names))
-
-
-def _read_folder(path: Path, labels: str | None) -> Source:
+def _read_folder(path: Path, resize: tuple[int, int] | None) -> Source:
     files = image_files(path)
     if not files:
-        raise InputError(f"{path}: there are no images (png, jpg) in this folder")
+        raise InputError(f"{path}: there are no images ({', '.join(IMAGES)}) in this folder")
+    warn_of_others(path)
     names = [file.relative_to(path).parts[0] for file in files if file.parent != path]
-    if not names:
-        return Source(path.name, Part(stack_images(files)))
-    if len(names) < len(files):
+    if 0 < len(names) < len(files):
         stray = next(file for file in files if file.parent == path)
         raise InputError(f"{stray}: this image lies beside the sub-folders of the classes; move it into one of them")
-    classes, y = np.unique(names, return_inverse=True)
-    return Source(path.name, Part(stack_images(files), y), classes=tuple(map(str, classes)))
+    return Source(path.name, Part(stack_images(files, resize), np.array(names) if names else None))
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder, sorted by name."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
-
-
-def stack_images(files: list[Path], size: tuple[int, int] | None = None) -> Array:
-    """Reads images as (datapoints, height, width) if all are grey, else (datapoints, height, width, 3)."""
-    images = [_read_image(file, size) for file in files]
-    for file, image in zip(files, images, strict=True):
-        if image.size != images[0].size:
-            shapes = [f"{i.width} x {i.height}" for i in (images[0], image)]
-            raise InputError(f"images differ in size: {files[0]} is {shapes[0]}, {file} is {shapes[1]}; resize them")
-    mode = "L" if all(image.mode in ("1", "L") for image in images) else "RGB"
-    return np.stack([np.asarray(image.convert(mode)) for image in images])
-
-
-def _read_image(file: Path, size: tuple[int, int] | None) -> "Image.Image":
-    from PIL import Image
-
+@contextmanager
+def _reading(path: Path, expected: str) -> Iterator[None]:
+    """Turns whatever a damaged file does to a reader into one line that names the file."""
     try:
-        with Image.open(file) as opened:
-            opened.load()
-            image: Image.Image = opened.copy()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise unreadable(file, error, "a whole image is expected") from error
-    if image.mode.startswith(("I", "F")):
-        raise InputError(
-            f"{file}: more than 8 bits per pixel (mode {image.mode}) cannot be read; save the values as .npy"
-        )
-    return image.convert("L").resize(size, Image.Resampling.BILINEAR) if size else image
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # NumPy takes a file that is not an array for a pickle, and advises to load it.
+        reason = ValueError("it holds no array") if "magic" in str(error) else error
+        raise unreadable(path, reason, expected) from error
 
 
 def unreadable(path: Path, error: Exception, expected: str) -> InputError:
@@ -391,10 +410,14 @@ def unreadable(path: Path, error: Exception, expected: str) -> InputError:
 
 
 _ENDINGS = {part: f"_{part}" for part in ("train", "validation", "test")}
-_READERS: dict[str, Callable[[Path, str | None], Source]] = {
+_TABLES: dict[str, Callable[[Path], Any]] = {
+    ".csv": _read_csv,
+    ".csv.gz": _read_csv,
+    ".parquet": _read_arrow,
+    ".feather": _read_arrow,
+}
+_READERS: dict[str, Callable[[Path, Mapping[str, str]], Source]] = {
     ".npy": _read_numpy,
     ".npz": _read_numpy,
-    ".csv": _read_table,
-    ".parquet": _read_table,
-    "folder": _read_folder,
+    **dict.fromkeys(_TABLES, _read_table),
 }

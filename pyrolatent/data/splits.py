@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrolatent.data.tables import Column, TableShape
 from pyrolatent.errors import InputError, at_least_one
 
+PARTS = ("train", "validation", "test")
+SHOWN = 30
+"""Number of columns that are described one by one."""
+WORDS = 5
+"""Number of words of a column that are named."""
 CHUNK = 4096  # datapoints converted or drawn at a time, to avoid a float copy of a whole data set
 
 
@@ -47,6 +53,8 @@ class Split:
         noise: the noise that is drawn anew for each batch, if any.
         levels: number of levels of integer x, if known.
         dtype: floating type of batches; noise is drawn in float32, so that it does not depend on the type.
+        rows: numbers of the datapoints in their source, (datapoints,), int64, on the CPU; None numbers them 0, 1, ...
+        ids: their names, if they have some.
     """
 
     x: Tensor
@@ -56,9 +64,16 @@ class Split:
     noise: Literal["binarize", "dequantize"] | None = None
     levels: int | None = None
     dtype: torch.dtype = torch.float32
+    rows: Tensor | None = None
+    ids: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def row_numbers(self) -> Tensor:
+        """The numbers of the datapoints in their source, (datapoints,), int64."""
+        return torch.arange(len(self)) if self.rows is None else self.rows
 
     def batch(self, index: Tensor | slice) -> Batch:
         """Selects and converts datapoints; noise is drawn from torch's global generator of the device.
@@ -123,7 +138,7 @@ class Data:
         train: the split to fit models to.
         validation: the split to select models on; fixed by the data seed.
         test: the split to report results on; fixed by the data seed.
-        event_shape: shape of one datapoint.
+        event_shape: shape of one datapoint; a `TableShape` of the columns if x is a table.
         label_dim: number of classes, or width of label vectors; 0 without labels.
         binarize: "dynamic", "static", "threshold", "relaxed" (grey values, trained as a cross-entropy) or None.
         dequantize: "uniform" or None.
@@ -145,7 +160,67 @@ class Data:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{size:,} {split}" for split, size in self.record["sizes"].items())
-        return f"Data({self.name}: {sizes}; event_shape={self.event_shape}, label_dim={self.label_dim})"
+        gaps = f"; {_percent(self.missing)} missing" if self.missing else ""
+        return f"Data({self.name}: {sizes}; event_shape={self.event_shape}, label_dim={self.label_dim}{gaps})"
+
+    @property
+    def missing(self) -> float:
+        """The share of the entries of x that are missing, over all parts."""
+        gaps = sum(int((~split.mask).sum()) for split in self.splits if split.mask is not None)
+        return gaps / sum(split.x.numel() for split in self.splits)
+
+    @property
+    def splits(self) -> tuple[Split, Split, Split]:
+        """The training, validation and test data."""
+        return self.train, self.validation, self.test
+
+    def describe(self) -> str:
+        """The data in words: sizes, numbers of labels, and of each column of a table the kind, values and gaps."""
+        lines = [repr(self)]
+        if self.classes is not None:
+            y = torch.cat([split.y for split in self.splits if split.y is not None])
+            counts = torch.bincount(y + 1, minlength=1).tolist()
+            named = [f"{word} {count:,}" for word, count in zip(self.classes[:SHOWN], counts[1:], strict=False)]
+            named += [f"and {len(self.classes) - SHOWN} more classes"] * (len(self.classes) > SHOWN)
+            lines.append("labels: " + ", ".join(named + [f"unknown {counts[0]:,}"] * bool(counts[0])))
+        if self.record["layout"] == "channels_last":
+            lines.append("layout: channels last in the source, first in x")
+        repeated = {name: count for name, count in self.record["duplicates"].items() if count}
+        if repeated:
+            said = {"between": "rows of validation or test that are in train too"}
+            found = (f"{count:,} {said.get(name, f'repeated in {name}')}" for name, count in repeated.items())
+            lines.append("duplicates: " + ", ".join(found))
+        if self.columns:
+            shown = self.columns[:SHOWN]
+            rows = [("column", "kind", "values", "missing"), *(self._column(i) for i in range(len(shown)))]
+            widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+            lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+            lines += [f"and {len(self.columns) - SHOWN} more columns"] * (len(self.columns) > SHOWN)
+        return "\n".join(lines)
+
+    def _column(self, index: int) -> tuple[str, str, str, str]:
+        """The name, the kind, the values and the share of missing cells of a column, in words."""
+        assert self.columns is not None
+        column = self.columns[index]
+        cells = [(split.x[:, index], split.mask) for split in self.splits]
+        x = torch.cat([values if mask is None else values[mask[:, index]] for values, mask in cells])
+        if column.categories:
+            words = ", ".join(column.categories[:WORDS])
+            values = f"{words}, ... ({len(column.categories)})" if len(column.categories) > WORDS else words
+        else:
+            values = f"{x.min():g} to {x.max():g}" if len(x) else ""
+        return column.name, column.kind, values, _percent(1 - len(x) / sum(map(len, self.splits)))
+
+    @property
+    def columns(self) -> tuple[Column, ...] | None:
+        """The columns of x, with their kinds and words; None if x is not a table, (rows, columns)."""
+        return self.event_shape.columns if isinstance(self.event_shape, TableShape) else None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The words of the classes in the order of their codes; None if there are no labels or they are vectors."""
+        classes = self.record["classes"]
+        return None if classes is None else tuple(classes)
 
     @property
     def divisor(self) -> float:
@@ -195,7 +270,7 @@ class Data:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Data":
         """Copies the data to another device and, if given, to another floating type of batches."""
-        train, validation, test = (split.to(device, dtype) for split in (self.train, self.validation, self.test))
+        train, validation, test = (split.to(device, dtype) for split in self.splits)
         return dataclasses.replace(self, train=train, validation=validation, test=test)
 
     def validate_support(self, constraint: constraints.Constraint, density: str) -> None:
@@ -229,13 +304,24 @@ class Data:
             for x, mask in self._values():
                 if mask is not None and constraint.event_dim > 0:
                     continue  # events with unobserved entries cannot be decided
-                if not (constraint.check(x) | (False if mask is None else ~mask)).all():
-                    raise InputError(self._outside(constraint, boolean, density))
+                inside = constraint.check(x) | (False if mask is None else ~mask)
+                if not inside.all():
+                    raise InputError(self._outside(constraint, (~inside).any(0), density))
 
-    def _outside(self, constraint: constraints.Constraint, boolean: bool, density: str) -> str:
-        observed = [x if mask is None else x[mask] for x, mask in self._values()]
+    def _outside(self, constraint: Any, outside: Tensor, density: str) -> str:
+        """A message that some values lie outside of a set; `outside` has the entries (*event_shape) where they do."""
+        name, entries = self.name, torch.ones_like(outside)
+        if hasattr(constraint, "of_column"):  # each column has a set of its own
+            column = int(outside.nonzero()[0])
+            constraint, entries = (
+                constraint.of_column(column),
+                torch.arange(len(outside), device=outside.device) == column,
+            )
+            name += f", column {self.columns[column].name if self.columns else column},"
+        boolean = isinstance(constraint, type(constraints.boolean))
+        observed = [x[entries.expand_as(x) if mask is None else mask & entries] for x, mask in self._values()]
         low, high = min(x.min().item() for x in observed if len(x)), max(x.max().item() for x in observed if len(x))
-        values = f"{self.name} holds values in [{low:.4g}, {high:.4g}]"
+        values = f"{name} holds values in [{low:.4g}, {high:.4g}]"
         defined = f"{density} is defined on {_SETS.get(str(constraint), str(constraint))}"
         if boolean and low >= 0 and high <= 1:
             return (
@@ -251,11 +337,16 @@ class Data:
 
     def _values(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The modelled values; a single batch represents a split with noise."""
-        for split in (self.train, self.validation, self.test):
+        for split in self.splits:
             for x, _, mask in split.batches(CHUNK):
                 yield x, mask
                 if split.noise is not None:
                     break
+
+
+def _percent(share: float) -> str:
+    """A share in words; a small one is not none."""
+    return "0 %" if not share else f"{100 * share:.1f} %" if share >= 1e-3 else "< 0.1 %"
 
 
 def divisor(record: Mapping[str, Any]) -> float:
@@ -290,6 +381,7 @@ _SETS = {
     "Boolean()": "{0, 1}",
     "Interval(lower_bound=0.0, upper_bound=1.0)": "[0, 1]",
     "GreaterThan(lower_bound=0.0)": "(0, inf)",
+    "GreaterThan(lower_bound=-1.0)": "(-1, inf)",
     "GreaterThanEq(lower_bound=0.0)": "[0, inf)",
     "IntegerGreaterThan(lower_bound=0)": "{0, 1, 2, ...}",
 }

@@ -11,6 +11,7 @@ import yaml
 
 from pyrolatent.data.load import load_data
 from pyrolatent.data.named_sets import NAMED
+from pyrolatent.data.parts import HELD
 from pyrolatent.data.splits import Data
 from pyrolatent.declaration import (
     Component,
@@ -114,12 +115,19 @@ class Experiment:
     def load_data(self, data_dir: Path | None = None) -> Data:
         """Loads the declared data."""
         source = self.data
-        if isinstance(source, str | Mapping):
-            name, *options = (source,) if isinstance(source, str) else next(iter(source.items()))
-            beside = self.directory / str(name) if self.directory is not None else None
-            if beside is not None and name not in NAMED and beside.exists():
-                source = {str(beside): options[0]} if options else str(beside)
+        if isinstance(source, Mapping) and len(source) == 1:
+            ((name, options),) = source.items()
+            held = {part: self._beside(options[part]) for part in HELD if part in options} if options else {}
+            source = {self._beside(name): {**options, **held} if options else options}
+        elif isinstance(source, str):
+            source = self._beside(source)
         return load_data(source, data_dir=data_dir) if data_dir else load_data(source)
+
+    def _beside(self, source: Any) -> Any:
+        """The path of a file or folder beside the experiment, if there is one; what was given otherwise."""
+        if self.directory is None or not isinstance(source, str) or source in NAMED:
+            return source
+        return str(beside) if (beside := self.directory / source).exists() else source
 
     def build(self, data: Data) -> LatentVariableModel:
         """Builds the model for these data; the seed determines its initial weights."""
@@ -133,10 +141,11 @@ class Experiment:
         data: Data,
         on_epoch: Callable[[Fit], Any] | None = None,
         progress: bool = True,
+        on_start: Callable[[Fit], Any] | None = None,
     ) -> Fit:
         """Trains a model as declared."""
         with self.importing():
-            return fit(model, data, on_epoch, progress, **self.settings)
+            return fit(model, data, on_epoch, progress, on_start, **self.settings)
 
     def importing(self) -> AbstractContextManager[None]:
         """A context in which import paths are first looked up beside the experiment."""

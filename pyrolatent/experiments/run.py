@@ -2,10 +2,11 @@
 
 experiment.yaml       the full declaration; `pyrolatent train experiment.yaml` trains it again
 weights.safetensors   the model's state after the last finished epoch, or the best one after early stopping
+rows.csv              which rows of the data were in which part, with their ids if they have some
 metrics.jsonl         one row per epoch: epoch, train_loss, validation_elbo, learning_rate, seconds
 record.json           versions, the data's record with its hash, the hashes of user-defined components, whether training
                       has finished
-evaluation.json       held-out scores; evaluation.safetensors has those of each datapoint
+evaluation.json       held-out scores; evaluation.safetensors has those of each datapoint, and its row
 checks.json           verdicts of checks; annealed.json has the evidence by annealing
 draws.nc              draws, predictions and data for ArviZ
 figures/              figures
@@ -13,7 +14,9 @@ samples.npy           draws; sample_means.npy has their means
 my_module.py          copies of the files of user-defined components
 """
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -35,10 +38,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pyrolatent.data.load import load_data
-from pyrolatent.data.splits import Data, divisor, measure_of
+from pyrolatent.data.files import ending
+from pyrolatent.data.load import load_data, load_rows, load_table
+from pyrolatent.data.splits import PARTS, Data, Split, divisor, measure_of
+from pyrolatent.data.tables import TABLES, TableShape, decode, event_shape_of, fill, is_number, write_table
 from pyrolatent.declaration import Modules, build, choices, import_paths, importing
-from pyrolatent.errors import InputError, TrustError
+from pyrolatent.errors import InputError, TrustError, validate_seed
 from pyrolatent.experiments.experiment import Experiment, declare, read_yaml, write_yaml
 from pyrolatent.experiments.user_components import FilesIn, source_name
 from pyrolatent.inference import distributed
@@ -52,6 +57,7 @@ from pyrolatent.inference.training.loop import Fit, Row
 from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, count_parameters
+from pyrolatent.tasks import impute
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,6 +67,8 @@ if TYPE_CHECKING:
 STALE = ("weights.safetensors", "metrics.jsonl", "evaluation.json", "evaluation.safetensors", "samples.npy",
          "sample_means.npy", "checks.json", "annealed.json", "draws.nc")  # fmt: skip
 """Results about a model that was in the directory before."""
+ROWS_AT_ONCE = 1000
+"""Number of rows that are imputed at a time."""
 
 
 class Run:
@@ -132,7 +140,8 @@ class Run:
                     "declaration; use Run.load(path, model=...)"
                 )
             with self.importing(), torch.random.fork_rng(devices=[]):
-                event_shape, label_dim = tuple(self._recorded("event_shape")), self._recorded("label_dim")
+                event_shape = event_shape_of(self._recorded("event_shape"), self._recorded("columns", default=None))
+                label_dim = self._recorded("label_dim")
                 model = build("model", self.declaration["model"], event_shape=event_shape, label_dim=label_dim)
         weights = self._weights()
         try:
@@ -196,9 +205,22 @@ class Run:
         declared = self.declaration.get("data")
         if declared is None:
             raise InputError(f"{self.path} was trained on data in memory; give the same data to the Python functions")
-        data = load_data(declared, data_dir=data_dir) if data_dir else load_data(declared)
+        options: dict[str, Any] = {"data_dir": data_dir} if data_dir else {}
+        # Older runs have no strata, classes that do not occur, and channels last of images that are not bytes.
+        if "columns" not in self.record.get("data", {}):
+            options["stratified"] = False
+            first = load_data(declared, **options)
+            if first.label_dim < self._recorded("label_dim"):
+                options["classes"] = self._recorded("label_dim")
+            if [*first.event_shape] != self._recorded("event_shape"):
+                options["layout"] = "channels_first"
+        data = load_data(declared, **options)
         self._validate_record(data, "have changed since training", "restore them, or train again")
         return data
+
+    def load_rows(self, source: Any, **options: Any) -> Split:
+        """Loads data to apply the model to, as `pyrolatent.load_rows` does."""
+        return load_rows(source, self.record["data"], **options)
 
     def _validate_record(self, data: Data, what: str, instead: str) -> None:
         """Refuses data whose validation and test parts differ from those of training."""
@@ -224,12 +246,11 @@ class Run:
         model, names = self.model, self._recorded("classes", default=None) or []
         if not model.label_dim:
             raise InputError(f"label was {text!r}, but {type(model).__name__} takes no labels; leave it out")
-        if text in names and not model.vector_labels:
-            return names.index(text)
         try:
             if model.vector_labels:
                 return [float(number) for number in text.split(",")]
-            return int(text)
+            numbers = bool(names) and all(map(is_number, names))  # which are not confused with codes
+            return names.index(text) if text in names or numbers else int(text)
         except ValueError:
             if model.vector_labels:
                 takes = f"{model.label_dim} numbers joined by commas"
@@ -322,6 +343,99 @@ class Run:
         with self._at("cpu", data) as (model, data):
             return self.write_figures(plot(model, data, self.history))
 
+    def impute(
+        self,
+        source: Any,
+        output: str | Path,
+        *,
+        draws: int = 1,
+        mean: bool = False,
+        particles: int = 100,
+        seed: int = 0,
+    ) -> Path:
+        """Draws what is missing in a file, and writes it with all other cells and columns as they were.
+
+        Args:
+            source: data like those of training, as `load_rows` takes them.
+            output: a table (.csv, .csv.gz, .parquet, .feather), with the words of the source, or an array (.npy).
+            draws: number of draws of each missing cell; the copies of a table are numbered in a column `draw`, and an
+                array is (draws, datapoints, ...), (datapoints, ...) of one draw.
+            mean: whether to write one value for the draws: their mean, or their most frequent word.
+            particles: number of latents that each draw is resampled from.
+            seed: seed of the draws.
+
+        Raises:
+            InputError: the data do not fit the model, or cannot be written in this format.
+        """
+        path = Path(output)
+        suffix = _ending(path)
+        validate_seed(seed)
+        rows, frame = load_table(source, self.record["data"])
+        x, y, mask = rows.batch(slice(None))
+        if mask is None:
+            raise InputError(f"{source}: nothing is missing; leave cells empty, or put NaN in an array, to impute them")
+        found = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for part in torch.arange(len(x)).split(ROWS_AT_ONCE):
+                labels = None if y is None or not self.model.label_dim else y[part]
+                found.append(impute(self.model, x[part], mask[part], labels, draws=draws, particles=particles))
+        drawn = torch.cat(found, 1)
+        shape = event_shape_of(self._recorded("event_shape"), self._recorded("columns", default=None))
+        columns = shape.columns if isinstance(shape, TableShape) else ()
+        if mean:
+            words = torch.tensor([bool(column.categories) for column in columns])
+            typical = drawn.mean(0)
+            drawn = (torch.where(words, drawn.mode(0).values, typical) if columns else typical)[None]
+        if suffix == ".npy":
+            return self._write_npy(path, drawn if len(drawn) > 1 else drawn[0])
+        if not columns:
+            raise InputError(
+                f"{path} is a table, but {source} holds arrays of shape {tuple(x.shape[1:])}; write a .npy"
+            )
+        copies = [
+            decode(values.numpy(), columns) if frame is None else fill(frame, columns, values.numpy(), mask.numpy())
+            for values in drawn
+        ]
+        cells = {name: [cell for copy in copies for cell in copy[name]] for name in copies[0]}
+        if len(copies) > 1:
+            cells = {"draw": [number for number in range(len(copies)) for _ in range(len(x))], **cells}
+        with _replacing(path) as file:
+            write_table(file, suffix, cells)
+        self.written.append(path)
+        return path
+
+    def write_samples(self, output: str | Path, x: Tensor, y: Tensor | None = None) -> Path:
+        """Writes draws to a file: a table with the columns and words of the data, or an array (.npy).
+
+        Args:
+            output: the file.
+            x: draws (size, *event_shape).
+            y: the labels that they were drawn at, which become a column of the table.
+        """
+        path = Path(output)
+        suffix = _ending(path)
+        if suffix == ".npy":
+            return self._write_npy(path, x)
+        shape = event_shape_of(self._recorded("event_shape"), self._recorded("columns", default=None))
+        if not isinstance(shape, TableShape):
+            raise InputError(f"{path} is a table, but draws are arrays of shape {tuple(x.shape[1:])}; write a .npy")
+        cells = decode(x.cpu().numpy(), shape.columns)
+        classes = self._recorded("classes", default=None)
+        if y is not None and classes and y.dim() == 1:
+            name = (self._recorded("roles", default=None) or {}).get("labels", "label")
+            cells[name] = [classes[code] for code in y.tolist()]
+        with _replacing(path) as file:
+            write_table(file, suffix, cells)
+        self.written.append(path)
+        return path
+
+    def _write_npy(self, path: Path, values: Tensor) -> Path:
+        with _replacing(path) as file:
+            np.save(file, values.cpu().numpy(), allow_pickle=False)
+        self.written.append(path)
+        return path
+
     def write_evaluation(self, evaluation: HeldOutScores) -> Path:
         """Writes held-out scores to evaluation.json and those of each datapoint to evaluation.safetensors."""
         self.written.append(_write(self.path / "evaluation.safetensors", safetensors.torch.save(evaluation.each)))
@@ -352,11 +466,7 @@ class Run:
 
     def write_array(self, name: str, values: Tensor) -> Path:
         """Writes an array as NAME.npy."""
-        path = self.path / f"{name}.npy"
-        with _replacing(path) as file:
-            np.save(file, values.cpu().numpy(), allow_pickle=False)
-        self.written.append(path)
-        return path
+        return self._write_npy(self.path / f"{name}.npy", values)
 
     @contextmanager
     def _at(self, device: str | None, data: Data | None) -> Iterator[tuple[Any, Data]]:
@@ -427,6 +537,7 @@ def train(
     tensorboard: bool = False,
     progress: bool = True,
     on_epoch: Callable[[Fit], Any] | None = None,
+    on_start: Callable[[Fit], Any] | None = None,
 ) -> Run:
     """Trains an experiment and saves it to a directory after every epoch.
 
@@ -440,6 +551,7 @@ def train(
         tensorboard: whether to also write the metrics for TensorBoard.
         progress: whether to show a progress bar.
         on_epoch: called after each epoch.
+        on_start: called before the first epoch, when model and data have been validated.
     """
     output = Path(output)
     data = experiment.load_data(data_dir)
@@ -466,7 +578,7 @@ def train(
             on_epoch(fit)
 
     try:
-        fit = experiment.fit(model, data, save if writes else None, progress and writes)
+        fit = experiment.fit(model, data, save if writes else None, progress and writes, on_start)
     except BaseException:
         with suppress(OSError):  # keeps a directory that is not empty
             output.rmdir()
@@ -479,6 +591,14 @@ def train(
         _write_record(output, fit, sources, finished=True)
     distributed.wait()
     return Run.load(output, model=fit.model)
+
+
+def _ending(path: Path) -> str:
+    """The ending of a file of draws, by which its format is known."""
+    found = ending(path)
+    if found not in (*TABLES, ".npy"):
+        raise InputError(f"{path}: cannot write a file that ends in {found!r}; {choices(found, (*TABLES, '.npy'))}")
+    return found
 
 
 def scores(evaluation: HeldOutScores) -> dict[str, Any]:
@@ -562,9 +682,23 @@ def _begin(path: Path, fit: Fit, declaration: Mapping[str, Any], sources: Mappin
     for stale in ("figures", "tensorboard"):
         shutil.rmtree(path / stale, ignore_errors=True)
     _write(path / "experiment.yaml", write_yaml(declaration).encode())
+    _write(path / "rows.csv", _rows(fit.data).encode())
     for name, source in sources.items():
         _write(path / name, source)
     _write_record(path, fit, sources, finished=False)
+
+
+def _rows(data: Data) -> str:
+    """Part, number and possibly id of each datapoint, as the text of a .csv file."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    named = any(split.ids is not None for split in data.splits)
+    writer.writerow(["part", "row"] + ["id"] * named)
+    for part in PARTS:
+        split = data.split(part)
+        columns = [[part] * len(split), split.row_numbers.tolist(), split.ids or [""] * len(split)]
+        writer.writerows(zip(*columns[: 2 + named], strict=True))
+    return file.getvalue()
 
 
 def _write_state(path: Path, fit: Fit) -> None:

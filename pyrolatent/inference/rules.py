@@ -18,6 +18,7 @@ from pyrolatent.inference.objectives.base import needs_of
 from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
 from pyrolatent.models.arrays import as_labels, device_and_dtype, validate_divisor
 from pyrolatent.models.components.distributions import innermost
+from pyrolatent.models.components.family import domain
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.latent import LatentVariableModel, only_records
 from pyrolatent.models.model import Capability, Model
@@ -179,18 +180,6 @@ def split_for(model: LatentVariableModel, data: Data, split: str) -> Split:
     return part
 
 
-def domain(support: Any) -> str:
-    """The set that a constraint describes, in words and up to a boundary of measure zero."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if isinstance(support, type(constraints.positive) | type(constraints.nonnegative)) and support.lower_bound == 0:
-        return "positive numbers"
-    names = {"Real()": "real numbers", "Boolean()": "{0, 1}", "OneHot()": "one-hot vectors", "Simplex()": "the simplex"}
-    if str(support) in ("RealVector()", "Interval(lower_bound=0.0, upper_bound=1.0)"):
-        return "real numbers" if "Real" in str(support) else "numbers in [0, 1]"
-    return names.get(str(support), str(support))
-
-
 def _lacking(case: Case) -> str | None:
     missing = case.objective.needs - {Capability.PATHWISE_DRAWS} - case.model.offers
     return case.lacks(next((need for need in Capability if need in missing), None))
@@ -249,12 +238,11 @@ def _label_vectors(case: Case) -> str | None:
 
 
 def _unknown_labels(case: Case) -> str | None:
-    y = case.data.train.y
     model = case.model
-    if model.label_dim and not model.takes_unknown_labels and y is not None and not y.is_floating_point():
-        unknown = int((y < 0).sum())
-        if unknown:
-            return f"{type(model).__name__} is given every label, but {unknown:,} training labels are unknown"
+    if model.label_dim and not model.takes_unknown_labels:
+        labels = [split.y for split in case.data.splits if split.y is not None and not split.y.is_floating_point()]
+        if unknown := sum(int((y < 0).sum()) for y in labels):
+            return f"{type(model).__name__} is given every label, but {unknown:,} labels are unknown"
     return None
 
 
@@ -282,6 +270,21 @@ def _support(case: Case) -> str | None:
         f"the {case.model.likelihood_name} likelihood",
     )
     return None
+
+
+def _words(case: Case) -> str | None:
+    words = [column.name for column in case.data.columns or () if len(column.categories) > 2]
+    if not words or not isinstance(getattr(case.model, "likelihood", None), nn.Module):
+        return None
+    support = case.model.observation(case.weights.model_trace)["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support.is_discrete or hasattr(support, "of_column"):
+        return None
+    return (
+        f"{case.data.name} holds words ({', '.join(words[:5])}), which the {case.model.likelihood_name} likelihood "
+        "takes for numbers"
+    )
 
 
 def _latent_supports(case: Case) -> str | None:
@@ -379,6 +382,12 @@ RULES = (
         "relaxed` goes with bernoulli alone, as a cross-entropy",
         "declare another likelihood, or how the data are binarized or dequantized",
         _support,
+        of=Capability.POSTERIOR,
+    ),
+    Rule(
+        "columns of words under a likelihood of real numbers",
+        "declare likelihood: {columns: auto}",
+        _words,
         of=Capability.POSTERIOR,
     ),
     Rule(

@@ -1,8 +1,8 @@
 """Models, and the families, priors, conditionals and networks that they are made of."""
 
 from pyrolatent.models.autoencoder import PCA, Autoencoder
+from pyrolatent.models.components import columns, flows, priors
 from pyrolatent.models.components import families as named
-from pyrolatent.models.components import flows, priors
 from pyrolatent.models.components.conditional import Conditional
 from pyrolatent.models.components.family import Family
 from pyrolatent.models.components.networks import MLP
@@ -37,6 +37,7 @@ __all__ = [
     "RestrictedBoltzmannMachine",
     "SemiSupervisedVAE",
     "UnnormalisedDensity",
+    "columns",
     "flows",
     "from_pyro",
     "named",

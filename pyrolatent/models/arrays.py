@@ -14,9 +14,12 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
 
     Args:
         model: the model, whose event shape, labels, type and device apply.
-        x: data (batch, *event_shape), numbers of any type in a tensor, an array or nested lists.
+        x: data (batch, *event_shape), numbers of any type in a tensor, an array or nested lists; NaN is missing.
         y: labels, as in `as_labels`; -1 is an unknown class where the model infers the label.
-        mask: True, or 1, where x is observed, (batch, *event_shape).
+        mask: True, or 1, where x is observed unless it is NaN, (batch, *event_shape).
+
+    Returns:
+        x, 0 where it is NaN, the labels and the mask; None for a mask if x is complete and none was given.
 
     Raises:
         InputError: the shapes do not fit, there are no datapoints, values are not numbers, observed values are not
@@ -46,10 +49,13 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
                 f"{tuple(x.shape)}; True is observed"
             )
         mask = given.bool()
+    gaps = torch.isnan(x)
+    if gaps.any():
+        x, mask = x.masked_fill(gaps, 0), ~gaps if mask is None else mask & ~gaps
     observed = x if mask is None else x[mask]
-    missing = int((~torch.isfinite(observed)).sum())
-    if missing:
-        raise InputError(f"{missing} observed values of x are NaN or infinite; give a mask that is False there")
+    infinite = int(torch.isinf(observed).sum())
+    if infinite:
+        raise InputError(f"{infinite} observed values of x are infinite; put NaN in the place of what is missing")
     validate_divisor(model, observed)
     return x, None if y is None else as_labels(model, y, len(x), known=model.conditional), mask
 
@@ -96,9 +102,9 @@ def as_labels(model: Any, y: Any, size: int, *, known: bool = True) -> Tensor:
         least, most = (int(labels.min()), int(labels.max())) if size else (0, 0)
         if least >= (0 if known else -1) and most < label_dim:
             return labels.to(device_and_dtype(model)[0], torch.int64)
-        raise InputError(
-            f"labels from {least} to {most} were given; they are 0 to {label_dim - 1}{'' if known else ', or -1'}"
-        )
+        instead = f"; -1 is unknown, which {name} does not take: declare semi_supervised_vae" * (known and least == -1)
+        takes = f"0 to {label_dim - 1}{'' if known else ', or -1'}"
+        raise InputError(f"labels from {least} to {most} were given; they are {takes}{instead}")
     classes = f"whole numbers from 0 to {label_dim - 1} of shape ({size},)"
     of_vectors = f"finite vectors of shape ({size}, {label_dim})"
     takes = of_vectors if model.vector_labels else f"{classes}, or {of_vectors}" if model.conditional else classes
@@ -125,6 +131,8 @@ def as_tensor(values: Any, name: str) -> Tensor:
     """
     if isinstance(values, np.ma.MaskedArray):
         raise InputError(f"{name} is a masked array; give {name}.filled(0), and mask=~x.mask, True where x is observed")
+    if hasattr(values, "toarray"):  # a sparse matrix
+        values = values.toarray()
     if isinstance(values, Tensor) and not values.is_nested:
         values = values if values.layout is torch.strided else values.to_dense()
         if values.dtype in (torch.uint16, torch.uint32, torch.uint64):

@@ -16,6 +16,7 @@ from pyrolatent.declaration import Kind, PositiveInt, build, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.components.conditional import apply_network, conditional, filled, given_gaps, masked
 from pyrolatent.models.components.family import Family
+from pyrolatent.models.components.scaling import Scaling, scaled
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import MaskInput, Model
 
@@ -33,6 +34,7 @@ class LayeredModel(LatentVariableModel):
         layers: p(z_l | z_(l+1)) for l = 1 ... L - 1.
         likelihood: p(x | z_1).
         posteriors: q(z_1 | x), q(z_2 | z_1), ..., q(z_L | z_(L-1)).
+        scaling: how x is scaled for the first of them; None if it is not.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class LayeredModel(LatentVariableModel):
         layers: list[nn.Module],
         likelihood: nn.Module,
         posteriors: list[nn.Module],
+        scaling: Scaling | None = None,
     ) -> None:
-        super().__init__(event_shape, prior, likelihood, nn.ModuleList(posteriors))
+        super().__init__(event_shape, prior, likelihood, nn.ModuleList(posteriors), scaling)
         self.layers = nn.ModuleList(layers)
 
     @property
@@ -76,7 +79,7 @@ class LayeredModel(LatentVariableModel):
         with pyro.plate("data", x.shape[0], dim=-1):
             value = x
             for level, posterior in enumerate(self.upwards, 1):
-                given = given_gaps(posterior, value, None, mask if level == 1 else None)
+                given = given_gaps(posterior, self.scaling, x, None, mask) if level == 1 else posterior(value)
                 value = pyro.sample(f"z{level}", self.site(given), infer=self.site_options(level, x))
 
     def site(self, posterior: TorchDistributionMixin) -> TorchDistributionMixin:
@@ -92,6 +95,7 @@ class LayeredModel(LatentVariableModel):
         lines = [f"p(z{top}) = {self.prior}"]
         lines += [f"p(z{level} | z{level + 1}) = {self.layers[level - 1]}" for level in range(top - 1, 0, -1)]
         lines += [f"p(x | z1) = {self.likelihood}", *self._posterior_lines()]
+        lines += self.scaling.lines
         return "\n  ".join([Model.__str__(self), *lines])
 
     def _posterior_lines(self) -> list[str]:
@@ -117,6 +121,7 @@ class HierarchicalVAE(LayeredModel):
         encoder: the network from x upwards.
         decoder: the network from z_1 to the likelihood's parameters.
         between: the networks between latent layers, in both directions.
+        scaling: how x is scaled for the networks; densities and draws are in the units of the data.
         width: width of h_l in the top-down posterior.
         mask_input: whether the encoder receives the mask; "auto" if it is trained with one.
     """
@@ -132,6 +137,7 @@ class HierarchicalVAE(LayeredModel):
         encoder: Annotated[Any, Kind("network")] = "mlp",
         decoder: Annotated[Any, Kind("network")] = "mlp",
         between: Annotated[Any, Kind("network")] = "mlp",
+        scaling: Annotated[Any, Kind("scaling")] = "auto",
         width: PositiveInt = 200,
         mask_input: MaskInput = "auto",
     ) -> None:
@@ -141,14 +147,16 @@ class HierarchicalVAE(LayeredModel):
         ]
         top = build("prior", prior, latent_dim=latent_dims[-1], event_shape=tuple(event_shape))
         p_x = conditional("likelihood", likelihood, decoder, shapes[0], event_shape)
+        units = scaled(scaling, p_x, event_shape)
+        seen = tuple(units.output_shape)
         self.inference = inference
         if inference == "bottom_up":
-            up = [conditional("posterior", "normal", encoder, event_shape, shapes[0])]
+            up = [conditional("posterior", "normal", encoder, seen, shapes[0])]
             up += [conditional("posterior", "normal", between, *pair) for pair in itertools.pairwise(shapes)]
         else:
             up = [
                 _Proposal(
-                    build("network", encoder, input_shape=tuple(event_shape), output_shape=(width,)),
+                    build("network", encoder, input_shape=seen, output_shape=(width,)),
                     width,
                     latent_dims[0],
                 )
@@ -156,17 +164,17 @@ class HierarchicalVAE(LayeredModel):
             for dim in latent_dims[1:]:
                 network = build("network", between, input_shape=(width,), output_shape=(width,))
                 up.append(_Proposal(network, width, dim))
-        super().__init__(event_shape, top, down, p_x, up)
+        super().__init__(event_shape, top, down, p_x, up, units)
         self.mask_input = mask_input
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """The guide, in the declared direction."""
         if self.inference == "bottom_up":
             return super().infer(x, y, mask)
-        hidden = filled(x, mask)
+        hidden, seen = self.scaling(x, mask), None if mask is None else self.scaling.seen(mask)
         proposals: list[Any] = []
         for proposal in self.upwards:
-            hidden, normal = proposal(hidden, None if proposals else mask)
+            hidden, normal = proposal(hidden, None if proposals else seen)
             proposals.append(normal)
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample(f"z{self.depth}", proposals[-1].to_event(1))
@@ -244,6 +252,7 @@ class DiscreteVAE(LayeredModel):
         encoder: the network from x to q(z_1 | x).
         decoder: the network from z_1 to the likelihood's parameters.
         between: the networks between latent layers, in both directions.
+        scaling: how x is scaled for the networks; densities and draws are in the units of the data.
         mask_input: whether the encoder receives the mask; "auto" if it is trained with one.
     """
 
@@ -258,6 +267,7 @@ class DiscreteVAE(LayeredModel):
         encoder: Annotated[Any, Kind("network")] = "mlp",
         decoder: Annotated[Any, Kind("network")] = "mlp",
         between: Annotated[Any, Kind("network")] = {"mlp": {"hidden": ()}},  # noqa: B006 (only read)
+        scaling: Annotated[Any, Kind("scaling")] = "auto",
         mask_input: MaskInput = "auto",
     ) -> None:
         self.estimator = estimator
@@ -273,15 +283,19 @@ class DiscreteVAE(LayeredModel):
         def layer(network: Any, input_shape: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:
             return conditional("posterior", family, network, input_shape, shape)
 
-        up = [layer(encoder, tuple(event_shape), shapes[0])]
+        of_x = build("likelihood", likelihood, event_shape=event_shape, label_dim=0)
+        units = scaled(scaling, of_x, event_shape)
+        seen = tuple(units.output_shape)
+        up = [layer(encoder, seen, shapes[0])]
         up += [layer(between, *pair) for pair in itertools.pairwise(shapes)]
         down = [layer(between, *pair) for pair in zip(shapes[1:], shapes[:-1], strict=True)]
-        p_x = conditional("likelihood", likelihood, decoder, shapes[0], event_shape)
-        super().__init__(event_shape, _Uniform(build("posterior", family, event_shape=shapes[-1])), down, p_x, up)
+        p_x = conditional("likelihood", of_x, decoder, shapes[0], event_shape)
+        uniform = _Uniform(build("posterior", family, event_shape=shapes[-1]))
+        super().__init__(event_shape, uniform, down, p_x, up, units)
         self.mask_input = mask_input
         if estimator == "score":
             self.baselines = nn.ModuleList(
-                build("network", encoder, input_shape=tuple(event_shape), output_shape=(1,)) for _ in latent_dims
+                build("network", encoder, input_shape=seen, output_shape=(1,)) for _ in latent_dims
             )
 
     def site(self, posterior: TorchDistributionMixin) -> TorchDistributionMixin:
@@ -293,7 +307,7 @@ class DiscreteVAE(LayeredModel):
         if self.estimator == "enumerate":
             return {"enumerate": "parallel"}
         baseline = self.baselines[level - 1]
-        return {"baseline": {"nn_baseline": lambda x: baseline(x).squeeze(), "nn_baseline_input": x}}
+        return {"baseline": {"nn_baseline": lambda x: baseline(x).squeeze(), "nn_baseline_input": self.scaling(x)}}
 
 
 class _Uniform(nn.Module):

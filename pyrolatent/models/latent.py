@@ -22,6 +22,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
 from pyrolatent.models.components.conditional import filled, given_gaps, masked, one_hot
 from pyrolatent.models.components.distributions import innermost
+from pyrolatent.models.components.scaling import Rows, Scaling, Unscaled
 from pyrolatent.models.isolation import evaluating_alone, held_parameters_expected
 from pyrolatent.models.model import Capability, Model, count_parameters
 
@@ -57,6 +58,7 @@ class LatentVariableModel(Model):
         prior: forward(y=None) returns the distribution of z, of batch shape () or (batch,).
         likelihood: forward(z, y=None) returns the distribution of x.
         posterior: forward(x, y=None) returns the distribution of z.
+        scaling: how x is scaled for the posterior, which then receives s; None if it is not.
     """
 
     always_offers = frozenset({Capability.DENSITY, Capability.LATENTS, Capability.POSTERIOR})
@@ -71,9 +73,15 @@ class LatentVariableModel(Model):
     """The plate over datapoints; None: the one that all sites share."""
 
     def __init__(
-        self, event_shape: tuple[int, ...], prior: nn.Module, likelihood: nn.Module, posterior: nn.Module
+        self,
+        event_shape: tuple[int, ...],
+        prior: nn.Module,
+        likelihood: nn.Module,
+        posterior: nn.Module,
+        scaling: Scaling | None = None,
     ) -> None:
         super().__init__(event_shape)
+        self.scaling = Unscaled(event_shape) if scaling is None else scaling
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
@@ -120,6 +128,19 @@ class LatentVariableModel(Model):
         network = getattr(self.posterior, "network", None)
         return [] if network is None else [network]
 
+    def fit_scaling(self, rows: Rows) -> None:
+        """Fits the scaling of x."""
+        if not self.trained:
+            self.scaling.fit(rows)
+
+    def prepare(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Prepares the model for training, as in `Model.prepare`, and fits the scaling of x if it is not."""
+        if self.trained:
+            self.scaling.warn_if_far(x, mask)
+        elif not self.scaling.fitted:
+            self.scaling.fit([(x, None, mask)])
+        super().prepare(x, mask)
+
     @property
     def sees_gaps(self) -> bool:
         """Whether q(z | x) accounts for missing entries of x: it is exact, or its encoders receive the mask."""
@@ -150,7 +171,7 @@ class LatentVariableModel(Model):
         Arguments as in `generate`.
         """
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", _of_datapoints("posterior", given_gaps(self.posterior, x, y, mask), x))
+            pyro.sample("z", _of_datapoints("posterior", given_gaps(self.posterior, self.scaling, x, y, mask), x))
 
     @property
     def model(self) -> "PyroProgram":
@@ -276,6 +297,7 @@ class LatentVariableModel(Model):
         y = ", y" if self.conditional else ""
         parts = {"p(z)": self.prior, f"p(x | z{y})": self.likelihood, f"q(z | x{y})": self.posterior}
         lines = [f"{name:<{9 + len(y)}}= {part}; {count_parameters(part):,}" for name, part in parts.items()]
+        lines += self.scaling.lines
         return "\n  ".join([super().__str__(), *lines])
 
 

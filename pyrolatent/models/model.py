@@ -1,6 +1,7 @@
 """The base class of models, and the capabilities that a model may offer."""
 
 import warnings
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
@@ -127,6 +128,14 @@ class Model(nn.Module):
         """The networks that receive x with missing entries."""
         return []
 
+    @property
+    def trained(self) -> bool:
+        """Whether the model has been trained before, by `fit`, by Pyro or before it was saved."""
+        return self.fitted or self._versions not in (None, self._versions_now())
+
+    def fit_scaling(self, rows: Iterable[tuple[Tensor, Tensor | None, Tensor | None]]) -> None:
+        """Fits the scaling of x, of models that have one, to batches of x, y and mask unless the model is trained."""
+
     def prepare(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Prepares the model for training, before the optimiser is built.
 
@@ -157,9 +166,8 @@ class Model(nn.Module):
                     )
                 else:
                     take_mask()
-        trained = self.fitted or self._versions not in (None, self._versions_now())
         for part in self.modules():
-            begin = getattr(part, "resume" if trained else "initialise", None)
+            begin = getattr(part, "resume" if self.trained else "initialise", None)
             if callable(begin):
                 begin(x, mask)
 

@@ -49,7 +49,9 @@ class SemiSupervisedVAE(Autoencoding):
         require_labels(label_dim, "semi_supervised_vae")
         super().__init__(event_shape, label_dim, **options)
         self.classifier_weight = classifier_weight
-        self.classifier = conditional("posterior", "one_hot_categorical", classifier, event_shape, (label_dim,))
+        self.classifier = conditional(
+            "posterior", "one_hot_categorical", classifier, self.scaling.output_shape, (label_dim,)
+        )
         self.label_logits: Tensor
         self.register_buffer("label_logits", torch.zeros(label_dim), persistent=False)
 
@@ -75,7 +77,7 @@ class SemiSupervisedVAE(Autoencoding):
         with pyro.plate("data", x.shape[0], dim=-1):
             logits = torch.where(known.unsqueeze(-1), NEVER * (1 - given), self._class_logits(x, mask))
             label = pyro.sample("y", dist.OneHotCategorical(logits=logits), infer={"enumerate": "parallel"})
-            pyro.sample("z", given_gaps(self.posterior, x, label, mask))
+            pyro.sample("z", given_gaps(self.posterior, self.scaling, x, label, mask))
 
     def training_term(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor | None:
         """classifier_weight log q(y | x) where y is known, else 0, (batch,)."""
@@ -85,7 +87,7 @@ class SemiSupervisedVAE(Autoencoding):
         return self.classifier_weight * known * (log_q * given).sum(-1)
 
     def _class_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return given_gaps(self.classifier, x, None, mask).logits
+        return given_gaps(self.classifier, self.scaling, x, None, mask).logits
 
     def _known(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Whether each label is known, (batch,), and the labels one-hot, (batch, label_dim)."""
@@ -102,4 +104,5 @@ class SemiSupervisedVAE(Autoencoding):
             f"q(y | x) = {self.classifier}",
             f"q(z | x, y) = {q}",
         ]
+        lines += self.scaling.lines
         return "\n  ".join([Model.__str__(self), *lines])

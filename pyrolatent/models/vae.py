@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pyrolatent.declaration import Kind, PositiveInt, build, component
 from pyrolatent.models.components.conditional import conditional
+from pyrolatent.models.components.scaling import scaled
 from pyrolatent.models.latent import LatentVariableModel, require_labels
 from pyrolatent.models.model import MaskInput
 
@@ -23,6 +24,7 @@ class Autoencoding(LatentVariableModel):
         posterior: the family of q(z | x), or of q(z | x, y).
         encoder: the network from x (and y) to the posterior's parameters.
         decoder: the network from z (and y) to the likelihood's parameters.
+        scaling: how x is scaled for the networks; densities and draws are in the units of the data.
         start_at_data: whether the decoder's last bias is initialised where the likelihood fits the data best without z.
         mask_input: whether encoders receive the mask; "auto" if they are trained with one.
     """
@@ -38,17 +40,27 @@ class Autoencoding(LatentVariableModel):
         posterior: Annotated[Any, Kind("posterior")] = "normal",
         encoder: Annotated[Any, Kind("network")] = "mlp",
         decoder: Annotated[Any, Kind("network")] = "mlp",
+        scaling: Annotated[Any, Kind("scaling")] = "auto",
         start_at_data: bool = False,
         mask_input: MaskInput = "auto",
     ) -> None:
-        latent_shape, event_shape = (latent_dim,), tuple(event_shape)
+        latent_shape = (latent_dim,)
         p_x = conditional(
             "likelihood", likelihood, decoder, latent_shape, event_shape, label_dim, start_at_data=start_at_data
         )
-        q_z = conditional("posterior", posterior, encoder, event_shape, latent_shape, label_dim)
+        units = scaled(scaling, p_x, event_shape)
+        q_z = conditional("posterior", posterior, encoder, units.output_shape, latent_shape, label_dim)
         given = label_dim if self.conditional else 0
-        p_z = build("prior", prior, latent_dim=latent_dim, event_shape=event_shape, label_dim=given, posterior=q_z)
-        super().__init__(event_shape, p_z, p_x, q_z)
+        p_z = build(
+            "prior",
+            prior,
+            latent_dim=latent_dim,
+            event_shape=units.output_shape,
+            label_dim=given,
+            posterior=q_z,
+            scaling=units,
+        )
+        super().__init__(event_shape, p_z, p_x, q_z, units)
         self.label_dim = label_dim
         self.mask_input = mask_input
 
@@ -95,6 +107,7 @@ class GenerativeNetwork(LatentVariableModel):
         prior: p(z).
         likelihood: the family of p(x | z).
         decoder: the network from z to the likelihood's parameters.
+        scaling: how x is scaled for the networks; densities and draws are in the units of the data.
         start_at_data: whether the decoder's last bias is initialised where the likelihood fits the data best without z.
     """
 
@@ -106,11 +119,12 @@ class GenerativeNetwork(LatentVariableModel):
         prior: Annotated[Any, Kind("prior")] = "normal",
         likelihood: Annotated[Any, Kind("likelihood")] = "bernoulli",
         decoder: Annotated[Any, Kind("network")] = "mlp",
+        scaling: Annotated[Any, Kind("scaling")] = "auto",
         start_at_data: bool = False,
     ) -> None:
-        p_z = build("prior", prior, latent_dim=latent_dim, event_shape=tuple(event_shape))
+        p_z = build("prior", prior, latent_dim=latent_dim, event_shape=event_shape)
         p_x = conditional("likelihood", likelihood, decoder, (latent_dim,), event_shape, start_at_data=start_at_data)
-        super().__init__(event_shape, p_z, p_x, _PriorItself())
+        super().__init__(event_shape, p_z, p_x, _PriorItself(), scaled(scaling, p_x, event_shape))
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """z ~ p(z), independently of x."""

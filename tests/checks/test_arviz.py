@@ -51,7 +51,7 @@ def test_groups_dimensions_and_names(data: Data) -> None:
         "prior": {"z": ("chain", "draw", "z_dim")},
         "prior_predictive": {"x": ("chain", "draw", "feature")},
         "observed_data": {"x": ("datapoint", "feature")},
-        "constant_data": {"label": ("datapoint",)},
+        "constant_data": {"row": ("datapoint",), "label": ("datapoint",)},
     }
     for group, variables in expected.items():
         assert {name: found[group][name].dims for name in found[group].data_vars} == variables

@@ -58,7 +58,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_train_prints_epochs_model_scores_and_paths(bits: Path) -> None:
     result = call("train", *SMALL, "--data", bits, "--epochs=43")
     assert result.exit_code == 0, result.output
-    lines = result.stdout.splitlines()
+    described, _, table = result.stdout.partition("\n\n")
+    first, repeated, header, *_ = described.splitlines()
+    assert first == "Data(bits.npy: 49 train, 5 validation, 6 test; event_shape=(6,), label_dim=0)"
+    assert repeated.startswith("duplicates: 16 repeated in train, ")
+    assert header == "column  kind    values  missing"
+    lines = table.splitlines()
     rows = [line for line in lines if line[:5].strip().isdecimal()]
     assert lines[0].split() == ["epoch", "train_loss", "validation_elbo", "seconds"]
     assert {len(line) for line in [lines[0], *rows]} == {len(lines[0])}
@@ -126,7 +131,10 @@ def test_one_class_is_sampled(bits: Path) -> None:
     torch.manual_seed(0)
     assert np.array_equal(np.load("out/samples.npy"), sample(Run.load("out").model, 4, torch.full((4,), 3)).numpy())
     refused = call("sample", "out", "--label=10")
-    assert (refused.exit_code, "labels from 10 to 10 were given; they are 0 to 9" in refused.stderr) == (2, True)
+    assert (
+        refused.exit_code,
+        "label was '10'; ConditionalVAE takes a class: valid: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in refused.stderr,
+    ) == (2, True)
 
 
 def test_a_class_is_asked_for_by_its_name(bits: Path) -> None:
@@ -191,7 +199,9 @@ def test_show_of_a_run_and_of_an_experiment(made: Path) -> None:
     shown = call("show", made).stdout
     assert shown.startswith(f"{made}, after epoch 2\n")
     assert shown.endswith((made / "experiment.yaml").read_text())
-    assert shown.splitlines()[1:] == call("show", made / "experiment.yaml").stdout.splitlines()
+    data, _, declared = call("show", made / "experiment.yaml").stdout.partition("\n\n")
+    assert data.startswith("Data(digits: ")
+    assert shown.splitlines()[1:] == declared.splitlines()
 
 
 def test_components_names_everything_and_fits_the_width(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import os
 import struct
 import tarfile
 import urllib.request
-import warnings
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -15,16 +14,18 @@ from urllib.error import URLError
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from PIL import Image
 from torch.distributions import constraints
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from pyrolatent.data import named_sets as sources
 from pyrolatent.data.load import load_data
 from pyrolatent.data.named_sets import NAMED
 from pyrolatent.data.splits import Split
 from pyrolatent.errors import InputError
+from pyrolatent.models.arrays import as_tensor
 
 PARTS = ("train", "validation", "test")
 
@@ -100,8 +101,8 @@ def test_hash_changes_with_values_labels_and_mask(x: np.ndarray) -> None:
         digest: str = load_data(values, **options).record["evaluation_sha256"]
         return digest
 
-    labels, mask = np.zeros(60, int), np.ones((60, 4), bool)
-    hashes = [sha(x), sha(x + 1e-3), sha(x, labels=labels), sha(x, labels=labels + 1), sha(x, mask=mask)]
+    labels, mask = np.arange(60) % 3, np.ones((60, 4), bool)
+    hashes = [sha(x), sha(x + 1e-3), sha(x, labels=labels), sha(x, labels=(labels + 1) % 3), sha(x, mask=mask)]
     assert len(set(hashes)) == len(hashes)
     assert sha(x) == hashes[0]
 
@@ -274,7 +275,7 @@ def test_dequantization_is_refused(values: np.ndarray, options: dict[str, Any], 
         (np.full((20, 5, 6, 1), 255, np.uint8), (1, 5, 6), torch.uint8, 1),
         (np.full((20, 3, 5, 6), 255, np.uint8), (3, 5, 6), torch.uint8, 1),
         (np.ones((20, 1, 5, 6), np.uint8), (1, 5, 6), torch.uint8, 1),
-        (np.full((20, 5, 6, 3), 0.5), (5, 6, 3), torch.float32, 0.5),
+        (np.full((20, 5, 6, 3), 0.5), (3, 5, 6), torch.float32, 0.5),
         (torch.full((20, 7), 0.5, dtype=torch.bfloat16), (7,), torch.float32, 0.5),
     ],
 )
@@ -335,26 +336,6 @@ def test_labels(x: np.ndarray, labels: Any, dtype: torch.dtype, shape: tuple[int
     assert y.shape == (4, *shape)
 
 
-@pytest.mark.parametrize(
-    ("classes", "said"),
-    [
-        ([0, 2, 7], "no datapoint has label 1, 3, 4, 5, 6, but models will have classes 0 to 7"),
-        ([3], "no datapoint has label 0, 1, 2, but models will have classes 0 to 3"),
-        ([-1, 0, 99_999], "no datapoint has label 1, 2, 3, 4, 5, ..., but models will have classes 0 to 99999"),
-        ([-1, 0, 1, 2], None),
-        ([-1], None),
-    ],
-)
-def test_classes_that_no_datapoint_has_are_named(x: np.ndarray, classes: list[int], said: str | None) -> None:
-    labels = np.resize(classes, len(x))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        load_data(x, labels=labels)
-    assert [str(each.message) for each in caught if "no datapoint" in str(each.message)] == (
-        [f"array: {said}; number the existing classes 0, 1, 2, ... to have only these"] if said else []
-    )
-
-
 def test_nan_behind_a_mask_is_stored_as_zero(x: np.ndarray) -> None:
     x[::3, 1] = np.nan
     for mask in (np.isfinite(x), "nan"):
@@ -390,8 +371,11 @@ class Items(Dataset[Any]):
 class Stream(IterableDataset[Any]):
     """A dataset without a length."""
 
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
     def __iter__(self) -> Any:
-        return iter(())
+        return iter(self.items)
 
 
 def test_torch_datasets() -> None:
@@ -408,31 +392,72 @@ def test_torch_datasets() -> None:
 
 
 def test_datasets_that_are_refused() -> None:
-    with pytest.raises(InputError, match=r"item 0 has shape \(2,\), item 1 \(3,\)"):
+    with pytest.raises(InputError, match=r"Items: x differs in shape: \(2,\) in item 0, \(3,\) in item 1"):
         load_data(Items(np.zeros(2), np.zeros(3)))
-    with pytest.raises(InputError, match=r"each item must be x or \(x, y\)"):
+    with pytest.raises(InputError, match=r"an item has 3 values, but must be x or \(x, y\)"):
         load_data(Items((1, 2, 3)))
-    with pytest.raises(InputError, match="has no length"):
-        load_data(Stream())
+    for items, said in (
+        ((), "0 items"),
+        ((np.zeros(2), (np.zeros(2), 1)), "all must be x, "),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_data(Items(*items))
+    with pytest.raises(InputError, match="an item has 'image', but must be x"):
+        load_data(Items({"image": 1}))
+    with pytest.raises(InputError, match="an item has 'no x'"):
+        load_data(Items({"y": 1}))
+    sampled = DataLoader(TensorDataset(torch.zeros(20, 2)), sampler=SubsetRandomSampler([1, 2]))
+    with pytest.raises(InputError, match=r"chooses items by a SubsetRandomSampler; give torch\.utils\.data\.Subset"):
+        load_data(sampled)
+
+
+def test_items_as_mappings_and_loaders() -> None:
+    x, y, mask = torch.randn(20, 3), torch.arange(20) % 2, torch.rand(20, 3) < 0.8
+    pairs = TensorDataset(x, y)
+    expected = load_data(x, labels=y, mask=mask)
+    mapped = load_data(Items(*({"x": x[i], "mask": mask[i], "y": y[i]} for i in range(20))))
+    assert mapped.record["evaluation_sha256"] == expected.record["evaluation_sha256"]
+    assert mapped.record["training_sha256"] == expected.record["training_sha256"]
+    for loader in (DataLoader(pairs, 7, shuffle=True), DataLoader(pairs, 3, drop_last=True)):
+        assert load_data(loader).record["training_sha256"] == load_data(pairs).record["training_sha256"]
+
+
+def test_a_stream_needs_parts_of_its_own() -> None:
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    for source in (Stream(*x[:20]), DataLoader(Stream(*x[:20]), batch_size=5)):
+        for held in ({}, {"validation": 0.1, "test": x[:3]}, {"test": [1]}):
+            with pytest.raises(InputError, match="Stream has no numbered items to hold out; give validation and test"):
+                load_data(source, **held)  # type: ignore[arg-type]
+        data = load_data(source, validation=Stream(*x[20:25]), test=x[25:])
+        assert np.array_equal(whole(data.train), x[:20].astype(np.float32))
+        assert np.array_equal(whole(data.validation), x[20:25].astype(np.float32))
+
+
+@pytest.mark.parametrize("form", ["csr_array", "csc_matrix", "coo_array", "lil_array"])
+def test_sparse_matrices_are_what_they_hold(form: str) -> None:
+    x = np.random.default_rng(0).poisson(0.3, (60, 5))
+    matrix = getattr(scipy.sparse, form)(x)
+    assert load_data(matrix).record == load_data(x).record
+    assert load_data(x, test=matrix).record["sizes"]["test"] == 60
+    assert torch.equal(as_tensor(matrix, "x"), torch.from_numpy(x))
 
 
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        (np.array([[None, 1]] * 20), {}, "x has dtype object"),
+        (np.array([[None, {}]] * 20), {}, "'1' holds Object"),
         (np.zeros((20, 2), complex), {}, "x has dtype complex128"),
-        (np.full((20, 2), "a"), {}, "x has dtype <U1"),
+        (np.full((20, 2, 2), "a"), {}, "x has dtype <U1"),
         (np.zeros(20), {}, r"x has shape \(20,\), but \(N, ...\) is expected"),
         (np.zeros((0, 2)), {}, r"x is empty, of shape \(0, 2\)"),
         (np.zeros((20, 0)), {}, r"x is empty, of shape \(20, 0\)"),
         (np.zeros((4, 2)), {}, "0.1 of 4 datapoints for test leaves 0 there and 4 for the rest"),
-        (np.full((20, 2), 1e300), {}, "40 of the observed values are NaN or infinite in float32"),
+        (np.full((20, 2), 1e300), {}, "40 of the observed values are infinite in float32"),
         (np.full((20, 2), 2**30), {}, "float32 is exact to"),
         (np.ma.masked_array(np.zeros((20, 2)), mask=True), {}, "x is a masked array"),
         (np.zeros((20, 2)), {"labels": np.zeros(19, int)}, "there are 19 labels but 20 datapoints"),
-        (np.zeros((20, 2)), {"labels": np.full(20, -2)}, "labels lie in .-2, -2., but classes are numbered 0, 1, 2"),
-        (np.zeros((20, 2)), {"labels": np.full(20, "a")}, "labels are <U1"),
-        (np.zeros((20, 2)), {"labels": np.full(20, np.nan)}, "20 label values are NaN"),
+        (np.zeros((20, 2)), {"labels": np.full(20, -2)}, "labels go down to -2, but classes are numbers from 0"),
+        (np.zeros((20, 2)), {"labels": np.full((20, 2), np.nan)}, "40 label values are NaN"),
         (np.zeros((20, 2)), {"labels": "species"}, "names a column, but the data are in memory"),
         (np.zeros((20, 2)), {"mask": np.ones((20, 3), bool)}, r"mask is bool of shape \(20, 3\), but bool of shape"),
         (np.zeros((20, 2)), {"mask": np.ones((20, 2))}, "the mask is float64"),
@@ -451,8 +476,8 @@ def test_what_cannot_be_modelled_is_refused(values: Any, options: dict[str, Any]
 
 
 def test_values_that_are_not_finite_are_counted_and_located(x: np.ndarray) -> None:
-    x[7, 2], x[9, 0] = np.nan, np.inf
-    with pytest.raises(InputError, match=r"2 of the observed values are NaN or infinite.* index \(7, 2\).*mask"):
+    x[7, 2], x[9, 0] = -np.inf, np.inf
+    with pytest.raises(InputError, match=r"2 of the observed values are infinite.* index \(7, 2\).*put NaN"):
         load_data(x)
 
 
@@ -561,14 +586,11 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
         ("", {}, "cannot be read"),
         ("a,b\n1,2\n3,4,5\n", {}, "cannot be read"),
         ("a,b\n1,2,3\n3,4,5\n", {}, "cannot be read"),
-        ("a,b\n1,x\n2,y\n", {}, "the columns 'b' are not numeric"),
-        ("a,when,b\n1,2020-01-01,z\n", {}, "the columns 'when', 'b' are not numeric"),
         ("a,b\n1,2\n", {"labels": "c"}, "there is no label column 'c'"),
         ("a,species\n1,u\n", {"labels": "specis"}, "did you mean 'species'"),
-        ("a,b\n1,u\n2,\n", {"labels": "b"}, "1 values of the label column 'b' are missing"),
         ("0.5,1.5\n1,2\n", {}, "the first row holds numbers"),
         (",a\n0,1\n1,2\n", {}, "column 0 has no name"),
-        ("a,b\n1,2\n3,\n", {}, r"1 of the observed values are NaN.*index \(1, 1\)"),
+        ("a,b\n1,2\n3,inf\n", {}, r"1 of the observed values are infinite.*index \(1, 1\)"),
     ],
 )
 def test_tables_that_are_refused(tmp_path: Path, text: str, options: dict[str, Any], message: str) -> None:
@@ -597,16 +619,6 @@ def test_tables_with_names_for_labels_truth_values_and_gaps(tmp_path: Path) -> N
 def test_a_header_of_column_numbers_is_a_header(tmp_path: Path, x: np.ndarray) -> None:
     pd.DataFrame(x).to_csv(tmp_path / "t.csv", index=False)
     assert sum(load_data(tmp_path / "t.csv").record["sizes"].values()) == 60
-
-
-def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(*_: Any, **__: Any) -> None:
-        raise ImportError("no pyarrow")
-
-    (tmp_path / "t.parquet").touch()
-    monkeypatch.setattr(pd, "read_parquet", absent)
-    with pytest.raises(InputError, match=r"pip install 'pyrolatent\[parquet\]'"):
-        load_data(tmp_path / "t.parquet")
 
 
 def test_paths_that_do_not_exist_or_have_another_ending(tmp_path: Path) -> None:
@@ -1002,7 +1014,7 @@ def test_moving_keeps_everything(x: np.ndarray) -> None:
     assert moved.train.y is not None
     assert moved.train.mask is not None
     assert moved.record is data.record
-    assert repr(data) == "Data(array: 49 train, 5 validation, 6 test; event_shape=(4,), label_dim=2)"
+    assert repr(data) == "Data(array: 49 train, 5 validation, 6 test; event_shape=(4,), label_dim=2; 52.9 % missing)"
 
 
 # ------------------------------------------------------------------------------------------------ few labels

@@ -113,7 +113,7 @@ def test_a_run_of_data_in_memory_is_given_them(tmp_path: Path) -> None:
 def test_holds_what_it_says_and_gives_the_model_back_bit_for_bit(tmp_path: Path, bits: Path) -> None:
     made = trained(bits, tmp_path / "run")
     assert {p.name for p in made.path.iterdir()} == {
-        "experiment.yaml", "weights.safetensors", "metrics.jsonl", "record.json",
+        "experiment.yaml", "rows.csv", "weights.safetensors", "metrics.jsonl", "record.json",
     }  # fmt: skip
     assert same(Run.load(made.path).model, made.model)
     rows = [json.loads(line) for line in (made.path / "metrics.jsonl").read_text().splitlines()]
@@ -269,7 +269,7 @@ def test_another_run_is_not_overwritten_unless_it_is_said(tmp_path: Path, bits: 
         trained(bits, other / "notes.txt")
 
 
-@pytest.mark.parametrize("broken", range(1, 9))
+@pytest.mark.parametrize("broken", range(1, 10))
 def test_a_crash_at_any_write_leaves_a_finished_epoch(
     tmp_path: Path, bits: Path, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
@@ -286,7 +286,7 @@ def test_a_crash_at_any_write_leaves_a_finished_epoch(
     with pytest.raises(InputError, match="cannot be written: No space left"):
         trained(bits, tmp_path / "run", epochs=3)
     assert not list(tmp_path.glob("run/.*"))
-    if broken <= 3:  # experiment, record, weights of the first epoch
+    if broken <= 4:  # experiment, rows, record, weights of the first epoch
         with pytest.raises(InputError, match=r"is not a run|cannot be read|no weights yet"):
             Run.load(tmp_path / "run")
         return

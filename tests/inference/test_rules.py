@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -109,6 +110,7 @@ def test_density_and_squared_error() -> None:
 
 MASKED = {"mask": np.random.default_rng(0).random((30, 4)) < 0.8}
 MACHINE: Any = {"hidden": 3}
+WORDS = np.array(["x", "y", "z"])[np.arange(30) % 3]
 
 
 class Loose(VAE):
@@ -132,8 +134,13 @@ BROKEN: dict[str, tuple[Any, Any, Any]] = {
     "a model of classes": (
         lambda: RestrictedBoltzmannMachine((4,), 2, labels=True, **MACHINE), {"labels": GREY[:, :2]}, "pcd"
     ),
-    "a model of x given y": (lambda: ConditionalVAE((4,), 3, latent_dim=2), {"labels": LABELS - (LABELS == 0)}, "elbo"),
+    "a model of x given y": (
+        lambda: ConditionalVAE((4,), 3, latent_dim=2), {"labels": LABELS - (LABELS == 0), "classes": 3}, "elbo"
+    ),
     "data outside the likelihood": (lambda: VAE((4,), latent_dim=2), {"x": GREY}, "elbo"),
+    "columns of words under": (
+        lambda: VAE((2,), latent_dim=2, likelihood="normal"), {"x": pd.DataFrame({"a": LABELS, "b": WORDS})}, "elbo"
+    ),
     "a model whose functions use pyro.param": (lambda: Loose((4,), latent_dim=2), {}, "elbo"),
     "a model without an observed site": (lambda: Unnamed((4,), latent_dim=2), {}, "elbo"),
     "a prior and a posterior over": (lambda: VAE((4,), latent_dim=2, prior="gamma"), {}, "elbo"),

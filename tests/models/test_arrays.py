@@ -134,6 +134,17 @@ def test_latents_are_decoded_in_every_form(name: str) -> None:
     assert torch.equal(model.decode(codes, labels_of(model)).mean, model.decode(given, labels_of(model)).mean)
 
 
+@pytest.mark.parametrize("task", [*TASKS, "impute"])
+def test_nan_is_missing_as_behind_a_mask(task: str) -> None:
+    model, call = MODELS["vae"](), TASKS.get(task, impute)
+    found = []
+    for x, mask in ((X, MASK), (np.where(MASK, X, np.nan), None), (np.where(MASK, X, np.nan), MASK | True)):
+        torch.manual_seed(0)
+        found.append(call(model, x, mask=mask))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], equal_nan=True)
+
+
 NESTED = torch.nested.as_nested_tensor([torch.ones(4)], layout=torch.jagged)
 REFUSED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "columns": ("vae", lambda m: reconstruct(m, torch.zeros(4, 5)), r"shape \(4, 5\), but VAE is over .* \(4,\)"),
@@ -143,7 +154,7 @@ REFUSED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "ragged": ("vae", lambda m: m.encode([[1.0], [1.0, 2.0]]), "x is a list of no real numbers"),
     "complex": ("vae", lambda m: m.encode(torch.zeros(2, 4, dtype=torch.complex64)), "no real numbers"),
     "nothing": ("vae", lambda m: m.encode(None), "x is a NoneType"),
-    "NaN": ("vae", lambda m: m.encode(np.full((2, 4), np.nan)), "8 observed values of x are NaN or infinite"),
+    "infinite": ("vae", lambda m: m.encode(np.full((2, 4), np.inf)), "8 observed values of x are infinite"),
     "mask's shape": ("vae", lambda m: m.encode(X, mask=MASK[:2]), r"mask, of shape \(2, 4\), .* x, of shape \(5, 4\)"),
     "mask's values": ("vae", lambda m: m.encode(X, mask=2 * X - 1), "True or False"),
     "labels of none": ("vae", lambda m: m.encode(X, Y), "VAE takes no labels"),
@@ -171,7 +182,7 @@ REFUSED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "no datapoints": ("vae", lambda m: m.encode(X[:0]), r"x holds no datapoints: its shape is \(0, 4\)"),
     "no codes": ("vae", lambda m: m.decode(np.zeros((0, 2))), "latents of no datapoints"),
     "a nested tensor": ("vae", lambda m: m.encode(NESTED), "no real numbers"),
-    "no mask": ("vae", lambda m: impute(m, X, None), "mask was None, but impute draws"),
+    "nothing missing": ("vae", lambda m: impute(m, X), "x is complete, but impute draws what is missing; put NaN"),
     "a word as label": ("conditional", lambda m: tasks.latent_grid(m, 2, y="2"), "y is a str of no real numbers"),
     "too large a label": ("semi-supervised", lambda m: m.encode(X, np.full(5, 2**64 - 1, np.uint64)), "int64 cannot"),
     "half a draw": ("vae", lambda m: impute(m, X, MASK, draws=2.5), "draws was 2.5; a whole number is needed"),

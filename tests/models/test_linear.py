@@ -190,7 +190,8 @@ def test_a_linear_vae_reaches_the_exact_evidence() -> None:
     normal, which is exact once the columns of the decoder are orthogonal."""
     truth, data = sampled(2500)
     straight = {"mlp": {"hidden": []}}
-    model = VAE((D,), latent_dim=L, likelihood={"normal": {"scale": "learned"}}, encoder=straight, decoder=straight)
+    noise = {"normal": {"scale": "learned"}}  # one scale for all entries, in the units of x
+    model = VAE((D,), latent_dim=L, likelihood=noise, encoder=straight, decoder=straight, scaling="none")
     settings = {"optimizer": {"Adam": {"lr": 0.03}}, "scheduler": {"ExponentialLR": {"gamma": 0.9}}, "epochs": 30}
     fit(model, data, progress=False, objective="analytic_elbo", **settings)
     evidence = truth.log_evidence(data.test.batch(slice(None)).x.double()).mean().item()

@@ -56,7 +56,8 @@ class AnnealedEvidence(HeldOutScores):
         datapoints: number of datapoints.
         chains: number K of chains per datapoint.
         steps: number T of annealing steps.
-        each: log p(x) and effective sample size of each datapoint, (datapoints,), float64.
+        each: log p(x) and effective sample size of each datapoint, (datapoints,), float64; and `row`, the number of its
+            row in the data, int64.
     """
 
     split: str
@@ -193,7 +194,7 @@ def annealed_evidence(
         datapoints=count,
         chains=chains,
         steps=steps,
-        each={"log_evidence": evidence, "ess": ess},
+        each={"log_evidence": evidence, "ess": ess, "row": part.row_numbers[:count]},
     )
 
 

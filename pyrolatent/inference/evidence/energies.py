@@ -239,7 +239,7 @@ class EnergyEvaluation(HeldOutScores):
         temperatures: number of annealing steps.
         classification_error: share of known labels that differ from the class of lowest F(x, y), for models with label
             units.
-        each: log p(x) of each datapoint, (datapoints,), float64.
+        each: log p(x) of each datapoint, (datapoints,), float64; and `row`, the number of its row in the data, int64.
     """
 
     split: str
@@ -406,7 +406,7 @@ def evaluate_energy(
         chains=annealing.chains if forward else None,
         temperatures=annealing.temperatures if forward or annealing.raised else None,
         classification_error=error,
-        each={} if log_p is None else {"log_evidence": log_p},
+        each={} if log_p is None else {"log_evidence": log_p, "row": part.row_numbers},
     )
 
 

@@ -105,7 +105,8 @@ class Evaluation(HeldOutScores):
             of `kl` and `elbo`. None if there are none, or if the guide has a point in place of q(u).
         left_out: factors and observed sites of the guide, which training counts and a proposal does not.
         given: "y" if the scores are of x given y, which cannot be compared with scores of x.
-        each: the bound and, if defined, log p(x) of each datapoint, (datapoints,), float64.
+        each: the bound and, if defined, log p(x) of each datapoint, (datapoints,), float64; and `row`, the number of
+            its row in the data, int64.
     """
 
     split: str
@@ -431,6 +432,7 @@ def _evaluate_latents(
     log_p = found.log_evidence if support is not None else None
     return replace(
         found,
+        each=found.each | {"row": part.row_numbers},
         bits_per_dimension=data.bits_per_dimension(log_p, found.measure, support, part.mask),
         classification_error=_classification_error(joined, model, part.y),
         global_sites=[site for site in beside.outside if site in beside.log_prior],

@@ -21,7 +21,7 @@ class HeldOutScores:
         log_evidence: log p(x), if defined.
         log_evidence_se: its standard error over datapoints.
         bits_per_dimension: `Data.bits_per_dimension` of it.
-        each: scores of each datapoint, (datapoints,), float64.
+        each: scores of each datapoint, (datapoints,), float64, and `row`, the number of its row in the data, int64.
     """
 
     split: str

@@ -9,14 +9,19 @@ import torch
 from annotated_types import Ge, Lt
 from torch import nn
 
-from pyrolatent.data.splits import Data
+from pyrolatent.data.splits import CHUNK, Data
 from pyrolatent.declaration import Component, Kind, PositiveFloat, PositiveInt, build
 from pyrolatent.errors import SEEDS, InputError
 from pyrolatent.inference.devices import choose_device
 from pyrolatent.inference.objectives.base import as_objective
 from pyrolatent.inference.rules import introduce, require_data, validate_combination
 from pyrolatent.inference.training.loop import Fit, Trainer, progress_bar
-from pyrolatent.inference.training.validation import validate_first_batch, validate_precision, validate_settings
+from pyrolatent.inference.training.validation import (
+    validate_first_batch,
+    validate_precision,
+    validate_settings,
+    warn_if_unscaled,
+)
 from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.isolation import alone
 from pyrolatent.models.model import Model
@@ -27,6 +32,7 @@ def fit(
     data: Data,
     on_epoch: Callable[[Fit], Any] | None = None,
     progress: bool = True,
+    on_start: Callable[[Fit], Any] | None = None,
     *,
     objective: Annotated[Any, Kind("objective")] = "analytic_elbo",
     epochs: PositiveInt = 300,
@@ -51,6 +57,7 @@ def fit(
         on_epoch: called after each epoch with the fit so far; the model then holds that epoch's weights, in evaluation
             mode.
         progress: whether to show a progress bar.
+        on_start: called before the first epoch, when the combination of model and data has been validated.
         objective: what to maximise, one of this package's objectives or of Pyro's.
         epochs: largest number of passes over the training data.
         batch_size: number of datapoints per minibatch; the last one of an epoch may be smaller, and a single remaining
@@ -94,13 +101,18 @@ def fit(
         run = Fit(model.to(target), data, {name: value for name, value in settings.items() if value is not None})
         there = data.to(target, dtype)
         defaults = {name: option.default for name, option in training_settings().options.items()}
+        with torch.no_grad():
+            model.fit_scaling(there.train.batches(CHUNK))
         validate_combination(model, there, maximised)
         validate_settings(model, there, maximised, settings, defaults)
         several = there.train.batch(torch.randperm(len(there.train))[:1000].to(target))
         with pyro.validation_enabled(False):
             model.prepare(several.x, several.mask)
+        warn_if_unscaled(model, several.x, several.mask)
         trainer = Trainer(run, there, maximised)
         validate_first_batch(model, there, maximised, batch_size)
+        if on_start:
+            on_start(run)
         try:
             with pyro.validation_enabled(False), progress_bar(progress) as bar:
                 trainer.train(on_epoch, bar)
@@ -111,4 +123,4 @@ def fit(
 
 def training_settings() -> Component:
     """The settings of training that can be declared, from the signature of `fit`."""
-    return Component(fit, ("model", "data", "on_epoch", "progress"))
+    return Component(fit, ("model", "data", "on_epoch", "progress", "on_start"))

@@ -1,19 +1,23 @@
 """Validation before training, of settings and of a first minibatch."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import pyro
 import torch
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrolatent.data.splits import Batch, Data
+from pyrolatent.declaration import Component
 from pyrolatent.errors import InputError, validate_options
 from pyrolatent.inference import distributed
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.objectives.base import Objective
 from pyrolatent.inference.weights import training_arguments, weigh
 from pyrolatent.models.arrays import device_and_dtype
+from pyrolatent.models.components.scaling import FAR, Unscaled
 from pyrolatent.models.isolation import statistics_held, training_mode
 from pyrolatent.models.model import Capability, Model
 
@@ -75,6 +79,28 @@ def validate_precision(model: Model, device: torch.device, precision: str) -> No
         raise InputError(
             f"{what} is for models in float32, but {type(model).__name__} is in float64; call model.float(), or "
             f"declare {instead}"
+        )
+
+
+def warn_if_unscaled(model: Any, x: Tensor, mask: Tensor | None) -> None:
+    """Warns of data far from the unit 1, on which networks train badly, if encoders receive them so.
+
+    Args:
+        model: the model, prepared for training.
+        x: some training data.
+        mask: True where they are observed.
+    """
+    if not model.encoders or Capability.SOLUTION in model.offers or getattr(model, "scaling", Unscaled(())).changes:
+        return
+    squares = torch.where(torch.ones_like(x, dtype=torch.bool) if mask is None else mask, x, torch.nan).square()
+    size = squares.nanmean(0).nan_to_num(0.0).max().sqrt().item()
+    if size > FAR or 0 < size < 1 / FAR**2:
+        declares = "scaling" in Component(type(model)).options
+        instead = "declare scaling: standardise, or log1p for counts" if declares else "standardise x"
+        warnings.warn(
+            f"the encoder receives x unscaled, with root mean squares of its entries up to {size:.3g}, and networks "
+            f"train badly on numbers so far from 1; {instead}",
+            stacklevel=3,
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
@@ -14,7 +14,11 @@ from torch.distributions.constraints import Constraint
 
 from pyrolatent.declaration import build
 from pyrolatent.errors import InputError
+from pyrolatent.models.components.distributions import Image, SideBySide
 from pyrolatent.models.components.family import Family
+
+if TYPE_CHECKING:
+    from pyrolatent.models.components.scaling import Scaling
 
 _precision: ContextVar[torch.dtype] = ContextVar("precision", default=torch.float32)
 
@@ -168,19 +172,20 @@ def _sees(given: Tensor, labels: Tensor) -> bool:
     return torch.autograd.grad(given, labels, torch.ones_like(given), allow_unused=True)[0] is not None
 
 
-def given_gaps(part: nn.Module, x: Tensor, y: Tensor | None, mask: Tensor | None) -> Any:
+def given_gaps(part: nn.Module, scaling: "Scaling", x: Tensor, y: Tensor | None, mask: Tensor | None) -> Any:
     """Calls a posterior or network on x with missing entries, which are set to 0, and with the mask if it takes one.
 
     Args:
         part: the posterior or network.
+        scaling: how x is scaled for it.
         x: data (batch, *event_shape).
         y: labels; None if there are none.
         mask: True where x is observed; None if all of it is.
     """
-    if mask is None:
-        return part(x, y)
-    seen = torch.where(mask, x, 0.0)  # floats, also for integers
-    return part(seen, y, mask) if isinstance(part, Conditional) else part(seen, y)
+    seen = scaling(x, mask)
+    if mask is None or not isinstance(part, Conditional):
+        return part(seen, y)
+    return part(seen, y, scaling.seen(mask))
 
 
 def one_hot(y: Tensor | None, label_dim: int) -> Tensor:
@@ -263,9 +268,14 @@ def filled(x: Tensor, mask: Tensor | None, support: Constraint = constraints.rea
 
 
 def value_in(support: Constraint) -> Tensor:
-    """A value in the support of one element."""
+    """A value in the support of one element; one for each entry of x, (*event_shape), where they have units."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
+    if isinstance(support, Image):
+        return support.transform(value_in(support.base))
+    if isinstance(support, SideBySide):
+        each = zip(support.parts, support.index, strict=True)
+        return torch.cat([value_in(part).to(index.device).expand(len(index)) for part, index in each])[support.order]
     zero = torch.zeros(())
     if support.is_discrete:
         return torch.as_tensor(getattr(support, "lower_bound", zero), dtype=zero.dtype)

@@ -1,6 +1,7 @@
 """Distributions that Pyro lacks, or whose versions in Pyro are inexact or slow."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -8,6 +9,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import AffineTransform, Transform
 from torch.nn.functional import logsigmoid
 from torch.quasirandom import SobolEngine
 
@@ -128,6 +130,219 @@ class Reshaped(dist.TorchDistribution):
         return value.reshape(*lead, *self.event_shape)
 
 
+class Image(Constraint):
+    """The set T(S) of values T(s), s in S, for an elementwise map T.
+
+    Args:
+        base: S, of single numbers.
+        transform: T.
+    """
+
+    event_dim = 0
+
+    def __init__(self, base: Constraint, transform: Transform) -> None:
+        self.base, self.transform = base, transform
+        self.is_discrete = base.is_discrete
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each value is T(s) of an s in S."""
+        inside: Tensor = self.base.check(self.transform.inv(value))
+        return inside
+
+    def __repr__(self) -> str:
+        return f"{self.base} in the units of x"
+
+
+class Transformed(dist.TorchDistribution):
+    """The distribution of x = T(s), s ~ base, for an increasing elementwise map T.
+
+        log p(x) = log base(s) - log T'(s), s = T^-1(x),
+
+    without the second term where the base has masses, which the map moves but does not change.
+
+    Args:
+        base: over single numbers, with masses at its `atoms` if it has any, or everywhere if it is discrete.
+        transform: T, an affine map, or exp(s) or exp(s) - 1 of a normal base.
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {}
+
+    def __init__(self, base: Any, transform: Transform, validate_args: bool | None = None) -> None:
+        self.base, self.transform = base, transform
+        super().__init__(base.batch_shape, validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether draws have gradients."""
+        return bool(self.base.has_rsample)
+
+    @property
+    def support(self) -> Constraint:
+        """T of the support of the base."""
+        affine = isinstance(self.transform, AffineTransform)
+        return Image(self.base.support, self.transform) if affine else self.transform.codomain
+
+    @property
+    def mean(self) -> Tensor:
+        """T(E[s]) of an affine map, and T(loc + scale² / 2) of an exponential one and a normal base."""
+        if isinstance(self.transform, AffineTransform):
+            return self.transform(self.base.mean)
+        return self.transform(self.base.loc + self.base.scale.square() / 2)
+
+    @property
+    def variance(self) -> Tensor:
+        """T'^2 Var[s] of an affine map, and (exp(scale²) - 1) exp(2 loc + scale²) of an exponential one."""
+        if isinstance(self.transform, AffineTransform):
+            return self.base.variance * torch.as_tensor(self.transform.scale).square()
+        scale = self.base.scale.square()
+        return torch.expm1(scale) * torch.exp(2 * self.base.loc + scale)
+
+    def expand(self, batch_shape: Size, _instance: Any = None) -> "Transformed":
+        """The same distribution over a larger batch."""
+        return Transformed(self.base.expand(batch_shape), self.transform)
+
+    def rsample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws with gradients."""
+        drawn: Tensor = self.transform(self.base.rsample(torch.Size(sample_shape)))
+        return drawn
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws."""
+        drawn: Tensor = self.transform(self.base.sample(torch.Size(sample_shape)))
+        return drawn
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass or density of x, nats."""
+        s = self.transform.inv(value)
+        scored: Tensor = self.base.log_prob(s)
+        if self.base.support.is_discrete:
+            return scored
+        slope = self.transform.log_abs_det_jacobian(s, value)
+        for atom in getattr(innermost(self.base), "atoms", ()):
+            slope = torch.where(s == atom, 0.0, slope)
+        return scored - slope
+
+
+class Codes(dist.Categorical):
+    """P(x = k) = softmax(logits)_k over the codes 0 ... K - 1 of categories, as floats; its `mean` is the mode."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The code of the most probable category."""
+        return self.logits.argmax(-1).to(self.logits.dtype)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws."""
+        return super().sample(torch.Size(sample_shape)).to(self.logits.dtype)
+
+
+class SideBySide(Constraint):
+    """The set of vectors whose entries lie in the supports of several parts.
+
+    Args:
+        parts: the supports.
+        index: of each part, its entries, (width of the part,).
+        order: of each entry, its place in the parts side by side, (entries,).
+    """
+
+    event_dim = 0
+
+    def __init__(self, parts: Sequence[Constraint], index: Sequence[Tensor], order: Tensor) -> None:
+        self.parts, self.index, self.order = parts, index, order
+        self.is_discrete = all(part.is_discrete for part in parts)
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each entry lies in its support."""
+        each = zip(self.parts, self.index, strict=True)
+        return torch.cat([part.check(value[..., index]) for part, index in each], -1)[..., self.order]
+
+    def of_column(self, column: int) -> Constraint:
+        """The support of one entry."""
+        return next(part for part, index in zip(self.parts, self.index, strict=True) if column in index)
+
+
+class Columns(dist.TorchDistribution):
+    """Independent entries of several distributions, (batch, columns).
+
+    Args:
+        parts: distributions of some of the columns, (batch, width of the part).
+        index: of each part, its columns, (width of the part,).
+        order: of each column, its place in the parts side by side, (columns,).
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {}
+
+    def __init__(
+        self, parts: Sequence[Any], index: Sequence[Tensor], order: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.parts, self.index, self.order = parts, index, order
+        super().__init__(torch.Size((*parts[0].batch_shape[:-1], len(order))), validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether draws of all columns have gradients."""
+        return all(part.has_rsample for part in self.parts)
+
+    @property
+    def support(self) -> Constraint:
+        """The support of each column."""
+        return SideBySide([part.support for part in self.parts], self.index, self.order)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of each column, the most probable category of categories."""
+        return self._joined([part.mean for part in self.parts])
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each column."""
+        return self._joined([part.variance for part in self.parts])
+
+    def expand(self, batch_shape: Size, _instance: Any = None) -> "Columns":
+        """The same distribution over a larger batch."""
+        lead = tuple(batch_shape)[:-1]
+        parts = [part.expand((*lead, len(index))) for part, index in zip(self.parts, self.index, strict=True)]
+        return Columns(parts, self.index, self.order)
+
+    def rsample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws with gradients."""
+        return self._joined([part.rsample(torch.Size(sample_shape)) for part in self.parts])
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = EMPTY) -> Tensor:
+        """Draws."""
+        return self._joined([part.sample(torch.Size(sample_shape)) for part in self.parts])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass or density of each column, nats."""
+        each = zip(self.parts, self.index, strict=True)
+        return self._joined([part.log_prob(value.index_select(-1, index)) for part, index in each])
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([*parts], -1).index_select(-1, self.order)
+
+
+class Expm1Transform(Transform):
+    """s -> exp(s) - 1, from real numbers to those above -1."""
+
+    domain = constraints.real
+    codomain = constraints.greater_than(-1.0)
+    bijective = True
+    sign = 1
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.expm1(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.log1p(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """s itself."""
+        return x
+
+
 class ContinuousBernoulli(dist.TorchDistribution):
     """p(x) = exp(u x) / C(u) on [0, 1], C(u) = (exp(u) - 1) / u (Loaiza-Ganem and Cunningham 2019, 1907.06845).
 
@@ -228,6 +443,7 @@ class ZeroOneInflatedBeta(dist.TorchDistribution):
         "concentration0": constraints.positive,
     }
     support = constraints.unit_interval
+    atoms: ClassVar[tuple[float, ...]] = (0.0, 1.0)
 
     def __init__(
         self, logits: Tensor, concentration1: Tensor, concentration0: Tensor, validate_args: bool | None = None

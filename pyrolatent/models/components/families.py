@@ -144,10 +144,10 @@ class Normal(Family):
 
     Args:
         event_shape: shape of one value.
-        scale: "predicted" by the network for each element, "learned" (one number), "learned_each" (one per element of
-            the event), or the known standard deviation, in the units of the data.
-        min_scale: lower bound of a predicted or learned scale; without one, a constant pixel would drive the density
-            to infinity.
+        scale: "predicted" by the network for each element, "learned" (one number, of x as networks see it),
+            "learned_each" (one per element of the event), or the known standard deviation, in the units of the data.
+        min_scale: lower bound of a predicted or learned scale, in the units of the data; without one, a constant pixel
+            would drive the density to infinity.
     """
 
     def __init__(

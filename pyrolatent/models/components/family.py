@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyro.distributions as dist
 import torch
@@ -18,8 +18,30 @@ from torch import Tensor, nn
 from torch.distributions import transform_to
 from torch.distributions.transforms import Transform
 
-from pyrolatent.declaration import choices
+from pyrolatent.declaration import choices, declared_name
 from pyrolatent.errors import InputError
+from pyrolatent.models.components.distributions import Levels, LowRankMultivariateNormal, Transformed
+
+if TYPE_CHECKING:
+    from pyrolatent.models.components.scaling import Affine
+
+_IN_UNITS: tuple[tuple[dict[str, int], tuple[type, ...]], ...] = (
+    (
+        {"loc": 1, "scale": 1},
+        (dist.AsymmetricLaplace, dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Logistic, dist.Normal, dist.SkewLogistic,
+         dist.SoftLaplace, dist.Stable, dist.StudentT),
+    ),
+    ({"loc": 1, "scale_tril": 1}, (dist.MultivariateNormal, dist.MultivariateStudentT)),
+    ({"loc": 1, "cov_factor": 1, "cov_diag": 2}, (LowRankMultivariateNormal,)),
+    ({"scale": 1}, (dist.HalfCauchy, dist.HalfNormal, dist.Weibull)),
+    ({"rate": -1}, (dist.Exponential, dist.Gamma)),
+    ({"rate": 1}, (dist.InverseGamma,)),
+)  # fmt: skip
+UNITS = {distribution: powers for powers, several in _IN_UNITS for distribution in several}
+"""The power of the unit of x in each parameter of the distributions that stay in their class when x is multiplied.
+
+Those with a `loc` are over the real line, and x may also be moved; the others are over positive numbers.
+"""
 
 OTHER_PARAMETRISATIONS = {"probs", "gate", "covariance_matrix", "precision_matrix"}
 """Alternative parametrisations that are not used: logits, gate_logits and scale_tril are."""
@@ -46,6 +68,7 @@ class Family(nn.Module):
             with its first axis multiplied by the numbers per element (so an image stays an image), else one flat axis.
         measure: the measure of exp(log_prob): "mass", "density", or a mixture of both in words.
         scores_any_value: whether the distribution can score a value that it did not draw itself.
+        own_scaling: the `Scaling` of x that is part of the family; None for most.
 
     Raises:
         InputError: the distribution cannot be a family; the message has the reason.
@@ -53,6 +76,7 @@ class Family(nn.Module):
 
     measure: str = "density"
     scores_any_value: ClassVar[bool] = True
+    own_scaling: Any = None
 
     def __init__(
         self,
@@ -71,10 +95,11 @@ class Family(nn.Module):
         self.event_shape = torch.Size(event_shape)
         self.distribution = distribution
         self.constants = dict(constants or {})
-        self.floors = dict(floors or {})
+        self.floors, self.ceilings = dict(floors or {}), dict(ceilings or {})
         self.transforms: dict[str, Transform] = {}
         self.shapes: dict[str, torch.Size] = {}
         self.learned = nn.ParameterDict()
+        self._scaling: tuple[Any, ...] = ()  # a tuple keeps it unregistered: it belongs to the model and is saved once
         for name, value in self.constants.items():
             if isinstance(value, float | Tensor):
                 self.register_buffer(f"constant_{name}", torch.as_tensor(value), persistent=False)
@@ -91,7 +116,7 @@ class Family(nn.Module):
             raise self._refuse(f"learned was given {min(other)!r}; {choices(min(other), ('shared', 'each'))}")
         for name, constraint in free.items():
             try:
-                transform = _transform(constraint, self.floors.get(name, 1e-12), (ceilings or {}).get(name))
+                transform = _transform(constraint, self.floors.get(name, 1e-12), self.ceilings.get(name))
             except NotImplementedError as error:
                 raise self._refuse(f"{name!r} has no map from unconstrained numbers ({error})") from error
             trailing = self._trailing_shape(name, constraint, event, (axes or {}).get(name))
@@ -134,7 +159,46 @@ class Family(nn.Module):
         for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
             parameters[name] = self.transforms[name](part.reshape((*lead, *shape)))
         constants = {name: getattr(self, f"constant_{name}", value) for name, value in self.constants.items()}
-        return self.distribution(**parameters, **constants)
+        found = self.distribution(**parameters, **constants)
+        for scaling in self._scaling:
+            outer = scaling.outer if self.distribution in UNITS else scaling.transform
+            return found if outer is None else Transformed(found, outer)
+        return found
+
+    @property
+    def has_free_units(self) -> bool:
+        """Whether it is over the real line with a location and a scale that are not known."""
+        units = UNITS.get(self.distribution, {})
+        return "loc" in units and not units.keys() & self.constants.keys()
+
+    def scale_by(self, scaling: "Affine") -> None:
+        """Puts the family in the units of x: the network's numbers are in those of s, and the distribution is of x.
+
+        Where the distribution stays in its class its parameters are transformed, so that known parameters, floors and
+        ceilings are in the units of x. Families over {0, 1}, over [0, 1] or over levels of it are `Transformed`.
+        Counts, categories and one-hot vectors stay as they are, whatever the encoder sees.
+
+        Raises:
+            InputError: the family is over a set that the scaling does not map, or belongs to another model.
+        """
+        support = self(torch.zeros(self.unconstrained_shape)).support
+        over, units = domain(support), UNITS.get(self.distribution)
+        if not scaling.changes or (support.is_discrete and over not in ("{0, 1}", "levels in [0, 1]")):
+            return
+        of_log = scaling.outer is not None and not issubclass(self.distribution, dist.Normal)
+        if over not in scaling.takes or of_log or (over == "real numbers" and units is None):
+            raise InputError(
+                f"scaling {declared_name(scaling)} does not go with {self}, which is over {over}; declare another "
+                "likelihood, or scaling: none"
+            )
+        if self._scaling:
+            raise InputError(f"{self} is in the units of another model; build a family for each")
+        self._scaling = (scaling,)
+        free = self._free_parameters()
+        for name, power in (units or {}).items():
+            if name in free:
+                floor, ceiling = self.floors.get(name, 1e-12), self.ceilings.get(name)
+                self.transforms[name] = _transform(free[name], floor, ceiling, _InUnits(scaling, name, power))
 
     @torch.no_grad()
     def at_floor(self) -> bool:
@@ -215,15 +279,33 @@ class Family(nn.Module):
             raise self._refuse("its support moves with its parameters, so data can fall outside of it")
 
 
-class _CholeskyFloor(SoftplusLowerCholeskyTransform):
-    """L = softplus plus a floor on the diagonal, identity below it."""
+class _InUnits(Transform):
+    """A parameter of s, as a parameter of x: multiplied by a power of the unit of x and, if it is `loc`, moved."""
 
-    def __init__(self, floor: float) -> None:
+    domain = constraints.real
+    codomain = constraints.real
+
+    def __init__(self, scaling: "Affine", name: str, power: int) -> None:
         super().__init__()
-        self.floor = floor
+        self.scaling, self.name, self.power = scaling, name, power
 
     def _call(self, x: Tensor) -> Tensor:
-        return super()._call(x) + self.floor * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        unit = self.scaling.scale**self.power if self.power != 1 else self.scaling.scale
+        if self.name in ("scale_tril", "cov_factor"):
+            unit = unit.unsqueeze(-1)
+        return self.scaling.loc + unit * x if self.name == "loc" else unit * x
+
+
+class _CholeskyFloor(SoftplusLowerCholeskyTransform):
+    """L = softplus on the diagonal, identity below it, in other units if any, plus a floor on the diagonal."""
+
+    def __init__(self, floor: float, units: Transform | None = None) -> None:
+        super().__init__()
+        self.floor, self.units = floor, units
+
+    def _call(self, x: Tensor) -> Tensor:
+        found = super()._call(x) if self.units is None else self.units(super()._call(x))
+        return found + self.floor * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
 
     def _inverse(self, y: Tensor) -> Tensor:
         return super()._inverse(y - self.floor * torch.eye(y.shape[-1], dtype=y.dtype, device=y.device))
@@ -256,14 +338,38 @@ def continuous(constraint: constraints.Constraint | None) -> bool:
     return constraint is not None and not constraint.is_discrete and not constraints.is_dependent(constraint)
 
 
-def _transform(constraint: constraints.Constraint, floor: float, ceiling: float | None = None) -> Transform:
-    """Softplus instead of exp for positive numbers; torch's own transform for every other constraint."""
+def _transform(
+    constraint: constraints.Constraint, floor: float, ceiling: float | None = None, units: Transform | None = None
+) -> Transform:
+    """Softplus instead of exp for positive numbers; torch's own transform for every other constraint.
+
+    Args:
+        constraint: that of the parameter.
+        floor: lower bound of positive parameters.
+        ceiling: upper bound of positive parameters.
+        units: the parameter in the units of x, in which floor and ceiling are.
+    """
     if isinstance(constraint, type(constraints.lower_cholesky)):
-        return _CholeskyFloor(floor)
+        return _CholeskyFloor(floor, units)
     if isinstance(constraint, type(constraints.independent(constraints.real, 1))):
-        return _transform(constraint.base_constraint, floor, ceiling)
+        return _transform(constraint.base_constraint, floor, ceiling, units)
+    steps = [] if units is None else [units]
     if isinstance(constraint, type(constraints.positive) | type(constraints.nonnegative)):
         lower = float(constraint.lower_bound) + floor
-        steps = [_Ceiling(ceiling)] if ceiling else []
-        return ComposeTransform([Softplus(), *steps, *([AffineTransform(lower, 1.0)] if lower else [])])
-    return transform_to(constraint)
+        steps = [Softplus(), *steps, *([_Ceiling(ceiling)] if ceiling else [])]
+        return ComposeTransform([*steps, *([AffineTransform(lower, 1.0)] if lower else [])])
+    return ComposeTransform([transform_to(constraint), *steps]) if steps else transform_to(constraint)
+
+
+def domain(support: Any) -> str:
+    """The set that a constraint describes, in words and up to a boundary of measure zero."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if isinstance(support, type(constraints.positive) | type(constraints.nonnegative)) and support.lower_bound == 0:
+        return "positive numbers"
+    if isinstance(support, Levels):
+        return "levels in [0, 1]"
+    names = {"Real()": "real numbers", "Boolean()": "{0, 1}", "OneHot()": "one-hot vectors", "Simplex()": "the simplex"}
+    if str(support) in ("RealVector()", "Interval(lower_bound=0.0, upper_bound=1.0)"):
+        return "real numbers" if "Real" in str(support) else "numbers in [0, 1]"
+    return names.get(str(support), str(support))

@@ -223,6 +223,7 @@ class VampPrior(nn.Module):
         latent_dim: number of latent dimensions.
         event_shape: shape of one pseudo-input.
         posterior: the model's q(z | x), shared with this prior.
+        scaling: how x is scaled for the posterior; pseudo-inputs are what it sees.
         components: number of pseudo-inputs.
         start: initial pseudo-inputs: "data" draws datapoints from the first batch, "random" uniform noise on [0, 1].
     """
@@ -232,6 +233,7 @@ class VampPrior(nn.Module):
         latent_dim: int,
         event_shape: tuple[int, ...],
         posterior: nn.Module,
+        scaling: nn.Module | None = None,
         *,
         components: PositiveInt = 500,
         start: Literal["data", "random"] = "data",
@@ -251,11 +253,14 @@ class VampPrior(nn.Module):
         self.logits = nn.Parameter(torch.zeros(components))
         # A tuple keeps it unregistered: its weights belong to the model and are saved once.
         self._posterior = (posterior,)
+        self._scaling = () if scaling is None else (scaling,)
 
     def initialise(self, batch: Tensor, mask: Tensor | None = None) -> None:
         """Sets the pseudo-inputs to datapoints, drawn with replacement if there are too few."""
         if self.start == "data":
             count = len(self.pseudo_inputs)
+            for scaling in self._scaling:
+                batch = scaling(batch, mask)
             index = torch.randperm(len(batch)) if len(batch) >= count else torch.randint(len(batch), (count,))
             self.pseudo_inputs.data.copy_(batch[index[:count].to(batch.device)])
 

@@ -19,10 +19,6 @@ Beta = float | Tensor
 (chains, 1)."""
 
 
-FAR = 10.0
-"""Distance in standard deviations of the base beyond which data are taken for those of another model."""
-
-
 def deviations(x: Tensor) -> Tensor:
     """Positive standard deviations of the entries of data (n, ...), (width,), in the units of each.
 
@@ -50,19 +46,6 @@ def warn_if_constant(x: Tensor) -> None:
             f"{len(constant)} of {flat.shape[1]} entries of x (from 0: {named}) are the same in all {len(x):,} "
             "training datapoints: their width is set to a thousandth of the others', and log p(x) depends on it; "
             "leave them out",
-            stacklevel=6,
-        )
-
-
-def warn_if_far(x: Tensor, loc: Tensor, scale: Tensor) -> None:
-    """Warns if data lie more than ten standard deviations from those that have set the base or the units."""
-    flat = x.reshape(len(x), -1)
-    distance = ((flat.mean(0) - loc).abs() / scale).max().item()
-    ratio = (flat.std(0) / scale).max().item()
-    if max(distance, ratio) > FAR:
-        warnings.warn(
-            f"training goes on in the units of other data: the mean of x is up to {distance:.3g} of their standard "
-            f"deviations away, and its spread up to {ratio:.3g}; build a new model, or scale x",
             stacklevel=6,
         )
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from pyrolatent.declaration import Kind, build, component, registered
 from pyrolatent.errors import InputError
+from pyrolatent.models.components.scaling import warn_if_far
 from pyrolatent.models.energies.density import (
     Beta,
     UnnormalisedDensity,
     deviations,
     in_real_numbers,
     warn_if_constant,
-    warn_if_far,
 )
 
 SMOOTH: Mapping[str, Any] = {"mlp": {"activation": "silu"}}

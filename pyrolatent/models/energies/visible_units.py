@@ -15,7 +15,8 @@ from torch.nn import functional
 from pyrolatent.declaration import PositiveFloat, component
 from pyrolatent.errors import InputError
 from pyrolatent.models.components.conditional import one_hot
-from pyrolatent.models.energies.density import deviations, warn_if_constant, warn_if_far
+from pyrolatent.models.components.scaling import warn_if_far
+from pyrolatent.models.energies.density import deviations, warn_if_constant
 
 
 class Units(nn.Module):
@@ -117,8 +118,9 @@ class BernoulliUnits(Units):
 class NormalUnits(Units):
     """x_i = m_i + σ_i t_i with t | h ~ N(b + W h, 1): t = (x - m) / σ, A(η) = ∑ η_i² / 2 + log(2π) / 2, over t.
 
-    m is the mean of the data, so that b and W need not change with σ. σ is learned, one number per entry, and is
-    initialised to `scale` times the standard deviation s of the data.
+    x is standardised, as by `scaling: standardise` of other models, and p(x) is a density in the units of x. m is the
+    mean of the data, so that b and W need not change with σ. σ is learned, one number per entry, and is initialised to
+    `scale` times the standard deviation s of the data.
 
     Args:
         event_shape: shape of x.
@@ -156,6 +158,11 @@ class NormalUnits(Units):
             state_dict[f"{prefix}log_above"] = state_dict.pop(f"{prefix}log_sigma")
             state_dict[f"{prefix}floor"] = torch.zeros_like(self.floor)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def values(self) -> str:
+        """That x is standardised."""
+        return " of x standardised"
 
     @property
     def sigma(self) -> Tensor:

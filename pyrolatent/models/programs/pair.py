@@ -19,6 +19,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_labels, as_numbers
 from pyrolatent.models.components.conditional import filled, masked
 from pyrolatent.models.components.distributions import Reshaped, innermost
+from pyrolatent.models.components.scaling import Unscaled
 from pyrolatent.models.isolation import evaluating_alone, held_parameters_expected, own_parameters
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, Model
@@ -98,6 +99,7 @@ class PyroPair(LatentVariableModel):
         guide_options: dict[str, Any] | None = None,
     ) -> None:
         Model.__init__(self, event_shape or ())
+        self.scaling = Unscaled(())
         self.label_dim, self.plate = label_dim, plate
         made = _Made()
         self._programs = _program("model", model, model_options, made), _program("guide", guide, guide_options, made)

@@ -1,0 +1,353 @@
+"""Tables: rows of named columns of numbers and words, from data frames of any library and from arrays.
+
+In a table x a cell of a column of words is the code of its word, 0 to K - 1 in sorted order, and NaN is a missing cell.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import IO, Any, Literal
+
+import narwhals.stable.v2 as nw
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrolatent.declaration import choices
+from pyrolatent.errors import InputError
+
+Array = NDArray[Any]
+Frame = nw.DataFrame[Any]
+Cells = Array | list[str | None]
+"""The cells of a column: numbers, NaN where missing, or words, None where missing."""
+Kind = Literal["real", "positive", "count", "binary", "category"]
+
+ROWS = 20
+"""Number of rows from which a column with other words in most of them is refused."""
+TABLES = (".csv", ".csv.gz", ".parquet", ".feather")
+"""Endings of the files that are read and written as tables."""
+TRUTHS = ("False", "True")
+"""The words of truth values."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: its name; "0", "1", ... in an array.
+        kind: "real", "positive" (above 0), "count" (0, 1, 2, ...), "binary" (0 or 1) or "category" (0 to K - 1).
+        categories: the words of a binary column or a category in sorted order, in which they are coded; () for numbers.
+    """
+
+    name: str
+    kind: Kind = "real"
+    categories: tuple[str, ...] = ()
+
+
+class TableShape(tuple[int, ...]):
+    """The event shape (columns,) of a table, which knows its columns.
+
+    Attributes:
+        columns: the columns in the order of x.
+    """
+
+    columns: tuple[Column, ...]
+
+    def __new__(cls, shape: Iterable[int], *, columns: Iterable[Column]) -> "TableShape":
+        """Creates the shape, a tuple like any other."""
+        self = super().__new__(cls, shape)
+        self.columns = tuple(columns)
+        return self
+
+    def __getnewargs_ex__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (tuple(self),), {"columns": self.columns}
+
+
+def columns_record(columns: Iterable[Column]) -> list[dict[str, Any]]:
+    """Columns in JSON types."""
+    return [
+        {"name": column.name, "kind": column.kind}
+        | ({"categories": list(column.categories)} if column.categories else {})
+        for column in columns
+    ]
+
+
+def event_shape_of(shape: Iterable[int], columns: Iterable[Mapping[str, Any]] | None) -> tuple[int, ...]:
+    """An event shape from a record of data: its shape, and its columns if it is a table; older records have none."""
+    if columns is None:
+        return tuple(shape)
+    found = (Column(each["name"], each["kind"], tuple(each.get("categories", ()))) for each in columns)
+    return TableShape(shape, columns=found)
+
+
+def numbered(width: int) -> tuple[Column, ...]:
+    """The columns of an array, which have no names."""
+    return tuple(Column(str(i)) for i in range(width))
+
+
+def with_kinds(
+    columns: Iterable[Column], x: Array, mask: Array | None = None, kinds: Mapping[str, Kind] | None = None
+) -> tuple[Column, ...]:
+    """Columns with kinds as declared, or else inferred from their observed values.
+
+    Args:
+        columns: columns of unknown kind.
+        x: (rows, columns).
+        mask: True where observed, of the same shape.
+        kinds: kinds by the name of the column.
+    """
+    seen = (x[:, i] if mask is None else x[mask[:, i], i] for i in range(x.shape[1]))
+    declared = kinds or {}
+    return tuple(
+        replace(column, kind=declared.get(column.name) or _kind(column, values))
+        for column, values in zip(columns, seen, strict=True)
+    )
+
+
+def _kind(column: Column, values: Array) -> Kind:
+    if column.categories:
+        return "binary" if len(column.categories) == 2 else "category"
+    if not len(values) or values.min() < 0:
+        return "real"
+    if (values == values.round()).all():
+        return "binary" if values.max() <= 1 else "count"
+    return "positive" if values.min() > 0 else "real"
+
+
+def as_frame(source: Any, name: str) -> Frame:
+    """A data frame of any library, in memory, with names of columns that are words.
+
+    Raises:
+        InputError: it is not in memory, or two columns have one name.
+    """
+    try:
+        frame = nw.from_native(source, eager_only=True)
+        names = [str(column) for column in frame.columns]
+    except TypeError as error:
+        raise InputError(f"{name}: {type(source).__name__} is not a table in memory; collect or compute it") from error
+    except nw.exceptions.DuplicateError:
+        names = [str(column) for column in source.columns]
+    if twice := next((column for i, column in enumerate(names) if column in names[:i]), None):
+        raise InputError(f"{name}: two columns have the name {twice!r}; rename one")
+    frame = frame.rename(dict(zip(frame.columns, names, strict=True)))
+    return frame.drop([column for column in names if column.startswith("__index_level_")])  # pandas' numbers of rows
+
+
+def frame_of_words(x: Array, name: str) -> Frame:
+    """A data frame of an array of words, (rows, columns), whose columns are of numbers where all their words are."""
+    import pandas as pd
+
+    frame = pd.DataFrame(x)
+    for column in frame:
+        if all(value is None or isinstance(value, str) for value in frame[column]):
+            with suppress(ValueError):
+                frame[column] = pd.to_numeric(frame[column])
+    return as_frame(frame, name)
+
+
+def encode(
+    frames: Mapping[str, Frame], known: Sequence[Column] | None = None, kinds: Mapping[str, Kind] | None = None
+) -> tuple[list[Array], tuple[Column, ...]]:
+    """Encodes the parts of a table together, so that a word has the same code in all of them.
+
+    Args:
+        frames: the parts, by their names in messages.
+        known: columns that the parts must have, in any order, with their words; None for those of the first part.
+        kinds: declared kinds by the name of the column; the numbers of a "category" are taken for words.
+
+    Returns:
+        The x of each part, (rows, columns), NaN where a number or a code is missing; and the columns, whose kinds are
+        still to be inferred.
+
+    Raises:
+        InputError: columns are missing or too many, hold neither numbers nor words, or hold other words than before.
+    """
+    names = [column.name for column in known] if known else next(iter(frames.values())).columns
+    of_words = {column.name: column.categories for column in known or ()}
+    for part, frame in frames.items():
+        _validate_names(part, frame.columns, names)
+    columns, encoded = [], []
+    for name in names:
+        cells = {part: cells_of(frame[name], name, part) for part, frame in frames.items()}
+        words = of_words[name] if known else _words(cells, name, (kinds or {}).get(name))
+        encoded.append([_coded(values, words, name, part) for part, values in cells.items()])
+        columns.append(Column(name, categories=words))
+    return [_stacked(values) for values in zip(*encoded, strict=True)], tuple(columns)
+
+
+def _validate_names(part: str, given: Sequence[str], names: Sequence[str]) -> None:
+    """Requires a part to have the given columns, in any order."""
+    missing, extra = [n for n in names if n not in given], [n for n in given if n not in names]
+    said = [
+        f"{what} {', '.join(map(repr, which))}" for what, which in (("lacks", missing), ("also has", extra)) if which
+    ]
+    if said:
+        raise InputError(f"{part}: the table {' and '.join(said)}; its columns must be {', '.join(names)}")
+
+
+def cells_of(values: Any, name: str, part: str) -> Cells:
+    """The cells of a column as numbers, NaN where missing, or as a list of words, None where missing.
+
+    Raises:
+        InputError: they are neither.
+    """
+    column = values if isinstance(values, nw.Series) else _series(values)
+    dtype = column.dtype
+    if dtype.is_numeric():
+        whole = dtype.is_integer() and not column.null_count()
+        return (column if whole else column.cast(nw.Float64).fill_null(math.nan)).to_numpy()
+    if dtype in (nw.Boolean, nw.String, nw.Categorical, nw.Enum, nw.Object, nw.Unknown):
+        gaps = column.is_null().to_list()
+        found = [None if gap else value for gap, value in zip(gaps, column.to_list(), strict=True)]
+        types = {type(value) for value in found if value is not None}
+        if types <= {str, np.str_, bool, np.bool_}:
+            return [None if value is None else str(value).strip() or None for value in found]
+        if all(issubclass(each, int | float | np.number) for each in types):
+            return np.array([math.nan if value is None else value for value in found], np.float64)
+    raise InputError(
+        f"{part}: the column {name!r} holds {dtype}, but numbers or words are expected; turn it into one of them or "
+        "leave it out"
+    )
+
+
+def _series(values: Any) -> nw.Series[Any]:
+    import pandas as pd
+
+    return nw.from_native(pd.Series(values), series_only=True)
+
+
+def as_words(cells: Cells) -> list[str | None]:
+    """Cells as words, None where missing; whole numbers without a point."""
+    if isinstance(cells, list):
+        return cells
+    return [
+        None if math.isnan(value) else str(int(value)) if float(value).is_integer() else repr(value)
+        for value in cells.tolist()
+    ]
+
+
+def in_order(words: Iterable[str]) -> tuple[str, ...]:
+    """Words in sorted order, numbers by their size."""
+    words = [*words]
+    return tuple(sorted(words, key=float if all(map(is_number, words)) else None))
+
+
+def _words(cells: Mapping[str, Cells], name: str, kind: Kind | None) -> tuple[str, ...]:
+    """The words of a column in sorted order, both truth values if they are some; () if it holds numbers."""
+    part = next(iter(cells))
+    if kind in ("category", "binary"):
+        words = in_order({word for values in cells.values() for word in as_words(values) if word is not None})
+        if kind == "binary" and len(words) > 2:
+            raise InputError(f"{part}: the column {name!r} is declared binary, but holds {', '.join(words[:5])}")
+        numbers = not any(isinstance(values, list) for values in cells.values())
+        return () if kind == "binary" and {*words} <= {"0", "1"} and numbers else words
+    lists = {part: values for part, values in cells.items() if isinstance(values, list)}
+    counts = Counter(word for values in lists.values() for word in values if word is not None)
+    if kind and counts:
+        raise InputError(
+            f"{next(iter(lists))}: the column {name!r} is declared {kind}, but holds {next(iter(counts))!r}"
+        )
+    words = TRUTHS if counts and {*counts} <= {*TRUTHS} else in_order(counts)
+    other = [word for word in counts if not is_number(word)]
+    numbers = any(np.isfinite(values).any() for values in cells.values() if not isinstance(values, list))
+    if (counts and numbers) or 0 < sum(counts[word] for word in other) < counts.total() / 2:
+        word = (other or words)[0]
+        part, row = next((part, values.index(word)) for part, values in lists.items() if word in values)
+        raise InputError(
+            f"{part}: the column {name!r} holds numbers, but {word!r} in row {row}; leave a cell empty where its value "
+            "is missing, or declare its kind, category"
+        )
+    if 2 * len(words) > counts.total() >= ROWS:
+        raise InputError(
+            f"{part}: the column {name!r} holds {len(words)} different words in {counts.total()} rows ({words[0]!r}, "
+            "...), which are no categories; leave it out"
+        )
+    return words
+
+
+def _coded(cells: Cells, words: Sequence[str], name: str, part: str) -> Array:
+    """Numbers, NaN where missing: those of the cells, or the codes of their words."""
+    if not words and not isinstance(cells, list):
+        return cells
+    codes: dict[str | None, float] = {None: math.nan} | {word: i for i, word in enumerate(words)}
+    written = as_words(cells)
+    if unknown := next((word for word in written if word not in codes), None):
+        takes = choices(unknown, words) if words else "its cells are numbers"
+        raise InputError(f"{part}: the column {name!r} holds {unknown!r}, which is new; {takes}")
+    return np.array([codes[word] for word in written])
+
+
+def _stacked(columns: Sequence[Array]) -> Array:
+    """Columns of numbers side by side, as integers if all are."""
+    return np.stack(columns, 1) if columns else np.empty((0, 0))
+
+
+def decode(x: Array, columns: Sequence[Column]) -> dict[str, list[Any]]:
+    """The cells of each column in the user's words and numbers.
+
+    Args:
+        x: (rows, columns), a code being rounded to the nearest of its column.
+        columns: the columns of x.
+    """
+    found: dict[str, list[Any]] = {}
+    for i, column in enumerate(columns):
+        if column.categories:
+            codes = x[:, i].round().clip(0, len(column.categories) - 1).astype(int)
+            found[column.name] = [column.categories[code] for code in codes]
+        else:
+            found[column.name] = _shortest(x[:, i], column)
+    return found
+
+
+def fill(frame: Frame, columns: Sequence[Column], x: Array, mask: Array) -> dict[str, list[Any]]:
+    """A table whose missing cells are those of x, with all its other cells and columns as they were.
+
+    Args:
+        frame: the table.
+        columns: the columns of x, in any order in the table.
+        x: (rows, columns).
+        mask: True where the table has a value, of the same shape.
+    """
+    filled: dict[str, list[Any]] = {name: frame[name].to_list() for name in frame.columns}
+    for i, (name, drawn) in enumerate(decode(x, columns).items()):
+        filled[name] = [old if kept else new for old, new, kept in zip(filled[name], drawn, mask[:, i], strict=True)]
+        if columns[i].kind in ("count", "binary") and not columns[i].categories:
+            filled[name] = _shortest(np.array(filled[name], np.float64), columns[i])
+    return filled
+
+
+def _shortest(values: Array, column: Column) -> list[Any]:
+    """Numbers without the digits that float32 adds; whole ones of a column of whole numbers as integers."""
+    if column.kind in ("count", "binary") and (values == values.round()).all():
+        return values.astype(np.int64).tolist()
+    return [float(str(value)) for value in values]
+
+
+def write_table(file: IO[bytes], ending: str, cells: Mapping[str, Sequence[Any]]) -> None:
+    """Writes a table to a file.
+
+    Args:
+        file: an open file.
+        ending: its format, one of `TABLES`.
+        cells: the cells of each column by its name.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(dict(cells))
+    if ending == ".parquet":
+        frame.to_parquet(file)
+    elif ending == ".feather":
+        frame.to_feather(file)
+    else:
+        frame.to_csv(file, index=False, compression="gzip" if ending == ".csv.gz" else None)
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,241 @@
+"""Tables: words have the same code everywhere, gaps are gaps, and kinds of columns follow from the training rows."""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars
+import pyarrow as pa
+import pytest
+import torch
+
+from pyrolatent import VAE, evaluate, fit
+from pyrolatent.data.load import load_data
+from pyrolatent.data.splits import Data
+from pyrolatent.data.tables import Column, TableShape, columns_record, event_shape_of
+from pyrolatent.errors import InputError
+
+PARTS = ("train", "validation", "test")
+ROWS = 200
+
+
+@pytest.fixture
+def people() -> pd.DataFrame:
+    """Columns of every kind, without gaps."""
+    random = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "height": random.normal(0, 10, ROWS),
+            "income": random.exponential(2, ROWS),
+            "visits": random.poisson(2, ROWS),
+            "ill": random.integers(0, 2, ROWS),
+            "smoker": random.choice(["no", "yes"], ROWS),
+            "insured": random.random(ROWS) < 0.5,
+            "town": random.choice(["Oslo", "Bern", "Rome"], ROWS),
+        }
+    )
+
+
+COLUMNS = (
+    Column("height", "real"),
+    Column("income", "positive"),
+    Column("visits", "count"),
+    Column("ill", "binary"),
+    Column("smoker", "binary", ("no", "yes")),
+    Column("insured", "binary", ("False", "True")),
+    Column("town", "category", ("Bern", "Oslo", "Rome")),
+)
+
+
+def cells(data: Data) -> list[tuple[Any, ...]]:
+    """All rows in the user's words, None where missing, sorted."""
+    assert data.columns is not None
+    found = []
+    for part in PARTS:
+        batch = getattr(data, part).batch(slice(None))
+        seen = torch.ones_like(batch.x, dtype=torch.bool) if batch.mask is None else batch.mask
+        for x, observed in zip(batch.x.tolist(), seen.tolist(), strict=True):
+            row = [c.categories[int(v)] if c.categories else v for c, v in zip(data.columns, x, strict=True)]
+            found.append(tuple(v if o else None for v, o in zip(row, observed, strict=True)))
+    return sorted(found, key=str)
+
+
+def expected(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
+    words = frame.astype({"insured": str})
+    numbers = words.select_dtypes("number").columns
+    words[numbers] = words[numbers].astype(np.float32)
+    return sorted((tuple(row) for row in words.itertuples(index=False)), key=str)
+
+
+def saved(frame: pd.DataFrame, path: Path) -> Path:
+    """Writes a table in the format of the file's ending."""
+    if path.name.endswith((".csv", ".csv.gz")):
+        frame.to_csv(path, index=False)
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_feather(path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["pandas", "polars", "arrow", "csv", "csv.gz", "parquet", "feather"])
+def test_a_table_is_the_same_from_every_source(people: pd.DataFrame, form: str, tmp_path: Path) -> None:
+    made: dict[str, Any] = {
+        "pandas": lambda: people,
+        "polars": lambda: polars.from_pandas(people),
+        "arrow": lambda: pa.Table.from_pandas(people),
+    }
+    data = load_data(made[form]() if form in made else saved(people, tmp_path / f"people.{form}"))
+    assert data.columns == COLUMNS
+    assert data.event_shape == (7,)
+    assert cells(data) == expected(people)
+
+
+def test_the_record_gives_the_columns_back(people: pd.DataFrame) -> None:
+    data = load_data(people)
+    record = json.loads(json.dumps(data.record))
+    shape = event_shape_of(record["event_shape"], record["columns"])
+    assert isinstance(shape, TableShape)
+    assert shape == data.event_shape
+    assert shape.columns == COLUMNS
+    assert columns_record(shape.columns) == data.record["columns"]
+    for copied in (copy.deepcopy(shape), pickle.loads(pickle.dumps(shape))):
+        assert copied == (7,)
+        assert copied.columns == COLUMNS
+    older = event_shape_of([1, 8, 8], None)
+    assert older == (1, 8, 8)
+    assert not isinstance(older, TableShape)
+
+
+def test_an_array_of_vectors_is_a_table_with_numbered_columns() -> None:
+    random = np.random.default_rng(0)
+    x = np.stack([random.normal(size=60), random.integers(0, 2, 60), random.poisson(3, 60), random.random(60) + 1], 1)
+    assert load_data(x).columns == (
+        Column("0", "real"),
+        Column("1", "binary"),
+        Column("2", "count"),
+        Column("3", "positive"),
+    )
+    assert load_data(random.integers(0, 9, (20, 4, 4))).columns is None
+
+
+@pytest.mark.parametrize("made", [np.array, lambda rows: np.array(rows, object)])
+def test_an_array_of_words_and_gaps_is_a_table(made: Any) -> None:
+    rows = [["Oslo", "1.5"], ["Bern", "2.5"]] * 20
+    if made is not np.array:
+        rows = [["Oslo", 1.5], [None, 2.5]] * 20
+    data = load_data(made(rows))
+    assert data.columns is not None
+    assert data.columns[0] == Column("0", "category" if made is not np.array else "binary", data.columns[0].categories)
+    assert data.columns[1] == Column("1", "positive")
+    assert cells(data) == sorted(((town, float(number)) for town, number in rows), key=str)
+
+
+def test_kinds_follow_from_the_training_rows_and_words_from_all(tmp_path: Path) -> None:
+    x = np.arange(40.0)[:, None] % 2
+    path = tmp_path / "parts.npz"
+    np.savez(path, x_train=x, x_validation=x + 7.5, x_test=-x)
+    assert load_data(path).columns == (Column("0", "binary"),)
+    words = pd.DataFrame({"town": ["Oslo"] * 39 + ["Bern"]})
+    data = load_data(words, test=0.5, validation=0.5)
+    assert data.columns is not None
+    assert data.columns[0].categories == ("Bern", "Oslo")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"), [({"binarize": "dynamic"}, "binary"), ({"binarize": "threshold"}, "binary"), ({}, "real")]
+)
+def test_kinds_are_of_the_values_that_are_modelled(options: dict[str, Any], kind: str) -> None:
+    grey = np.random.default_rng(0).integers(0, 5, (60, 3)) / 4
+    data = load_data(grey, **options)
+    assert data.columns is not None
+    assert {column.kind for column in data.columns} == {kind}
+    levels = load_data((4 * grey).astype(int), dequantize="uniform")
+    assert levels.columns is not None
+    assert {column.kind for column in levels.columns} == {"real"}
+
+
+def test_gaps_of_every_form_are_missing_cells(tmp_path: Path) -> None:
+    (tmp_path / "gaps.csv").write_text("a,b,c\n" + "1,x,2.5\n,y,\nNA, ,1.5\n 3 ,x,nan\n" * 10)
+    of_frame = pd.DataFrame({"a": [1, None, None, 3], "b": ["x", "y", None, "x"], "c": [2.5, None, 1.5, np.nan]})
+    rows = [(1.0, "x", 2.5), (None, "y", None), (None, None, 1.5), (3.0, "x", None)]
+    for source in (tmp_path / "gaps.csv", pd.concat([of_frame] * 10), pa.Table.from_pandas(pd.concat([of_frame] * 10))):
+        assert cells(load_data(source)) == sorted(rows * 10, key=str)
+
+
+def test_nan_in_an_array_is_a_gap_without_being_asked() -> None:
+    x = np.random.default_rng(1).normal(size=(60, 4))
+    x[::3, 1] = np.nan
+    x[5] = np.nan
+    data, asked = load_data(x), load_data(x, mask="nan")
+    assert data.record == asked.record
+    assert data.train.mask is not None
+    assert torch.equal(data.train.mask, data.train.x != 0)
+    assert load_data(np.ones((20, 2))).train.mask is None
+    mask = np.random.default_rng(2).random(x.shape) < 0.5
+    both = load_data(x, mask=mask)
+    assert both.train.mask is not None
+    assert sum(int(getattr(both, part).mask.sum()) for part in PARTS) == int((mask & np.isfinite(x)).sum())
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"age": [1, 2, 3, "?"] * 10}, r"the column 'age' holds numbers, but '\?' in row 3; leave a cell empty"),
+        ({"name": [f"n{i}" for i in range(40)]}, "'name' holds 40 different words in 40 rows .* leave it out"),
+        ({"when": pd.to_datetime(["2020-01-01"] * 40)}, "'when' holds Datetime.*leave it out"),
+        ({"list": [[1, 2]] * 40}, "'list' holds"),
+        ({"mixed": [1, "a"] * 20}, "'mixed' holds"),
+    ],
+)
+def test_columns_that_are_refused_by_name(table: dict[str, list[Any]], message: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame(table)
+    with pytest.raises(InputError, match=message) as caught:
+        load_data(frame.astype({"age": str}) if "age" in frame else frame)
+    assert "\n" not in str(caught.value)
+
+
+def test_tables_that_are_not_in_memory_or_name_a_column_twice() -> None:
+    with pytest.raises(InputError, match=r"LazyFrame is not a table in memory; collect"):
+        load_data(polars.DataFrame({"a": [1]}).lazy())
+    with pytest.raises(InputError, match="two columns have the name 'a'"):
+        load_data(pd.DataFrame(np.zeros((20, 2)), columns=["a", "a"]))
+
+
+def test_a_table_is_described_by_its_columns_and_gaps(people: pd.DataFrame) -> None:
+    people.loc[::10, "town"] = None
+    people.loc[0, "income"] = None
+    lines = [line.split("  ") for line in load_data(people).describe().splitlines()]
+    rows = {row[0]: [cell.strip() for cell in row[1:] if cell] for row in lines[1:]}
+    assert rows["column"] == ["kind", "values", "missing"]
+    assert rows["visits"] == ["count", f"0 to {people['visits'].max()}", "0 %"]
+    assert rows["town"] == ["category", "Bern, Oslo, Rome", "10.0 %"]
+    assert rows["income"][2] == "0.5 %"
+    assert "1.5 % missing" in lines[0][0]
+
+
+def test_many_columns_are_not_all_described() -> None:
+    lines = load_data(np.random.default_rng(0).normal(size=(30, 50))).describe().splitlines()
+    assert len(lines) == 33
+    assert lines[-1] == "and 20 more columns"
+    assert load_data("digits").describe().startswith(f"{load_data('digits')!r}\nlabels: 0 178, 1 182, ")
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_rows_with_nothing_observed_train_and_have_the_evidence_of_nothing(objective: str) -> None:
+    """The truth: log p of nothing is 0."""
+    x = np.random.default_rng(0).normal(size=(100, 3))
+    x[::2] = np.nan
+    data = load_data(x, test=0.3)
+    model = VAE(data.event_shape, latent_dim=2, likelihood="normal")
+    fit(model, data, epochs=2, progress=False, objective=objective)
+    evaluation = evaluate(model, data, particles=500)
+    assert data.test.mask is not None
+    empty = ~data.test.mask.any(1)
+    assert empty.any()
+    evidence = evaluation.each["log_evidence"][empty]
+    assert (evidence.abs() < 0.5).all()
