@@ -93,7 +93,7 @@ def require_data(data: Any) -> None:
         raise InputError(f"data is a {type(data).__name__}; give pl.load_data(x), which splits it and keeps its labels")
 
 
-def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Data) -> None:
+def same_event_shape(model: Model, data: Data) -> None:
     """Requires a `Data` object with the model's event shape and units."""
     require_data(data)
     introduce(model, data)
