@@ -266,7 +266,7 @@ def impute(
             values, observed = repeated(x, count), repeated(mask, count)
             labels = None if y is None else repeated(y, count)
             latents, log_weights = resampled(model, (values, labels, observed), particles)
-            drawn = torch.where(observed, values, model.decode(latents, labels).sample()[0])
+            drawn = torch.where(observed, values, model.complete(model.decode(latents, labels), latents)[0])
             filled.append(drawn.unflatten(0, (count, len(x))))
             all_weights.append(log_weights.unflatten(1, (count, len(x))).flatten(0, 1))
     pooled = torch.cat(all_weights)

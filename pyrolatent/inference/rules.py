@@ -277,6 +277,12 @@ def _words(case: Case) -> str | None:
     )
 
 
+def _no_gaps(case: Case) -> str | None:
+    if case.model.missingness is not None and case.data.train.mask is None:
+        return f"missingness is learned from missing cells, of which the training part of {case.data.name} has none"
+    return None
+
+
 def _latent_supports(case: Case) -> str | None:
     for site in case.weights.latents:
         prior, posterior = (
@@ -376,6 +382,7 @@ RULES = (
         _words,
         of=Capability.POSTERIOR,
     ),
+    Rule("missingness without missing cells", "leave missingness out", _no_gaps, of=Capability.POSTERIOR),
     Rule(
         "a prior and a posterior over different sets",
         "declare families over the same set, or map the posterior onto the prior's with posterior: mapped",

@@ -28,7 +28,7 @@ from pyrolatent.inference.monte_carlo import log_mean_of_sums, none_if_nan, stan
 from pyrolatent.inference.rules import same_event_shape, split_for
 from pyrolatent.inference.weights import Inputs, Weights, arguments, closed_kl, total, weigh
 from pyrolatent.models.energies.density import UnnormalisedDensity
-from pyrolatent.models.latent import LatentVariableModel, Unconditioned
+from pyrolatent.models.latent import NOISE, LatentVariableModel, Unconditioned
 
 ACTIVE = 0.01
 """Variance of a posterior mean over the data, relative to the prior's, above which a latent dimension is active."""
@@ -181,7 +181,7 @@ def chunk(model: LatentVariableModel, particles: int) -> Chunk:
             "reconstruction": weights.expect(weights.log_likelihood).mean(0),
             "kl": weights.expect(total(weights.kl.values())).mean(0),
         }
-        for site in weights.latents:
+        for site in [site for site in weights.latents if site != NOISE]:
             terms[f"mean {site}"], terms[f"square {site}"] = _moments(weights, site)
             by_dimension = _kl_dimensions(weights, site)
             if by_dimension is not None:
@@ -428,7 +428,7 @@ def measure(model: LatentVariableModel, data: Data, support: Constraint | None) 
         return "cross-entropy"
     family = getattr(getattr(model, "likelihood", None), "family", None)
     named = getattr(family, "measure", "mass" if support.is_discrete else "density")
-    return measure_of(named, data.record)
+    return "mass of the mask and " * (model.missingness is not None) + measure_of(named, data.record)
 
 
 @torch.no_grad()
