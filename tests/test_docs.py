@@ -16,6 +16,8 @@ from pyrolatent.cli.tables import components_page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+PAGES = [*sorted((DOCS / "add").glob("*.md")), DOCS / "data.md", DOCS / "pyro.md"]
+"""The pages whose blocks are run."""
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
 
@@ -48,7 +50,7 @@ def unwritten_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_cells", "few_steps", "unwritten_pictures")
-@pytest.mark.parametrize("page", [*sorted((DOCS / "add").glob("*.md")), DOCS / "pyro.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_says_works_from_an_empty_folder(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,14 +1,15 @@
-"""Reading and validating the user's files and folders of images, as NumPy arrays or as data frames.
+"""Reading and validating the user's files and folders, as NumPy arrays or as data frames.
 
 Splitting, scaling and noise are in `pyrolatent.data.load`. Nothing is ever unpickled.
 """
 
+import math
 import warnings
-import zlib
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from zipfile import BadZipFile
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,15 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
+from pyrolatent.data.images import IMAGES, image_files, stack_images, warn_of_others
 from pyrolatent.data.tables import Frame, as_frame, is_number
 from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from PIL import Image
 
 Array = NDArray[Any]
+DEFLATED = 1100
+"""A bound on how many bytes a byte of a compressed file can stand for: 1,032, and its header."""
 
 
 class Part(NamedTuple):
@@ -65,25 +68,34 @@ class Source(NamedTuple):
     levels: int | None = None
 
 
-def read_path(path: Path, roles: Mapping[str, str]) -> Source:
+def read_path(path: Path, roles: Mapping[str, str], resize: tuple[int, int] | None = None) -> Source:
     """Reads a file, or a folder of images whose sub-folders are the classes.
 
     Args:
         path: a folder, or a file that ends in .npy, .npz, .csv, .csv.gz, .parquet or .feather.
         roles: names of the columns of a table that are no part of x: "labels", "id" and "split"; of an .npz archive the
             name of the array of labels.
+        resize: height and width of the images of a folder; None if they have one size.
 
     Raises:
         InputError: the path does not exist, or its contents cannot be read; the message names the file.
     """
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: is no file or folder; a pipe or a device cannot be read")
     suffix = "folder" if path.is_dir() else ending(path)
-    if suffix not in _READERS:
-        raise InputError(f"{path}: cannot read a file that ends in {suffix!r}; {choices(suffix, _READERS)}")
+    if suffix != "folder" and suffix not in _READERS:
+        raise InputError(
+            f"{path}: cannot read a file that ends in {suffix!r}; {choices(suffix, _READERS)}, or a folder"
+        )
     for role, name in roles.items():
         if suffix in ("folder", ".npy") or (suffix == ".npz" and role != "labels"):
             raise InputError(f"{path}: {role}={name!r} names a column or an array, and a {suffix} has none for it")
+    if suffix == "folder":
+        return _read_folder(path, resize)
+    if resize:
+        raise InputError(f"{path}: resize is of the images in a folder; leave it out")
     return _READERS[suffix](path, roles)
 
 
@@ -171,7 +183,7 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
         mask: "nan", the default, since NaN marks unobserved entries in any case; an array otherwise.
 
     Returns:
-        x in the smallest type that holds it, uint8 images channels first, 0 where it is not observed.
+        x in the smallest type that holds it, 0 where it is not observed.
 
     Raises:
         InputError: x or the mask have a wrong type or shape, or values that are not finite.
@@ -195,8 +207,6 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
     if observed is not None:
         x = np.where(observed, x, np.zeros((), x.dtype))
     x = _smallest(x, name, observed)
-    if x.dtype == np.uint8 and part.x.dtype == np.uint8:
-        x, observed = _channels_first(x), None if observed is None else _channels_first(observed)
     if part.y is not None and len(part.y) != len(x):
         raise InputError(f"{name}: there are {len(part.y)} labels but {len(x)} datapoints")
     return part._replace(x=np.ascontiguousarray(x), mask=None if observed is None else np.ascontiguousarray(observed))
@@ -245,29 +255,53 @@ def _smallest(x: Array, name: str, observed: Any = None) -> Array:
     )
 
 
-def _channels_first(x: Array) -> Array:
-    if x.ndim == 3:
-        return x[:, None]
-    last = x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3)
-    return np.moveaxis(x, -1, 1) if last else x
-
-
 def _read_numpy(path: Path, roles: Mapping[str, str]) -> Source:
     labels = roles.get("labels")
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            # Members of an archive are read lazily, so a truncated one is only noticed here.
-            arrays = {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
-    except (ValueError, OSError, EOFError, BadZipFile, KeyError) as error:
-        # NumPy takes a file that is not an array for a pickle, and advises to load it.
-        reason = ValueError("it holds no array") if "trust" in str(error) else error
-        raise unreadable(path, reason, "a whole .npy or .npz file of numbers (no objects) is expected") from error
-    if not isinstance(arrays, dict):
-        return Source(path.name, Part(arrays))
+    with _reading(path, "a whole .npy or .npz file of numbers (no objects) is expected"):
+        arrays = _archive(path) if zipfile.is_zipfile(path) else {"x": _array_file(path)}
     if len(arrays) == 1 and labels is None:
         return Source(path.name, Part(next(iter(arrays.values()))))
     return _split_archive(path, arrays, labels or "y")
+
+
+def _array_file(path: Path) -> Array:
+    with path.open("rb") as file:
+        _validate_size(file, path.stat().st_size)
+        file.seek(0)
+        return np.load(file, allow_pickle=False)
+
+
+def _archive(path: Path) -> dict[str, Array]:
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if name == member.filename:
+                raise ValueError(f"its member {name!r} is no array")
+            if member.file_size > DEFLATED * member.compress_size:
+                raise ValueError(f"its member {name!r} claims {member.file_size:,} bytes in {member.compress_size:,}")
+            with archive.open(member) as file:
+                _validate_size(file, member.file_size)
+            with archive.open(member) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays
+
+
+def _validate_size(file: IO[bytes], size: int) -> None:
+    """Refuses an array that is larger than its file, before memory is reserved for it.
+
+    Raises:
+        ValueError: it is.
+    """
+    version = np.lib.format.read_magic(file)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in header:
+        raise ValueError(f"version {version} of the format")
+    shape, _, dtype = header[version](file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"it holds {size:,} bytes, but says that it is an array of shape {shape}")
 
 
 def _split_archive(path: Path, arrays: Mapping[str, Array], labels: str) -> Source:
@@ -290,12 +324,8 @@ def _split_archive(path: Path, arrays: Mapping[str, Array], labels: str) -> Sour
 
 
 def _read_table(path: Path, roles: Mapping[str, str]) -> Source:
-    import pandas as pd
-
-    try:
+    with _reading(path, "a table with a row of column names is expected"):
         table = _TABLES[ending(path)](path)
-    except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
-        raise unreadable(path, error, "a table with a row of column names is expected") from error
     frame = as_frame(table, str(path))
     if ending(path) in (".csv", ".csv.gz"):
         _validate_header(path, frame.columns)
@@ -331,16 +361,12 @@ def _read_csv(path: Path) -> "pd.DataFrame":
         return pd.read_csv(path, index_col=False, skipinitialspace=True)
 
 
-def _read_parquet(path: Path) -> "pd.DataFrame":
-    import pandas as pd
+def _read_arrow(path: Path) -> "pd.DataFrame":
+    from pyarrow import feather, parquet
 
-    return pd.read_parquet(path, engine="pyarrow")
-
-
-def _read_feather(path: Path) -> "pd.DataFrame":
-    import pandas as pd
-
-    return pd.read_feather(path)
+    table = (parquet if ending(path) == ".parquet" else feather).read_table(path, memory_map=False)
+    table.validate(full=True)  # of words that are no text
+    return table.to_pandas()
 
 
 def _validate_header(path: Path, columns: list[str]) -> None:
@@ -352,49 +378,29 @@ def _validate_header(path: Path, columns: list[str]) -> None:
         raise InputError(f"{path}: the first row holds numbers ({columns[0]}, ...), but column names are expected")
 
 
-def _read_folder(path: Path, roles: Mapping[str, str]) -> Source:
+def _read_folder(path: Path, resize: tuple[int, int] | None) -> Source:
     files = image_files(path)
     if not files:
-        raise InputError(f"{path}: there are no images (png, jpg) in this folder")
+        raise InputError(f"{path}: there are no images ({', '.join(IMAGES)}) in this folder")
+    warn_of_others(path)
     names = [file.relative_to(path).parts[0] for file in files if file.parent != path]
-    if not names:
-        return Source(path.name, Part(stack_images(files)))
-    if len(names) < len(files):
+    if 0 < len(names) < len(files):
         stray = next(file for file in files if file.parent == path)
         raise InputError(f"{stray}: this image lies beside the sub-folders of the classes; move it into one of them")
-    return Source(path.name, Part(stack_images(files), np.array(names)))
+    return Source(path.name, Part(stack_images(files, resize), np.array(names) if names else None))
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder, sorted by name."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
-
-
-def stack_images(files: list[Path], size: tuple[int, int] | None = None) -> Array:
-    """Reads images as (datapoints, height, width) if all are grey, else (datapoints, height, width, 3)."""
-    images = [_read_image(file, size) for file in files]
-    for file, image in zip(files, images, strict=True):
-        if image.size != images[0].size:
-            shapes = [f"{i.width} x {i.height}" for i in (images[0], image)]
-            raise InputError(f"images differ in size: {files[0]} is {shapes[0]}, {file} is {shapes[1]}; resize them")
-    mode = "L" if all(image.mode in ("1", "L") for image in images) else "RGB"
-    return np.stack([np.asarray(image.convert(mode)) for image in images])
-
-
-def _read_image(file: Path, size: tuple[int, int] | None) -> "Image.Image":
-    from PIL import Image
-
+@contextmanager
+def _reading(path: Path, expected: str) -> Iterator[None]:
+    """Turns whatever a damaged file does to a reader into one line that names the file."""
     try:
-        with Image.open(file) as opened:
-            opened.load()
-            image: Image.Image = opened.copy()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise unreadable(file, error, "a whole image is expected") from error
-    if image.mode.startswith(("I", "F")):
-        raise InputError(
-            f"{file}: more than 8 bits per pixel (mode {image.mode}) cannot be read; save the values as .npy"
-        )
-    return image.convert("L").resize(size, Image.Resampling.BILINEAR) if size else image
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # NumPy takes a file that is not an array for a pickle, and advises to load it.
+        reason = ValueError("it holds no array") if "magic" in str(error) else error
+        raise unreadable(path, reason, expected) from error
 
 
 def unreadable(path: Path, error: Exception, expected: str) -> InputError:
@@ -407,12 +413,11 @@ _ENDINGS = {part: f"_{part}" for part in ("train", "validation", "test")}
 _TABLES: dict[str, Callable[[Path], Any]] = {
     ".csv": _read_csv,
     ".csv.gz": _read_csv,
-    ".parquet": _read_parquet,
-    ".feather": _read_feather,
+    ".parquet": _read_arrow,
+    ".feather": _read_arrow,
 }
 _READERS: dict[str, Callable[[Path, Mapping[str, str]], Source]] = {
     ".npy": _read_numpy,
     ".npz": _read_numpy,
     **dict.fromkeys(_TABLES, _read_table),
-    "folder": _read_folder,
 }

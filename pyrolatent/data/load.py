@@ -12,7 +12,7 @@ every training seed and every device.
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyrolatent.data.files import Array, Part, Source, as_array, clean, dataset_of, read_dataset, read_frame, read_path
+from pyrolatent.data.images import Layout, arranged, layout_of
 from pyrolatent.data.labels import encode_labels
 from pyrolatent.data.named_sets import NAMED, read_named
 from pyrolatent.data.parts import HELD, choose, duplicates, hold_out, rows_by_word, rows_given, take
@@ -80,6 +81,9 @@ def load_data(
     mask: Any = None,
     stratified: bool | None = None,
     id: Any = None,
+    layout: Layout | None = None,
+    shape: list[Annotated[int, Field(gt=0)]] | None = None,
+    resize: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None,
     labelled: Annotated[int, Field(gt=0)] | None = None,
     labelled_share: Fraction | None = None,
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0,
@@ -87,8 +91,9 @@ def load_data(
 ) -> Data:
     """Loads a named data set, a file, a folder of images, a table, an array or a `Dataset`, and splits it.
 
-    Arrays of shape (N, D) have the event shape (D,). uint8 arrays with three or more axes are images, converted from
-    0..255 to [0, 1], channels first, or binary if they hold only 0 and 1. Other integers are counts.
+    Arrays of shape (N, D) have the event shape (D,). Images of any type have their channels first. uint8 arrays with
+    three or more axes are images, converted from 0..255 to [0, 1], or binary if they hold only 0 and 1. Other integers
+    are counts.
 
     Args:
         source: one of
@@ -121,6 +126,11 @@ def load_data(
         stratified: whether parts are held out of each class in proportion, as near as whole numbers allow; None is so
             for your own data of classes, and not for the named data sets.
         id: a column of a table, or an array, of names of the datapoints, which results have beside numbers of rows.
+        layout: where the channels of images (N, ...) are, "channels_first" or "channels_last"; None is last where the
+            last of four axes has 1, 3 or 4 entries and the second has neither 1, 3 nor as many as the last.
+        shape: shape of a datapoint whose entries are a flat row, such as [28, 28]; whole numbers from 0 to 255 are then
+            images in bytes.
+        resize: height and width to which the images of a folder are resized.
         labelled: number of training labels to keep, as balanced over classes as possible, drawn at the data seed; the
             others become -1, which is unknown.
         labelled_share: datapoints with a known label are repeated until they are this share of the training data, so
@@ -133,9 +143,10 @@ def load_data(
         InputError: a name or option is unknown, a file cannot be read, or the data cannot be modelled.
     """
     options: dict[str, Any] = {
-        "binarize": binarize, "dequantize": dequantize, "validation": validation, "test": test, "labels": labels,
-        "split": split, "id": id, "classes": classes, "kinds": kinds, "mask": mask, "stratified": stratified,
-        "labelled": labelled, "labelled_share": labelled_share, "seed": seed or None, "data_dir": data_dir,
+        "binarize": binarize, "dequantize": dequantize, "validation": validation, "test": test, "split": split,
+        "labels": labels, "id": id, "classes": classes, "kinds": kinds, "mask": mask, "stratified": stratified,
+        "layout": layout, "shape": shape, "resize": resize, "labelled": labelled, "labelled_share": labelled_share,
+        "seed": seed or None, "data_dir": data_dir,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, Mapping):
@@ -157,7 +168,7 @@ def load_rows(source: Any, like: Data | Mapping[str, Any], *, labels: Any = None
     Args:
         source: a file, a folder, a table, an array or a `Dataset`, as in `load_data`.
         like: the data that the model was trained on, or their record, as in `Run.record["data"]`.
-        labels: an array of labels; integers are codes, and words those of the training data.
+        labels: an array of labels in the place of those of the source: codes, or words of the training data.
         mask: bool array of x's shape, True where observed; NaN is not observed in any case.
 
     Raises:
@@ -174,7 +185,9 @@ def load_table(source: Any, record: Mapping[str, Any]) -> tuple[Split, Frame | N
 def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any = None) -> tuple[Split, Frame | None]:
     roles = record.get("roles") or {}
     archive = isinstance(source, str | Path) and str(source).endswith(".npz")
-    read, _ = _read_own(source, {role: roles[role] for role in roles if archive})
+    folder = isinstance(source, str | Path) and Path(source).is_dir()
+    named = {role: roles[role] for role in roles if archive}
+    read, _ = _read_own(source, named, record.get("resize") if folder else None)
     if read.validation or read.test:
         raise InputError(f"{read.name} has parts of its own; give one of them")
     part, columns, frame = read.train, event_shape_of(record["event_shape"], record.get("columns")), None
@@ -185,13 +198,20 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
         known = columns.columns if isinstance(columns, TableShape) else ()
         (x,), _ = encode({read.name: part.x}, known)
         part = part._replace(x=x)
+    classes = record.get("classes")
     if labels is not None:
-        part = part._replace(y=as_array(labels, "labels"))
-    part = clean(part if mask is None else part._replace(mask=as_array(mask, "mask")), read.name)
+        y: Any = as_array(labels, "labels")
+        if classes and y.dtype.kind in "ui":  # codes
+            names: dict[int, str | None] = dict(enumerate(classes)) | {-1: None}
+            y = np.array([names.get(code, str(code)) for code in y.tolist()], dtype="O")
+        part = part._replace(y=y)
+    part = part if mask is None else part._replace(mask=as_array(mask, "mask"))
+    if part.x.shape[1:] != columns and part.x.dtype.kind in "buif":
+        part = _with_channels_first(part, record.get("shape"), record.get("layout"), read.name)
+    part = clean(part, read.name)
     if part.x.shape[1:] != columns:
         raise InputError(f"{read.name}: x has shape {part.x.shape}, but the training data {('N', *columns)}")
     if part.y is not None:
-        classes = record.get("classes")
         (y,), _ = encode_labels({read.name: part.y}, known=None if classes is None else tuple(classes))
         part = part._replace(y=y)
     scaled = part.x.dtype.kind == "f"  # images of real numbers are divided already
@@ -220,7 +240,7 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
                 raise InputError(f"{source} has labels and a mask of its own or none; {option} goes with your own data")
         read, key = read_named(source, given.get("data_dir")), source
     else:
-        read, key = _read_own(source, roles)
+        read, key = _read_own(source, roles, given.get("resize"))
         if "data_dir" in given:
             raise InputError(f"data_dir is where named data sets are, but {read.name} is your own; leave it out")
     beside = {
@@ -228,6 +248,8 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
         for option, field in (*ROLES.items(), ("mask", "mask"))
         if option in given and not isinstance(given[option], str)
     }
+    if single := next((option for option, field in ROLES.items() if field in beside and not beside[field].ndim), None):
+        raise InputError(f"{single} was given {given[single]!r}; the name of a column, or an array, is expected")
     if beside and read.test is not None:
         raise InputError(f"{read.name} has a test part of its own; put labels and masks for each part into the file")
     read = read._replace(train=read.train._replace(**beside))
@@ -245,7 +267,7 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
         if (rows := rows_given(value)) is not None:
             given[held] = rows
             continue
-        part, path = _read_own(value, roles)
+        part, path = _read_own(value, roles, given.get("resize"))
         if part.validation or part.test:
             raise InputError(f"{part.name} has parts of its own, and so cannot be the {held} part of {read.name}")
         given[held] = path
@@ -274,7 +296,7 @@ def _is_fraction(value: Any, held: str) -> bool:
     return True
 
 
-def _read_own(source: Any, roles: Mapping[str, str]) -> tuple[Source, str | None]:
+def _read_own(source: Any, roles: Mapping[str, str], resize: Any = None) -> tuple[Source, str | None]:
     """The contents of the user's own data, and their path if they are a file."""
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
@@ -283,7 +305,9 @@ def _read_own(source: Any, roles: Mapping[str, str]) -> tuple[Source, str | None
                 f"there is no data set {source!r}; {choices(source, NAMED)}; or the path of a .npy, .npz, .csv "
                 "or .parquet file or of a folder of images"
             )
-        return read_path(path, roles), str(path.resolve())
+        return read_path(path, roles, resize), str(path.resolve())
+    if resize:
+        raise InputError("resize is of the images in a folder; leave it out")
     if is_into_dataframe(source) or is_polars_lazyframe(source):
         return read_frame(as_frame(source, "table"), "table", "table", roles), None
     if roles:
@@ -304,6 +328,7 @@ def _read_own(source: Any, roles: Mapping[str, str]) -> tuple[Source, str | None
 
 def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     source, columns = _encoded(source, given.get("kinds", {}))
+    source, columns, layout = _arranged(source, columns, given)
     parts = {
         name: clean(part, _part_name(source.name, name), given.get("mask"))
         for name in PARTS
@@ -331,6 +356,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     event_shape = _event_shape(splits["train"], columns, given.get("kinds"))
     _validate_kinds(given, event_shape, source.name)
     options = {name: value for name, value in given.items() if key and value != _default(name, source, dequantize)}
+    options |= {name: list(value) for name, value in options.items() if isinstance(value, tuple)}
     if "data_dir" in options:
         options["data_dir"] = str(Path(options["data_dir"]).expanduser().resolve())
     record = {
@@ -345,6 +371,9 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         "levels": levels,
         "event_shape": list(event_shape),
         "columns": columns_record(event_shape.columns) if isinstance(event_shape, TableShape) else None,
+        "layout": layout,
+        "shape": given.get("shape"),
+        "resize": None if given.get("resize") is None else list(given["resize"]),
         "roles": {role: given[role] for role in ROLES if isinstance(given.get(role), str)},
         "classes": None if classes is None else list(classes),
         "duplicates": repeated,
@@ -409,6 +438,28 @@ def _encoded(source: Source, kinds: Mapping[str, Kind]) -> tuple[Source, tuple[C
         arrays = [x.astype(np.float64) for x in arrays]
     coded = {name: part._replace(x=x) for (name, part), x in zip(own.items(), arrays, strict=True)}
     return source._replace(**coded), columns
+
+
+def _arranged(
+    source: Source, columns: tuple[Column, ...] | None, given: Mapping[str, Any]
+) -> tuple[Source, tuple[Column, ...] | None, str | None]:
+    """The source with channels first, the columns unless rows are shaped, and where the channels were."""
+    shape, layout = given.get("shape"), given.get("layout")
+    arrays = {name: part for name in PARTS if (part := getattr(source, name)) and part.x.dtype.kind in "buif"}
+    if shape and any(column.categories for column in columns or ()):
+        raise InputError(f"{source.name}: rows with words cannot have the shape {list(shape)}")
+    moved: dict[str, Any] = {
+        name: _with_channels_first(part, shape, layout, source.name) for name, part in arrays.items()
+    }
+    where = layout or (layout_of((1, *(shape or source.train.x.shape[1:]))) if arrays else None)
+    return source._replace(**moved), None if shape else columns, where
+
+
+def _with_channels_first(part: Part, shape: Sequence[int] | None, layout: Any, name: str) -> Part:
+    x, mask = arranged(part.x, shape, layout, name), part.mask
+    if mask is not None and mask.shape == part.x.shape:
+        mask = arranged(mask, shape, layout, name).reshape(x.shape)
+    return part._replace(x=x, mask=mask)
 
 
 def _with_codes(

@@ -11,7 +11,8 @@ from zipfile import BadZipFile
 import numpy as np
 import platformdirs
 
-from pyrolatent.data.files import Array, Part, Source, image_files, stack_images, unreadable
+from pyrolatent.data.files import Array, Part, Source, unreadable
+from pyrolatent.data.images import image_files, stack_images
 from pyrolatent.errors import InputError
 
 CIFAR10_RECORDS = 10_000  # per file
@@ -114,7 +115,7 @@ def _omniglot(name: str, root: Path) -> Source:
         _, y = np.unique([str(file.parent) for file in files], return_inverse=True)
         # The evaluation set has other characters, so its labels continue after those of the background set.
         offset = parts[0].y.max() + 1 if parts and parts[0].y is not None else 0
-        parts.append(Part(255 - stack_images(files, (28, 28)), y + offset))
+        parts.append(Part(255 - stack_images(files, (28, 28), grey=True), y + offset))
     return Source(name, parts[0], test=parts[1], binarize="dynamic")
 
 

@@ -183,6 +183,8 @@ class Data:
             named = [f"{word} {count:,}" for word, count in zip(self.classes[:SHOWN], counts[1:], strict=False)]
             named += [f"and {len(self.classes) - SHOWN} more classes"] * (len(self.classes) > SHOWN)
             lines.append("labels: " + ", ".join(named + [f"unknown {counts[0]:,}"] * bool(counts[0])))
+        if self.record["layout"] == "channels_last":
+            lines.append("layout: channels last in the source, first in x")
         repeated = {name: count for name, count in self.record["duplicates"].items() if count}
         if repeated:
             said = {"between": "rows of validation or test that are in train too"}

@@ -4,6 +4,7 @@ In a table x a cell of a column of words is the code of its word, 0 to K - 1 in 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -193,11 +194,12 @@ def cells_of(values: Any, name: str, part: str) -> Cells:
         InputError: they are neither.
     """
     column = values if isinstance(values, nw.Series) else _series(values)
-    dtype, gaps = column.dtype, column.is_null().to_list()
+    dtype = column.dtype
     if dtype.is_numeric():
-        whole = dtype.is_integer() and not any(gaps)
+        whole = dtype.is_integer() and not column.null_count()
         return (column if whole else column.cast(nw.Float64).fill_null(math.nan)).to_numpy()
     if dtype in (nw.Boolean, nw.String, nw.Categorical, nw.Enum, nw.Object, nw.Unknown):
+        gaps = column.is_null().to_list()
         found = [None if gap else value for gap, value in zip(gaps, column.to_list(), strict=True)]
         types = {type(value) for value in found if value is not None}
         if types <= {str, np.str_, bool, np.bool_}:
@@ -241,28 +243,25 @@ def _words(cells: Mapping[str, Cells], name: str, kind: Kind | None) -> tuple[st
             raise InputError(f"{part}: the column {name!r} is declared binary, but holds {', '.join(words[:5])}")
         numbers = not any(isinstance(values, list) for values in cells.values())
         return () if kind == "binary" and {*words} <= {"0", "1"} and numbers else words
-    written = [
-        (part, row, word)
-        for part, values in cells.items()
-        if isinstance(values, list)
-        for row, word in enumerate(values)
-        if word is not None
-    ]
-    if kind and written:
-        raise InputError(f"{written[0][0]}: the column {name!r} is declared {kind}, but holds {written[0][2]!r}")
-    words = in_order({word for _, _, word in written})
-    words = TRUTHS if words and {*words} <= {*TRUTHS} else words
-    other = [cell for cell in written if not is_number(cell[2])]
+    lists = {part: values for part, values in cells.items() if isinstance(values, list)}
+    counts = Counter(word for values in lists.values() for word in values if word is not None)
+    if kind and counts:
+        raise InputError(
+            f"{next(iter(lists))}: the column {name!r} is declared {kind}, but holds {next(iter(counts))!r}"
+        )
+    words = TRUTHS if counts and {*counts} <= {*TRUTHS} else in_order(counts)
+    other = [word for word in counts if not is_number(word)]
     numbers = any(np.isfinite(values).any() for values in cells.values() if not isinstance(values, list))
-    if (written and numbers) or 0 < len(other) < len(written) / 2:
-        part, row, word = (other or written)[0]
+    if (counts and numbers) or 0 < sum(counts[word] for word in other) < counts.total() / 2:
+        word = (other or words)[0]
+        part, row = next((part, values.index(word)) for part, values in lists.items() if word in values)
         raise InputError(
             f"{part}: the column {name!r} holds numbers, but {word!r} in row {row}; leave a cell empty where its value "
             "is missing, or declare its kind, category"
         )
-    if 2 * len(words) > len(written) >= ROWS:
+    if 2 * len(words) > counts.total() >= ROWS:
         raise InputError(
-            f"{part}: the column {name!r} holds {len(words)} different words in {len(written)} rows ({words[0]!r}, "
+            f"{part}: the column {name!r} holds {len(words)} different words in {counts.total()} rows ({words[0]!r}, "
             "...), which are no categories; leave it out"
         )
     return words

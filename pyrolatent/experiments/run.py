@@ -206,10 +206,14 @@ class Run:
         if declared is None:
             raise InputError(f"{self.path} was trained on data in memory; give the same data to the Python functions")
         options: dict[str, Any] = {"data_dir": data_dir} if data_dir else {}
-        if "columns" not in self.record.get("data", {}):  # older runs have no strata, and classes that do not occur
+        # Older runs have no strata, classes that do not occur, and channels last of images that are not bytes.
+        if "columns" not in self.record.get("data", {}):
             options["stratified"] = False
-            if load_data(declared, **options).label_dim < self._recorded("label_dim"):
+            first = load_data(declared, **options)
+            if first.label_dim < self._recorded("label_dim"):
                 options["classes"] = self._recorded("label_dim")
+            if [*first.event_shape] != self._recorded("event_shape"):
+                options["layout"] = "channels_first"
         data = load_data(declared, **options)
         self._validate_record(data, "have changed since training", "restore them, or train again")
         return data

@@ -275,7 +275,7 @@ def test_dequantization_is_refused(values: np.ndarray, options: dict[str, Any], 
         (np.full((20, 5, 6, 1), 255, np.uint8), (1, 5, 6), torch.uint8, 1),
         (np.full((20, 3, 5, 6), 255, np.uint8), (3, 5, 6), torch.uint8, 1),
         (np.ones((20, 1, 5, 6), np.uint8), (1, 5, 6), torch.uint8, 1),
-        (np.full((20, 5, 6, 3), 0.5), (5, 6, 3), torch.float32, 0.5),
+        (np.full((20, 5, 6, 3), 0.5), (3, 5, 6), torch.float32, 0.5),
         (torch.full((20, 7), 0.5, dtype=torch.bfloat16), (7,), torch.float32, 0.5),
     ],
 )

@@ -180,8 +180,9 @@ def test_every_row_is_as_likely_to_be_held_out() -> None:
 
 def test_commands_take_words_and_functions_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    pd.DataFrame(X, columns=["a", "b"]).assign(n=[7, 0, 3] * 20, town=TOWNS).to_csv("x.csv", index=False)
     for column, word, code in (("n", "7", 2), ("town", "Oslo", 1)):
+        of_rows = TOWNS if column == "town" else [7, 0, 3] * 20
+        pd.DataFrame(X, columns=["a", "b"]).assign(**{column: of_rows}).to_csv("x.csv", index=False)
         data = load_data("x.csv", labels=column)
         model = ConditionalVAE(data.event_shape, data.label_dim, latent_dim=1, likelihood="normal")
         run = Run.save(column, fit(model, data, epochs=1, progress=False))

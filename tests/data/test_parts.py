@@ -243,7 +243,10 @@ def test_rows_are_matched_by_the_names_of_their_columns(frame: pd.DataFrame, tmp
     assert one.y is None
     assert one.mask is not None
     assert (one.x.tolist(), one.mask.tolist()) == ([[1, 0]], [[True, False]])
-    assert torch.equal(load_rows(X[:3], data, labels=["Oslo", "Rome", None]).y, torch.tensor([0, 1, -1]))  # type: ignore[arg-type]
+    for labels in (["Oslo", "Rome", None], [0, 1, -1], np.array([0, 1, -1])):
+        assert torch.equal(load_rows(X[:3], data, labels=labels).y, torch.tensor([0, 1, -1]))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="there is no class '2' in the training data"):
+        load_rows(X[:1], data, labels=[2])
 
 
 @pytest.mark.parametrize(
