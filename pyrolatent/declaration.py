@@ -445,6 +445,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "family": _MODELS,
     "posterior": _MODELS,
     "network": _MODELS,
+    "missingness": _MODELS,
     "scaling": _MODELS,
     "units": _MODELS,
     "kernel": ("pyrolatent.inference.sampling.kernels",),

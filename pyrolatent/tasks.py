@@ -268,7 +268,7 @@ def impute(
             inputs = values, labels, observed
             with model.given(model.global_draw(inputs)):
                 latents, log_weights = resampled(model, inputs, particles)
-                drawn = torch.where(observed, values, model.decode(latents, labels).sample()[0])
+                drawn = torch.where(observed, values, model.complete(model.decode(latents, labels), latents)[0])
             filled.append(drawn.unflatten(0, (count, len(x))))
             all_weights.append(log_weights.unflatten(1, (count, len(x))).flatten(0, 1))
     pooled = torch.cat(all_weights)

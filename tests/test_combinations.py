@@ -52,7 +52,9 @@ def options(kind: str, name: str) -> dict[str, Any]:
 POSTERIORS: dict[str, Any] = {name: {name: options("posterior", name)} for name in registered("posterior")}
 POSTERIORS["mapped to (0, 1)"] = {"mapped": {"onto": "unit_interval", "family": "laplace"}}
 POSTERIORS["mapped flow"] = {"mapped": {"onto": "positive", "family": {"iaf": {"hidden": 8}}}}
-LIKELIHOODS: dict[str, Any] = {name: {name: options("likelihood", name)} for name in registered("likelihood")}
+LIKELIHOODS: dict[str, Any] = {
+    name: entry.declared(name, options("likelihood", name)) for name, entry in registered("likelihood").items()
+}
 
 
 def of_pyro(name: str) -> bool:

@@ -17,7 +17,7 @@ from pyrolatent.models.components.priors import NormalPrior
 def test_complete_writes_defaults_out_and_rebuilds_the_same() -> None:
     short = {"vae": {"latent_dim": 2, "decoder": {"mlp": {"hidden": (3,)}}}}
     full = complete("model", short)
-    assert full["vae"].keys() == declaration.registered("model")["vae"].options.keys()
+    assert full["vae"].keys() | {"missingness"} == declaration.registered("model")["vae"].options.keys()
     assert full["vae"]["encoder"]["mlp"].keys() == declaration.registered("network")["mlp"].options.keys()
     assert full["vae"]["decoder"] == {"mlp": full["vae"]["encoder"]["mlp"] | {"hidden": (3,)}}
     assert full["vae"]["posterior"] == {"normal": {"scale": "predicted", "min_scale": 1e-3}}

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyrolatent.errors import InputError
 from pyrolatent.inference.weights import Inputs, Program, Weights, total, weigh
 from pyrolatent.models.arrays import as_labels, as_numbers
-from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.latent import NOISE, LatentVariableModel
 
 AT_ONCE = 1000
 """Number of datapoints per batch of draws."""
@@ -113,7 +113,7 @@ def posterior_means(model: LatentVariableModel, inputs: Inputs, draws: int) -> d
             with model.given(model.global_draw(part)):
                 # The guide takes the model's place, so that nothing is decoded.
                 runs.append(weigh(model.infer, model.infer, *part, particles=at_once))
-        for site in runs[0].latents:
+        for site in [site for site in runs[0].latents if site != NOISE]:
             found.setdefault(site, []).append(torch.cat([site_means(weights, site) for weights in runs]).mean(0))
     return {site: torch.cat(parts) for site, parts in found.items()}
 

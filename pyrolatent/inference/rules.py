@@ -19,7 +19,6 @@ from pyrolatent.inference.weights import Weights, arguments, training_arguments,
 from pyrolatent.models.arrays import as_labels, device_and_dtype, validate_divisor
 from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.components.family import domain
-from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.latent import LatentVariableModel, only_records
 from pyrolatent.models.model import Capability, Model
 
@@ -98,7 +97,7 @@ def require_data(data: Any) -> None:
         raise InputError(f"data is a {type(data).__name__}; give pl.load_data(x), which splits it and keeps its labels")
 
 
-def same_event_shape(model: LatentVariableModel | UnnormalisedDensity, data: Data) -> None:
+def same_event_shape(model: Model, data: Data) -> None:
     """Requires a `Data` object with the model's event shape and units."""
     require_data(data)
     introduce(model, data)
@@ -287,6 +286,12 @@ def _words(case: Case) -> str | None:
     )
 
 
+def _no_gaps(case: Case) -> str | None:
+    if case.model.missingness is not None and case.data.train.mask is None:
+        return f"missingness is learned from missing cells, of which the training part of {case.data.name} has none"
+    return None
+
+
 def _latent_supports(case: Case) -> str | None:
     for site in case.weights.latents:
         if site not in case.weights.model_trace.nodes:
@@ -390,6 +395,7 @@ RULES = (
         _words,
         of=Capability.POSTERIOR,
     ),
+    Rule("missingness without missing cells", "leave missingness out", _no_gaps, of=Capability.POSTERIOR),
     Rule(
         "a prior and a posterior over different sets",
         "declare families over the same set, or map the posterior onto the prior's with posterior: mapped",

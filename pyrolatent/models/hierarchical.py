@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from pyrolatent.declaration import Kind, PositiveInt, build, component
 from pyrolatent.errors import InputError
-from pyrolatent.models.components.conditional import apply_network, conditional, filled, given_gaps, masked
+from pyrolatent.models.components.conditional import apply_network, conditional, given_gaps
 from pyrolatent.models.components.family import Family
 from pyrolatent.models.components.scaling import Scaling, scaled
 from pyrolatent.models.latent import LatentVariableModel
@@ -71,8 +71,7 @@ class LayeredModel(LatentVariableModel):
             z = pyro.sample(f"z{self.depth}", self.prior(y))
             for level in range(self.depth - 1, 0, -1):
                 z = pyro.sample(f"z{level}", self.layers[level - 1](z))
-            likelihood = self.likelihood(z, y)
-            pyro.sample("x", masked(likelihood, mask), obs=filled(x, mask, likelihood.support))
+            self.observe(self.likelihood(z, y), x, mask)
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """z_1 ~ q(z_1 | x), z_(l+1) ~ q(z_(l+1) | z_l); unobserved entries of x enter the encoder as 0."""

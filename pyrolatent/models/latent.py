@@ -22,9 +22,13 @@ from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs, as_labels, as_numbers
 from pyrolatent.models.components.conditional import filled, given_gaps, masked, one_hot
 from pyrolatent.models.components.distributions import innermost
+from pyrolatent.models.components.missingness import from_noise
 from pyrolatent.models.components.scaling import Rows, Scaling, Unscaled
 from pyrolatent.models.isolation import evaluating_alone, held_parameters_expected
 from pyrolatent.models.model import Capability, Model, count_parameters
+
+NOISE = "noise_of_missing"
+"""The latent site of the noise of missing cells, which is no code of x."""
 
 
 def _of_datapoints(kind: str, distribution: Any, x: Tensor) -> Any:
@@ -59,6 +63,9 @@ class LatentVariableModel(Model):
         likelihood: forward(z, y=None) returns the distribution of x.
         posterior: forward(x, y=None) returns the distribution of z.
         scaling: how x is scaled for the posterior, which then receives s; None if it is not.
+
+    Attributes:
+        missingness: p(mask | x), if it is part of the model: forward(x) returns the distribution of the mask.
     """
 
     always_offers = frozenset({Capability.DENSITY, Capability.LATENTS, Capability.POSTERIOR})
@@ -82,6 +89,7 @@ class LatentVariableModel(Model):
     ) -> None:
         super().__init__(event_shape)
         self.scaling = Unscaled(event_shape) if scaling is None else scaling
+        self.missingness: nn.Module | None = None
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
@@ -162,8 +170,31 @@ class LatentVariableModel(Model):
         """
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", _of_datapoints("prior", self.prior(y), x))
-            likelihood = _of_datapoints("likelihood", self.likelihood(z, y), x)
-            pyro.sample("x", masked(likelihood, mask), obs=filled(x, mask, likelihood.support))
+            self.observe(_of_datapoints("likelihood", self.likelihood(z, y), x), x, mask)
+
+    def observe(self, likelihood: Any, x: Tensor, mask: Tensor | None) -> None:
+        """x ~ p(x | z), scored where it is observed and, with `missingness`, mask ~ p(mask | x) at missing x drawn.
+
+        Missing cells are functions of noise, a latent site of its own whose posterior is its prior, so that they have
+        gradients and are weighted by the mask with the other latents.
+        """
+        whole = filled(x, mask, likelihood.support)
+        if self.missingness is not None:
+            drawn = whole if mask is None else from_noise(likelihood, self.draw_noise(x, mask))
+            observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+            pyro.sample("mask", self.missingness(torch.where(observed, whole, drawn)), obs=observed.to(x.dtype))
+        pyro.sample("x", masked(likelihood, mask), obs=whole)
+
+    def draw_noise(self, x: Tensor, mask: Tensor | None) -> Any:
+        """The noise of missing cells, (batch, *event_shape), where missingness is modelled and some may be missing."""
+        if self.missingness is not None and mask is not None:
+            return pyro.sample(NOISE, dist.Normal(torch.zeros_like(x), 1.0).to_event(len(self.event_shape)))
+        return None
+
+    def complete(self, likelihood: Any, latents: Mapping[str, Tensor]) -> Tensor:
+        """Draws of x at draws of the latents, which determine missing cells where missingness is modelled."""
+        drawn: Tensor = from_noise(likelihood, latents[NOISE]) if NOISE in latents else likelihood.sample()
+        return drawn
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """The guide: z ~ q(z | x). The encoder receives 0 for unobserved entries, and the mask if it takes one.
@@ -171,6 +202,7 @@ class LatentVariableModel(Model):
         Arguments as in `generate`.
         """
         with pyro.plate("data", x.shape[0], dim=-1):
+            self.draw_noise(x, mask)
             pyro.sample("z", _of_datapoints("posterior", given_gaps(self.posterior, self.scaling, x, y, mask), x))
 
     @property
@@ -199,7 +231,7 @@ class LatentVariableModel(Model):
         inputs = as_inputs(self, x, y, mask)
         with evaluating_alone(self):
             trace: Any = prune_subsample_sites(poutine.trace(self.infer).get_trace(*inputs))
-        return {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes}
+        return {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes if name != NOISE}
 
     def decode(self, latents: Any, y: Any = None) -> TorchDistributionMixin:
         """The likelihood p(x | latents), in evaluation mode.
@@ -222,6 +254,7 @@ class LatentVariableModel(Model):
             if len(needed) != 1:
                 raise InputError(f"{name} has several latents; give a mapping of {', '.join(needed)} to their values")
             latents = {needed[0]: latents}
+        latents = {site: value for site, value in latents.items() if site != NOISE}
         if latents.keys() != {*needed}:
             raise InputError(
                 f"latents of {', '.join(latents) or 'no site'} were given, but {name} decodes {', '.join(needed)}"
@@ -297,7 +330,7 @@ class LatentVariableModel(Model):
         y = ", y" if self.conditional else ""
         parts = {"p(z)": self.prior, f"p(x | z{y})": self.likelihood, f"q(z | x{y})": self.posterior}
         lines = [f"{name:<{9 + len(y)}}= {part}; {count_parameters(part):,}" for name, part in parts.items()]
-        lines += self.scaling.lines
+        lines += [f"p(mask | x) = {self.missingness}"] * (self.missingness is not None) + self.scaling.lines
         return "\n  ".join([super().__str__(), *lines])
 
 

@@ -131,7 +131,7 @@ class Model(nn.Module):
     @property
     def trained(self) -> bool:
         """Whether the model has been trained before, by `fit`, by Pyro or before it was saved."""
-        return self.fitted or self._versions not in (None, self._versions_now())
+        return self.fitted or (self._versions is not None and self._versions != self._versions_now())
 
     def fit_scaling(self, rows: Iterable[tuple[Tensor, Tensor | None, Tensor | None]]) -> None:
         """Fits the scaling of x, of models that have one, to batches of x, y and mask unless the model is trained."""

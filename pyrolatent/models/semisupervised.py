@@ -9,7 +9,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from pyrolatent.declaration import Kind, component
-from pyrolatent.models.components.conditional import conditional, filled, given_gaps, masked
+from pyrolatent.models.components.conditional import conditional, given_gaps
 from pyrolatent.models.isolation import statistics_held
 from pyrolatent.models.latent import require_labels
 from pyrolatent.models.model import Model
@@ -68,8 +68,7 @@ class SemiSupervisedVAE(Autoencoding):
             label = pyro.sample("y", dist.OneHotCategorical(logits=self.label_logits))
             pyro.factor("label", torch.where(known & ((label * given).sum(-1) == 0), NEVER, 0.0))
             z = pyro.sample("z", self.prior())
-            likelihood = self.likelihood(z, label)
-            pyro.sample("x", masked(likelihood, mask), obs=filled(x, mask, likelihood.support))
+            self.observe(self.likelihood(z, label), x, mask)
 
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """y ~ q(y | x), enumerated, unless it is known; z ~ q(z | x, y)."""
@@ -77,6 +76,8 @@ class SemiSupervisedVAE(Autoencoding):
         with pyro.plate("data", x.shape[0], dim=-1):
             logits = torch.where(known.unsqueeze(-1), NEVER * (1 - given), self._class_logits(x, mask))
             label = pyro.sample("y", dist.OneHotCategorical(logits=logits), infer={"enumerate": "parallel"})
+            lead = torch.broadcast_shapes(label.shape[:-1], x.shape[:1])
+            self.draw_noise(x.expand(*lead, *self.event_shape), mask)  # of each state, as z is
             pyro.sample("z", given_gaps(self.posterior, self.scaling, x, label, mask))
 
     def training_term(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor | None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pyrolatent.declaration import Kind, PositiveInt, build, component
 from pyrolatent.models.components.conditional import conditional
+from pyrolatent.models.components.missingness import require_pathwise
 from pyrolatent.models.components.scaling import scaled
 from pyrolatent.models.latent import LatentVariableModel, require_labels
 from pyrolatent.models.model import MaskInput
@@ -27,6 +28,7 @@ class Autoencoding(LatentVariableModel):
         scaling: how x is scaled for the networks; densities and draws are in the units of the data.
         start_at_data: whether the decoder's last bias is initialised where the likelihood fits the data best without z.
         mask_input: whether encoders receive the mask; "auto" if they are trained with one.
+        missingness: p(mask | x), for values that are not missing at random; log p is then of x and of the mask.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Autoencoding(LatentVariableModel):
         scaling: Annotated[Any, Kind("scaling")] = "auto",
         start_at_data: bool = False,
         mask_input: MaskInput = "auto",
+        missingness: Annotated[Any, Kind("missingness")] = None,
     ) -> None:
         latent_shape = (latent_dim,)
         p_x = conditional(
@@ -63,6 +66,9 @@ class Autoencoding(LatentVariableModel):
         super().__init__(event_shape, p_z, p_x, q_z, units)
         self.label_dim = label_dim
         self.mask_input = mask_input
+        if missingness is not None:
+            require_pathwise(getattr(p_x, "family", None))
+            self.missingness = build("missingness", missingness, event_shape=tuple(event_shape), scaling=units)
 
 
 @component("vae", "model")

@@ -184,7 +184,7 @@ def test_commands_take_words_and_functions_codes(tmp_path: Path, monkeypatch: py
         of_rows = TOWNS if column == "town" else [7, 0, 3] * 20
         pd.DataFrame(X, columns=["a", "b"]).assign(**{column: of_rows}).to_csv("x.csv", index=False)
         data = load_data("x.csv", labels=column)
-        model = ConditionalVAE(data.event_shape, data.label_dim, latent_dim=1, likelihood="normal")
+        model = ConditionalVAE(data.event_shape, data.label_dim, latent_dim=1, likelihood={"columns": "auto"})
         run = Run.save(column, fit(model, data, epochs=1, progress=False))
         assert Run.load(column).label(word) == code
         other = "5" if column == "n" else "Osol"

@@ -138,6 +138,9 @@ BROKEN: dict[str, tuple[Any, Any, Any]] = {
         lambda: ConditionalVAE((4,), 3, latent_dim=2), {"labels": LABELS - (LABELS == 0), "classes": 3}, "elbo"
     ),
     "data outside the likelihood": (lambda: VAE((4,), latent_dim=2), {"x": GREY}, "elbo"),
+    "missingness without missing": (
+        lambda: VAE((4,), latent_dim=2, likelihood="normal", missingness="self_masking"), {"x": GREY}, "elbo"
+    ),
     "columns of words under": (
         lambda: VAE((2,), latent_dim=2, likelihood="normal"), {"x": pd.DataFrame({"a": LABELS, "b": WORDS})}, "elbo"
     ),

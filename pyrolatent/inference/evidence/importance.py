@@ -29,7 +29,7 @@ from pyrolatent.inference.rules import same_event_shape, split_for
 from pyrolatent.inference.weights import Inputs, Weights, arguments, closed_kl, log_mean_exp, total, weigh
 from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.energies.density import UnnormalisedDensity
-from pyrolatent.models.latent import LatentVariableModel, Unconditioned
+from pyrolatent.models.latent import NOISE, LatentVariableModel, Unconditioned
 
 GLOBAL_DRAWS = 500
 """Smallest number of draws of latents outside the plate, if there are as many particles."""
@@ -201,7 +201,7 @@ def chunk(model: LatentVariableModel, particles: int) -> Chunk:
             "reconstruction": weights.expect(weights.log_likelihood).mean(0),
             "kl": weights.expect(total([torch.zeros_like(log_weights), *weights.kl.values()])).mean(0),
         }
-        for site in weights.log_prior:
+        for site in [site for site in weights.log_prior if site != NOISE]:
             terms[f"mean {site}"], terms[f"square {site}"] = _moments(weights, site)
             by_dimension = _kl_dimensions(weights, site)
             if by_dimension is not None:
@@ -493,7 +493,7 @@ def measure(model: LatentVariableModel, data: Data, support: Constraint | None) 
         return "cross-entropy"
     family = getattr(getattr(model, "likelihood", None), "family", None)
     named = getattr(family, "measure", "mass" if support.is_discrete else "density")
-    return measure_of(named, data.record)
+    return "mass of the mask and " * (model.missingness is not None) + measure_of(named, data.record)
 
 
 @torch.no_grad()

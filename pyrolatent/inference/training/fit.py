@@ -14,7 +14,7 @@ from pyrolatent.declaration import Component, Kind, PositiveFloat, PositiveInt, 
 from pyrolatent.errors import SEEDS, InputError
 from pyrolatent.inference.devices import choose_device
 from pyrolatent.inference.objectives.base import as_objective
-from pyrolatent.inference.rules import introduce, require_data, validate_combination
+from pyrolatent.inference.rules import require_data, same_event_shape, validate_combination
 from pyrolatent.inference.training.loop import Fit, Trainer, progress_bar
 from pyrolatent.inference.training.validation import (
     validate_first_batch,
@@ -94,7 +94,7 @@ def fit(
         for context in (alone(), torch.enable_grad(), torch.random.fork_rng(devices=devices)):
             within.enter_context(context)
         torch.manual_seed(seed)
-        introduce(model, data)
+        same_event_shape(model, data)
         within.enter_context(pyro.get_param_store().scope())
         torch.manual_seed(seed)
         maximised = as_objective(build("objective", settings["objective"]))

@@ -46,8 +46,6 @@ def validate_settings(
     takes = [one for one in objective.settings or defaults if one not in objective.unused]
     changed = {one: settings[one] if settings[one] != defaults[one] else None for one in defaults}
     validate_options(f"training {name} by {objective.name}", takes, changed)
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise InputError("a model that was built under torch.inference_mode cannot be trained; build it outside")
     if objective.by_gradient and not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("the model has no parameter to train: none requires a gradient")
     if processes > 1 and not objective.distributes:
@@ -68,11 +66,13 @@ def validate_settings(
 
 
 def validate_precision(model: Model, device: torch.device, precision: str) -> None:
-    """Refuses a model in double precision for a device or precision that does not support it.
+    """Refuses a model in double precision for a device or precision that does not support it, or of inference mode.
 
     Raises:
-        InputError: the model is in double precision; the message says what to declare.
+        InputError: the model is in double precision, or has no gradients; the message says what to declare.
     """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise InputError("a model that was built under torch.inference_mode cannot be trained; build it outside")
     if device_and_dtype(model)[1] == torch.float64 and (precision == "bf16" or device.type == "mps"):
         what = "device: mps" if device.type == "mps" else "precision: bf16"
         instead = "device: cpu" if device.type == "mps" else "precision: float32, which leaves the type as it is"

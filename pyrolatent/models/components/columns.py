@@ -202,6 +202,10 @@ class _Seen(Scaling):
         found = torch.cat(seen, -1)
         return found if mask is None else torch.where(mask.index_select(-1, self.column), found, 0.0)
 
+    def entries(self, x: Tensor) -> Tensor:
+        """x as networks see it, in the order of the columns, where none is of categories."""
+        return self(x).index_select(-1, self.column.argsort())
+
     def seen(self, mask: Tensor) -> Tensor:
         """The mask as networks receive it: a missing cell is one missing entry, the first of what they see of it."""
         return mask.index_select(-1, self.column) | ~self.first

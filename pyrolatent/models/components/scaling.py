@@ -50,6 +50,10 @@ class Scaling(nn.Module):
         """x as networks see it."""
         return x
 
+    def entries(self, x: Tensor) -> Tensor:
+        """x as networks see it, entry by entry, (..., *event_shape)."""
+        return self.scaled(x)
+
     def seen(self, mask: Tensor) -> Tensor:
         """The mask that networks receive, (..., *output_shape)."""
         return mask

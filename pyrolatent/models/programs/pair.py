@@ -99,7 +99,7 @@ class PyroPair(LatentVariableModel):
         guide_options: dict[str, Any] | None = None,
     ) -> None:
         Model.__init__(self, event_shape or ())
-        self.scaling = Unscaled(())
+        self.scaling, self.missingness = Unscaled(()), None
         self.label_dim, self.plate = label_dim, plate
         made = _Made()
         self._programs = _program("model", model, model_options, made), _program("guide", guide, guide_options, made)

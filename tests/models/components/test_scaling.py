@@ -307,6 +307,11 @@ def test_what_does_not_go_together_is_refused(likelihood: Any, scaling: Any, mes
         pl.VAE((4,), latent_dim=1, likelihood=likelihood, scaling=scaling)
 
 
+def test_data_of_another_width_are_refused_before_they_are_scaled() -> None:
+    with pytest.raises(InputError, match=r"the model is over events of shape \(3,\), but array holds \(4,\)"):
+        pl.fit(pl.VAE((3,), latent_dim=1, likelihood="normal"), pl.load_data(table(50)), epochs=1, progress=False)
+
+
 def test_declarations() -> None:
     """`{divide: 255}` takes its number in the place of options, here and in files, and comes back as it was."""
     assert validate("scaling", {"divide": "255"}) == {"divide": 255.0}
