@@ -185,3 +185,41 @@ def test_only_missing_cells_are_filled() -> None:
         "smoker": ["yes", "no"],
         "town": ["Rome", "Bern"],
     }
+
+
+def test_words_are_imputed_and_sampled_as_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A town follows from the group, so that a missing town is drawn as the group says."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    group = random.integers(0, 2, 400)
+    frame = pd.DataFrame(
+        {
+            "town": np.array(["Bern", "Oslo"])[group],
+            "visits": random.poisson(np.where(group, 20, 1)),
+            "height": np.where(group, 5.0, -5.0) + random.normal(size=400),
+            "smoker": random.choice(["no", "yes"], 400),
+        }
+    )
+    frame.to_csv("x.csv", index=False)
+    model = {"vae": {"latent_dim": 1, "likelihood": {"columns": "auto"}}}
+    declared = {"model": model, "data": {"x.csv": {"kinds": {"town": "category"}}}, "epochs": 40, "device": "cpu"}
+    Path("experiment.yaml").write_text(yaml.safe_dump(declared))
+    assert call("train", "experiment.yaml", "--output=run", "--particles=2").exit_code == 0
+    gaps = frame.iloc[:100].astype({"visits": object})
+    gaps.loc[:, "town"] = None
+    gaps.loc[::2, "visits"] = None
+    gaps.to_parquet("gaps.parquet")
+    for options in ([], ["--mean", "--draws=9"]):
+        result = call("impute", "run", "--data=gaps.parquet", "--output=filled.parquet", *options)
+        assert result.exit_code == 0, result.output
+        filled = pd.read_parquet("filled.parquet")
+        assert set(filled["town"]) == {"Bern", "Oslo"}
+        assert (filled["town"] == frame["town"][:100]).mean() > 0.95
+        assert (filled["visits"][1::2] == frame["visits"][1:100:2]).all()
+        assert filled["smoker"].equals(frame["smoker"][:100])
+    assert call("sample", "run", "-n", 200, "--output=drawn.csv").exit_code == 0
+    drawn = pd.read_csv("drawn.csv")
+    assert list(drawn.columns) == list(frame.columns)
+    assert set(drawn["town"]) == {"Bern", "Oslo"}
+    assert set(drawn["smoker"]) == {"no", "yes"}
+    assert drawn["visits"].dtype == int
