@@ -71,6 +71,7 @@ class Columns(Family):
     """
 
     whole = "columns"
+    starts_at_data = True  # counts and rare words are far from where a network begins
 
     def __init__(self, event_shape: tuple[int, ...], *, columns: Annotated[Any, Kind("family", each=True)]) -> None:
         nn.Module.__init__(self)

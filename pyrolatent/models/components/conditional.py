@@ -57,7 +57,8 @@ class Conditional(nn.Module):
         family: maps unconstrained numbers to the elementwise distribution.
         input_shape: shape of one c.
         label_dim: number of classes or width of y, 0 for none.
-        start_at_data: whether the network's last bias is initialised where the family fits the data best without c.
+        start_at_data: whether the network's last bias is initialised where the family fits the data best without c; a
+            family may ask for it itself, as `columns` does.
 
     Raises:
         InputError: the network does not take such an input, or its output does not fit the family.
@@ -77,7 +78,7 @@ class Conditional(nn.Module):
             raise InputError(
                 f"{_described(network)} has no set_output, which the bias from the data needs; leave it out"
             )
-        self.start_at_data = start_at_data
+        self.start_at_data = start_at_data or (family.starts_at_data and hasattr(network, "set_output"))
         self.network = network
         self.family = family
         self.input_shape = torch.Size(input_shape)

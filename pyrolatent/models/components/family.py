@@ -68,6 +68,7 @@ class Family(nn.Module):
             with its first axis multiplied by the numbers per element (so an image stays an image), else one flat axis.
         measure: the measure of exp(log_prob): "mass", "density", or a mixture of both in words.
         scores_any_value: whether the distribution can score a value that it did not draw itself.
+        starts_at_data: whether the bias of a network is initialised from the data without being asked.
         own_scaling: the `Scaling` of x that is part of the family; None for most.
 
     Raises:
@@ -76,6 +77,7 @@ class Family(nn.Module):
 
     measure: str = "density"
     scores_any_value: ClassVar[bool] = True
+    starts_at_data: ClassVar[bool] = False
     own_scaling: Any = None
 
     def __init__(
