@@ -239,9 +239,11 @@ def _label_vectors(case: Case) -> str | None:
 def _unknown_labels(case: Case) -> str | None:
     model = case.model
     if model.label_dim and not model.takes_unknown_labels:
-        labels = [split.y for split in case.data.splits if split.y is not None and not split.y.is_floating_point()]
-        if unknown := sum(int((y < 0).sum()) for y in labels):
-            return f"{type(model).__name__} is given every label, but {unknown:,} labels are unknown"
+        for part, split in zip(("training", "validation", "test"), case.data.splits, strict=True):
+            if split.y is None or split.y.is_floating_point():
+                continue
+            if unknown := int((split.y < 0).sum()):
+                return f"{type(model).__name__} is given every label, but {unknown:,} {part} labels are unknown"
     return None
 
 
