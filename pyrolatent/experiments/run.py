@@ -604,7 +604,13 @@ def _ending(path: Path) -> str:
 def scores(evaluation: HeldOutScores) -> dict[str, Any]:
     """The contents of evaluation.json: no `log_evidence` if there is no likelihood; null for NaN."""
     fields = _without_nan(_fields(evaluation))
-    for name in ("classification_error", "left_out", "given"):  # only some models have these
+    for name in (
+        "classification_error",
+        "global_sites",
+        "global_kl",
+        "left_out",
+        "given",
+    ):  # only some models have these
         if fields.get(name) in (None, []):
             fields.pop(name, None)
     if evaluation.measure != "cross-entropy":

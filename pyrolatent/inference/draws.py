@@ -236,7 +236,7 @@ def _scored(weights: Weights) -> Draws:
     terms: dict[str, Any] = {
         "log_likelihood": weights.log_likelihood,
         "log_prior": total([torch.zeros_like(log_weights), *weights.log_prior.values()]),
-        "log_posterior": total([torch.zeros_like(log_weights), *weights.log_posterior.values()]),
+        "log_posterior": total([torch.zeros_like(log_weights), *(weights.log_posterior[s] for s in weights.latents)]),
     }
     log_states = weights.log_states()
     if log_states is None:

@@ -183,7 +183,7 @@ def test_few_labels_classify_digits() -> None:
 def test_unknown_labels_are_refused_by_a_model_of_x_given_y() -> None:
     data = load_data("digits", labelled=100)
     model = ConditionalVAE(data.event_shape, data.label_dim, latent_dim=2)
-    with pytest.raises(InputError, match=r"1,355 labels are unknown; declare semi_supervised_vae"):
+    with pytest.raises(InputError, match=r"1,355 training labels are unknown; declare semi_supervised_vae"):
         fit(model, data, progress=False, epochs=1)
 
 

@@ -223,7 +223,7 @@ def test_a_table_is_trained_saved_evaluated_and_drawn_from(tmp_path: Path) -> No
         model = {"vae": {"latent_dim": 2, "likelihood": {"columns": declared}, **SMALL}}
         experiment = pl.Experiment(model=model, data=str(tmp_path / "people.csv"), epochs=15)
         run = pl.train(experiment, tmp_path / name, progress=False)
-        assert run.history[-1]["validation_elbo"] > run.history[0]["validation_elbo"] + 0.5
+        assert run.history[-1]["validation_elbo"] > run.history[0]["validation_elbo"] + 0.1
         first = run.evaluate(particles=20)
         loaded = pl.Run.load(run.path)
         assert pl.evaluate(loaded.model, run.load_data(), particles=20).log_evidence == first.log_evidence

@@ -208,10 +208,10 @@ def test_bounds_have_one_draw_of_u_and_k_of_z() -> None:
     ids=["dreg", "stl", "multiply", "renyi", "combination"],
 )
 def test_gradients_that_have_one_mean_have_one(one: Any, other: Any) -> None:
-    """Within 4.5 standard errors of 300 steps each, in the parameters of q(u), of q(z | x, u), and of both paths."""
+    """Within 4.5 standard errors of 200 steps each, in the parameters of q(u), of q(z | x, u), and of both paths."""
     m = met(Levels())
     found = [
-        torch.stack([gradients(m, objective, LINE[:8], 32, seed) for seed in range(1000 * count, 1000 * count + 300)])
+        torch.stack([gradients(m, objective, LINE[:8], 32, seed) for seed in range(1000 * count, 1000 * count + 200)])
         for count, objective in enumerate((one, other))
     ]
     difference = found[0].mean(0) - found[1].mean(0)
@@ -275,6 +275,7 @@ def test_regression_in_minibatches_ends_at_the_posterior(batch_size: int) -> Non
         assert -ELBO().loss(m.generate, m.infer, data.train.x) == pytest.approx(float(evidence), abs=0.01)
 
 
+@pytest.mark.slow
 def test_pair_trains_compiled_as_uncompiled() -> None:
     """Compiled steps of a pair with what lies outside draw the same numbers and end at the same parameters."""
     found = []
@@ -295,13 +296,13 @@ def test_evidence_is_predictive() -> None:
     levels = Levels(exact=data.train.x)
     m = from_pyro(levels.model, levels.guide)
     truth = levels.predictive(data.test.x)
-    found = pl.evaluate(m, data, particles=2000)
+    found = pl.evaluate(m, data, particles=1000)
     assert found.global_sites == ["u"]
     u = levels.posterior()
     kl = torch.distributions.kl_divergence(u, dist.Normal(0.0, 1.0))
     assert found.global_kl == pytest.approx(float(kl), rel=1e-4)
     assert abs(found.log_evidence - truth.mean()) < 4 * found.log_evidence_mcse + found.log_evidence_bias
-    assert ((found.each["log_evidence"] - truth).abs() < 0.02).all()
+    assert ((found.each["log_evidence"] - truth).abs() < 0.03).all()
     assert found.elbo < found.log_evidence
 
 
@@ -343,11 +344,11 @@ def test_draws_are_of_the_posterior_of_what_lies_outside() -> None:
     m = from_pyro(levels.model, levels.guide)
     pl.evaluate(m, data, particles=30)
     torch.manual_seed(0)
-    drawn = pl.sample(m, 3000)
+    drawn = pl.sample(m, 1000)
     u = levels.posterior()
     variance = float(u.scale**2) + 1 + levels.s**2
-    assert abs(drawn.mean() - u.loc) < 4 * math.sqrt(variance / 3000)
-    assert drawn.var() == pytest.approx(variance, rel=4 * math.sqrt(2 / 3000))
+    assert abs(drawn.mean() - u.loc) < 4 * math.sqrt(variance / 1000)
+    assert drawn.var() == pytest.approx(variance, rel=4 * math.sqrt(2 / 1000))
 
 
 def test_decoding_takes_what_lies_outside_or_its_mean() -> None:
@@ -441,7 +442,16 @@ def listed(model: Any) -> Any:
     return guides
 
 
-@pytest.mark.parametrize("kind", [*GUIDES.values(), Easy, listed], ids=[*GUIDES, "easy", "list"])
+FAST = ("multivariate", "list")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, id=name, marks=() if name in FAST else SLOW)
+        for name, kind in {**GUIDES, "easy": Easy, "list": listed}.items()
+    ],
+)
 def test_automatic_guides_of_what_lies_outside(kind: Any) -> None:
     """The loss is Pyro's at the same draws, training raises the bound, and evidence is predictive."""
     data = pl.load_data(ROWS)
