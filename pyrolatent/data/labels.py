@@ -92,6 +92,8 @@ def _known(values: Cells, part: str) -> list[str | None]:
     low = np.nanmin(values, initial=0)
     if low < -1:
         raise InputError(f"{part}: labels go down to {low:g}, but classes are numbers from 0, and -1 is unknown")
+    if values.dtype.kind != "f":  # whole numbers of any size, which a float would round
+        return [None if value == -1 else str(value) for value in values.tolist()]
     return as_words(np.where(values == -1, np.nan, values))
 
 
