@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyrolatent.errors import InputError, at_least, at_least_one, validate_options
 from pyrolatent.inference.devices import evaluating
-from pyrolatent.inference.draws import MAX_ELEMENTS, labels_for, posterior_means, repeated, resampled, simulate
+from pyrolatent.inference.draws import MAX_ELEMENTS, decoded, labels_for, posterior_means, repeated, resampled, simulate
 from pyrolatent.inference.evidence.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.monte_carlo import log_mean
 from pyrolatent.inference.rules import require_latents
@@ -268,7 +268,8 @@ def impute(
             inputs = values, labels, observed
             with model.given(model.global_draw(inputs)):
                 latents, log_weights = resampled(model, inputs, particles)
-                drawn = torch.where(observed, values, model.complete(model.decode(latents, labels), latents)[0])
+                likelihood = decoded(model, latents, labels, [1, len(values)])
+                drawn = torch.where(observed, values, model.complete(likelihood, latents)[0])
             filled.append(drawn.unflatten(0, (count, len(x))))
             all_weights.append(log_weights.unflatten(1, (count, len(x))).flatten(0, 1))
     pooled = torch.cat(all_weights)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrolatent.data.splits import Data
 from pyrolatent.errors import InputError, at_least, at_least_one
 from pyrolatent.inference.devices import evaluating
-from pyrolatent.inference.draws import draw, labels_for, simulate
+from pyrolatent.inference.draws import decoded, draw, labels_for, simulate
 from pyrolatent.inference.evidence.importance import observation_support
 from pyrolatent.inference.evidence.psis import khat
 from pyrolatent.inference.rules import split_for
@@ -91,8 +91,11 @@ def to_arviz(
             few = predictive // CHAINS
             chosen = {site: _chains(value)[:, :few] for site, value in drawn.latents.items()}
             flat = {site: value.flatten(0, 1) for site, value in chosen.items()}
-            flat |= {site: _chains(value)[:, :few].flatten(0, 1) for site, value in drawn.outside.items()}
-            replicates = [model.decode({s: v[i] for s, v in flat.items()}, y).sample() for i in range(CHAINS * few)]
+            outside = {site: _chains(value)[:, :few].flatten(0, 1) for site, value in drawn.outside.items()}
+            replicates = []
+            for i in range(CHAINS * few):
+                with model.given({site: value[i] for site, value in outside.items()}):
+                    replicates.append(decoded(model, {s: v[i] for s, v in flat.items()}, y, [count]).sample())
             labels = labels_for(model, per_chain * CHAINS, of_data=y)
             prior_x, prior = simulate(model, per_chain * CHAINS, labels)
             predictions = {

@@ -14,7 +14,7 @@ from pyrolatent.checks.panels import COLOURS, MUTED, Arrays
 from pyrolatent.checks.ranks import fractional_ranks
 from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.draws import MAX_ELEMENTS, repeated, resampled, simulate
+from pyrolatent.inference.draws import MAX_ELEMENTS, decoded, repeated, resampled, simulate
 from pyrolatent.inference.weights import Inputs, arguments
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -50,7 +50,7 @@ def conditional_draws(
         rows, hidden = torch.arange(count * batch, device=x.device), predicted.repeat_interleave(batch)
         others.flatten(1)[rows, hidden] = False
         latents, _ = resampled(model, (several, labels, others), particles, draws)
-        drawn = model.decode(latents, labels).sample().flatten(2)[:, rows, hidden]
+        drawn = decoded(model, latents, labels, [draws, len(several)]).sample().flatten(2)[:, rows, hidden]
         parts.append(drawn.unflatten(1, (count, batch)).mT)
     return torch.cat(parts, -1)
 

@@ -19,7 +19,7 @@ from pyrolatent.checks.exchangeability import EXCHANGES, replicate_test
 from pyrolatent.checks.panels import COLOURS, Arrays
 from pyrolatent.checks.subject import LEAST, Subject
 from pyrolatent.errors import InputError, at_least
-from pyrolatent.inference.draws import MAX_ELEMENTS, draw, repeated, simulate
+from pyrolatent.inference.draws import MAX_ELEMENTS, decoded, draw, repeated, simulate
 from pyrolatent.inference.weights import Inputs, arguments
 from pyrolatent.models.latent import LatentVariableModel
 
@@ -225,7 +225,7 @@ class PosteriorPredictive(_Replicates):
         """The p-value over all statistics."""
         x, y, mask = self.inputs(subject)
         latents = {site: value[0] for site, value in draw(subject.model, (x, y, mask), 1).latents.items()}
-        likelihood = subject.model.decode(latents, y)
+        likelihood = decoded(subject.model, latents, y, [len(x)])
         more: dict[str, Statistic] = {
             "log p(x | z)": lambda x: likelihood.log_prob(x).double().mean(),
             "spread of log p(x | z)": lambda x: likelihood.log_prob(x).double().std(),

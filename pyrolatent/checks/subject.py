@@ -180,6 +180,7 @@ class Subject:
         def made() -> Simulated:
             y = self.labels(count)
             x, truth = simulate(self.model, count, y)
+            require_latents(truth)
             found = Simulated(x, y, truth, _none(), torch.empty(0))
             parts = [draw(self.model, inputs, draws) for _, inputs in found.batches]
             scored = [self.model.decode(z, inputs[1]).log_prob(inputs[0]) for z, inputs in found.batches]
@@ -204,14 +205,23 @@ class Subject:
         return kept
 
 
-def flat_sites(latents: Mapping[str, Tensor], lead: int = 1) -> Tensor:
-    """Flattens and concatenates the sites of (draws, datapoints, ...) or (datapoints, ...).
+def require_latents(latents: Mapping[str, Tensor]) -> None:
+    """Requires latents of each datapoint, by site.
 
     Raises:
         InputError: there are none.
     """
     if not latents:
         raise InputError("the check is of the latents of each datapoint, of which the model has none")
+
+
+def flat_sites(latents: Mapping[str, Tensor], lead: int = 1) -> Tensor:
+    """Flattens and concatenates the sites of (draws, datapoints, ...) or (datapoints, ...).
+
+    Raises:
+        InputError: there are none.
+    """
+    require_latents(latents)
     return torch.cat(
         [value.flatten(lead) if value.dim() > lead else value.unsqueeze(-1) for value in latents.values()], -1
     )

@@ -1,7 +1,7 @@
 """Simulating models, x and z ~ p(z, x), and drawing and resampling from their posteriors."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -190,6 +190,12 @@ def joined(parts: list[Draws]) -> Draws:
         latents={site: torch.cat([part.latents[site] for part in parts], 1) for site in parts[0].latents},
         outside=parts[0].outside,
     )
+
+
+def decoded(model: LatentVariableModel, latents: Mapping[str, Tensor], y: Tensor | None, shape: Iterable[int]) -> Any:
+    """The likelihood p(x | latents) of datapoints of a shape (..., batch), also where no latent or label has it."""
+    likelihood: Any = model.decode(latents, y)
+    return likelihood if latents else likelihood.expand(torch.Size(shape))
 
 
 @torch.no_grad()

@@ -271,7 +271,7 @@ class LatentVariableModel(Model):
                 )
             leads.append(lead)
         try:
-            batch = torch.broadcast_shapes(*leads)[-1] if leads else 1
+            batch = torch.broadcast_shapes(*leads)[-1] if leads else 1 if y is None else len(y)
         except RuntimeError:
             listed = ", ".join(f"{site} {tuple(value.shape)}" for site, value in values.items())
             raise InputError(f"latents must be of equally many datapoints, but {listed} were given") from None

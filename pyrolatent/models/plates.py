@@ -45,6 +45,13 @@ class Counted(Messenger):
             msg["scale"] = msg["scale"] * self.factor
 
 
+class Unweighted(Messenger):
+    """Sets aside how often sites count: what `poutine.scale` and plates that declare a full size multiply them by."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] = 1.0
+
+
 class Given(Messenger):
     """Gives sites their values, and hides them from what is around the program: it is the program given these values.
 

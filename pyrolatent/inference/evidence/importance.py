@@ -30,6 +30,7 @@ from pyrolatent.inference.weights import Inputs, Weights, arguments, closed_kl, 
 from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.latent import NOISE, LatentVariableModel, Unconditioned
+from pyrolatent.models.plates import Unweighted
 
 GLOBAL_DRAWS = 500
 """Smallest number of draws of latents outside the plate, if there are as many particles."""
@@ -456,8 +457,8 @@ def _compiled(model: LatentVariableModel, inputs: Inputs, particles: int) -> Chu
 
 @torch.no_grad()
 def _of_training(model: LatentVariableModel, inputs: Inputs) -> Weights:
-    """What training counts of some datapoints, sites outside the plate and terms of the guide among it."""
-    with evaluating(model):
+    """What training counts of some datapoints, sites outside the plate and terms of the guide among it, unscaled."""
+    with evaluating(model), Unweighted():
         return weigh(model.generate, model.infer, *inputs, outside=True)
 
 

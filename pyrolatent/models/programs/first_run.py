@@ -1,7 +1,7 @@
 """The first run of a Pyro pair: what it names to Pyro is what is trained, and what it observes is what it is of."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -88,41 +88,45 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows, 
         torch.enable_grad(),
         torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
         statistics_held(),
+        own_parameters() as store,
     ):
-        with own_parameters() as store:
-            if isinstance(guide, AutoGuide):
-                _refuse_autoguide(guide, _trace("model", model, call, x), len(x), arguments.takes_rows)
-            with _recording() as used:
-                guide_trace, model_trace = _traces(model, guide, call, x)
-            met = _parameters(guide_trace, model_trace)
-            constraints = store.get_state()["constraints"]
-            nodes = prune_subsample_sites(model_trace).nodes
-            given_x = _given_x(model, guide_trace, arguments, rows)
-            plates = _plates_of(len(x), [nodes[site] for site in model_trace.observation_nodes])
-            plate = plate or (next(iter(plates)) if len(plates) == 1 else None)
-            outside = _outside(prune_subsample_sites(guide_trace), plate)
-            named = {frame.name for trace in (guide_trace, model_trace) for frame in _frames(trace) if frame.vectorized}
-            if plate is not None and plate not in named:
-                raise InputError(
-                    f"there is no plate {plate!r} over datapoints; the vectorised ones are {sorted(named)}"
-                )
-            if arguments.takes_rows:
-                _refuse_other_rows(guide_trace, plate, len(x))
-            if outside:
-                _refuse_global_of_x(outside, _given_x(guide, guide_trace, arguments, rows))
-            factors = [*_factors("p", model, model_trace, call), *_factors("q", guide, guide_trace, call, outside)]
-            vectorises = _vectorises(model, guide, call, max(_depth(guide_trace), _depth(model_trace)), plate)
-        if len(x) > 1:
-            with own_parameters():
-                fewer = arguments(x[:-1], *(None if field is None else field[:-1] for field in rows[1:]))
-                _refuse_rows(met, _parameters(*_traces(model, guide, fewer, x[:-1])), len(x))
+        fewer: Any = tuple(None if field is None else field[:-1] for field in rows)
+        of_fewer: Any = arguments(*fewer), x[:-1]
+        if isinstance(guide, AutoGuide):
+            trace = _trace("model", model, call, x)
+            with _aside(x):
+                other = [_trace("model", model, *of_fewer)] if len(x) > 1 else []
+            over = _over_datapoints(len(x), [trace], other)
+            _refuse_autoguide(guide, trace, over, len(x), arguments.takes_rows)
+        with _recording() as used:
+            guide_trace, model_trace = traces = _traces(model, guide, call, x)
+        met = _parameters(*traces)
+        constraints = store.get_state()["constraints"]
+        if arguments.takes_rows:
+            _refuse_other_rows(guide_trace, len(x))
+        with _aside(x):
+            others = _traces(model, guide, *of_fewer) if len(x) > 1 else ()
+        _refuse_rows(met, _parameters(*others), len(x))
+        given_x = _given_x(model, guide_trace, arguments, rows)
+        over = _over_datapoints(len(x), traces, others)
+        vectorised = {frame.name for trace in traces for frame in _frames(trace) if frame.vectorized}
+        plate = plate or (next(iter(over)) if len(over) == 1 and {*over} <= vectorised else None)
+        if plate is not None and plate not in vectorised:
+            raise InputError(
+                f"there is no plate {plate!r} over datapoints; the vectorised ones are {sorted(vectorised)}"
+            )
+        outside = _outside(traces, over, plate)
+        if outside:
+            _refuse_global_of_x(outside, _given_x(guide, guide_trace, arguments, rows))
+        factors = [*_factors("p", model, model_trace, call), *_factors("q", guide, guide_trace, call, outside)]
+        vectorises = _vectorises(model, guide, call, max(_depth(guide_trace), _depth(model_trace)), plate)
     used = [*owners(model, guide), *used]
     _warn_of_untrained(used, {id(parameter) for parameter in met.values()})
     parameters = {name: (tensor, constraints[name]) for name, tensor in met.items()}
     own = {*prune_subsample_sites(guide_trace).stochastic_nodes} - {*outside}
     latents = prune_subsample_sites(model_trace).stochastic_nodes
     auxiliary = not own <= {*latents}
-    declares = plate in plates and plates[plate].full_size not in (None, plates[plate].size)
+    declares = plate in over and over[plate].full_size not in (None, over[plate].size)
     return FirstRun(
         parameters=parameters,
         modules=used,
@@ -149,16 +153,53 @@ def _traces(model: Program, guide: Program, call: Call, x: Tensor) -> tuple[Any,
     return guide_trace, model_trace
 
 
-def _plates_of(datapoints: int, nodes: list[Any]) -> dict[str, Any]:
-    """The plates of this many datapoints that sites lie in, by name."""
-    frames = [frame for node in nodes for frame in node["cond_indep_stack"]]
-    return {frame.name: frame for frame in frames if frame.vectorized and frame.size in (datapoints, -1)}
+@contextmanager
+def _aside(x: Tensor) -> Iterator[None]:
+    """A parameter store and a random state of its own within this context."""
+    with own_parameters(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        yield
 
 
-def _outside(guide_trace: Any, plate: str | None) -> list[str]:
-    """The latent sites outside the plate over datapoints, if that is known."""
+def _over_datapoints(datapoints: int, traces: Iterable[Any], of_fewer: Iterable[Any]) -> dict[str, Any]:
+    """The plates over datapoints of traces, by name: those that are one smaller with one datapoint less."""
+    sizes = {frame.name: frame.size for trace in of_fewer for frame in _frames(trace)}
+    return {
+        frame.name: frame
+        for trace in traces
+        for frame in _frames(prune_subsample_sites(trace))
+        if frame.size == -1 or (frame.size, sizes.get(frame.name, datapoints - 1)) == (datapoints, datapoints - 1)
+    }
+
+
+def _outside(traces: Iterable[Any], over: Mapping[str, Any], plate: str | None) -> list[str]:
+    """The latent sites of a guide that lie in no plate over datapoints.
+
+    Args:
+        traces: of the guide and of the model.
+        over: the plates over datapoints.
+        plate: the one of them that all other sites lie in, if there is one.
+
+    Raises:
+        InputError: it is not known, or another site lies in another plate over datapoints.
+    """
+    guide_trace, model_trace = (prune_subsample_sites(trace) for trace in traces)
     nodes = guide_trace.nodes
-    return [site for site in guide_trace.stochastic_nodes if plate is not None and not lies_in(plate, nodes[site])]
+    outside = [site for site in guide_trace.stochastic_nodes if not any(lies_in(one, nodes[site]) for one in over)]
+    if outside and plate is None:
+        listed = ", ".join(map(repr, sorted(over))) or "none"
+        raise InputError(
+            f"{outside[0]!r} is common to all datapoints, but the others lie in no single vectorised plate (over "
+            f"datapoints: {listed}); write `with pyro.plate(...)` of one name around them in both programs"
+        )
+    for trace in (guide_trace, model_trace):
+        for site in [*trace.stochastic_nodes, *trace.observation_nodes]:
+            other = next((one for one in over if lies_in(one, trace.nodes[site])), None)
+            if plate is not None and other is not None and not lies_in(plate, trace.nodes[site]):
+                raise InputError(
+                    f"the site {site!r} lies in the plate {other!r}, others in {plate!r}, and both are over "
+                    "datapoints; give both plates one name"
+                )
+    return outside
 
 
 def _refuse_global_of_x(outside: list[str], given_x: list[str]) -> None:
@@ -272,14 +313,15 @@ def _recording() -> Iterator[list[nn.Module]]:
         handle.remove()
 
 
-def _refuse_autoguide(guide: AutoGuide, trace: Any, datapoints: int, takes_rows: bool) -> None:
+def _refuse_autoguide(guide: AutoGuide, trace: Any, over: Collection[str], datapoints: int, takes_rows: bool) -> None:
     """Refuses a guide that would make a parameter for each datapoint of one minibatch."""
     for site in prune_subsample_sites(trace).stochastic_nodes:
         for frame in trace.nodes[site]["cond_indep_stack"]:
             shape = trace.nodes[site]["fn"].batch_shape
             if takes_rows and frame.full_size not in (None, frame.size):
                 continue  # one for each row of the training data
-            if frame.vectorized and len(shape) >= -frame.dim and shape[frame.dim] == datapoints:
+            in_rows = frame.vectorized and frame.name in over
+            if in_rows and len(shape) >= -frame.dim and shape[frame.dim] == datapoints:
                 raise InputError(
                     f"{type(guide).__name__} would have parameters of {site!r} for each row of one minibatch, in the "
                     f"plate {frame.name!r}, and none for other rows; write a guide that sees x, or let the "
@@ -288,14 +330,17 @@ def _refuse_autoguide(guide: AutoGuide, trace: Any, datapoints: int, takes_rows:
                 )
 
 
-def _refuse_other_rows(guide_trace: Any, plate: str | None, datapoints: int) -> None:
+def _refuse_other_rows(guide_trace: Any, datapoints: int) -> None:
     """Refuses a guide that chooses the rows of its plate itself where the programs are given them."""
-    node = guide_trace.nodes.get(plate)
-    if node is not None and not torch.equal(node["value"].cpu(), torch.arange(datapoints)):
-        raise InputError(
-            f"the plate {plate!r} of the guide chooses rows of its own; give it the row numbers, as "
-            "create_plates=lambda x, rows: pyro.plate(name, size, subsample=rows) of an automatic guide"
-        )
+    for frame in _frames(guide_trace):
+        node = guide_trace.nodes.get(frame.name)
+        if node is None or frame.size != datapoints or frame.full_size in (None, frame.size):
+            continue
+        if not torch.equal(node["value"].cpu(), torch.arange(datapoints)):
+            raise InputError(
+                f"the plate {frame.name!r} of the guide chooses rows of its own; give it the row numbers, as "
+                "create_plates=lambda x, rows: pyro.plate(name, size, subsample=rows) of an automatic guide"
+            )
 
 
 def owners(*programs: Program) -> list[nn.Module]:

@@ -413,15 +413,24 @@ class PyroPair(LatentVariableModel):
         given = latents if isinstance(latents, Mapping) else {}
         outside = {site: as_numbers(self, given[site], site) for site in self.global_sites if site in given}
         own = {site: value for site, value in given.items() if site not in outside} if given else latents
-        with self.given(self._global_means() | outside):
+        means = self._global_means()
+        for site, value in outside.items():
+            if value.shape != means[site].shape:
+                raise InputError(
+                    f"{site} has shape {tuple(value.shape)}, but it is common to all datapoints, of shape "
+                    f"{tuple(means[site].shape)}"
+                )
+        with self.given(means | outside):
             return super().decode(own, y)
 
     @torch.no_grad()
     def _global_means(self) -> dict[str, Tensor]:
         x = as_numbers(self, torch.zeros(()), "x").expand(ROWS, *self.event_shape)
+        none = [[0.0] * self.label_dim if self.vector_labels else 0] * ROWS
+        y = as_labels(self, none, ROWS) if self.conditional else None
         with evaluating_alone(self), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             torch.manual_seed(0)
-            draws = [self.global_draw((x, None, None)) for _ in range(MEAN_OF)]
+            draws = [self.global_draw((x, y, None)) for _ in range(MEAN_OF)]
         return {site: torch.stack([draw[site] for draw in draws]).mean(0) for site in draws[0]}
 
     def observation(self, trace: Any) -> Any:

@@ -174,6 +174,40 @@ def test_a_minibatch_counts_what_lies_outside_by_its_share(theirs: Any) -> None:
             assert torch.allclose(torch.stack(parts).mean(0), whole, rtol=1e-4, atol=1e-5)
 
 
+def groups(rows: Tensor) -> None:
+    """Intercepts of three groups, as many as there are datapoints in the first run; a row holds a group and y_n."""
+    tau = pyro.sample("tau", dist.HalfNormal(rows.new_tensor(2.0)))
+    with pyro.plate("groups", 3):
+        a = pyro.sample("a", dist.Normal(0.0, tau))
+    with pyro.plate("data", len(rows)):
+        pyro.sample("y", dist.Normal(a[rows[:, 0].long()], NOISE), obs=rows[:, 1])
+
+
+def columns(x: Tensor) -> None:
+    """One mean for each of three columns, which have a plate beside that of the datapoints."""
+    with pyro.plate("columns", 3, dim=-1):
+        a = pyro.sample("a", dist.Normal(x.new_zeros(3), 1.0))
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("model", [groups, columns])
+def test_plates_over_datapoints_are_told_from_others_of_their_size(model: Any) -> None:
+    x = torch.as_tensor(RANDOM.normal(size=(30, 3)).astype(np.float32))
+    x[:, 0] = torch.arange(30) % 3
+    x = x[:, :2] if model is groups else x
+    guide = AutoNormal(model)
+    m = from_pyro(model, guide)
+    m.meet(x)
+    assert m.plate == "data"
+    assert m.global_sites == (["tau", "a"] if model is groups else ["a"])
+    losses = []
+    for objective, pair in ((ELBO(), (m.model, m.guide)), (pyro.infer.Trace_ELBO(), (model, guide))):
+        torch.manual_seed(0)
+        losses.append(objective.loss(*pair, x))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_a_plate_that_declares_all_datapoints_is_left_as_it_is() -> None:
     """Steps on a minibatch are those of the same pair whose plate is of the minibatch."""
     pairs = [met(Levels()), met(Levels(size=64))]
@@ -306,6 +340,29 @@ def test_evidence_is_predictive() -> None:
     assert found.elbo < found.log_evidence
 
 
+@pytest.mark.parametrize("how", ["full size", "scale of the site", "scale of x"])
+def test_divergence_outside_is_in_nats_whatever_scales_it(how: str) -> None:
+    """KL(q(w) || p(w)) in closed form: neither `poutine.scale` nor the full size of the plate is part of it."""
+
+    def scaled(on: str) -> Any:
+        return poutine.scale(scale=0.2 if on == how else 1.0)
+
+    def model(rows: Tensor) -> None:
+        with scaled("scale of the site"):
+            w = pyro.sample("w", dist.Normal(rows.new_zeros(D), 1.0).to_event(1))
+        size = {"size": 30, "subsample": torch.arange(len(rows))} if how == "full size" else {"size": len(rows)}
+        with pyro.plate("data", **size), scaled("scale of x"):
+            pyro.sample("y", dist.Normal(rows[:, :-1] @ w, NOISE), obs=rows[:, -1])
+
+    def guide(rows: Tensor) -> None:
+        with scaled("scale of the site"):
+            pyro.sample("w", dist.Normal(pyro.param("loc", torch.zeros(D)), 0.1).to_event(1))
+
+    found = pl.evaluate(from_pyro(model, guide), pl.load_data(ROWS), particles=20)
+    kl = torch.distributions.kl_divergence(torch.distributions.Normal(0.0, 0.1), torch.distributions.Normal(0.0, 1.0))
+    assert found.global_kl == pytest.approx(D * float(kl), rel=1e-4)
+
+
 @pytest.mark.slow
 def test_error_of_the_mean_knows_that_draws_are_common() -> None:
     """Over 100 seeds the mean's deviation from the truth has the size that is reported, within 30 %.
@@ -383,6 +440,52 @@ def test_arviz_has_what_lies_outside_without_datapoints() -> None:
     assert posterior["z"].dims == ("chain", "draw", "datapoint")
     u = levels.posterior()
     assert abs(float(posterior["u"].mean()) - float(u.loc)) < 4 * float(u.scale) / math.sqrt(400)
+
+
+def common(x: Tensor) -> None:
+    """x_n ~ N(w, 0.5²): no datapoint has a latent of its own, and no shape says how many there are."""
+    w = pyro.sample("w", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(w, NOISE).to_event(1), obs=x)
+
+
+def common_guide(x: Tensor) -> None:
+    pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor([1.0, -1.0])), 0.3).to_event(1))
+
+
+def test_datapoints_without_latents_of_their_own_are_drawn_one_by_one() -> None:
+    """Draws of several datapoints share w, so that their covariance is that of w, and have noise of their own."""
+    data = pl.load_data(np.tile(LINE.numpy(), (1, 2)))
+    m = from_pyro(common, common_guide)
+    found = pl.to_arviz(m, data, size=4, draws=400, predictive=400)["posterior_predictive"]["x"]
+    imputed = pl.impute(m, torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.bool), draws=400, particles=2)
+    for x in (torch.as_tensor(found.values).flatten(0, 1), imputed):
+        assert x.shape[1:] == (4, 2)
+        covariance = torch.cov(x[..., 0].T)
+        assert torch.allclose(covariance, 0.3**2 + NOISE**2 * torch.eye(4), atol=0.1)
+    text = str(pl.check(m, data, split="train", size=20, draws=50, simulations=50, replicates=99, annealed=0))
+    assert "coverage: left out; the check is of the latents of each datapoint, of which the model has none" in text
+
+
+def test_what_lies_outside_of_x_given_y_is_decoded_and_predicted() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(x.new_zeros(D), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal((y * w).sum(-1, keepdim=True), NOISE).to_event(1), obs=x)
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        pyro.sample("w", dist.Normal(pyro.param("loc", torch.ones(D)), 1e-4).to_event(1))
+
+    m, data = from_pyro(model, guide), pl.load_data(ROWS[:, -1:], labels=FEATURES)
+    m.meet(*data.train.batch(slice(0, 3)), data.label_dim)
+    y = torch.as_tensor(FEATURES[:5], dtype=torch.float32)
+    assert torch.allclose(m.decode({}, y).mean, y.sum(1, keepdim=True), atol=1e-3)
+    assert torch.allclose(m.decode({"w": [2.0, 0.0, 0.0]}, y).mean, 2 * y[:, :1])
+    with pytest.raises(InputError, match=r"w has shape \(5, 3\), but it is common to all datapoints"):
+        m.decode({"w": torch.ones(5, 3)}, y)
+    assert (
+        dict(pl.to_arviz(m, data, size=3, draws=8, predictive=8)["posterior_predictive"]["x"].sizes)["datapoint"] == 3
+    )
 
 
 def test_checks_are_given_one_draw() -> None:
@@ -479,6 +582,50 @@ def test_guide_with_another_posterior_for_each_minibatch_is_refused() -> None:
 
     with pytest.raises(InputError, match="'w' lies outside the plate over datapoints, but its distribution"):
         from_pyro(regression, guide).meet(torch.as_tensor(ROWS[:3]))
+
+
+def of_other_plate(x: Tensor) -> None:
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)).expand(len(x)), 0.5))
+
+
+def one_by_one(x: Tensor) -> None:
+    u = pyro.sample("u", dist.Normal(x.new_zeros(()), 1.0))
+    for n in pyro.plate("loop", len(x)):
+        pyro.sample(f"x_{n}", dist.Normal(u, 1.0), obs=x[n, 0])
+
+
+def of_u(x: Tensor) -> None:
+    pyro.sample("u", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 0.5))
+
+
+def test_latents_of_another_plate_over_datapoints_are_not_common_to_them() -> None:
+    """As in Pyro, they are one for each datapoint: the loss is Pyro's, and evidence asks for one plate."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 0.5).to_event(1), obs=x)
+
+    m = from_pyro(model, of_other_plate)
+    m.meet(LINE[:3])
+    assert m.global_sites == []
+    losses = []
+    for objective in (ELBO(), pyro.infer.Trace_ELBO()):
+        torch.manual_seed(0)
+        losses.append(objective.loss(m.model, m.guide, LINE))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    with pytest.raises(InputError, match="'data', 'rows'; put every site into one plate"):
+        pl.evaluate(m, pl.load_data(LINE.numpy()))
+    pyro.clear_param_store()
+    with pytest.raises(InputError, match="'z' lies in the plate 'rows', others in 'data'"):
+        from_pyro(model, of_other_plate, plate="data").meet(LINE[:3])
+
+
+def test_datapoints_one_by_one_beside_what_is_common_are_refused() -> None:
+    """Otherwise each minibatch would count what is common as a whole."""
+    with pytest.raises(InputError, match="'u' is common to all datapoints, but the others lie in no single vectorised"):
+        from_pyro(one_by_one, of_u).meet(LINE[:3])
 
 
 def test_states_outside_are_refused() -> None:
