@@ -72,10 +72,10 @@ def _cells(values: Any, part: str) -> Cells:
 
 def _are_classes(cells: Iterable[Cells], kind: Kind | None) -> bool:
     arrays = [values for values in cells if isinstance(values, np.ndarray)]
-    if kind or len(arrays) < len([*cells]):
-        return kind in (None, "category", "binary")
     if any(values.ndim > 1 for values in arrays):
         return False
+    if kind or len(arrays) < len([*cells]):
+        return kind in (None, "category", "binary")
     blank = any(np.isnan(values).any() for values in arrays if values.dtype.kind == "f")
     return all(values.dtype.kind != "f" or (blank and _whole(values)) for values in arrays)
 

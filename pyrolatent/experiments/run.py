@@ -717,7 +717,7 @@ def _write_record(path: Path, fit: Fit, sources: Mapping[str, bytes], *, finishe
         "finished": finished,
         "best_epoch": fit.best_epoch if finished else None,
         "parameters": count_parameters(fit.model),
-        "data": fit.data.record | {"label_dim": fit.data.label_dim, "vector_labels": fit.model.vector_labels},
+        "data": fit.data.record | {"vector_labels": fit.model.vector_labels},
         "components": {name: _sha256(source) for name, source in sources.items()},
     }
     _write_json(path / "record.json", record)
