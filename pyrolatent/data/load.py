@@ -24,7 +24,18 @@ from pydantic import Field, WithJsonSchema
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pyrolatent.data.files import Array, Part, Source, as_array, clean, dataset_of, read_dataset, read_frame, read_path
+from pyrolatent.data.files import (
+    Array,
+    Part,
+    Source,
+    as_array,
+    clean,
+    dataset_of,
+    is_csv,
+    read_dataset,
+    read_frame,
+    read_path,
+)
 from pyrolatent.data.images import Layout, arranged, layout_of
 from pyrolatent.data.labels import encode_labels
 from pyrolatent.data.named_sets import NAMED, read_named
@@ -198,7 +209,7 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
     if isinstance(part.x, DataFrame):
         frame = part.x
         present = {role: column for role, column in roles.items() if column in frame.columns}
-        part = read_frame(frame, read.name, read.name, present).train
+        part = read_frame(frame, read.name, str(source) if is_csv(source) else read.name, present).train
         known = columns.columns if isinstance(columns, TableShape) else ()
         (x,), _ = encode({read.name: part.x}, known)
         if mask is not None:

@@ -311,11 +311,20 @@ def fill(frame: Frame, columns: Sequence[Column], x: Array, mask: Array) -> dict
         mask: True where the table has a value, of the same shape.
     """
     filled: dict[str, list[Any]] = {name: frame[name].to_list() for name in frame.columns}
-    for i, (name, drawn) in enumerate(decode(x, columns).items()):
-        filled[name] = [old if kept else new for old, new, kept in zip(filled[name], drawn, mask[:, i], strict=True)]
-        if columns[i].kind in ("count", "binary") and not columns[i].categories:
-            filled[name] = _shortest(np.array(filled[name], np.float64), columns[i])
+    for i, (column, drawn) in enumerate(zip(columns, decode(x, columns).values(), strict=True)):
+        given = filled[column.name]
+        like = next((cell for cell, kept in zip(given, mask[:, i], strict=True) if kept), "")
+        cells = [old if kept else _like(like, new) for old, new, kept in zip(given, drawn, mask[:, i], strict=True)]
+        whole = column.kind in ("count", "binary") and not column.categories and not isinstance(like, str)
+        filled[column.name] = _shortest(np.array(cells, np.float64), column) if whole else cells
     return filled
+
+
+def _like(cell: Any, word: Any) -> Any:
+    """A word as another cell of its column is: a truth value, a number or a word."""
+    if not isinstance(word, str) or isinstance(cell, str):
+        return word
+    return word == TRUTHS[1] if isinstance(cell, bool | np.bool_) else type(cell)(float(word))
 
 
 def _shortest(values: Array, column: Column) -> list[Any]:
