@@ -131,7 +131,10 @@ def as_frame(source: Any, name: str) -> Frame:
         names = [str(column) for column in source.columns]
     if twice := next((column for i, column in enumerate(names) if column in names[:i]), None):
         raise InputError(f"{name}: two columns have the name {twice!r}; rename one")
-    frame = frame.rename(dict(zip(frame.columns, names, strict=True)))
+    if frame.columns != names:
+        frame = nw.from_native(
+            source.set_axis(names, axis=1), eager_only=True
+        )  # of pandas, whose names may be anything
     return frame.drop([column for column in names if column.startswith("__index_level_")])  # pandas' numbers of rows
 
 
@@ -231,7 +234,8 @@ def as_words(cells: Cells) -> list[str | None]:
 def in_order(words: Iterable[str]) -> tuple[str, ...]:
     """Words in sorted order, numbers by their size."""
     words = [*words]
-    return tuple(sorted(words, key=float if all(map(is_number, words)) else None))
+    numbers = all(map(is_number, words))
+    return tuple(sorted(words, key=lambda word: (float(word), word) if numbers else (0.0, word)))
 
 
 def _words(cells: Mapping[str, Cells], name: str, kind: Kind | None) -> tuple[str, ...]:
@@ -356,7 +360,6 @@ def write_table(file: IO[bytes], ending: str, cells: Mapping[str, Sequence[Any]]
 def is_number(text: str) -> bool:
     """Whether a text is a number."""
     try:
-        float(text)
+        return not math.isnan(float(text))
     except ValueError:
         return False
-    return True
