@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import quad
 from sklearn import decomposition
 
-from pyrolatent import PCA, InputError, LinearGaussian, LogisticBernoulli, fit, load_data
+from pyrolatent import PCA, VAE, InputError, LinearGaussian, LogisticBernoulli, fit, load_data
 from pyrolatent.models.components.distributions import NegativeBinomial, Poisson
 
 GENERATOR = np.random.default_rng(0)
@@ -153,3 +153,15 @@ def test_a_learned_noise_at_its_floor_is_said() -> None:
 def test_identifiers_are_no_classes(labels: Any) -> None:
     with pytest.raises(InputError, match=r"labels lie in \[0, .*give np.unique\(labels, return_inverse=True\)\[1\]"):
         load_data(SIGNAL[:100], labels=labels)
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "laplace", "multivariate_normal", {"columns": "auto"}])
+@pytest.mark.parametrize(("size", "warned"), [(1.0, False), (1e-2, False), (1e-5, True)])
+def test_entries_that_vary_less_than_the_least_scale_are_warned_of(likelihood: Any, size: float, warned: bool) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 2)) * [1, size]
+    data = load_data(np.column_stack([x, np.full(60, 3.5)]))  # a constant has no unit that could be too small
+    model = VAE(data.event_shape, latent_dim=1, likelihood=likelihood)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model, data, epochs=1, progress=False)
+    assert any("1 entries of x vary less than min_scale" in str(each.message) for each in caught) == warned
