@@ -92,7 +92,7 @@ def _known(values: Cells, part: str) -> list[str | None]:
     low = np.nanmin(values, initial=0)
     if low < -1:
         raise InputError(f"{part}: labels go down to {low:g}, but classes are numbers from 0, and -1 is unknown")
-    return as_words(np.where(values == -1, np.nan, values))
+    return [None if word == "-1" else word for word in as_words(values)]
 
 
 def _vectors(values: Cells, part: str, kind: Kind | None) -> Array:
