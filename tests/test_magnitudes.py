@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import quad
 from sklearn import decomposition
 
-from pyrolatent import PCA, InputError, LinearGaussian, LogisticBernoulli, fit, load_data
+from pyrolatent import PCA, VAE, InputError, LinearGaussian, LogisticBernoulli, fit, load_data
 from pyrolatent.models.components.distributions import NegativeBinomial, Poisson
 
 GENERATOR = np.random.default_rng(0)
@@ -149,9 +149,19 @@ def test_a_learned_noise_at_its_floor_is_said() -> None:
         fit(LinearGaussian((5,), latent_dim=2), data, objective="closed_form", progress=False)
 
 
-@pytest.mark.parametrize("labels", [np.array([0, 2**63 + 1] * 50, np.uint64), np.array([0, 10**9] * 50)])
-def test_large_labels_are_the_classes_that_occur(labels: Any) -> None:
-    data = load_data(SIGNAL[:100], labels=labels)
-    assert data.label_dim == 2
-    assert data.classes is not None
-    assert [int(word) for word in data.classes] == sorted({*labels.tolist()})
+@pytest.mark.parametrize("large", [10**9, 2**63 + 1])
+def test_classes_of_large_numbers_keep_them(large: int) -> None:
+    data = load_data(SIGNAL[:100], labels=np.array([0, large] * 50, np.uint64))
+    assert data.classes == ("0", str(large))
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "laplace", "multivariate_normal", {"columns": "auto"}])
+@pytest.mark.parametrize(("size", "warned"), [(1.0, False), (1e-2, False), (1e-5, True)])
+def test_entries_that_vary_less_than_the_least_scale_are_warned_of(likelihood: Any, size: float, warned: bool) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 2)) * [1, size]
+    data = load_data(np.column_stack([x, np.full(60, 3.5)]))  # a constant has no unit that could be too small
+    model = VAE(data.event_shape, latent_dim=1, likelihood=likelihood)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model, data, epochs=1, progress=False)
+    assert any("1 entries of x vary less than min_scale" in str(each.message) for each in caught) == warned

@@ -327,7 +327,7 @@ def _read_table(path: Path, roles: Mapping[str, str]) -> Source:
     with _reading(path, "a table with a row of column names is expected"):
         table = _TABLES[ending(path)](path)
     frame = as_frame(table, str(path))
-    if ending(path) in (".csv", ".csv.gz"):
+    if is_csv(path):
         _validate_header(path, frame.columns)
     return read_frame(frame, path.name, str(path), roles)
 
@@ -338,7 +338,7 @@ def read_frame(frame: Frame, name: str, where: str, roles: Mapping[str, str]) ->
     Args:
         frame: a table.
         name: name of the source.
-        where: where it is, for messages.
+        where: where it is, for messages; ids are words as a .csv file there has them, 007 and not 7.
         roles: names of the columns of labels, ids and parts, as in `read_path`.
 
     Raises:
@@ -349,16 +349,28 @@ def read_frame(frame: Frame, name: str, where: str, roles: Mapping[str, str]) ->
             kind = role.replace("labels", "label")
             raise InputError(f"{where}: there is no {kind} column {column!r}; {choices(column, frame.columns)}")
     y, ids, split = (frame[roles[role]] if role in roles else None for role in ("labels", "id", "split"))
+    if ids is not None and is_csv(where):
+        ids = read_text(where)[roles["id"]]
     return Source(name, Part(frame.drop([*dict.fromkeys(roles.values())]), y, ids=ids, split=split))
 
 
-def _read_csv(path: Path) -> "pd.DataFrame":
+def is_csv(source: Any) -> bool:
+    """Whether a source is a .csv file."""
+    return isinstance(source, str | Path) and ending(Path(source)) in (".csv", ".csv.gz")
+
+
+def read_text(path: str | Path) -> Frame:
+    """The cells of a .csv file as they are written."""
+    return as_frame(_read_csv(Path(path).expanduser(), dtype=str, keep_default_na=False), str(path))
+
+
+def _read_csv(path: Path, **options: Any) -> "pd.DataFrame":
     import pandas as pd
 
     with warnings.catch_warnings():
         # Without index_col=False a column that the header does not name becomes the index and is lost.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        return pd.read_csv(path, index_col=False, skipinitialspace=True)
+        return pd.read_csv(path, index_col=False, skipinitialspace=True, **options)
 
 
 def _read_arrow(path: Path) -> "pd.DataFrame":

@@ -72,10 +72,10 @@ def _cells(values: Any, part: str) -> Cells:
 
 def _are_classes(cells: Iterable[Cells], kind: Kind | None) -> bool:
     arrays = [values for values in cells if isinstance(values, np.ndarray)]
-    if kind or len(arrays) < len([*cells]):
-        return kind in (None, "category", "binary")
     if any(values.ndim > 1 for values in arrays):
         return False
+    if kind or len(arrays) < len([*cells]):
+        return kind in (None, "category", "binary")
     blank = any(np.isnan(values).any() for values in arrays if values.dtype.kind == "f")
     return all(values.dtype.kind != "f" or (blank and _whole(values)) for values in arrays)
 
@@ -92,9 +92,7 @@ def _known(values: Cells, part: str) -> list[str | None]:
     low = np.nanmin(values, initial=0)
     if low < -1:
         raise InputError(f"{part}: labels go down to {low:g}, but classes are numbers from 0, and -1 is unknown")
-    if values.dtype.kind != "f":  # whole numbers of any size, which a float would round
-        return [None if value == -1 else str(value) for value in values.tolist()]
-    return as_words(np.where(values == -1, np.nan, values))
+    return [None if word == "-1" else word for word in as_words(values)]
 
 
 def _vectors(values: Cells, part: str, kind: Kind | None) -> Array:

@@ -24,7 +24,18 @@ from pydantic import Field, WithJsonSchema
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pyrolatent.data.files import Array, Part, Source, as_array, clean, dataset_of, read_dataset, read_frame, read_path
+from pyrolatent.data.files import (
+    Array,
+    Part,
+    Source,
+    as_array,
+    clean,
+    dataset_of,
+    is_csv,
+    read_dataset,
+    read_frame,
+    read_path,
+)
 from pyrolatent.data.images import Layout, arranged, layout_of
 from pyrolatent.data.labels import encode_labels
 from pyrolatent.data.named_sets import NAMED, read_named
@@ -122,7 +133,8 @@ def load_data(
         classes: number of classes, of which some may not occur; integers below it keep their numbers.
         kinds: kinds of columns of a table by their names, the column of labels among them: "real", "positive", "count",
             "binary" or "category". Without, they are inferred.
-        mask: bool array of x's shape, True where observed; NaN is not observed in any case.
+        mask: bool array of x's shape, or a table with its columns, True where observed; NaN is not observed in any
+            case.
         stratified: whether parts are held out of each class in proportion, as near as whole numbers allow; None is so
             for your own data of classes, and not for the named data sets.
         id: a column of a table, or an array, of names of the datapoints, which results have beside numbers of rows.
@@ -169,7 +181,8 @@ def load_rows(source: Any, like: Data | Mapping[str, Any], *, labels: Any = None
         source: a file, a folder, a table, an array or a `Dataset`, as in `load_data`.
         like: the data that the model was trained on, or their record, as in `Run.record["data"]`.
         labels: an array of labels in the place of those of the source: codes, or words of the training data.
-        mask: bool array of x's shape, True where observed; NaN is not observed in any case.
+        mask: bool array of the source's shape, or a table with its columns, True where observed; NaN is not observed in
+            any case.
 
     Raises:
         InputError: the data cannot be read, or differ from the training data in columns, words or shape.
@@ -191,33 +204,50 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
     if read.validation or read.test:
         raise InputError(f"{read.name} has parts of its own; give one of them")
     part, columns, frame = read.train, event_shape_of(record["event_shape"], record.get("columns")), None
+    if mask is not None and not isinstance(part.x, DataFrame):
+        part = part._replace(mask=as_array(mask, "mask"))
     if isinstance(part.x, DataFrame):
         frame = part.x
         present = {role: column for role, column in roles.items() if column in frame.columns}
-        part = read_frame(frame, read.name, read.name, present).train
+        part = read_frame(frame, read.name, str(source) if is_csv(source) else read.name, present).train
         known = columns.columns if isinstance(columns, TableShape) else ()
         (x,), _ = encode({read.name: part.x}, known)
+        if mask is not None:
+            part = part._replace(mask=_mask_of(mask, part.x, [column.name for column in known]))
         part = part._replace(x=x)
     classes = record.get("classes")
     if labels is not None:
         y: Any = as_array(labels, "labels")
-        if classes and y.dtype.kind in "ui":  # codes
-            names: dict[int, str | None] = dict(enumerate(classes)) | {-1: None}
-            y = np.array([names.get(code, str(code)) for code in y.tolist()], dtype="O")
+        codes = cells_of(y, "labels", read.name) if classes and y.ndim == 1 else None
+        if isinstance(codes, np.ndarray):
+            words = {str(code): word for code, word in enumerate(classes or ())} | {"-1": None, None: None}
+            y = np.array([words.get(code, code) for code in as_words(codes)], dtype="O")
         part = part._replace(y=y)
-    part = part if mask is None else part._replace(mask=as_array(mask, "mask"))
     if part.x.shape[1:] != columns and part.x.dtype.kind in "buif":
         part = _with_channels_first(part, record.get("shape"), record.get("layout"), read.name)
     part = clean(part, read.name)
     if part.x.shape[1:] != columns:
         raise InputError(f"{read.name}: x has shape {part.x.shape}, but the training data {('N', *columns)}")
     if part.y is not None:
-        (y,), _ = encode_labels({read.name: part.y}, known=None if classes is None else tuple(classes))
+        kind: Kind | None = "category" if classes else "real" if record.get("label_dim") else None
+        (y,), _ = encode_labels({read.name: part.y}, kind=kind, known=None if classes is None else tuple(classes))
         part = part._replace(y=y)
     scaled = part.x.dtype.kind == "f"  # images of real numbers are divided already
     split = _as_split(part, 1.0 if scaled else record["factor"], record["levels"])
     generator = torch.Generator().manual_seed(record["seed"])
     return _prepare(split, record["binarize"], record["dequantize"])._fixed(generator), frame
+
+
+def _mask_of(mask: Any, x: Frame, names: Sequence[str]) -> Array:
+    """The mask of the named columns of a table; a table by its names, an array in the order of the table."""
+    if is_into_dataframe(mask):
+        given = as_frame(mask, "mask")
+        if missing := [name for name in names if name not in given.columns]:
+            raise InputError(f"the mask lacks {', '.join(map(repr, missing))}; its columns must be {', '.join(names)}")
+        return given.select(names).to_numpy()
+    array = as_array(mask, "mask")
+    same = array.ndim == 2 and array.shape[1] == len(names)  # another shape is refused later
+    return array[:, [x.columns.index(name) for name in names]] if same else array
 
 
 def _only(declaration: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -252,6 +282,8 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
         raise InputError(f"{single} was given {given[single]!r}; the name of a column, or an array, is expected")
     if beside and read.test is not None:
         raise InputError(f"{read.name} has a test part of its own; put labels and masks for each part into the file")
+    if "mask" in beside and isinstance(read.train.x, DataFrame):
+        beside["mask"] = _mask_of(given["mask"], read.train.x, read.train.x.columns)
     read = read._replace(train=read.train._replace(**beside))
     streamed = getattr(source, "dataset", source)
     if isinstance(streamed, IterableDataset) and any(_in_rows(given.get(held)) for held in HELD):
@@ -359,6 +391,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     options |= {name: list(value) for name, value in options.items() if isinstance(value, tuple)}
     if "data_dir" in options:
         options["data_dir"] = str(Path(options["data_dir"]).expanduser().resolve())
+    label_dim = len(classes) if classes is not None else 0 if train.y is None else train.y.shape[1]
     record = {
         "source": key or source.name,
         "binarize": binarize,
@@ -375,6 +408,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         "shape": given.get("shape"),
         "resize": None if given.get("resize") is None else list(given["resize"]),
         "roles": {role: given[role] for role in ROLES if isinstance(given.get(role), str)},
+        "label_dim": label_dim,
         "classes": None if classes is None else list(classes),
         "duplicates": repeated,
         "training_sha256": _digest(splits["train"]),
@@ -383,7 +417,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     return Data(
         name=source.name,
         event_shape=event_shape,
-        label_dim=len(classes) if classes is not None else 0 if train.y is None else train.y.shape[1],
+        label_dim=label_dim,
         binarize=binarize,
         dequantize=dequantize,
         declaration={key: options} if key and options else key,

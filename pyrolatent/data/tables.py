@@ -131,7 +131,10 @@ def as_frame(source: Any, name: str) -> Frame:
         names = [str(column) for column in source.columns]
     if twice := next((column for i, column in enumerate(names) if column in names[:i]), None):
         raise InputError(f"{name}: two columns have the name {twice!r}; rename one")
-    frame = frame.rename(dict(zip(frame.columns, names, strict=True)))
+    if frame.columns != names:
+        frame = nw.from_native(
+            source.set_axis(names, axis=1), eager_only=True
+        )  # of pandas, whose names may be anything
     return frame.drop([column for column in names if column.startswith("__index_level_")])  # pandas' numbers of rows
 
 
@@ -231,7 +234,8 @@ def as_words(cells: Cells) -> list[str | None]:
 def in_order(words: Iterable[str]) -> tuple[str, ...]:
     """Words in sorted order, numbers by their size."""
     words = [*words]
-    return tuple(sorted(words, key=float if all(map(is_number, words)) else None))
+    numbers = all(map(is_number, words))
+    return tuple(sorted(words, key=lambda word: (float(word), word) if numbers else (0.0, word)))
 
 
 def _words(cells: Mapping[str, Cells], name: str, kind: Kind | None) -> tuple[str, ...]:
@@ -311,11 +315,20 @@ def fill(frame: Frame, columns: Sequence[Column], x: Array, mask: Array) -> dict
         mask: True where the table has a value, of the same shape.
     """
     filled: dict[str, list[Any]] = {name: frame[name].to_list() for name in frame.columns}
-    for i, (name, drawn) in enumerate(decode(x, columns).items()):
-        filled[name] = [old if kept else new for old, new, kept in zip(filled[name], drawn, mask[:, i], strict=True)]
-        if columns[i].kind in ("count", "binary") and not columns[i].categories:
-            filled[name] = _shortest(np.array(filled[name], np.float64), columns[i])
+    for i, (column, drawn) in enumerate(zip(columns, decode(x, columns).values(), strict=True)):
+        given = filled[column.name]
+        like = next((cell for cell, kept in zip(given, mask[:, i], strict=True) if kept), "")
+        cells = [old if kept else _like(like, new) for old, new, kept in zip(given, drawn, mask[:, i], strict=True)]
+        whole = column.kind in ("count", "binary") and not column.categories and not isinstance(like, str)
+        filled[column.name] = _shortest(np.array(cells, np.float64), column) if whole else cells
     return filled
+
+
+def _like(cell: Any, word: Any) -> Any:
+    """A word as another cell of its column is: a truth value, a number or a word."""
+    if not isinstance(word, str) or isinstance(cell, str):
+        return word
+    return word == TRUTHS[1] if isinstance(cell, bool | np.bool_) else type(cell)(float(word))
 
 
 def _shortest(values: Array, column: Column) -> list[Any]:
@@ -347,7 +360,6 @@ def write_table(file: IO[bytes], ending: str, cells: Mapping[str, Sequence[Any]]
 def is_number(text: str) -> bool:
     """Whether a text is a number."""
     try:
-        float(text)
+        return not math.isnan(float(text))
     except ValueError:
         return False
-    return True

@@ -38,7 +38,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pyrolatent.data.files import ending
+from pyrolatent.data.files import ending, is_csv, read_text
 from pyrolatent.data.load import load_data, load_rows, load_table
 from pyrolatent.data.splits import PARTS, Data, Split, divisor, measure_of
 from pyrolatent.data.tables import TABLES, TableShape, decode, event_shape_of, fill, is_number, write_table
@@ -386,13 +386,16 @@ class Run:
         if mean:
             words = torch.tensor([bool(column.categories) for column in columns])
             typical = drawn.mean(0)
-            drawn = (torch.where(words, drawn.mode(0).values, typical) if columns else typical)[None]
+            typical = torch.where(words, drawn.mode(0).values, typical) if columns else typical
+            drawn = torch.where(mask, drawn[0], typical)[None]  # means of equal numbers are rounded
         if suffix == ".npy":
             return self._write_npy(path, drawn if len(drawn) > 1 else drawn[0])
         if not columns:
             raise InputError(
                 f"{path} is a table, but {source} holds arrays of shape {tuple(x.shape[1:])}; write a .npy"
             )
+        if frame is not None and is_csv(source) and is_csv(path):
+            frame = read_text(source)
         copies = [
             decode(values.numpy(), columns) if frame is None else fill(frame, columns, values.numpy(), mask.numpy())
             for values in drawn
@@ -723,7 +726,7 @@ def _write_record(path: Path, fit: Fit, sources: Mapping[str, bytes], *, finishe
         "finished": finished,
         "best_epoch": fit.best_epoch if finished else None,
         "parameters": count_parameters(fit.model),
-        "data": fit.data.record | {"label_dim": fit.data.label_dim, "vector_labels": fit.model.vector_labels},
+        "data": fit.data.record | {"vector_labels": fit.model.vector_labels},
         "components": {name: _sha256(source) for name, source in sources.items()},
     }
     _write_json(path / "record.json", record)

@@ -11,7 +11,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from pyrolatent import Run, cli, impute, sample
+from pyrolatent import Experiment, Run, cli, impute, sample, train
 from pyrolatent.data.tables import Column, as_frame, decode, fill
 
 ROWS = 60
@@ -223,3 +223,49 @@ def test_words_are_imputed_and_sampled_as_words(tmp_path: Path, monkeypatch: pyt
     assert set(drawn["town"]) == {"Bern", "Oslo"}
     assert set(drawn["smoker"]) == {"no", "yes"}
     assert drawn["visits"].dtype == int
+
+
+def test_given_cells_and_ids_of_a_file_are_written_as_they_are(tmp_path: Path) -> None:
+    given = [[f"{i:03}", str(i % 4) if i % 5 else "", f"{i / 7:.17f}"] for i in range(ROWS)]
+    text = pd.DataFrame(given, columns=["code", "visits", "a"])
+    text.to_csv(tmp_path / "x.csv", index=False)
+    model = {"vae": {"latent_dim": 1, "likelihood": {"columns": "auto"}}}
+    declared = Experiment(model=model, data={"x.csv": {"id": "code"}}, directory=tmp_path, epochs=1)
+    run = train(declared, tmp_path / "run", progress=False)
+    names = pd.read_csv(tmp_path / "run" / "rows.csv", dtype=str)
+    assert names["id"].tolist() == [f"{int(row):03}" for row in names["row"]]
+    assert run.load_rows(tmp_path / "x.csv").ids == tuple(text["code"])
+    for draws, mean in ((1, False), (7, True)):
+        run.impute(tmp_path / "x.csv", tmp_path / "filled.csv", draws=draws, mean=mean)
+        filled = pd.read_csv(tmp_path / "filled.csv", dtype=str, keep_default_na=False)
+        assert (filled == text).to_numpy()[text != ""].all()
+        assert (filled != "").all(axis=None)
+
+
+def test_given_numbers_of_an_array_are_unchanged_by_means(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    x[::4, 1] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    model = {"vae": {"latent_dim": 1, "likelihood": "normal"}}
+    run = train(Experiment(model=model, data="x.npy", directory=tmp_path, epochs=1), tmp_path / "run", progress=False)
+    filled = np.load(run.impute(tmp_path / "x.npy", tmp_path / "filled.npy", mean=True, draws=7))
+    assert (filled == x)[~np.isnan(x)].all()
+    assert np.isfinite(filled).all()
+
+
+def test_truth_values_and_numbers_of_classes_stay_such_in_typed_files(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"a": random.normal(size=60), "ill": random.random(60) < 0.5, "town": random.integers(3, size=60)}
+    )
+    gaps = table.astype({"ill": "boolean", "town": "Int64"}).mask(random.random(table.shape) < 0.2)
+    gaps.to_parquet(tmp_path / "gaps.parquet")
+    data = {"gaps.parquet": {"kinds": {"town": "category"}}}
+    model = {"vae": {"latent_dim": 1, "likelihood": {"columns": "auto"}}}
+    run = train(Experiment(model=model, data=data, directory=tmp_path, epochs=1), tmp_path / "run", progress=False)
+    run.impute(tmp_path / "gaps.parquet", tmp_path / "filled.parquet")
+    filled = pd.read_parquet(tmp_path / "filled.parquet")
+    assert filled["ill"].dtype == bool
+    assert set(filled["town"]) == {0, 1, 2}
+    for name in table:
+        assert (filled[name] == gaps[name])[gaps[name].notna()].all()

@@ -292,3 +292,48 @@ def test_a_run_loads_rows_and_applies_its_model(frame: pd.DataFrame, tmp_path: P
     codes: Any = run.model.encode(*found.batch(slice(None)))
     assert isinstance(codes["z"].mean, Tensor)
     assert len(codes["z"].mean) == SIZE
+
+
+TABLE = pd.DataFrame({"a": np.arange(40) / 3 - 5, "b": np.arange(40) % 7, "town": ["Bern", "Oslo"] * 20})
+
+
+def test_a_mask_goes_with_the_columns_of_its_table() -> None:
+    data = load_data(TABLE)
+    mask = pd.DataFrame(np.ones((40, 3), bool), columns=TABLE.columns).assign(b=False)
+    later = TABLE[["town", "b", "a"]]
+    for given in (mask[later.columns].to_numpy(), mask, mask[["b", "a", "town"]], mask.assign(other=True)):
+        rows = load_rows(later, data, mask=given)
+        assert rows.mask is not None
+        assert torch.equal(rows.mask, torch.tensor([[True, False, True]] * 40))
+        assert torch.equal(rows.x[:, 0], torch.tensor(TABLE["a"].to_numpy(np.float32)))
+    with pytest.warns(UserWarning, match="observed in no training datapoint"):
+        train = load_data(TABLE.assign(y=[0, 1] * 20), labels="y", mask=mask[["b", "town", "a"]]).train
+    assert train.mask is not None
+    assert train.mask.all(0).tolist() == [True, False, True]
+    with pytest.raises(InputError, match="the mask lacks 'town'"):
+        load_rows(later, data, mask=mask[["a", "b"]])
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "later"),
+    [
+        ([3, 9] * 20, "real", [9, 9, 3]),  # quantities, though they are integers
+        ([0.5, 1.5] * 20, "category", [1.5, 1.5, 0.5]),  # classes, though they are no integers
+        ([1.0, np.nan, 2.0, 1.0] * 10, None, [2.0, 2.0, 1.0]),  # classes, though no later one is blank
+    ],
+)
+def test_later_labels_are_taken_as_those_of_training(values: Any, kind: Any, later: Any) -> None:
+    table = TABLE.assign(y=values)
+    data = load_data(table, labels="y", kinds={"y": kind} if kind else None)
+    found = load_rows(TABLE.head(3).assign(y=later), data).y
+    expected = torch.tensor([[9.0], [9.0], [3.0]]) if kind == "real" else torch.tensor([1, 1, 0])
+    assert found is not None
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("codes", [[1, 0, -1], [1.0, 0.0, np.nan], pd.array([1, 0, None], "Int64")])
+def test_labels_by_number_are_codes_whatever_their_type(codes: Any) -> None:
+    data = load_data(TABLE, labels=np.array([1, 2, 3, 4] * 10))  # words that look like codes
+    rows = load_rows(TABLE.head(3), data, labels=codes)
+    assert rows.y is not None
+    assert rows.y.tolist() == [1, 0, -1]

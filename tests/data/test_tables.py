@@ -16,7 +16,7 @@ import torch
 from pyrolatent import VAE, evaluate, fit
 from pyrolatent.data.load import load_data
 from pyrolatent.data.splits import Data
-from pyrolatent.data.tables import Column, TableShape, columns_record, event_shape_of
+from pyrolatent.data.tables import Column, TableShape, columns_record, event_shape_of, in_order
 from pyrolatent.errors import InputError
 
 PARTS = ("train", "validation", "test")
@@ -239,3 +239,16 @@ def test_rows_with_nothing_observed_train_and_have_the_evidence_of_nothing(objec
     assert empty.any()
     evidence = evaluation.each["log_evidence"][empty]
     assert (evidence.abs() < 0.5).all()
+
+
+def test_columns_named_by_several_words_keep_them_as_one() -> None:
+    frame = pd.DataFrame({"a": np.arange(20.0), "b": ["x", "y"] * 10})
+    data = load_data(pd.concat({"first": frame, "second": frame}, axis=1))
+    assert [column.name for column in data.columns or ()][:2] == ["('first', 'a')", "('first', 'b')"]
+    assert data.event_shape == (4,)
+
+
+def test_words_of_one_size_have_one_order() -> None:
+    words = [f"{zeros}1" for zeros in ("", "0", "00", "000")] + ["+1", "1.0", "1e0"]
+    assert in_order(words) == in_order(reversed(words)) == tuple(sorted(words))
+    assert in_order(["nan", "2", "10"]) == in_order(["2", "10", "nan"]) == ("10", "2", "nan")

@@ -20,6 +20,7 @@ from pyrolatent.inference.training.validation import (
     validate_first_batch,
     validate_precision,
     validate_settings,
+    warn_if_below_floor,
     warn_if_unscaled,
 )
 from pyrolatent.models.arrays import device_and_dtype
@@ -109,6 +110,7 @@ def fit(
         with pyro.validation_enabled(False):
             model.prepare(several.x, several.mask)
         warn_if_unscaled(model, several.x, several.mask)
+        warn_if_below_floor(model)
         trainer = Trainer(run, there, maximised)
         validate_first_batch(model, there, maximised, batch_size)
         if on_start:

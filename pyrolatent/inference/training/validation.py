@@ -17,6 +17,7 @@ from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.objectives.base import Objective
 from pyrolatent.inference.weights import training_arguments, weigh
 from pyrolatent.models.arrays import device_and_dtype
+from pyrolatent.models.components.family import Family
 from pyrolatent.models.components.scaling import FAR, Unscaled
 from pyrolatent.models.isolation import statistics_held, training_mode
 from pyrolatent.models.model import Capability, Model
@@ -102,6 +103,17 @@ def warn_if_unscaled(model: Any, x: Tensor, mask: Tensor | None) -> None:
             f"train badly on numbers so far from 1; {instead}",
             stacklevel=3,
         )
+
+
+def warn_if_below_floor(model: Model) -> None:
+    """Warns of entries of x that vary less than the lower bound of the scale of their likelihood."""
+    for family in model.modules():
+        if isinstance(family, Family) and (count := family.below_floor()):
+            warnings.warn(
+                f"{count} entries of x vary less than min_scale, which is in the units of x, so that {family} cannot "
+                "describe them; give x in larger units, or a smaller min_scale",
+                stacklevel=3,
+            )
 
 
 def validate_first_batch(model: Any, data: Data, objective: Any, size: int) -> None:

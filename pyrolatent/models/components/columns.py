@@ -152,6 +152,10 @@ class Columns(Family):
         """Whether a learned parameter of any column is at its floor."""
         return any(part.at_floor() for part, _ in self._parts)
 
+    def below_floor(self) -> int:
+        """0: each part counts its own."""
+        return 0
+
     def _measured(self) -> str:
         """mass, density, or which columns have which."""
         kinds = [family.measure for family in self.families]

@@ -211,6 +211,13 @@ class Family(nn.Module):
             if self.floors.get(name)
         )
 
+    def below_floor(self) -> int:
+        """Number of entries of x whose unit, fitted to data, is below the floor of their scale."""
+        powers = UNITS.get(self.distribution) or {} if self._scaling else {}
+        free = [name for name in powers if name in self.transforms and self.floors.get(name)]
+        floor = max((self.floors[name] ** (1 / powers[name]) for name in free), default=0.0)
+        return sum(int((unit.scale <= floor).sum()) for unit in self._scaling if unit.fits)
+
     def __str__(self) -> str:
         known = [f"{name}={value}" for name, value in self.constants.items() if value is not None]
         learned = [f"{name} learned" for name in self.learned]
