@@ -241,7 +241,9 @@ class Weights:
     def log_posterior_at(self, values: dict[str, Tensor]) -> Tensor:
         """log q(z | x) over all sites at other values, as many as there are draws, (..., particles, batch)."""
         scored = self._scored(self.rerun(values)).sites
-        return total([torch.zeros_like(self.log_likelihood), *(scored[site] for site in self.latents)])
+        return total(
+            [self.log_likelihood.new_zeros(self.log_likelihood.shape[-2:]), *(scored[site] for site in self.latents)]
+        )
 
     @cached_property
     def log_likelihood(self) -> Tensor:
