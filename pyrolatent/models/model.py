@@ -114,6 +114,9 @@ class Model(nn.Module):
         """Latent sites that the generative function has and the guide has not, so that they are to be summed out."""
         return []
 
+    def warn_of_size(self, datapoints: int) -> None:
+        """Warns if the model declares another number of training datapoints."""
+
     def require(self, capability: Capability, instead: str) -> None:
         """Requires that the model offers a capability.
 

@@ -111,6 +111,7 @@ def fit(
             model.prepare(several.x, several.mask)
         warn_if_unscaled(model, several.x, several.mask)
         warn_if_below_floor(model)
+        model.warn_of_size(len(there.train))
         trainer = Trainer(run, there, maximised)
         validate_first_batch(model, there, maximised, batch_size)
         if on_start:

@@ -39,7 +39,7 @@ class FirstRun:
         given_x: the sites of the model whose distributions change with x, as the number of draws of a multinomial may.
         vectorises: whether the pair runs with several particles side by side, in a plate around it.
         plate: the plate over datapoints; None if there are several of their number.
-        declares_size: whether the plate declares how many datapoints there are beside those of the run.
+        declared: how many datapoints the plate declares that there are, beside those of the run; None if it does not.
         outside: the latent sites of the guide outside the plate.
         auxiliary: whether the guide has sites inside it that the model does not have.
         own_states: latent sites of the model that the guide does not have.
@@ -52,7 +52,7 @@ class FirstRun:
     given_x: list[str]
     vectorises: bool
     plate: str | None
-    declares_size: bool
+    declared: int | None
     outside: list[str]
     auxiliary: bool
     own_states: list[str]
@@ -126,7 +126,8 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows, 
     own = {*prune_subsample_sites(guide_trace).stochastic_nodes} - {*outside}
     latents = prune_subsample_sites(model_trace).stochastic_nodes
     auxiliary = not own <= {*latents}
-    declares = plate in over and over[plate].full_size not in (None, over[plate].size)
+    frame = over.get(plate or "")
+    declared = frame.full_size if frame is not None and frame.full_size != frame.size else None
     return FirstRun(
         parameters=parameters,
         modules=used,
@@ -135,7 +136,7 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows, 
         given_x=given_x,
         vectorises=vectorises,
         plate=plate,
-        declares_size=declares,
+        declared=declared,
         outside=outside,
         auxiliary=auxiliary,
         own_states=[site for site in latents if site not in guide_trace.nodes],

@@ -1,6 +1,7 @@
 """A Pyro model and guide as they are, with what the package asks of a model."""
 
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -238,6 +239,16 @@ class PyroPair(LatentVariableModel):
             )
         return result
 
+    def warn_of_size(self, datapoints: int) -> None:
+        """Warns if the plate declares another number of datapoints than there are to train on."""
+        declared = None if self._run is None else self._run.declared
+        if declared not in (None, datapoints):
+            warnings.warn(
+                f"the plate {self.plate!r} declares {declared} datapoints, but there are {datapoints} to train on, so "
+                f"that the likelihood counts {declared}/{datapoints} times; declare len(data.train)",
+                stacklevel=3,
+            )
+
     @contextmanager
     def of_rows(self, rows: Tensor, datapoints: int) -> Iterator[None]:
         """Runs the pair on a minibatch of the training data within this context, as in `Model.of_rows`.
@@ -246,7 +257,8 @@ class PyroPair(LatentVariableModel):
         number of all datapoints scales its own sites instead. Programs that take row numbers are given them.
         """
         self._rows = rows
-        self._counted = 1.0 if self._run is None or self._run.declares_size else len(rows) / datapoints
+        declared = None if self._run is None else self._run.declared
+        self._counted = 1.0 if self._run is None or declared is not None else len(rows) / datapoints
         try:
             yield
         finally:

@@ -70,6 +70,17 @@ def test_loss_is_that_of_pyro() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+def test_a_plate_of_another_size_is_warned_of() -> None:
+    def program(x: Tensor, rows: Tensor) -> None:
+        with pyro.plate("data", len(X), subsample=rows):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), S).to_event(1), obs=x)
+
+    guide = AutoNormal(program, create_plates=lambda x, rows: pyro.plate("data", len(X), subsample=rows))
+    with pytest.warns(UserWarning, match=f"declares {len(X)} datapoints, but there are {N} to train on"):
+        pl.fit(from_pyro(program, guide), DATA, objective="elbo", epochs=1, progress=False)
+
+
 def test_arguments_may_take_rows() -> None:
     m = from_pyro(model, AutoNormal(model, create_plates=plates), arguments=lambda x, y, mask, numbers: (x, numbers))
     pl.fit(m, DATA, objective="elbo", epochs=1, progress=False)
