@@ -79,6 +79,7 @@ class Family(nn.Module):
     scores_any_value: ClassVar[bool] = True
     starts_at_data: ClassVar[bool] = False
     own_scaling: Any = None
+    _scaling: tuple[Any, ...] = ()  # a tuple keeps it unregistered: it belongs to the model and is saved once
 
     def __init__(
         self,
@@ -101,7 +102,6 @@ class Family(nn.Module):
         self.transforms: dict[str, Transform] = {}
         self.shapes: dict[str, torch.Size] = {}
         self.learned = nn.ParameterDict()
-        self._scaling: tuple[Any, ...] = ()  # a tuple keeps it unregistered: it belongs to the model and is saved once
         for name, value in self.constants.items():
             if isinstance(value, float | Tensor):
                 self.register_buffer(f"constant_{name}", torch.as_tensor(value), persistent=False)
