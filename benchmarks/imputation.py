@@ -99,7 +99,7 @@ def by_columns(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     torch.manual_seed(seed)
     network = {"mlp": {"hidden": [64], "activation": "tanh"}}
     dims = min(8, table.shape[1] // 3)
-    parts: dict[str, Any] = {"encoder": network, "decoder": network, "start_at_data": True}
+    parts: dict[str, Any] = {"encoder": network, "decoder": network}
     model = pl.VAE(data.event_shape, latent_dim=dims, likelihood={"columns": "auto"}, **parts)
     fit = pl.fit(
         model, data, objective={"iwae": {"particles": 20}}, epochs=EPOCHS, batch_size=64, seed=seed,

@@ -8,7 +8,6 @@ the predictive distribution of y, learnt in minibatches of ten and exact.
     python examples/bayesian_regression.py
 """
 
-import dataclasses
 from pathlib import Path
 
 import pyro
@@ -18,7 +17,6 @@ from matplotlib.figure import Figure
 from pyro.infer.autoguide import AutoMultivariateNormal
 
 import pyrolatent as pl
-from pyrolatent.data.splits import Split
 
 PRECISION, NOISE, TRUE = 2.0, 0.2, torch.tensor([-0.3, 0.5])
 
@@ -47,14 +45,13 @@ def ellipse(mean, covariance):
 torch.manual_seed(0)
 x = torch.rand(140) * 2 - 1
 rows = torch.stack([x, TRUE[0] + TRUE[1] * x + NOISE * torch.randn(140)], 1)
-whole = pl.load_data(rows.numpy())
 fig = Figure(figsize=(9, 6), dpi=130, layout="constrained")
 panels = fig.subplots(2, 3)
 grid = torch.linspace(-1, 1, 50)
 for column, count in enumerate((1, 10, 100)):
     guide = AutoMultivariateNormal(model)
     pair = pl.from_pyro(model, guide)
-    data = dataclasses.replace(whole, train=Split(rows[:count]), validation=Split(rows[100:]), test=Split(rows[100:]))
+    data = pl.load_data(rows[:count], validation=rows[100:120], test=rows[100:])
     epochs = 60 if count == 100 else 500
     schedule = {"MultiStepLR": {"milestones": [epochs // 2, 3 * epochs // 4], "gamma": 0.2}}
     pl.fit(

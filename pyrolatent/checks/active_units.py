@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from pyrolatent.checks.check import Check, Verdict
 from pyrolatent.checks.panels import COLOURS, Arrays
-from pyrolatent.checks.subject import Subject
-from pyrolatent.errors import InputError, at_least
+from pyrolatent.checks.subject import Subject, require_latents
+from pyrolatent.errors import at_least
 from pyrolatent.inference.draws import prior_variances
 from pyrolatent.inference.evidence.importance import ACTIVE, active_units
 
@@ -36,8 +36,7 @@ class ActiveUnits(Check):
         at_least(2, draws=self.draws)
         scores = subject.scored(self.draws)
         sites = [site for site in scores[0].means if site != subject.model.label_site]
-        if not sites:
-            raise InputError("the check is of the latents of each datapoint, of which the model has none but a label")
+        require_latents(sites)
         means, noise = (
             torch.cat([torch.cat([getattr(each, name)[site] for site in sites], -1) for each in scores])
             for name in ("means", "noise")

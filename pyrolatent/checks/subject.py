@@ -2,7 +2,7 @@
 
 import inspect
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -205,14 +205,17 @@ class Subject:
         return kept
 
 
-def require_latents(latents: Mapping[str, Tensor]) -> None:
-    """Requires latents of each datapoint, by site.
+def require_latents(latents: Collection[str]) -> None:
+    """Requires latents of each datapoint.
+
+    Args:
+        latents: their sites.
 
     Raises:
         InputError: there are none.
     """
     if not latents:
-        raise InputError("the check is of the latents of each datapoint, of which the model has none")
+        raise InputError("the check is of the latents of each datapoint, beside a label, of which the model has none")
 
 
 def flat_sites(latents: Mapping[str, Tensor], lead: int = 1) -> Tensor:

@@ -241,8 +241,8 @@ def _scored(weights: Weights) -> Draws:
     log_weights = weights.log_weights()
     terms: dict[str, Any] = {
         "log_likelihood": weights.log_likelihood,
-        "log_prior": total([torch.zeros_like(log_weights), *weights.log_prior.values()]),
-        "log_posterior": total([torch.zeros_like(log_weights), *(weights.log_posterior[s] for s in weights.latents)]),
+        "log_prior": weights.log_prior_of_all,
+        "log_posterior": weights.log_guide,
     }
     log_states = weights.log_states()
     if log_states is None:

@@ -78,11 +78,10 @@ def validate_combination(model: Any, data: Data, objective: Any) -> None:
         InputError: the combination breaks a rule; the message names both sides and what to declare.
     """
     same_event_shape(model, data)
-    if model.own_states and objective.sums_out:
-        return  # the program is scored by this objective alone
     case = Case(model, data, objective)
+    left_to_pyro = bool(model.own_states) and objective.sums_out  # whose draws no other rule could look at
     for rule in RULES:
-        about = rule.of is None or rule.of in model.offers
+        about = rule.of is None or (rule.of in model.offers and not left_to_pyro)
         if about and (message := rule.broken(case)):
             raise InputError(f"{message}; {rule.instead}" if rule.instead else message)
 

@@ -239,11 +239,9 @@ class Weights:
                     )
 
     def log_posterior_at(self, values: dict[str, Tensor]) -> Tensor:
-        """log q(z | x) over all sites at other values, as many as there are draws, (..., particles, batch)."""
+        """`log_guide` at other values, as many as there are draws."""
         scored = self._scored(self.rerun(values)).sites
-        return total(
-            [self.log_likelihood.new_zeros(self.log_likelihood.shape[-2:]), *(scored[site] for site in self.latents)]
-        )
+        return total([self._zero, *(scored[site] for site in self.latents)])
 
     @cached_property
     def log_likelihood(self) -> Tensor:
@@ -266,9 +264,18 @@ class Weights:
         return total([self.log_likelihood, *self.log_prior.values()])
 
     @property
+    def log_prior_of_all(self) -> Tensor:
+        """log p(z) over all sites, (..., particles, batch), nats; 0, (1, 1), if there are none."""
+        return total([self._zero, *self.log_prior.values()])
+
+    @property
     def log_guide(self) -> Tensor:
-        """log q(z | x) over all sites, (..., particles, batch), nats."""
-        return total(self.log_posterior[site] for site in self.latents)
+        """log q(z | x) over all sites, (..., particles, batch), nats; 0, (1, 1), if there are none."""
+        return total([self._zero, *(self.log_posterior[site] for site in self.latents)])
+
+    @property
+    def _zero(self) -> Tensor:
+        return self.log_likelihood.new_zeros(1, 1)
 
     def log_states(self, score: Score = "full") -> Tensor | None:
         """log q over the states that are summed out, (states..., particles, batch), nats; None if there are none."""

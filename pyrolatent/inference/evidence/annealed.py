@@ -29,7 +29,7 @@ from pyrolatent.inference.monte_carlo import log_mean, none_if_nan, standard_err
 from pyrolatent.inference.rules import require_latents, split_for
 from pyrolatent.inference.sampling.annealing import anneal
 from pyrolatent.inference.sampling.kernels import HMC, adapted_steps
-from pyrolatent.inference.weights import Inputs, arguments, total, weigh
+from pyrolatent.inference.weights import Inputs, arguments, weigh
 from pyrolatent.models.latent import LatentVariableModel
 
 Schedule = Literal["sigmoid", "linear"]
@@ -327,7 +327,7 @@ class _Target:
                     pyro.sample(site, dist.Delta(at, event_dim=self.event_dims[site]))
 
         weights = weigh(self.model.generate, guide, *self.inputs, particles=len(u))
-        prior, joint = total(weights.log_prior.values()), weights.log_joint
+        prior, joint = weights.log_prior_of_all, weights.log_joint
         return self._summed(prior) + jacobian, self._summed(joint) + jacobian
 
     def annealed(

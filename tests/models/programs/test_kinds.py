@@ -139,7 +139,7 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[], Any], Any, dict[str, str]
 @pytest.mark.slow
 @pytest.mark.parametrize(("made", "given", "objective", "refused"), KINDS.values(), ids=[*KINDS])
 def test_what_works_and_what_is_refused(
-    made: Any, given: Any, objective: Any, refused: dict[str, str], tmp_path: Path, record_property: Any
+    made: Any, given: Any, objective: Any, refused: dict[str, str], tmp_path: Path
 ) -> None:
     """Everything works that is not named, compiled training too; what is named is refused in one line."""
     data = given()
