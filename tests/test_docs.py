@@ -50,7 +50,11 @@ def unwritten_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_cells", "few_steps", "unwritten_pictures")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.parent == DOCS)) for page in PAGES],
+    ids=[p.stem for p in PAGES],
+)
 def test_what_a_page_says_works_from_an_empty_folder(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -89,8 +90,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to 
 Trust = Annotated[bool, typer.Option("--trust", help="Import the run's copies of your own components.")]
 Kernel = Annotated[str | None, typer.Option(help="Kernel of the chains of an energy: hmc, or '{hmc: {step: 0.1}}'.")]
 DataDir = Annotated[Path | None, typer.Option(help="Directory of named data sets (default: PYROLATENT_DATA).")]
+Memory = Annotated[str | None, typer.Option(help="Memory that data may take, as 2GB (default: half of the machine's).")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Splits = Literal["train", "validation", "test"]
+
+
+def _limited(memory: str | None) -> AbstractContextManager[None]:
+    """Limits the memory that data take within a command."""
+    from pyrolatent.data.store import bytes_of, limited
+
+    return limited(None if memory is None else bytes_of(memory))
 
 
 def main() -> None:
@@ -124,6 +133,7 @@ def train_command(
     device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: model.vae.latent_dim=20.")] = None,
     data_dir: DataDir = None,
+    memory: Memory = None,
     particles: Annotated[
         int | None, typer.Option(min=1, help="Draws for each datapoint in the evaluation (default: 500).")
     ] = None,
@@ -146,16 +156,17 @@ def train_command(
     path = Path(distributed.broadcast_text(str(path)))
     rows = EpochRows(quiet=as_json)
     try:
-        run = pl.train(
-            declared,
-            path,
-            data_dir=data_dir,
-            overwrite=overwrite,
-            tensorboard=tensorboard,
-            progress=console.is_terminal and not as_json,
-            on_epoch=rows,
-            on_start=rows.start,
-        )
+        with _limited(memory):
+            run = pl.train(
+                declared,
+                path,
+                data_dir=data_dir,
+                overwrite=overwrite,
+                tensorboard=tensorboard,
+                progress=console.is_terminal and not as_json,
+                on_epoch=rows,
+                on_start=rows.start,
+            )
     except KeyboardInterrupt as interrupt:
         kept = f"{path} holds the model after epoch {rows.epoch}" if rows.epoch else "before the end of the first epoch"
         raise KeyboardInterrupt(kept) from interrupt
@@ -168,7 +179,8 @@ def train_command(
     }
     evaluation = None
     try:
-        loaded = run.load_data(data_dir)
+        with _limited(memory):
+            loaded = run.load_data(data_dir)
         if Capability.DENSITY in run.model.offers:
             with progress(quiet=as_json) as on_step:
                 evaluation = run.evaluate(loaded, on_step=on_step, **short.get(_way(run.model), {}))
@@ -208,6 +220,7 @@ def evaluate_command(
     ] = None,
     kernel: Kernel = None,
     data_dir: DataDir = None,
+    memory: Memory = None,
     device: Annotated[Device, typer.Option(help="Where to evaluate.")] = "auto",
     trust: Trust = False,
     as_json: Json = False,
@@ -225,7 +238,8 @@ def evaluate_command(
         "--temperatures": temperatures, "--ais": ais, "--raise": raised, "--kernel": kernel,
     }  # fmt: skip
     given = validate_options(f"evaluate of {type(loaded.model).__name__} {way}", EVALUATED[way], options)
-    data = loaded.load_data(data_dir)
+    with _limited(memory):
+        data = loaded.load_data(data_dir)
     with progress(quiet=as_json) as on_step:
         where: dict[str, Any] = {"split": split, "device": device, "on_step": on_step}
         if way == "by annealing latents":
@@ -254,13 +268,14 @@ def check_command(
     annealed: Annotated[int, typer.Option(help="Datapoints whose evidence is annealed; 0 leaves it out.")] = 30,
     seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
     data_dir: DataDir = None,
+    memory: Memory = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Check the model: verdicts in checks.json, figures, and draws.nc for ArviZ."""
     loaded = pl.Run.load(run, trust=trust)
-    with progress(quiet=as_json) as on_step:
+    with progress(quiet=as_json) as on_step, _limited(memory):
         found = loaded.check(
             loaded.load_data(data_dir),
             split=split,
@@ -342,10 +357,13 @@ def impute_command(
 
 
 @command("figures")
-def figures_command(run: RunPath, data_dir: DataDir = None, trust: Trust = False, as_json: Json = False) -> None:
+def figures_command(
+    run: RunPath, data_dir: DataDir = None, memory: Memory = None, trust: Trust = False, as_json: Json = False
+) -> None:
     """Plot every figure of a run again."""
     loaded = pl.Run.load(run, trust=trust)
-    paths = loaded.plot(loaded.load_data(data_dir))
+    with _limited(memory):
+        paths = loaded.plot(loaded.load_data(data_dir))
     print_paths({path.stem: path for path in paths}, as_json)
 
 
@@ -353,21 +371,27 @@ def figures_command(run: RunPath, data_dir: DataDir = None, trust: Trust = False
 def show_command(
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_EXPERIMENT", help="A run or an experiment file.")],
     data_dir: DataDir = None,
+    memory: Memory = None,
     trust: Trust = False,
 ) -> None:
     """Factorisation, sizes and declaration of a run or of an experiment file."""
     if path.is_dir():
-        validate_options(f"show of a run as {path}", ("--trust",), {"--trust": trust, "--data-dir": data_dir})
+        validate_options(
+            f"show of a run as {path}", ("--trust",), {"--trust": trust, "--data-dir": data_dir, "--memory": memory}
+        )
         run = pl.Run.load(path, trust=trust)
         model, text = run.model, (path / "experiment.yaml").read_text(encoding="utf-8")
         trained = f"{'' if run.record.get('finished') else 'interrupted '}after epoch {len(run.history)}"
         print(f"{path}, {trained}")
     else:
         validate_options(
-            f"show of an experiment file as {path}", ("--data-dir",), {"--trust": trust, "--data-dir": data_dir}
+            f"show of an experiment file as {path}",
+            ("--data-dir", "--memory"),
+            {"--trust": trust, "--data-dir": data_dir, "--memory": memory},
         )
         experiment = pl.Experiment.load(path)
-        data = experiment.load_data(data_dir)
+        with _limited(memory):
+            data = experiment.load_data(data_dir)
         print(f"{data.describe()}\n")
         model, text = experiment.build(data), experiment.to_yaml()
     print(model, text, sep="\n\n", end="")

@@ -7,25 +7,26 @@ import math
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from pyrolatent.data.images import IMAGES, image_files, stack_images, warn_of_others
-from pyrolatent.data.tables import Frame, as_frame, is_number
+from pyrolatent.data.large_tables import large_csv, large_feather, large_parquet
+from pyrolatent.data.store import Array, Stack, mapped, open_array, pieces, unpacked
+from pyrolatent.data.tables import Frame, Table, TableInPieces, as_frame, is_number
 from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Array = NDArray[Any]
 DEFLATED = 1100
 """A bound on how many bytes a byte of a compressed file can stand for: 1,032, and its header."""
 
@@ -116,19 +117,25 @@ def read_dataset(dataset: Dataset[Any]) -> Source:
         size = len(dataset) if stream is None else 0  # type: ignore[arg-type]
     except TypeError as error:
         raise InputError(f"{name} has no length; one with __len__ and __getitem__ is expected") from error
-    items = [dataset[i] for i in range(size)] if stream is None else [*stream]
-    fields = [_fields(item, name) for item in items]
-    if not fields or any(each.keys() != fields[0].keys() for each in fields):
-        raise InputError(
-            f"{name} of {len(items)} items: all must be x, (x, y), or mappings of x and possibly y and mask"
-        )
-    for i, each in enumerate(fields):
-        for field, value in each.items():
-            if value.shape != fields[0][field].shape:
+    stacks: dict[str, Stack] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, item in enumerate(stream if stream is not None else (dataset[i] for i in range(size))):
+        fields = _fields(item, name)
+        shapes = shapes or {field: value.shape for field, value in fields.items()}
+        if fields.keys() != shapes.keys():
+            raise InputError(
+                f"{name}: item {i} has {', '.join(fields)}, but item 0 {', '.join(shapes)}; all must be x, (x, y), or "
+                "mappings of x and possibly y and mask"
+            )
+        for field, value in fields.items():
+            if value.shape != shapes[field]:
                 raise InputError(
-                    f"{name}: {field} differs in shape: {fields[0][field].shape} in item 0, {value.shape} in item {i}"
+                    f"{name}: {field} differs in shape: {shapes[field]} in item 0, {value.shape} in item {i}"
                 )
-    return Source(name, Part(**{field: np.stack([each[field] for each in fields]) for field in fields[0]}))
+            stacks.setdefault(field, Stack()).add(value[None])
+    if not stacks:
+        raise InputError(f"{name} has no items")
+    return Source(name, Part(**{field: stack.array() for field, stack in stacks.items()}))
 
 
 def _fields(item: Any, name: str) -> dict[str, Array]:
@@ -201,25 +208,70 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
         raise InputError(
             f"{name}: the mask is {observed.dtype} of shape {observed.shape}, but bool of shape {x.shape} is needed"
         )
-    gaps = np.isnan(x) if x.dtype.kind == "f" else np.zeros(x.shape, bool)
-    if mask is not None or gaps.any():
-        observed = ~gaps if observed is None else observed & ~gaps
-    if observed is not None:
-        x = np.where(observed, x, np.zeros((), x.dtype))
-    x = _smallest(x, name, observed)
+    if mask is not None or any(_gaps(x[rows]).any() for rows in pieces(x)):
+        observed = mapped(lambda x, given: ~_gaps(x) & (True if given is None else given), x, observed, dtype=bool)
+    dtype = _smallest(x, name, observed)
     if part.y is not None and len(part.y) != len(x):
         raise InputError(f"{name}: there are {len(part.y)} labels but {len(x)} datapoints")
-    return part._replace(x=np.ascontiguousarray(x), mask=None if observed is None else np.ascontiguousarray(observed))
+    in_place = isinstance(x, np.memmap) and observed is None and x.dtype == dtype and x.flags.c_contiguous
+    return part._replace(x=x if in_place else mapped(_filled, x, observed, dtype=dtype), mask=observed)
 
 
-def _validate_float32(given: Array, rounded: Array, observed: Any, name: str) -> None:
-    """Refuses entries whose variation is lost to rounding in float32, such as seconds since 1970."""
-    if given.dtype.itemsize <= rounded.dtype.itemsize:
-        return
-    where = True if observed is None else observed
-    error = np.abs(given - rounded).max(0, where=where, initial=0.0)
-    spread = given.max(0, where=where, initial=-np.inf) - given.min(0, where=where, initial=np.inf)
-    size = np.abs(given).max(0, where=where, initial=0.0)
+def _gaps(x: Array) -> Array:
+    return np.isnan(x) if x.dtype.kind == "f" else np.zeros(x.shape, bool)
+
+
+def _filled(x: Array, observed: Array | None) -> Array:
+    """The values of x, 0 where it is not observed."""
+    return x if observed is None else np.where(observed, x, np.zeros((), x.dtype))
+
+
+def _smallest(x: Array, name: str, observed: Array | None) -> type[np.generic]:
+    """The smallest type that holds the observed values of x.
+
+    Raises:
+        InputError: there is none.
+    """
+    if x.dtype.kind == "b":
+        return np.uint8
+    if x.dtype.kind == "f":
+        _validate_float32(x, name, observed)
+        return np.float32
+    ranges = [(int(filled.min()), int(filled.max())) for filled in _in_pieces(x, observed)]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    for dtype in (np.uint8, np.int16, np.int32):
+        if np.iinfo(dtype).min <= low and high <= min(np.iinfo(dtype).max, 2**24):
+            return dtype
+    raise InputError(
+        f"{name}: the integers lie in [{low}, {high}], but float32 is exact to 2**24 only; subtract "
+        "their mean and give floats"
+    )
+
+
+def _in_pieces(x: Array, observed: Array | None) -> Iterator[Array]:
+    """The values of x piece by piece, 0 where it is not observed."""
+    return (_filled(x[rows], None if observed is None else observed[rows]) for rows in pieces(x))
+
+
+def _validate_float32(x: Array, name: str, observed: Array | None) -> None:
+    """Refuses values that float32 does not hold, and entries whose variation it rounds off, as seconds since 1970."""
+    error, high, low = np.zeros(x.shape[1:]), np.full(x.shape[1:], -np.inf), np.full(x.shape[1:], np.inf)
+    for rows in pieces(x):
+        given, where = x[rows], True if observed is None else observed[rows]
+        with np.errstate(over="ignore"):
+            rounded = given.astype(np.float32)
+        bad = np.argwhere(~np.isfinite(rounded) & where)
+        if len(bad):
+            first = (rows.start + int(bad[0, 0]), *bad[0, 1:].tolist())
+            raise InputError(
+                f"{name}: {len(bad)} of the observed values are infinite in float32, the first at index {first}; "
+                "remove them, or put NaN in the place of what is missing"
+            )
+        if x.dtype.itemsize > rounded.dtype.itemsize:
+            error = np.maximum(error, np.abs(given - rounded).max(0, where=where, initial=0.0))
+            high = np.maximum(high, given.max(0, where=where, initial=-np.inf))
+            low = np.minimum(low, given.min(0, where=where, initial=np.inf))
+    spread, size = high - low, np.maximum(np.abs(high), np.abs(low))
     lost = (error > 1e-2 * spread) & (spread > 1e-12 * size)  # smaller spreads are float64 rounding
     if lost.any():
         first = tuple(int(index) for index in np.argwhere(lost)[0])
@@ -228,31 +280,6 @@ def _validate_float32(given: Array, rounded: Array, observed: Any, name: str) ->
             f"near {size[first]:.4g} that differ by {spread[first]:.2g}, which float32 rounds by {error[first]:.2g}; "
             "subtract their mean first"
         )
-
-
-def _smallest(x: Array, name: str, observed: Any = None) -> Array:
-    if x.dtype.kind == "b":
-        return x.astype(np.uint8)
-    if x.dtype.kind == "f":
-        given = x
-        with np.errstate(over="ignore"):
-            x = x.astype(np.float32)
-        bad = np.argwhere(~np.isfinite(x))
-        if len(bad):
-            raise InputError(
-                f"{name}: {len(bad)} of the observed values are infinite in float32, the first at index "
-                f"{tuple(bad[0].tolist())}; remove them, or put NaN in the place of what is missing"
-            )
-        _validate_float32(given, x, observed, name)
-        return x
-    low, high = int(x.min()), int(x.max())
-    for dtype in (np.uint8, np.int16, np.int32):
-        if np.iinfo(dtype).min <= low and high <= min(np.iinfo(dtype).max, 2**24):
-            return x.astype(dtype)
-    raise InputError(
-        f"{name}: the integers lie in [{low}, {high}], but float32 is exact to 2**24 only; subtract "
-        "their mean and give floats"
-    )
 
 
 def _read_numpy(path: Path, roles: Mapping[str, str]) -> Source:
@@ -267,8 +294,7 @@ def _read_numpy(path: Path, roles: Mapping[str, str]) -> Source:
 def _array_file(path: Path) -> Array:
     with path.open("rb") as file:
         _validate_size(file, path.stat().st_size)
-        file.seek(0)
-        return np.load(file, allow_pickle=False)
+    return open_array(path)
 
 
 def _archive(path: Path) -> dict[str, Array]:
@@ -283,7 +309,7 @@ def _archive(path: Path) -> dict[str, Array]:
             with archive.open(member) as file:
                 _validate_size(file, member.file_size)
             with archive.open(member) as file:
-                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+                arrays[name] = unpacked(file)
     return arrays
 
 
@@ -324,15 +350,34 @@ def _split_archive(path: Path, arrays: Mapping[str, Array], labels: str) -> Sour
 
 
 def _read_table(path: Path, roles: Mapping[str, str]) -> Source:
-    with _reading(path, "a table with a row of column names is expected"):
-        table = _TABLES[ending(path)](path)
-    frame = as_frame(table, str(path))
+    return read_frame(open_table(path), path.name, str(path), roles)
+
+
+def open_table(path: Path) -> Table:
+    """The table of a file, which is read in pieces if it is large.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with _reading_table(path):
+        read, in_pieces = _TABLES[ending(path)]
+        large = in_pieces(path)
+        table = large or as_frame(read(path), str(path))
     if is_csv(path):
-        _validate_header(path, frame.columns)
-    return read_frame(frame, path.name, str(path), roles)
+        _validate_header(path, table.columns)
+    return TableInPieces(large.columns, lambda names: _guarded(path, large.pieces(names))) if large else table
 
 
-def read_frame(frame: Frame, name: str, where: str, roles: Mapping[str, str]) -> Source:
+def _guarded(path: Path, frames: Iterator[Frame]) -> Iterator[Frame]:
+    with _reading_table(path):
+        yield from frames
+
+
+def _reading_table(path: Path) -> AbstractContextManager[None]:
+    return _reading(path, "a table with a row of column names is expected")
+
+
+def read_frame(frame: Table, name: str, where: str, roles: Mapping[str, str]) -> Source:
     """Takes the columns that are no part of x out of a data frame.
 
     Args:
@@ -350,7 +395,7 @@ def read_frame(frame: Frame, name: str, where: str, roles: Mapping[str, str]) ->
             raise InputError(f"{where}: there is no {kind} column {column!r}; {choices(column, frame.columns)}")
     y, ids, split = (frame[roles[role]] if role in roles else None for role in ("labels", "id", "split"))
     if ids is not None and is_csv(where):
-        ids = read_text(where)[roles["id"]]
+        ids = read_text(where, roles["id"])[roles["id"]]
     return Source(name, Part(frame.drop([*dict.fromkeys(roles.values())]), y, ids=ids, split=split))
 
 
@@ -359,9 +404,10 @@ def is_csv(source: Any) -> bool:
     return isinstance(source, str | Path) and ending(Path(source)) in (".csv", ".csv.gz")
 
 
-def read_text(path: str | Path) -> Frame:
-    """The cells of a .csv file as they are written."""
-    return as_frame(_read_csv(Path(path).expanduser(), dtype=str, keep_default_na=False), str(path))
+def read_text(path: str | Path, *columns: str) -> Frame:
+    """The cells of a .csv file as they are written, of some columns or of all."""
+    options = {"usecols": [*columns]} if columns else {}
+    return as_frame(_read_csv(Path(path).expanduser(), dtype=str, keep_default_na=False, **options), str(path))
 
 
 def _read_csv(path: Path, **options: Any) -> "pd.DataFrame":
@@ -422,12 +468,13 @@ def unreadable(path: Path, error: Exception, expected: str) -> InputError:
 
 
 _ENDINGS = {part: f"_{part}" for part in ("train", "validation", "test")}
-_TABLES: dict[str, Callable[[Path], Any]] = {
-    ".csv": _read_csv,
-    ".csv.gz": _read_csv,
-    ".parquet": _read_arrow,
-    ".feather": _read_arrow,
+_TABLES: dict[str, tuple[Callable[[Path], Any], Callable[[Path], TableInPieces | None]]] = {
+    ".csv": (_read_csv, partial(large_csv, read=_read_csv)),
+    ".csv.gz": (_read_csv, partial(large_csv, read=_read_csv)),
+    ".parquet": (_read_arrow, large_parquet),
+    ".feather": (_read_arrow, large_feather),
 }
+"""How each kind of table is read whole, and in pieces if it is large."""
 _READERS: dict[str, Callable[[Path, Mapping[str, str]], Source]] = {
     ".npy": _read_numpy,
     ".npz": _read_numpy,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pyrolatent.data.tables import Array
+from pyrolatent.data.store import Array, mapped
 from pyrolatent.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def arranged(x: Array, shape: Sequence[int] | None, layout: Layout | None, name:
         if x.ndim != 2 or x.shape[1] != math.prod(shape):
             raise InputError(f"{name}: x has shape {x.shape}, whose rows cannot have the shape {list(shape)}")
         grey = x.dtype.kind in "ui" and x.size and x.min() >= 0 and x.max() <= 255
-        x = (x.astype(np.uint8) if grey else x).reshape(len(x), *shape)
+        x = (mapped(np.asarray, x, dtype=np.uint8) if grey else x).reshape(len(x), *shape)
     if layout == "channels_last" and x.ndim < 4:
         raise InputError(f"{name}: x has shape {x.shape}, but channels_last needs (N, height, width, channels)")
     if (layout or layout_of(x.shape)) == "channels_last":

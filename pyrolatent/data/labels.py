@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pyrolatent.data.tables import Array, Cells, Kind, as_words, cells_of, in_order
+from pyrolatent.data.store import Array
+from pyrolatent.data.tables import Cells, Kind, as_words, cells_of, in_order
 from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
 

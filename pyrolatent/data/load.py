@@ -18,14 +18,12 @@ from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
-from narwhals.stable.v2 import DataFrame
 from narwhals.stable.v2.dependencies import is_into_dataframe, is_polars_lazyframe
 from pydantic import Field, WithJsonSchema
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyrolatent.data.files import (
-    Array,
     Part,
     Source,
     as_array,
@@ -41,10 +39,12 @@ from pyrolatent.data.labels import encode_labels
 from pyrolatent.data.named_sets import NAMED, read_named
 from pyrolatent.data.parts import HELD, choose, duplicates, hold_out, rows_by_word, rows_given, take
 from pyrolatent.data.splits import PARTS, Data, Split
+from pyrolatent.data.store import Array, bytes_of, limited, mapped, unlimited
 from pyrolatent.data.tables import (
     Column,
     Frame,
     Kind,
+    Table,
     TableShape,
     as_frame,
     as_words,
@@ -53,6 +53,7 @@ from pyrolatent.data.tables import (
     encode,
     event_shape_of,
     frame_of_words,
+    is_table,
     numbered,
     with_kinds,
 )
@@ -99,6 +100,7 @@ def load_data(
     labelled_share: Fraction | None = None,
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0,
     data_dir: str | Path | None = None,
+    memory: int | str | None = None,
 ) -> Data:
     """Loads a named data set, a file, a folder of images, a table, an array or a `Dataset`, and splits it.
 
@@ -150,6 +152,9 @@ def load_data(
         seed: the data seed, of the splits and of all noise that is drawn once.
         data_dir: directory of named data sets, overriding a declaration; None is the environment variable
             PYROLATENT_DATA, else the user's cache.
+        memory: the memory that data may take, in bytes or as "2GB"; None is half of the machine's. Larger data lie in
+            files while they are used: an .npy file whose values need no conversion where it is, everything else in
+            temporary files in the directory above. Numbers are the same with any limit.
 
     Raises:
         InputError: a name or option is unknown, a file cannot be read, or the data cannot be modelled.
@@ -158,7 +163,7 @@ def load_data(
         "binarize": binarize, "dequantize": dequantize, "validation": validation, "test": test, "split": split,
         "labels": labels, "id": id, "classes": classes, "kinds": kinds, "mask": mask, "stratified": stratified,
         "layout": layout, "shape": shape, "resize": resize, "labelled": labelled, "labelled_share": labelled_share,
-        "seed": seed or None, "data_dir": data_dir,
+        "seed": seed or None, "data_dir": data_dir, "memory": memory,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, Mapping):
@@ -167,11 +172,20 @@ def load_data(
             raise InputError(f"{twice[0]} is declared for {source} and given beside it; give it once")
         given = {name: value for name, value in declared.items() if value is not None} | given
     given = Component(load_data, ("source",)).validate(given, f"data.{source}" if isinstance(source, str) else "data")
-    with torch.inference_mode(False):  # gradients cannot pass through inference tensors
+    if "memory" in given:
+        given["memory"] = bytes_of(given["memory"])
+    with torch.inference_mode(False), limited(given.get("memory")):  # gradients cannot pass through inference tensors
         return _assemble(*_read(source, given), given)
 
 
-def load_rows(source: Any, like: Data | Mapping[str, Any], *, labels: Any = None, mask: Any = None) -> Split:
+def load_rows(
+    source: Any,
+    like: Data | Mapping[str, Any],
+    *,
+    labels: Any = None,
+    mask: Any = None,
+    memory: int | str | None = None,
+) -> Split:
     """Loads data to apply a fitted model to, whole and as its training data were: without parts of their own.
 
     The columns of a table are matched by name, whatever their order. Columns of labels, ids or parts, as in the
@@ -183,19 +197,23 @@ def load_rows(source: Any, like: Data | Mapping[str, Any], *, labels: Any = None
         labels: an array of labels in the place of those of the source: codes, or words of the training data.
         mask: bool array of the source's shape, or a table with its columns, True where observed; NaN is not observed in
             any case.
+        memory: the memory that the data may take, as in `load_data`.
 
     Raises:
         InputError: the data cannot be read, or differ from the training data in columns, words or shape.
     """
-    return _rows(source, like.record if isinstance(like, Data) else like, labels, mask)[0]
+    with limited(None if memory is None else bytes_of(memory)):
+        return _rows(source, like.record if isinstance(like, Data) else like, labels, mask)[0]
 
 
 def load_table(source: Any, record: Mapping[str, Any]) -> tuple[Split, Frame | None]:
-    """Loads data as `load_rows` does, with the table as it is, None if they are no table."""
-    return _rows(source, record)
+    """Loads data as `load_rows` does, in memory, with the table as it is, None if they are no table."""
+    with unlimited():
+        split, table = _rows(source, record)
+    return split, cast(Frame | None, table)
 
 
-def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any = None) -> tuple[Split, Frame | None]:
+def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any = None) -> tuple[Split, Table | None]:
     roles = record.get("roles") or {}
     archive = isinstance(source, str | Path) and str(source).endswith(".npz")
     folder = isinstance(source, str | Path) and Path(source).is_dir()
@@ -204,9 +222,9 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
     if read.validation or read.test:
         raise InputError(f"{read.name} has parts of its own; give one of them")
     part, columns, frame = read.train, event_shape_of(record["event_shape"], record.get("columns")), None
-    if mask is not None and not isinstance(part.x, DataFrame):
+    if mask is not None and not is_table(part.x):
         part = part._replace(mask=as_array(mask, "mask"))
-    if isinstance(part.x, DataFrame):
+    if is_table(part.x):
         frame = part.x
         present = {role: column for role, column in roles.items() if column in frame.columns}
         part = read_frame(frame, read.name, str(source) if is_csv(source) else read.name, present).train
@@ -238,7 +256,7 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
     return _prepare(split, record["binarize"], record["dequantize"])._fixed(generator), frame
 
 
-def _mask_of(mask: Any, x: Frame, names: Sequence[str]) -> Array:
+def _mask_of(mask: Any, x: Table, names: Sequence[str]) -> Array:
     """The mask of the named columns of a table; a table by its names, an array in the order of the table."""
     if is_into_dataframe(mask):
         given = as_frame(mask, "mask")
@@ -282,7 +300,7 @@ def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
         raise InputError(f"{single} was given {given[single]!r}; the name of a column, or an array, is expected")
     if beside and read.test is not None:
         raise InputError(f"{read.name} has a test part of its own; put labels and masks for each part into the file")
-    if "mask" in beside and isinstance(read.train.x, DataFrame):
+    if "mask" in beside and is_table(read.train.x):
         beside["mask"] = _mask_of(given["mask"], read.train.x, read.train.x.columns)
     read = read._replace(train=read.train._replace(**beside))
     streamed = getattr(source, "dataset", source)
@@ -462,14 +480,14 @@ def _split(
 
 def _encoded(source: Source, kinds: Mapping[str, Kind]) -> tuple[Source, tuple[Column, ...] | None]:
     """Turns data frames into arrays, with the columns of the table."""
-    own = {name: part for name in PARTS if (part := getattr(source, name)) and isinstance(part.x, DataFrame)}
+    own = {name: part for name in PARTS if (part := getattr(source, name)) and is_table(part.x)}
     if not own:
         return source, None
     if other := next((name for name in PARTS if getattr(source, name) and name not in own), None):
         raise InputError(f"{_part_name(source.name, other)}: an array was given, but another part is a table")
     arrays, columns = encode({_part_name(source.name, name): part.x for name, part in own.items()}, kinds=kinds)
     if len({x.dtype.kind for x in arrays}) > 1:  # gaps and decimals are in some parts alone
-        arrays = [x.astype(np.float64) for x in arrays]
+        arrays = [mapped(np.asarray, x, dtype=np.float64) for x in arrays]
     coded = {name: part._replace(x=x) for (name, part), x in zip(own.items(), arrays, strict=True)}
     return source._replace(**coded), columns
 
@@ -598,7 +616,8 @@ def _range(parts: Mapping[str, Part]) -> tuple[float, float]:
 def _prepare(split: Split, binarize: str | None, dequantize: str | None) -> Split:
     """Thresholds the raw values of a split, or declares the noise that it draws."""
     if binarize == "threshold":
-        return dataclasses.replace(split, x=(split.x > 0.5 / split.factor).to(torch.uint8), factor=1.0)
+        ones = mapped(lambda x: x > 0.5 / split.factor, split.x.numpy(), dtype=np.uint8)
+        return dataclasses.replace(split, x=torch.from_numpy(ones), factor=1.0)
     if binarize in ("dynamic", "static"):
         return dataclasses.replace(split, noise="binarize")
     return dataclasses.replace(split, noise="dequantize") if dequantize else split

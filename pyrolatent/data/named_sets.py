@@ -11,8 +11,9 @@ from zipfile import BadZipFile
 import numpy as np
 import platformdirs
 
-from pyrolatent.data.files import Array, Part, Source, unreadable
+from pyrolatent.data.files import Part, Source, unreadable
 from pyrolatent.data.images import image_files, stack_images
+from pyrolatent.data.store import Array
 from pyrolatent.errors import InputError
 
 CIFAR10_RECORDS = 10_000  # per file

@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyrolatent.data.splits import PARTS, Split, select
+from pyrolatent.data.splits import PARTS, Split
+from pyrolatent.data.store import Array, empty, pieces
 from pyrolatent.data.tables import as_words, cells_of
 from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
@@ -19,9 +21,19 @@ HELD = ("test", "validation")
 
 def take(split: Split, index: Tensor) -> Split:
     """The datapoints of a split at an index, with all that belongs to them."""
-    fields = {field: select(getattr(split, field), index) for field in ("x", "y", "mask", "rows")}
+    fields: dict[str, Any] = {field: _select(getattr(split, field), index) for field in ("x", "y", "mask", "rows")}
     ids = None if split.ids is None else tuple(split.ids[i] for i in index.tolist())
     return dataclasses.replace(split, ids=ids, **fields)
+
+
+def _select(field: Tensor | None, index: Tensor) -> Tensor | None:
+    """The rows of a field at an index, in a file if they are large."""
+    if field is None:
+        return None
+    found = empty((len(index), *field.shape[1:]), field.numpy().dtype)
+    for rows in pieces(found):
+        torch.index_select(field, 0, index[rows], out=torch.from_numpy(found[rows]))
+    return torch.from_numpy(found)
 
 
 def rows_by_word(values: Any, size: int, name: str) -> dict[str, list[int]]:
@@ -60,20 +72,24 @@ def choose(whole: Split, rows: Mapping[str, Sequence[int]], name: str) -> dict[s
     Raises:
         InputError: there are no rows, or one does not exist, is in two parts, or none is left for training.
     """
-    part_of: dict[int, str] = {}
-    for part, numbers in rows.items():
-        for row in numbers:
-            if not 0 <= row < len(whole):
-                raise InputError(f"{name}: {part} has row {row}, but rows are numbered 0 to {len(whole) - 1}")
-            if row in part_of:
-                raise InputError(f"{name}: row {row} is twice among the rows of {part_of[row]} and {part}")
-            part_of[row] = part
+    part_of = np.full(len(whole), -1)
+    for i, (part, numbers) in enumerate(rows.items()):
         if not numbers:
             raise InputError(f"{name}: {part} has no rows; leave it out to draw a tenth of them")
-    if len(part_of) == len(whole):
+        if outside := [row for row in (min(numbers), max(numbers)) if not 0 <= row < len(whole)]:
+            raise InputError(f"{name}: {part} has row {outside[0]}, but rows are numbered 0 to {len(whole) - 1}")
+        chosen = np.asarray(numbers)
+        others, counts = np.unique(chosen, return_counts=True)
+        if len(twice := np.flatnonzero((part_of[others] >= 0) | (counts > 1))):
+            row = others[twice[0]]
+            other = part if part_of[row] < 0 else [*rows][part_of[row]]
+            raise InputError(f"{name}: row {row} is twice among the rows of {other} and {part}")
+        part_of[chosen] = i
+    rest = np.flatnonzero(part_of < 0)
+    if not len(rest):
         raise InputError(f"{name}: no rows are left for training")
-    rest = torch.tensor([row for row in range(len(whole)) if row not in part_of])
-    return {part: take(whole, torch.tensor(numbers)) for part, numbers in rows.items()} | {"train": take(whole, rest)}
+    chosen_of = {part: torch.as_tensor(np.asarray(numbers)) for part, numbers in rows.items()}
+    return {part: take(whole, index) for part, index in (chosen_of | {"train": torch.as_tensor(rest)}).items()}
 
 
 def hold_out(
@@ -106,10 +122,13 @@ def duplicates(parts: Mapping[str, Split]) -> dict[str, int]:
 
     Datapoints are compared with their gaps and without their labels.
     """
-    found, seen = {}, {}
-    for name, split in parts.items():
-        fields = [field.flatten(1).numpy() for field in (split.x, split.mask) if field is not None]
-        seen[name] = {b"".join(row.tobytes() for row in rows) for rows in zip(*fields, strict=True)}
-        found[name] = len(split) - len(seen[name])
-    found["between"] = sum(len(seen[name] & seen["train"]) for name in HELD)
-    return found
+    seen = {name: np.unique(_hashes(split)) for name, split in parts.items()}
+    found = {name: len(split) - len(seen[name]) for name, split in parts.items()}
+    return found | {"between": sum(len(np.intersect1d(seen[name], seen["train"])) for name in HELD)}
+
+
+def _hashes(split: Split) -> Array:
+    """A number of 64 bits for each datapoint and its gaps, the same for the same values alone."""
+    fields = [field.flatten(1).numpy() for field in (split.x, split.mask) if field is not None]
+    digests = (blake2b(b"".join(row.tobytes() for row in rows), digest_size=8) for rows in zip(*fields, strict=True))
+    return np.fromiter((int.from_bytes(digest.digest()) for digest in digests), np.uint64, len(split))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrolatent.data.tables import Column, TableShape
+from pyrolatent.data.store import empty
+from pyrolatent.data.tables import Column, TableShape, ranges_of
 from pyrolatent.errors import InputError, at_least_one
 
 PARTS = ("train", "validation", "test")
@@ -124,8 +125,9 @@ class Split:
         """The same split with its noise drawn once."""
         if self.noise is None:
             return self
-        stored = torch.uint8 if self.noise == "binarize" else torch.float32
-        x = torch.cat([self._convert(rows, generator).to(stored) for rows in self.x.split(CHUNK)])
+        x = torch.from_numpy(empty(tuple(self.x.shape), "uint8" if self.noise == "binarize" else "float32"))
+        for start in range(0, len(x), CHUNK):
+            x[start : start + CHUNK] = self._convert(self.x[start : start + CHUNK], generator)
         return dataclasses.replace(self, x=x, factor=1.0, noise=None)
 
 
@@ -166,7 +168,7 @@ class Data:
     @property
     def missing(self) -> float:
         """The share of the entries of x that are missing, over all parts."""
-        gaps = sum(int((~split.mask).sum()) for split in self.splits if split.mask is not None)
+        gaps = sum(split.mask.numel() - int(split.mask.sum()) for split in self.splits if split.mask is not None)
         return gaps / sum(split.x.numel() for split in self.splits)
 
     @property
@@ -192,24 +194,30 @@ class Data:
             lines.append("duplicates: " + ", ".join(found))
         if self.columns:
             shown = self.columns[:SHOWN]
-            rows = [("column", "kind", "values", "missing"), *(self._column(i) for i in range(len(shown)))]
+            rows = [("column", "kind", "values", "missing"), *self._in_words(shown)]
             widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
             lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
             lines += [f"and {len(self.columns) - SHOWN} more columns"] * (len(self.columns) > SHOWN)
         return "\n".join(lines)
 
-    def _column(self, index: int) -> tuple[str, str, str, str]:
-        """The name, the kind, the values and the share of missing cells of a column, in words."""
-        assert self.columns is not None
-        column = self.columns[index]
-        cells = [(split.x[:, index], split.mask) for split in self.splits]
-        x = torch.cat([values if mask is None else values[mask[:, index]] for values, mask in cells])
-        if column.categories:
-            words = ", ".join(column.categories[:WORDS])
-            values = f"{words}, ... ({len(column.categories)})" if len(column.categories) > WORDS else words
-        else:
-            values = f"{x.min():g} to {x.max():g}" if len(x) else ""
-        return column.name, column.kind, values, _percent(1 - len(x) / sum(map(len, self.splits)))
+    def _in_words(self, columns: Sequence[Column]) -> Iterator[tuple[str, str, str, str]]:
+        """The name, the kind, the values and the share of missing cells of the first columns, in words."""
+        count, rows = len(columns), sum(map(len, self.splits))
+        masks = [None if split.mask is None else split.mask[:, :count].cpu() for split in self.splits]
+        gaps = [torch.zeros(count) if mask is None else len(mask) - mask.sum(0) for mask in masks]
+        ranges = [
+            ranges_of(split.x[:, :count].cpu().numpy(), None if mask is None else mask.numpy())
+            for split, mask in zip(self.splits, masks, strict=True)
+        ]
+        for i, column in enumerate(columns):
+            low, high = min(each[0][i] for each in ranges), max(each[1][i] for each in ranges)
+            missing = sum(gap[i].item() for gap in gaps) / rows
+            if column.categories:
+                words = ", ".join(column.categories[:WORDS])
+                values = f"{words}, ... ({len(column.categories)})" if len(column.categories) > WORDS else words
+            else:
+                values = f"{low:g} to {high:g}" if low <= high else ""
+            yield column.name, column.kind, values, _percent(missing)
 
     @property
     def columns(self) -> tuple[Column, ...] | None:

@@ -5,19 +5,18 @@ In a table x a cell of a column of words is the code of its word, 0 to K - 1 in 
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeGuard
 
 import narwhals.stable.v2 as nw
 import numpy as np
-from numpy.typing import NDArray
 
+from pyrolatent.data.store import Array, pieces, stacked
 from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
 
-Array = NDArray[Any]
 Frame = nw.DataFrame[Any]
 Cells = Array | list[str | None]
 """The cells of a column: numbers, NaN where missing, or words, None where missing."""
@@ -25,6 +24,8 @@ Kind = Literal["real", "positive", "count", "binary", "category"]
 
 ROWS = 20
 """Number of rows from which a column with other words in most of them is refused."""
+CATEGORIES = 2**16
+"""Largest number of words of a column."""
 TABLES = (".csv", ".csv.gz", ".parquet", ".feather")
 """Endings of the files that are read and written as tables."""
 TRUTHS = ("False", "True")
@@ -65,6 +66,37 @@ class TableShape(tuple[int, ...]):
         return (tuple(self),), {"columns": self.columns}
 
 
+class TableInPieces:
+    """A table that is read piece by piece, each time that its rows are gone through.
+
+    Args:
+        columns: names of its columns.
+        pieces: the pieces of the table, with the given columns alone.
+    """
+
+    def __init__(self, columns: Sequence[str], pieces: Callable[[Sequence[str]], Iterator[Frame]]) -> None:
+        self.columns, self.pieces = [*columns], pieces
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self.pieces(self.columns)
+
+    def __getitem__(self, column: str) -> "nw.Series[Any]":
+        """The whole of a column."""
+        return nw.concat([*self.pieces([column])])[column]
+
+    def drop(self, columns: Sequence[str]) -> "TableInPieces":
+        """The table without some of its columns."""
+        return TableInPieces([column for column in self.columns if column not in columns], self.pieces)
+
+
+Table = Frame | TableInPieces
+
+
+def is_table(x: Any) -> TypeGuard[Table]:
+    """Whether rows are a table, in memory or in pieces, and no array."""
+    return isinstance(x, nw.DataFrame | TableInPieces)
+
+
 def columns_record(columns: Iterable[Column]) -> list[dict[str, Any]]:
     """Columns in JSON types."""
     return [
@@ -98,22 +130,41 @@ def with_kinds(
         mask: True where observed, of the same shape.
         kinds: kinds by the name of the column.
     """
-    seen = (x[:, i] if mask is None else x[mask[:, i], i] for i in range(x.shape[1]))
     declared = kinds or {}
     return tuple(
-        replace(column, kind=declared.get(column.name) or _kind(column, values))
-        for column, values in zip(columns, seen, strict=True)
+        replace(column, kind=declared.get(column.name) or _kind(column, *seen))
+        for column, *seen in zip(columns, *ranges_of(x, mask), strict=True)
     )
 
 
-def _kind(column: Column, values: Array) -> Kind:
+def ranges_of(x: Array, mask: Array | None = None) -> tuple[Array, Array, Array]:
+    """The smallest and the largest observed value of each column, and whether all are whole.
+
+    Args:
+        x: (rows, columns).
+        mask: True where observed, of the same shape.
+
+    Returns:
+        Three arrays (columns,); the smallest is above the largest where nothing is observed.
+    """
+    least, most = (-math.inf, math.inf) if x.dtype.kind == "f" else (np.iinfo(x.dtype).min, np.iinfo(x.dtype).max)
+    low, high, whole = np.full(x.shape[1], most), np.full(x.shape[1], least), np.full(x.shape[1], True)
+    for rows in pieces(x):
+        values, seen = x[rows], True if mask is None else mask[rows]
+        low = np.minimum(low, values.min(0, initial=most, where=seen))
+        high = np.maximum(high, values.max(0, initial=least, where=seen))
+        whole &= ((values == values.round()) | ~np.asarray(seen)).all(0)
+    return low, high, whole
+
+
+def _kind(column: Column, low: float, high: float, whole: bool) -> Kind:
     if column.categories:
         return "binary" if len(column.categories) == 2 else "category"
-    if not len(values) or values.min() < 0:
+    if high < low or low < 0:
         return "real"
-    if (values == values.round()).all():
-        return "binary" if values.max() <= 1 else "count"
-    return "positive" if values.min() > 0 else "real"
+    if whole:
+        return "binary" if high <= 1 else "count"
+    return "positive" if low > 0 else "real"
 
 
 def as_frame(source: Any, name: str) -> Frame:
@@ -151,12 +202,12 @@ def frame_of_words(x: Array, name: str) -> Frame:
 
 
 def encode(
-    frames: Mapping[str, Frame], known: Sequence[Column] | None = None, kinds: Mapping[str, Kind] | None = None
+    tables: Mapping[str, Table], known: Sequence[Column] | None = None, kinds: Mapping[str, Kind] | None = None
 ) -> tuple[list[Array], tuple[Column, ...]]:
     """Encodes the parts of a table together, so that a word has the same code in all of them.
 
     Args:
-        frames: the parts, by their names in messages.
+        tables: the parts, by their names in messages.
         known: columns that the parts must have, in any order, with their words; None for those of the first part.
         kinds: declared kinds by the name of the column; the numbers of a "category" are taken for words.
 
@@ -167,17 +218,31 @@ def encode(
     Raises:
         InputError: columns are missing or too many, hold neither numbers nor words, or hold other words than before.
     """
-    names = [column.name for column in known] if known else next(iter(frames.values())).columns
-    of_words = {column.name: column.categories for column in known or ()}
-    for part, frame in frames.items():
-        _validate_names(part, frame.columns, names)
-    columns, encoded = [], []
-    for name in names:
-        cells = {part: cells_of(frame[name], name, part) for part, frame in frames.items()}
-        words = of_words[name] if known else _words(cells, name, (kinds or {}).get(name))
-        encoded.append([_coded(values, words, name, part) for part, values in cells.items()])
-        columns.append(Column(name, categories=words))
-    return [_stacked(values) for values in zip(*encoded, strict=True)], tuple(columns)
+    names = [column.name for column in known] if known else next(iter(tables.values())).columns
+    for part, table in tables.items():
+        _validate_names(part, table.columns, names)
+    words = {column.name: column.categories for column in known or ()} or _words_of(tables, names, kinds or {})
+    encoded = [stacked(_coded_frame(frame, words, part) for frame in _frames(table)) for part, table in tables.items()]
+    return encoded, tuple(Column(name, categories=words[name]) for name in names)
+
+
+def _frames(table: Table) -> Iterable[Frame]:
+    """The pieces of a table; one that is in memory is one."""
+    return table if isinstance(table, TableInPieces) else [table]
+
+
+def _words_of(
+    tables: Mapping[str, Table], names: Sequence[str], kinds: Mapping[str, Kind]
+) -> dict[str, tuple[str, ...]]:
+    """The words of each column in sorted order; () where it holds numbers."""
+    found = {name: _Words(name, kinds.get(name)) for name in names}
+    for part, table in tables.items():
+        rows = 0
+        for frame in _frames(table):
+            for name, words in found.items():
+                words.add(cells_of(frame[name], name, part), part, rows)
+            rows += len(frame)
+    return {name: words.in_order() for name, words in found.items()}
 
 
 def _validate_names(part: str, given: Sequence[str], names: Sequence[str]) -> None:
@@ -225,10 +290,12 @@ def as_words(cells: Cells) -> list[str | None]:
     """Cells as words, None where missing; whole numbers without a point."""
     if isinstance(cells, list):
         return cells
-    return [
+    different, codes = np.unique(cells, return_inverse=True)
+    words = [
         None if math.isnan(value) else str(int(value)) if float(value).is_integer() else repr(value)
-        for value in cells.tolist()
+        for value in different.tolist()
     ]
+    return [words[code] for code in codes]
 
 
 def in_order(words: Iterable[str]) -> tuple[str, ...]:
@@ -238,37 +305,76 @@ def in_order(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(words, key=lambda word: (float(word), word) if numbers else (0.0, word)))
 
 
-def _words(cells: Mapping[str, Cells], name: str, kind: Kind | None) -> tuple[str, ...]:
-    """The words of a column in sorted order, both truth values if they are some; () if it holds numbers."""
-    part = next(iter(cells))
-    if kind in ("category", "binary"):
-        words = in_order({word for values in cells.values() for word in as_words(values) if word is not None})
-        if kind == "binary" and len(words) > 2:
-            raise InputError(f"{part}: the column {name!r} is declared binary, but holds {', '.join(words[:5])}")
-        numbers = not any(isinstance(values, list) for values in cells.values())
-        return () if kind == "binary" and {*words} <= {"0", "1"} and numbers else words
-    lists = {part: values for part, values in cells.items() if isinstance(values, list)}
-    counts = Counter(word for values in lists.values() for word in values if word is not None)
-    if kind and counts:
-        raise InputError(
-            f"{next(iter(lists))}: the column {name!r} is declared {kind}, but holds {next(iter(counts))!r}"
+class _Words:
+    """The words that a column holds, in all parts of a table.
+
+    Args:
+        name: the column.
+        kind: its kind, if it is declared; words are then those of its numbers too.
+    """
+
+    def __init__(self, name: str, kind: Kind | None) -> None:
+        self.name, self.kind = name, kind
+        self.counts: Counter[str] = Counter()
+        self.rows: dict[str, tuple[str, int]] = {}  # part and row where a word is first
+        self.numbers = False
+        self.lists = False
+
+    def add(self, cells: Cells, part: str, start: int) -> None:
+        """Counts the words of a part's cells from a row on."""
+        if isinstance(cells, list):
+            self.lists = self.lists or any(cell is not None for cell in cells)
+        else:
+            self.numbers = self.numbers or bool(np.isfinite(cells).any())
+            if self.kind not in ("category", "binary"):
+                return
+        written = as_words(cells)
+        for word, count in Counter(word for word in written if word is not None).items():
+            if word not in self.rows:
+                self.rows[word] = (part, start + written.index(word))
+            self.counts[word] += count
+        if len(self.counts) > CATEGORIES:
+            raise self._no_categories()
+
+    def in_order(self) -> tuple[str, ...]:
+        """The words in sorted order, both truth values if they are some; () if the column holds numbers."""
+        words = in_order(self.counts)
+        part = next(iter(self.rows.values()), ("", 0))[0]
+        if self.kind in ("category", "binary"):
+            if self.kind == "binary" and len(words) > 2:
+                raise InputError(
+                    f"{part}: the column {self.name!r} is declared binary, but holds {', '.join(words[:5])}"
+                )
+            return () if self.kind == "binary" and {*words} <= {"0", "1"} and not self.lists else words
+        if self.kind and words:
+            raise InputError(
+                f"{part}: the column {self.name!r} is declared {self.kind}, but holds {next(iter(self.counts))!r}"
+            )
+        if words and {*words} <= {*TRUTHS}:
+            words = TRUTHS
+        total, other = self.counts.total(), [word for word in self.counts if not is_number(word)]
+        if (words and self.numbers) or 0 < sum(self.counts[word] for word in other) < total / 2:
+            word = (other or words)[0]
+            part, row = self.rows[word]
+            raise InputError(
+                f"{part}: the column {self.name!r} holds numbers, but {word!r} in row {row}; leave a cell empty where "
+                "its value is missing, or declare its kind, category"
+            )
+        if 2 * len(words) > total >= ROWS:
+            raise self._no_categories()
+        return words
+
+    def _no_categories(self) -> InputError:
+        part = next(iter(self.rows.values()))[0]
+        return InputError(
+            f"{part}: the column {self.name!r} holds {len(self.counts)} different words in {self.counts.total()} rows "
+            f"({in_order(self.counts)[0]!r}, ...), which are no categories; leave it out"
         )
-    words = TRUTHS if counts and {*counts} <= {*TRUTHS} else in_order(counts)
-    other = [word for word in counts if not is_number(word)]
-    numbers = any(np.isfinite(values).any() for values in cells.values() if not isinstance(values, list))
-    if (counts and numbers) or 0 < sum(counts[word] for word in other) < counts.total() / 2:
-        word = (other or words)[0]
-        part, row = next((part, values.index(word)) for part, values in lists.items() if word in values)
-        raise InputError(
-            f"{part}: the column {name!r} holds numbers, but {word!r} in row {row}; leave a cell empty where its value "
-            "is missing, or declare its kind, category"
-        )
-    if 2 * len(words) > counts.total() >= ROWS:
-        raise InputError(
-            f"{part}: the column {name!r} holds {len(words)} different words in {counts.total()} rows ({words[0]!r}, "
-            "...), which are no categories; leave it out"
-        )
-    return words
+
+
+def _coded_frame(frame: Frame, words: Mapping[str, Sequence[str]], part: str) -> Array:
+    """The numbers and codes of the columns of a table, side by side, as integers if all are."""
+    return _stacked([_coded(cells_of(frame[name], name, part), words[name], name, part) for name in words])
 
 
 def _coded(cells: Cells, words: Sequence[str], name: str, part: str) -> Array:

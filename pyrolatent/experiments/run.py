@@ -87,6 +87,7 @@ class Run:
     def __init__(self, path: Path, *, model: LatentVariableModel | None = None, trust: bool = False) -> None:
         self.path = path
         self._given, self._trust, self._files = model, trust, FilesIn(path)
+        self._data: Data | None = None
         if not (path / "experiment.yaml").is_file():
             raise InputError(
                 f"{path} is not a run: it holds no experiment.yaml; give a directory that train has written"
@@ -197,11 +198,13 @@ class Run:
         return safetensors.torch.load_file(file)
 
     def load_data(self, data_dir: Path | None = None) -> Data:
-        """Loads the data that the run was trained on.
+        """Loads the data that the run was trained on, unless it was trained just now.
 
         Raises:
             InputError: they were arrays in memory, or have changed.
         """
+        if self._data is not None:
+            return self._data
         declared = self.declaration.get("data")
         if declared is None:
             raise InputError(f"{self.path} was trained on data in memory; give the same data to the Python functions")
@@ -593,7 +596,9 @@ def train(
         _write_state(output, fit)
         _write_record(output, fit, sources, finished=True)
     distributed.wait()
-    return Run.load(output, model=fit.model)
+    run = Run.load(output, model=fit.model)
+    run._data = data
+    return run
 
 
 def _ending(path: Path) -> str:

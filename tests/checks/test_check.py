@@ -231,6 +231,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIONS = ("--size=30", "--draws=100", "--simulations=60", "--replicates=99", "--annealed=0", "--device=cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_steps")
 def test_on_the_command_line(run: Path) -> None:
     result = call("check", run, *OPTIONS)

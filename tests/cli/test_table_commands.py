@@ -1,5 +1,7 @@
 """Commands that write tables: in the words and the columns of the data, with every cell that was given as it was."""
 
+import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +32,24 @@ def table(model: dict[str, Any], frame: pd.DataFrame, options: dict[str, Any] | 
     assert result.exit_code == 0, result.output
 
 
-@pytest.fixture
-def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
-    """A table of numbers that are not exact in float32, with gaps, in another order than that of training."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table of numbers that are not exact in float32, and a run of a model of it."""
+    folder = tmp_path_factory.mktemp("numbers")
     random = np.random.default_rng(0)
     frame = pd.DataFrame(random.normal(size=(ROWS, 3)) + 1 / 3, columns=["a", "b", "c"])
     frame["c"] = frame["a"] - frame["b"]
-    table({"linear_gaussian": {"latent_dim": 2}}, frame)
-    gaps = frame[["c", "a", "b"]].iloc[:20].copy()
+    with contextlib.chdir(folder):
+        table({"linear_gaussian": {"latent_dim": 2}}, frame)
+    return folder
+
+
+@pytest.fixture
+def numbers(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
+    """Rows of the table with gaps, in another order than that of training."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    gaps = pd.read_csv("x.csv")[["c", "a", "b"]].iloc[:20].copy()
     gaps.iloc[::3, 0] = np.nan
     gaps.iloc[1] = np.nan
     return gaps

@@ -397,7 +397,7 @@ def test_datasets_that_are_refused() -> None:
     with pytest.raises(InputError, match=r"an item has 3 values, but must be x or \(x, y\)"):
         load_data(Items((1, 2, 3)))
     for items, said in (
-        ((), "0 items"),
+        ((), "Items has no items"),
         ((np.zeros(2), (np.zeros(2), 1)), "all must be x, "),
     ):
         with pytest.raises(InputError, match=said):

@@ -37,6 +37,7 @@ def test_two_declarations_that_datapoints_do_not_tell_apart_are_told_apart_by_we
         assert 1 - 1e-6 < half_widths(scores)[0] / ((welch.high - welch.low) / 2) < INTERPOLATED
 
 
+@pytest.mark.slow
 def test_several_declarations_are_told_apart_as_by_games_and_howell() -> None:
     scores = [scale * torch.randn(4, 1, dtype=torch.float64).expand(-1, 7) for scale in (1.0, 2.0, 0.5, 1.0)]
     best = max(range(4), key=lambda place: scores[place].mean().item())

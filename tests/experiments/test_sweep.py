@@ -142,6 +142,7 @@ def test_energies_beside_autoencoders(experiment: Path) -> None:
     assert not Path("others").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process", "few_steps")
 def test_on_the_command_line_with_a_check(experiment: Path) -> None:
     result = CliRunner().invoke(

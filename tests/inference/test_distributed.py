@@ -151,6 +151,7 @@ def test_chains_are_not_shared(found: Any) -> None:
     assert "keeps chains, which processes do not share, but there are 2; train it in one" in found["refused"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes by /proc")
 def test_a_killed_process_ends_the_others_and_leaves_a_run(tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -127,7 +127,10 @@ def test_score_gradients_have_the_mean_of_the_exact_ones() -> None:
         assert ((found.mean(0) - expected).abs() < 4.5 * found.std(0) / 60**0.5 + 1e-6).all(), name
 
 
-@pytest.mark.parametrize(("estimator", "objective"), [("score", "TraceGraph_ELBO"), ("enumerate", "elbo")])
+@pytest.mark.parametrize(
+    ("estimator", "objective"),
+    [pytest.param("score", "TraceGraph_ELBO", marks=pytest.mark.slow), ("enumerate", "elbo")],
+)
 def test_discrete_layers_train(
     estimator: str, objective: str, binary_data: Data, parameters: Callable[[torch.nn.Module], Tensor]
 ) -> None:

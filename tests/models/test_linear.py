@@ -161,7 +161,7 @@ def sampled(size: int) -> tuple[LinearGaussian, Data]:
 
 @pytest.mark.parametrize(
     ("objective", "settings"),
-    [("closed_form", {}), ("em", {"epochs": 100}), ("elbo", FULL_BATCH)],
+    [("closed_form", {}), ("em", {"epochs": 100}), pytest.param("elbo", FULL_BATCH, marks=pytest.mark.slow)],
 )
 def test_fit_by_every_objective_reaches_the_maximum(objective: str, settings: dict[str, Any]) -> None:
     """Of float32 data by the usual interface, to 0.001 nats for float32 and gradient steps of a noise-free gradient."""

@@ -162,6 +162,7 @@ def test_other_refusals() -> None:
         pl.check(pl.fit(model, gaps, epochs=1, progress=False).model, gaps)
 
 
+@pytest.mark.slow
 def test_imputation_is_better_where_high_values_are_missing(tmp_path: Path) -> None:
     """The error of imputed values, their bias and the intervals of 90 %, with missingness against without it."""
     full, x = table()

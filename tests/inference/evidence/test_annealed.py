@@ -124,6 +124,7 @@ def test_step_sizes_reach_the_acceptance_that_is_asked_for() -> None:
 # Brackets.
 
 
+@pytest.mark.slow
 def test_a_bracket_holds_the_truth_and_narrows() -> None:
     """In expectation lower <= log p(x) <= upper; with five steps both lie away from it by more than three errors."""
     model = linear()

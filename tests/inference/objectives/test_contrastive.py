@@ -252,8 +252,10 @@ def test_score_matching_is_what_its_formula_says_for_a_normal() -> None:
 
 @pytest.mark.parametrize("objective", [
     "sliced_score_matching", {"denoising_score_matching": {"noise": 0.3}},
-    {"pcd": {"chains": 4000, "kernel": {"hmc": {"step": 0.4}}}},
-    {"cd": {"steps": 5, "kernel": {"langevin": {"step": 0.6}}}},
+    *(pytest.param(each, marks=pytest.mark.slow) for each in (
+        {"pcd": {"chains": 4000, "kernel": {"hmc": {"step": 0.4}}}},
+        {"cd": {"steps": 5, "kernel": {"langevin": {"step": 0.6}}}},
+    )),
 ])  # fmt: skip
 def test_objectives_over_real_numbers_fit_a_normal(objective: Any) -> None:
     """The optimum is known: the sample's mean, and its covariance with σ² I added by denoising."""

@@ -341,6 +341,7 @@ def test_predictive_checks_know_categories() -> None:
     np.testing.assert_allclose(wrong.arrays["column town"][1:].sum(1), 1.0)
 
 
+@pytest.mark.slow
 def test_a_step_gives_the_same_numbers_in_every_model() -> None:
     """Weights are finite for every model with a likelihood, of a table with gaps."""
     data = data_of(gaps=0.2, rows=60)

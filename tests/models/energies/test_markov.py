@@ -249,6 +249,7 @@ class Largest(TorchDispatchMode):
         return made
 
 
+@pytest.mark.slow
 def test_many_draws_of_a_large_table_take_one_elimination() -> None:
     """2,000 draws from one clique of 14 variables: no tensor much larger than the table and the draws."""
     model = MarkovNetwork((14,), cliques=[[*range(1, 15)]], spread=2.0)

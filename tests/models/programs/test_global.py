@@ -234,7 +234,7 @@ def test_bounds_have_one_draw_of_u_and_k_of_z() -> None:
     ("one", "other"),
     [
         (DReG(particles=3), IWAE(particles=3)),
-        (STL(particles=1), ELBO()),
+        pytest.param(STL(particles=1), ELBO(), marks=pytest.mark.slow),
         pytest.param(MultiplyIWAE(groups=1, particles=3), IWAE(particles=3), marks=pytest.mark.slow),
         pytest.param(Renyi(alpha=0.0, particles=3), IWAE(particles=3), marks=pytest.mark.slow),
         pytest.param(CombinationIWAE(share=1.0, particles=3), ELBO(particles=3), marks=pytest.mark.slow),
@@ -276,7 +276,8 @@ def test_free_bits_are_of_the_latents_of_datapoints() -> None:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=SLOW), 10, pytest.param(1000, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [1, 10, 1000])
 def test_regression_in_minibatches_ends_at_the_posterior(batch_size: int) -> None:
     """Bayesian linear regression, averaged over the last epochs, against the closed form.
 
@@ -394,6 +395,7 @@ def test_a_point_in_place_of_a_posterior_has_its_own_evidence() -> None:
 # Working with it.
 
 
+@pytest.mark.slow
 def test_draws_are_of_the_posterior_of_what_lies_outside() -> None:
     """`sample` draws u ~ q(u) anew for each x, whose mean and variance are those of the predictive distribution."""
     data = pl.load_data(LINE.numpy())

@@ -38,7 +38,8 @@ def pair(**options: Any) -> tuple[Any, Any]:
     return from_pyro(model, guide, **options), guide
 
 
-@pytest.mark.parametrize("compile", [pytest.param("never", marks=pytest.mark.slow), "always"])
+@pytest.mark.slow
+@pytest.mark.parametrize("compile", ["never", "always"])
 def test_each_row_has_the_posterior_of_its_own(compile: str) -> None:
     """Trained in minibatches, in any order of the rows, q(z_n) is N(x_n / (1 + S²), S² / (1 + S²)).
 
