@@ -6,7 +6,7 @@ Splitting, scaling and noise are in `pyrolatent.data.load`. Nothing is ever unpi
 import math
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from pyrolatent.data.images import IMAGES, image_files, stack_images, warn_of_others
-from pyrolatent.data.tables import Frame, as_frame, is_number
+from pyrolatent.data.tables import Column, Frame, as_frame, is_number, with_index
 from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
 
@@ -174,13 +174,14 @@ def as_array(values: Any, what: str) -> Array:
     return np.asarray(values.toarray() if hasattr(values, "toarray") else values)
 
 
-def clean(part: Part, name: str, mask: Any = None) -> Part:
+def clean(part: Part, name: str, mask: Any = None, columns: Sequence[Column] | None = None) -> Part:
     """Validates a part and converts it to the types that splits hold.
 
     Args:
         part: the part as it was read.
         name: its name in messages.
         mask: "nan", the default, since NaN marks unobserved entries in any case; an array otherwise.
+        columns: the columns of x, if it is a table, for messages.
 
     Returns:
         x in the smallest type that holds it, 0 where it is not observed.
@@ -206,7 +207,7 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
         observed = ~gaps if observed is None else observed & ~gaps
     if observed is not None:
         x = np.where(observed, x, np.zeros((), x.dtype))
-    x = _smallest(x, name, observed)
+    x = _smallest(x, name, observed, columns)
     if part.y is not None and len(part.y) != len(x):
         raise InputError(f"{name}: there are {len(part.y)} labels but {len(x)} datapoints")
     return part._replace(x=np.ascontiguousarray(x), mask=None if observed is None else np.ascontiguousarray(observed))
@@ -230,7 +231,7 @@ def _validate_float32(given: Array, rounded: Array, observed: Any, name: str) ->
         )
 
 
-def _smallest(x: Array, name: str, observed: Any = None) -> Array:
+def _smallest(x: Array, name: str, observed: Any = None, columns: Sequence[Column] | None = None) -> Array:
     if x.dtype.kind == "b":
         return x.astype(np.uint8)
     if x.dtype.kind == "f":
@@ -239,9 +240,10 @@ def _smallest(x: Array, name: str, observed: Any = None) -> Array:
             x = x.astype(np.float32)
         bad = np.argwhere(~np.isfinite(x))
         if len(bad):
+            of = f" of the column {columns[bad[0][1]].name!r}" if columns else ""
             raise InputError(
                 f"{name}: {len(bad)} of the observed values are infinite in float32, the first at index "
-                f"{tuple(bad[0].tolist())}; remove them, or put NaN in the place of what is missing"
+                f"{tuple(bad[0].tolist())}{of}; remove them, or put NaN in the place of what is missing"
             )
         _validate_float32(given, x, observed, name)
         return x
@@ -333,7 +335,7 @@ def _read_table(path: Path, roles: Mapping[str, str]) -> Source:
 
 
 def read_frame(frame: Frame, name: str, where: str, roles: Mapping[str, str]) -> Source:
-    """Takes the columns that are no part of x out of a data frame.
+    """Takes the columns that are no part of x out of a data frame; its index, if it has names or words, has the ids.
 
     Args:
         frame: a table.
@@ -344,14 +346,19 @@ def read_frame(frame: Frame, name: str, where: str, roles: Mapping[str, str]) ->
     Raises:
         InputError: there is no such column.
     """
+    whole = with_index(frame)
+    index = whole.columns[: len(whole.columns) - len(frame.columns)]
     for role, column in roles.items():
-        if column not in frame.columns:
+        if column not in whole.columns:
             kind = role.replace("labels", "label")
-            raise InputError(f"{where}: there is no {kind} column {column!r}; {choices(column, frame.columns)}")
-    y, ids, split = (frame[roles[role]] if role in roles else None for role in ("labels", "id", "split"))
+            raise InputError(f"{where}: there is no {kind} column {column!r}; {choices(column, whole.columns)}")
+    columns: list[Any] = [whole[roles[role]] if role in roles else None for role in ("labels", "id", "split")]
+    y, ids, split = columns
     if ids is not None and is_csv(where):
         ids = read_text(where)[roles["id"]]
-    return Source(name, Part(frame.drop([*dict.fromkeys(roles.values())]), y, ids=ids, split=split))
+    elif ids is None and index:
+        ids = np.array([", ".join(map(str, row)) for row in whole.select(index).iter_rows()])
+    return Source(name, Part(frame.drop(*{*roles.values()} - {*index}), y, ids=ids, split=split))
 
 
 def is_csv(source: Any) -> bool:
@@ -367,6 +374,12 @@ def read_text(path: str | Path) -> Frame:
 def _read_csv(path: Path, **options: Any) -> "pd.DataFrame":
     import pandas as pd
 
+    first: dict[str, Any] = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
+    names = pd.read_csv(path, skipinitialspace=True, **first).iloc[0].tolist()
+    if len(names) == 1 and (separator := next((each for each in ";\t" if each in names[0]), None)):
+        options["sep"], names = separator, names[0].split(separator)
+    if twice := next((name for i, name in enumerate(names) if name and name in names[:i]), None):
+        raise InputError(f"{path}: two columns have the name {twice!r}; rename one")
     with warnings.catch_warnings():
         # Without index_col=False a column that the header does not name becomes the index and is lost.
         warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -378,7 +391,10 @@ def _read_arrow(path: Path) -> "pd.DataFrame":
 
     table = (parquet if ending(path) == ".parquet" else feather).read_table(path, memory_map=False)
     table.validate(full=True)  # of words that are no text
-    return table.to_pandas()
+    frame = table.to_pandas()
+    written = (table.schema.pandas_metadata or {}).get("columns", ())
+    numbers = {each["name"] for each in written if each["pandas_type"] == "categorical"} & {*frame.columns}
+    return frame.astype(dict.fromkeys(numbers, "category"))  # Parquet itself knows categories of words alone
 
 
 def _validate_header(path: Path, columns: list[str]) -> None:

@@ -36,7 +36,7 @@ from pyrolatent.data.files import (
     read_frame,
     read_path,
 )
-from pyrolatent.data.images import Layout, arranged, layout_of
+from pyrolatent.data.images import Layout, arranged, factor_like, largest_of, layout_of, require_one_unit
 from pyrolatent.data.labels import encode_labels
 from pyrolatent.data.named_sets import NAMED, read_named
 from pyrolatent.data.parts import HELD, choose, duplicates, hold_out, rows_by_word, rows_given, take
@@ -54,6 +54,7 @@ from pyrolatent.data.tables import (
     event_shape_of,
     frame_of_words,
     numbered,
+    with_index,
     with_kinds,
 )
 from pyrolatent.declaration import Component, choices
@@ -166,6 +167,7 @@ def load_data(
         if twice := sorted((given.keys() & declared.keys()) - {"data_dir"}):
             raise InputError(f"{twice[0]} is declared for {source} and given beside it; give it once")
         given = {name: value for name, value in declared.items() if value is not None} | given
+    given |= {role: str(given[role]) for role in ROLES if type(given.get(role)) is int}  # columns may be named so
     given = Component(load_data, ("source",)).validate(given, f"data.{source}" if isinstance(source, str) else "data")
     with torch.inference_mode(False):  # gradients cannot pass through inference tensors
         return _assemble(*_read(source, given), given)
@@ -208,8 +210,9 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
         part = part._replace(mask=as_array(mask, "mask"))
     if isinstance(part.x, DataFrame):
         frame = part.x
-        present = {role: column for role, column in roles.items() if column in frame.columns}
-        part = read_frame(frame, read.name, str(source) if is_csv(source) else read.name, present).train
+        whole = with_index(frame)
+        present = {role: column for role, column in roles.items() if column in whole.columns}
+        part, frame = read_frame(frame, read.name, str(source) if is_csv(source) else read.name, present).train, whole
         known = columns.columns if isinstance(columns, TableShape) else ()
         (x,), _ = encode({read.name: part.x}, known)
         if mask is not None:
@@ -225,15 +228,18 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
         part = part._replace(y=y)
     if part.x.shape[1:] != columns and part.x.dtype.kind in "buif":
         part = _with_channels_first(part, record.get("shape"), record.get("layout"), read.name)
-    part = clean(part, read.name)
+    dtype, part = part.x.dtype, clean(part, read.name, columns=getattr(columns, "columns", None))
     if part.x.shape[1:] != columns:
         raise InputError(f"{read.name}: x has shape {part.x.shape}, but the training data {('N', *columns)}")
     if part.y is not None:
         kind: Kind | None = "category" if classes else "real" if record.get("label_dim") else None
         (y,), _ = encode_labels({read.name: part.y}, kind=kind, known=None if classes is None else tuple(classes))
         part = part._replace(y=y)
-    scaled = part.x.dtype.kind == "f"  # images of real numbers are divided already
-    split = _as_split(part, 1.0 if scaled else record["factor"], record["levels"])
+    factor = factor_like(part.x, dtype, record)
+    if largest := record.get("largest"):  # older records lack it
+        require_one_unit(part.x, factor, largest, read.name)
+    _require_unit_interval(record["binarize"], {"train": part}, factor, read.name)
+    split = _as_split(part, factor, record["levels"])
     generator = torch.Generator().manual_seed(record["seed"])
     return _prepare(split, record["binarize"], record["dequantize"])._fixed(generator), frame
 
@@ -362,12 +368,14 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     source, columns = _encoded(source, given.get("kinds", {}))
     source, columns, layout = _arranged(source, columns, given)
     parts = {
-        name: clean(part, _part_name(source.name, name), given.get("mask"))
+        name: clean(part, _part_name(source.name, name), given.get("mask"), columns)
         for name in PARTS
         if (part := getattr(source, name))
     }
     parts, classes = _with_codes(parts, source.name, given)
     levels, factor = _scale(source, parts)
+    for name, part in parts.items():
+        require_one_unit(part.x, factor, largest_of(parts["train"].x, factor), _part_name(source.name, name))
     binarize, dequantize = _noise(source, parts, given, factor, levels)
     seed = given.get("seed", 0)
     # Always on the CPU, so that a seed gives the same data everywhere.
@@ -402,6 +410,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         "sizes": {name: len(split) for name, split in splits.items()},
         "factor": factor,
         "levels": levels,
+        "largest": largest_of(parts["train"].x, factor),
         "event_shape": list(event_shape),
         "columns": columns_record(event_shape.columns) if isinstance(event_shape, TableShape) else None,
         "layout": layout,
@@ -583,12 +592,17 @@ def _noise(
     if dequantize and levels is None:
         kind = source.train.x.dtype
         raise InputError(f"{source.name}: dequantize needs integers that are not negative, but x is {kind}")
+    _require_unit_interval(binarize, parts, factor, source.name)
+    return binarize, dequantize
+
+
+def _require_unit_interval(binarize: str | None, parts: Mapping[str, Part], factor: float, name: str) -> None:
+    """Refuses values that cannot be binarized."""
     low, high = (factor * value for value in _range(parts))
     if binarize and not 0 <= low <= high <= 1:
         raise InputError(
-            f"{source.name}: binarize: {binarize} takes values in [0, 1], but x is in [{low:.4g}, {high:.4g}]; scale it"
+            f"{name}: binarize: {binarize} takes values in [0, 1], but x is in [{low:.4g}, {high:.4g}]; scale it"
         )
-    return binarize, dequantize
 
 
 def _range(parts: Mapping[str, Part]) -> tuple[float, float]:

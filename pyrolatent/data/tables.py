@@ -4,6 +4,7 @@ In a table x a cell of a column of words is the code of its word, 0 to K - 1 in 
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ TABLES = (".csv", ".csv.gz", ".parquet", ".feather")
 """Endings of the files that are read and written as tables."""
 TRUTHS = ("False", "True")
 """The words of truth values."""
+COMMA = re.compile(r"[-+]?[\d.,]*\d,\d[\d.,]*")
+"""A number with a comma for its decimals or thousands."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,13 @@ def _kind(column: Column, values: Array) -> Kind:
 
 
 def as_frame(source: Any, name: str) -> Frame:
-    """A data frame of any library, in memory, with names of columns that are words.
+    """A data frame of any library, in memory, with names of columns that are words; of pandas if it has an index.
 
     Raises:
         InputError: it is not in memory, or two columns have one name.
     """
+    if nw.dependencies.is_pyarrow_table(source) and _has_named_index(source):
+        source = source.to_pandas()
     try:
         frame = nw.from_native(source, eager_only=True)
         names = [str(column) for column in frame.columns]
@@ -136,6 +141,26 @@ def as_frame(source: Any, name: str) -> Frame:
             source.set_axis(names, axis=1), eager_only=True
         )  # of pandas, whose names may be anything
     return frame.drop([column for column in names if column.startswith("__index_level_")])  # pandas' numbers of rows
+
+
+def _has_named_index(table: Any) -> bool:
+    """Whether an Arrow table was made of a data frame of pandas whose index has a name."""
+    index = (table.schema.pandas_metadata or {}).get("index_columns", ())
+    return any(isinstance(column, str) and not column.startswith("__index_level_") for column in index)
+
+
+def with_index(frame: Frame) -> Frame:
+    """A data frame with its index as its first columns, if it is of pandas and the index has names or holds words."""
+    native = frame.to_native()
+    if not nw.dependencies.is_pandas_dataframe(native):
+        return frame
+    index = native.index
+    if index.dtype.kind != "O" and all(name is None for name in index.names):
+        return frame
+    try:
+        return nw.from_native(native.reset_index().rename(columns=str), eager_only=True)
+    except ValueError as error:
+        raise InputError(f"the index of the table and a column have one name ({error}); rename one") from error
 
 
 def frame_of_words(x: Array, name: str) -> Frame:
@@ -208,7 +233,8 @@ def cells_of(values: Any, name: str, part: str) -> Cells:
         if types <= {str, np.str_, bool, np.bool_}:
             return [None if value is None else str(value).strip() or None for value in found]
         if all(issubclass(each, int | float | np.number) for each in types):
-            return np.array([math.nan if value is None else value for value in found], np.float64)
+            numbers = np.array([math.nan if value is None else value for value in found], np.float64)
+            return as_words(numbers) if dtype in (nw.Categorical, nw.Enum) else numbers
     raise InputError(
         f"{part}: the column {name!r} holds {dtype}, but numbers or words are expected; turn it into one of them or "
         "leave it out"
@@ -252,6 +278,12 @@ def _words(cells: Mapping[str, Cells], name: str, kind: Kind | None) -> tuple[st
     if kind and counts:
         raise InputError(
             f"{next(iter(lists))}: the column {name!r} is declared {kind}, but holds {next(iter(counts))!r}"
+        )
+    commas = [word for word in counts if COMMA.fullmatch(word)]
+    if commas and all(is_number(word) for word in {*counts} - {*commas}):
+        raise InputError(
+            f"{next(iter(lists))}: the column {name!r} holds {commas[0]!r}; write numbers with a point for decimals "
+            "and without commas, or declare its kind, category"
         )
     words = TRUTHS if counts and {*counts} <= {*TRUTHS} else in_order(counts)
     other = [word for word in counts if not is_number(word)]

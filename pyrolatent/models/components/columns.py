@@ -183,7 +183,7 @@ class _Seen(Scaling):
         widths = [part.categories if scaling is None else 1 for (part, _), scaling in zip(parts, scalings, strict=True)]
         columns = [index.repeat_interleave(width) for (_, index), width in zip(parts, widths, strict=True)]
         super().__init__((sum(map(len, columns)),))
-        self.fitted = False
+        self.fitted, self.names = False, family.names
         self.widths, self._lines = widths, _lines(family, scalings)
         self.parts = nn.ModuleList(
             scaling or Unscaled((len(index),)) for scaling, (_, index) in zip(scalings, parts, strict=True)
@@ -215,14 +215,31 @@ class _Seen(Scaling):
         """The mask as networks receive it: a missing cell is one missing entry, the first of what they see of it."""
         return mask.index_select(-1, self.column) | ~self.first
 
+    def validate_codes(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Refuses codes of no category in x (batch, columns).
+
+        Raises:
+            InputError: there are some; the message names the column.
+        """
+        for _, index, width in self._parts:
+            codes = x[..., index]
+            wrong = (codes < 0) | (codes >= width) | (codes != codes.round())
+            wrong = wrong & (width > 1) if mask is None else wrong & mask[..., index] & (width > 1)
+            if wrong.any():
+                row, place = wrong.nonzero()[0].tolist()
+                raise InputError(
+                    f"column {self.names[index[place]]} holds {codes[row, place]:g} in row {row}, but its categories "
+                    f"have the codes 0 to {width - 1}"
+                )
+
     def fit(self, rows: Rows) -> None:
         """Fits the scaling of each column."""
         fitted = [(part, index, Moments(part.loc)) for part, index, _ in self._parts if isinstance(part, Affine)]
         for x, _, mask in rows:
             for part, index, moments in fitted:
                 moments.add(part.inner(x[..., index]), None if mask is None else mask[..., index])
-        for part, _, moments in fitted:
-            part.set(moments)
+        for part, index, moments in fitted:
+            part.set(moments, [self.names[i] for i in index.tolist()])
         self.fitted = True
 
     def warn_if_far(self, x: Tensor, mask: Tensor | None = None) -> None:
