@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
+from pyrolatent.data import anndata
 from pyrolatent.data.images import IMAGES, image_files, stack_images, warn_of_others
 from pyrolatent.data.tables import Column, Frame, as_frame, is_number, with_index
 from pyrolatent.declaration import choices
@@ -72,9 +73,9 @@ def read_path(path: Path, roles: Mapping[str, str], resize: tuple[int, int] | No
     """Reads a file, or a folder of images whose sub-folders are the classes.
 
     Args:
-        path: a folder, or a file that ends in .npy, .npz, .csv, .csv.gz, .parquet or .feather.
+        path: a folder, or a file that ends in .npy, .npz, .csv, .csv.gz, .parquet, .feather or .h5ad.
         roles: names of the columns of a table that are no part of x: "labels", "id" and "split"; of an .npz archive the
-            name of the array of labels.
+            name of the array of labels; of an .h5ad file also "layer".
         resize: height and width of the images of a folder; None if they have one size.
 
     Raises:
@@ -334,6 +335,31 @@ def _read_table(path: Path, roles: Mapping[str, str]) -> Source:
     return read_frame(frame, path.name, str(path), roles)
 
 
+def opened(source: Any) -> Any:
+    """The AnnData object in a file; anything else as it is."""
+    if isinstance(source, str | Path) and ending(path := Path(source).expanduser()) == anndata.ENDING:
+        with _reading(path, "an AnnData object is expected"):
+            return anndata.read_h5ad(path)
+    return source
+
+
+def _read_h5ad(path: Path, roles: Mapping[str, str]) -> Source:
+    return read_anndata(opened(path), roles, path.name, str(path))
+
+
+def read_anndata(data: Any, roles: Mapping[str, str], name: str = "AnnData", where: str = "AnnData") -> Source:
+    """Takes x and the columns of observations that are no part of it out of an AnnData object.
+
+    Args:
+        data: the object.
+        roles: names of the columns of labels, ids and parts, and of the layer that is x, as in `read_path`.
+        name: name of the source.
+        where: where it is, for messages.
+    """
+    of_columns = {role: column for role, column in roles.items() if role != "layer"}
+    return read_frame(anndata.frame_of(data, roles, where), name, where, of_columns)
+
+
 def read_frame(frame: Frame, name: str, where: str, roles: Mapping[str, str]) -> Source:
     """Takes the columns that are no part of x out of a data frame; its index, if it has names or words, has the ids.
 
@@ -448,4 +474,5 @@ _READERS: dict[str, Callable[[Path, Mapping[str, str]], Source]] = {
     ".npy": _read_numpy,
     ".npz": _read_numpy,
     **dict.fromkeys(_TABLES, _read_table),
+    anndata.ENDING: _read_h5ad,
 }

@@ -24,6 +24,7 @@ from pydantic import Field, WithJsonSchema
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from pyrolatent.data import anndata
 from pyrolatent.data.files import (
     Array,
     Part,
@@ -32,6 +33,8 @@ from pyrolatent.data.files import (
     clean,
     dataset_of,
     is_csv,
+    opened,
+    read_anndata,
     read_dataset,
     read_frame,
     read_path,
@@ -77,6 +80,8 @@ Held = Annotated[
 ]
 ROLES = {"labels": "y", "id": "ids", "split": "split"}
 """Options that name a column which is not of x, and the fields of a part that hold it."""
+NAMES = (*ROLES, "layer")
+"""Options that name a part of the source."""
 
 
 def load_data(
@@ -93,6 +98,7 @@ def load_data(
     mask: Any = None,
     stratified: bool | None = None,
     id: Any = None,
+    layer: str | None = None,
     layout: Layout | None = None,
     shape: list[Annotated[int, Field(gt=0)]] | None = None,
     resize: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None,
@@ -112,9 +118,10 @@ def load_data(
 
             - a name: digits, mnist, fashion-mnist, kmnist, emnist, omniglot, cifar10, svhn, binarized-mnist;
             - a file: .npy, .npz (x, y, mask, or x_train, y_train, x_test, ...), or a table with names of columns: .csv,
-              .csv.gz, .parquet, .feather;
+              .csv.gz, .parquet, .feather; or .h5ad;
             - a folder of images of one size, whose sub-folders, if any, are the classes;
-            - an array, tensor or sparse matrix, or a data frame of pandas, polars or Arrow;
+            - an array, tensor or sparse matrix, a data frame of pandas, polars or Arrow, or an AnnData object, whose
+              variables are the columns of a table and whose columns of observations are labels, ids or parts;
             - a `Dataset` or `DataLoader`, whose items are x, (x, y), or mappings of x and possibly y and mask; of a
               loader the data set alone is taken, and what is iterated over needs validation and test data beside it;
             - a mapping of one of the first three to its options, as in a declaration.
@@ -139,6 +146,7 @@ def load_data(
         stratified: whether parts are held out of each class in proportion, as near as whole numbers allow; None is so
             for your own data of classes, and not for the named data sets.
         id: a column of a table, or an array, of names of the datapoints, which results have beside numbers of rows.
+        layer: the layer of an AnnData object that is x; None is X.
         layout: where the channels of images (N, ...) are, "channels_first" or "channels_last"; None is last where the
             last of four axes has 1, 3 or 4 entries and the second has neither 1, 3 nor as many as the last.
         shape: shape of a datapoint whose entries are a flat row, such as [28, 28]; whole numbers from 0 to 255 are then
@@ -158,8 +166,8 @@ def load_data(
     options: dict[str, Any] = {
         "binarize": binarize, "dequantize": dequantize, "validation": validation, "test": test, "split": split,
         "labels": labels, "id": id, "classes": classes, "kinds": kinds, "mask": mask, "stratified": stratified,
-        "layout": layout, "shape": shape, "resize": resize, "labelled": labelled, "labelled_share": labelled_share,
-        "seed": seed or None, "data_dir": data_dir,
+        "layer": layer, "layout": layout, "shape": shape, "resize": resize, "labelled": labelled,
+        "labelled_share": labelled_share, "seed": seed or None, "data_dir": data_dir,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, Mapping):
@@ -201,7 +209,13 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
     roles = record.get("roles") or {}
     archive = isinstance(source, str | Path) and str(source).endswith(".npz")
     folder = isinstance(source, str | Path) and Path(source).is_dir()
-    named = {role: roles[role] for role in roles if archive}
+    source = opened(source)
+    annotated = anndata.is_anndata(source)
+    named = {
+        role: column
+        for role, column in roles.items()
+        if archive or (annotated and (role == "layer" or column in source.obs))
+    }
     read, _ = _read_own(source, named, record.get("resize") if folder else None)
     if read.validation or read.test:
         raise InputError(f"{read.name} has parts of its own; give one of them")
@@ -211,8 +225,10 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
     if isinstance(part.x, DataFrame):
         frame = part.x
         whole = with_index(frame)
-        present = {role: column for role, column in roles.items() if column in whole.columns}
-        part, frame = read_frame(frame, read.name, str(source) if is_csv(source) else read.name, present).train, whole
+        present = {role: roles[role] for role in ROLES if roles.get(role) in whole.columns and not annotated}
+        if present:
+            part = read_frame(frame, read.name, str(source) if is_csv(source) else read.name, present).train
+        frame = whole
         known = columns.columns if isinstance(columns, TableShape) else ()
         (x,), _ = encode({read.name: part.x}, known)
         if mask is not None:
@@ -269,9 +285,9 @@ def _only(declaration: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
     """The arrays of a source and of parts given beside it, and what declares the source, if that is possible."""
     key: str | None
-    roles = {role: given[role] for role in ROLES if isinstance(given.get(role), str)}
+    roles = {role: given[role] for role in NAMES if isinstance(given.get(role), str)}
     if isinstance(source, str) and source in NAMED:
-        for option in (*ROLES, "mask"):
+        for option in (*NAMES, "mask"):
             if option in given:
                 raise InputError(f"{source} has labels and a mask of its own or none; {option} goes with your own data")
         read, key = read_named(source, given.get("data_dir")), source
@@ -346,6 +362,8 @@ def _read_own(source: Any, roles: Mapping[str, str], resize: Any = None) -> tupl
         return read_path(path, roles, resize), str(path.resolve())
     if resize:
         raise InputError("resize is of the images in a folder; leave it out")
+    if anndata.is_anndata(source):
+        return read_anndata(source, roles), None
     if is_into_dataframe(source) or is_polars_lazyframe(source):
         return read_frame(as_frame(source, "table"), "table", "table", roles), None
     if roles:
@@ -416,7 +434,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         "layout": layout,
         "shape": given.get("shape"),
         "resize": None if given.get("resize") is None else list(given["resize"]),
-        "roles": {role: given[role] for role in ROLES if isinstance(given.get(role), str)},
+        "roles": {role: given[role] for role in NAMES if isinstance(given.get(role), str)},
         "label_dim": label_dim,
         "classes": None if classes is None else list(classes),
         "duplicates": repeated,
