@@ -50,6 +50,10 @@ class Scaling(nn.Module):
         """x as networks see it."""
         return x
 
+    def compared(self, x: Tensor) -> Tensor:
+        """x (..., *event_shape) as checks compare it, (..., entries) or of the shape of x, with nothing learned."""
+        return self(x)
+
     def entries(self, x: Tensor) -> Tensor:
         """x as networks see it, entry by entry, (..., *event_shape)."""
         return self.scaled(x)
