@@ -35,7 +35,7 @@ class ConditionalC2st(OfSimulations):
         simulated = self.simulated(subject)
         truth, draws = flat_sites(simulated.truth).double(), flat_sites(simulated.draws.latents, 2).double()
         centre, scale = draws[1:].mean(0), draws[1:].std(0).clamp(min=1e-12)
-        shown = _components(subject.model.scaling(simulated.x))
+        shown = _components(subject.model.scaling.compared(simulated.x))
 
         def features(z: Tensor) -> Tensor:
             return torch.cat([z, (z - centre) / scale, shown], 1)

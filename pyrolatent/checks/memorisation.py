@@ -98,7 +98,7 @@ class Memorisation(_OfTraining):
     def verdict(self, subject: Subject) -> Verdict:
         """The p-value of the distances, advising whether samples are too close to all data or to training data."""
         train, samples, held_out = self.compared(subject)
-        seen, nearest = subject.model.scaling, torch.cat([samples, held_out])
+        seen, nearest = subject.model.scaling.compared, torch.cat([samples, held_out])
         both = seen(nearest)
         distances = torch.full((len(both),), math.inf, device=both.device)
         for batch in train.batches(10_000):

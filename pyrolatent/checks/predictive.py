@@ -153,7 +153,7 @@ class _Replicates(Check):
         counts = [min(at_once, self.replicates - start) for start in range(0, self.replicates, at_once)]
         for sets in itertools.chain([x.unsqueeze(0)], map(draw_sets, counts)):
             histograms.add(sets)
-            seen = model.scaling(sets)
+            seen = model.scaling.compared(sets)
             for name, function in functions.items():
                 found[name].append(_of_sets(function, sets if name in (*OF_X, *more) else seen))
             for name, function in self.statistics.items():

@@ -63,7 +63,7 @@ class Tarp(OfSimulations):
         truth, draws = flat_sites(simulated.truth), flat_sites(simulated.draws.latents, 2)
         other, latents = simulate(subject.model, self.simulations, simulated.y)
         latents_of_others = flat_sites(latents)
-        seen = subject.model.scaling
+        seen = subject.model.scaling.compared
         references = references_from_data(seen(other), latents_of_others, seen(simulated.x))
         scale = latents_of_others.std(0)
         found = rank_test(distances(truth, references, scale), distances(draws, references, scale))

@@ -6,7 +6,7 @@ Splitting, scaling and noise are in `pyrolatent.data.load`. Nothing is ever unpi
 import math
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
+from pyrolatent.data import anndata
 from pyrolatent.data.images import IMAGES, image_files, stack_images, warn_of_others
-from pyrolatent.data.large_tables import large_csv, large_feather, large_parquet
+from pyrolatent.data.large_tables import as_pandas, large_csv, large_feather, large_parquet
 from pyrolatent.data.store import Array, Stack, mapped, open_array, pieces, unpacked
-from pyrolatent.data.tables import Frame, Table, TableInPieces, as_frame, is_number
+from pyrolatent.data.tables import Column, Frame, Table, TableInPieces, as_frame, frames_of, is_number, with_index
 from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
 
@@ -73,9 +74,9 @@ def read_path(path: Path, roles: Mapping[str, str], resize: tuple[int, int] | No
     """Reads a file, or a folder of images whose sub-folders are the classes.
 
     Args:
-        path: a folder, or a file that ends in .npy, .npz, .csv, .csv.gz, .parquet or .feather.
+        path: a folder, or a file that ends in .npy, .npz, .csv, .csv.gz, .parquet, .feather or .h5ad.
         roles: names of the columns of a table that are no part of x: "labels", "id" and "split"; of an .npz archive the
-            name of the array of labels.
+            name of the array of labels; of an .h5ad file also "layer".
         resize: height and width of the images of a folder; None if they have one size.
 
     Raises:
@@ -181,13 +182,14 @@ def as_array(values: Any, what: str) -> Array:
     return np.asarray(values.toarray() if hasattr(values, "toarray") else values)
 
 
-def clean(part: Part, name: str, mask: Any = None) -> Part:
+def clean(part: Part, name: str, mask: Any = None, columns: Sequence[Column] | None = None) -> Part:
     """Validates a part and converts it to the types that splits hold.
 
     Args:
         part: the part as it was read.
         name: its name in messages.
         mask: "nan", the default, since NaN marks unobserved entries in any case; an array otherwise.
+        columns: the columns of x, if it is a table, for messages.
 
     Returns:
         x in the smallest type that holds it, 0 where it is not observed.
@@ -210,7 +212,7 @@ def clean(part: Part, name: str, mask: Any = None) -> Part:
         )
     if mask is not None or any(_gaps(x[rows]).any() for rows in pieces(x)):
         observed = mapped(lambda x, given: ~_gaps(x) & (True if given is None else given), x, observed, dtype=bool)
-    dtype = _smallest(x, name, observed)
+    dtype = _smallest(x, name, observed, columns)
     if part.y is not None and len(part.y) != len(x):
         raise InputError(f"{name}: there are {len(part.y)} labels but {len(x)} datapoints")
     in_place = isinstance(x, np.memmap) and observed is None and x.dtype == dtype and x.flags.c_contiguous
@@ -226,7 +228,7 @@ def _filled(x: Array, observed: Array | None) -> Array:
     return x if observed is None else np.where(observed, x, np.zeros((), x.dtype))
 
 
-def _smallest(x: Array, name: str, observed: Array | None) -> type[np.generic]:
+def _smallest(x: Array, name: str, observed: Array | None, columns: Sequence[Column] | None) -> type[np.generic]:
     """The smallest type that holds the observed values of x.
 
     Raises:
@@ -235,7 +237,7 @@ def _smallest(x: Array, name: str, observed: Array | None) -> type[np.generic]:
     if x.dtype.kind == "b":
         return np.uint8
     if x.dtype.kind == "f":
-        _validate_float32(x, name, observed)
+        _validate_float32(x, name, observed, columns)
         return np.float32
     ranges = [(int(filled.min()), int(filled.max())) for filled in _in_pieces(x, observed)]
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
@@ -253,7 +255,7 @@ def _in_pieces(x: Array, observed: Array | None) -> Iterator[Array]:
     return (_filled(x[rows], None if observed is None else observed[rows]) for rows in pieces(x))
 
 
-def _validate_float32(x: Array, name: str, observed: Array | None) -> None:
+def _validate_float32(x: Array, name: str, observed: Array | None, columns: Sequence[Column] | None) -> None:
     """Refuses values that float32 does not hold, and entries whose variation it rounds off, as seconds since 1970."""
     error, high, low = np.zeros(x.shape[1:]), np.full(x.shape[1:], -np.inf), np.full(x.shape[1:], np.inf)
     for rows in pieces(x):
@@ -263,8 +265,9 @@ def _validate_float32(x: Array, name: str, observed: Array | None) -> None:
         bad = np.argwhere(~np.isfinite(rounded) & where)
         if len(bad):
             first = (rows.start + int(bad[0, 0]), *bad[0, 1:].tolist())
+            of = f" of the column {columns[bad[0][1]].name!r}" if columns else ""
             raise InputError(
-                f"{name}: {len(bad)} of the observed values are infinite in float32, the first at index {first}; "
+                f"{name}: {len(bad)} of the observed values are infinite in float32, the first at index {first}{of}; "
                 "remove them, or put NaN in the place of what is missing"
             )
         if x.dtype.itemsize > rounded.dtype.itemsize:
@@ -365,7 +368,9 @@ def open_table(path: Path) -> Table:
         table = large or as_frame(read(path), str(path))
     if is_csv(path):
         _validate_header(path, table.columns)
-    return TableInPieces(large.columns, lambda names: _guarded(path, large.pieces(names))) if large else table
+    if large is None:
+        return table
+    return TableInPieces(large.columns, lambda names: _guarded(path, large.pieces(names)), large.index)
 
 
 def _guarded(path: Path, frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -377,8 +382,33 @@ def _reading_table(path: Path) -> AbstractContextManager[None]:
     return _reading(path, "a table with a row of column names is expected")
 
 
+def opened(source: Any) -> Any:
+    """The AnnData object in a file; anything else as it is."""
+    if isinstance(source, str | Path) and ending(path := Path(source).expanduser()) == anndata.ENDING:
+        with _reading(path, "an AnnData object is expected"):
+            return anndata.read_h5ad(path)
+    return source
+
+
+def _read_h5ad(path: Path, roles: Mapping[str, str]) -> Source:
+    return read_anndata(opened(path), roles, path.name, str(path))
+
+
+def read_anndata(data: Any, roles: Mapping[str, str], name: str = "AnnData", where: str = "AnnData") -> Source:
+    """Takes x and the columns of observations that are no part of it out of an AnnData object.
+
+    Args:
+        data: the object.
+        roles: names of the columns of labels, ids and parts, and of the layer that is x, as in `read_path`.
+        name: name of the source.
+        where: where it is, for messages.
+    """
+    of_columns = {role: column for role, column in roles.items() if role != "layer"}
+    return read_frame(anndata.frame_of(data, roles, where), name, where, of_columns)
+
+
 def read_frame(frame: Table, name: str, where: str, roles: Mapping[str, str]) -> Source:
-    """Takes the columns that are no part of x out of a data frame.
+    """Takes the columns that are no part of x out of a data frame; its index, if it has names or words, has the ids.
 
     Args:
         frame: a table.
@@ -389,14 +419,20 @@ def read_frame(frame: Table, name: str, where: str, roles: Mapping[str, str]) ->
     Raises:
         InputError: there is no such column.
     """
+    whole = with_index(frame)
+    index = whole.columns[: len(whole.columns) - len(frame.columns)]
     for role, column in roles.items():
-        if column not in frame.columns:
+        if column not in whole.columns:
             kind = role.replace("labels", "label")
-            raise InputError(f"{where}: there is no {kind} column {column!r}; {choices(column, frame.columns)}")
-    y, ids, split = (frame[roles[role]] if role in roles else None for role in ("labels", "id", "split"))
+            raise InputError(f"{where}: there is no {kind} column {column!r}; {choices(column, whole.columns)}")
+    columns: list[Any] = [whole[roles[role]] if role in roles else None for role in ("labels", "id", "split")]
+    y, ids, split = columns
     if ids is not None and is_csv(where):
         ids = read_text(where, roles["id"])[roles["id"]]
-    return Source(name, Part(frame.drop([*dict.fromkeys(roles.values())]), y, ids=ids, split=split))
+    elif ids is None and index:
+        of_index = (rows for frame in frames_of(whole) for rows in frame.select(index).iter_rows())
+        ids = np.array([", ".join(map(str, row)) for row in of_index])
+    return Source(name, Part(frame.drop([*{*roles.values()} - {*index}]), y, ids=ids, split=split))
 
 
 def is_csv(source: Any) -> bool:
@@ -413,6 +449,12 @@ def read_text(path: str | Path, *columns: str) -> Frame:
 def _read_csv(path: Path, **options: Any) -> "pd.DataFrame":
     import pandas as pd
 
+    first: dict[str, Any] = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
+    names = pd.read_csv(path, skipinitialspace=True, **first).iloc[0].tolist()
+    if len(names) == 1 and (separator := next((each for each in ";\t" if each in names[0]), None)):
+        options["sep"], names = separator, names[0].split(separator)
+    if twice := next((name for i, name in enumerate(names) if name and name in names[:i]), None):
+        raise InputError(f"{path}: two columns have the name {twice!r}; rename one")
     with warnings.catch_warnings():
         # Without index_col=False a column that the header does not name becomes the index and is lost.
         warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -422,9 +464,10 @@ def _read_csv(path: Path, **options: Any) -> "pd.DataFrame":
 def _read_arrow(path: Path) -> "pd.DataFrame":
     from pyarrow import feather, parquet
 
-    table = (parquet if ending(path) == ".parquet" else feather).read_table(path, memory_map=False)
-    table.validate(full=True)  # of words that are no text
-    return table.to_pandas()
+    frame: pd.DataFrame = as_pandas(
+        (parquet if ending(path) == ".parquet" else feather).read_table(path, memory_map=False)
+    )
+    return frame
 
 
 def _validate_header(path: Path, columns: list[str]) -> None:
@@ -479,4 +522,5 @@ _READERS: dict[str, Callable[[Path, Mapping[str, str]], Source]] = {
     ".npy": _read_numpy,
     ".npz": _read_numpy,
     **dict.fromkeys(_TABLES, _read_table),
+    anndata.ENDING: _read_h5ad,
 }

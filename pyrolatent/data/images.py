@@ -2,9 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Layout = Literal["channels_first", "channels_last"]
+LARGER, SMALLER = 10, 200
+"""How many times larger, or smaller, the largest value of images may be than that of the training images."""
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 """Endings of the files that are read as images."""
 
@@ -52,6 +54,47 @@ def arranged(x: Array, shape: Sequence[int] | None, layout: Layout | None, name:
     if (layout or layout_of(x.shape)) == "channels_last":
         return np.moveaxis(x, -1, 1)
     return x[:, None] if x.dtype == np.uint8 and x.ndim == 3 else x
+
+
+def largest_of(x: Array, factor: float) -> float:
+    """The largest absolute value of images, (datapoints, ...), in the units in which they are modelled."""
+    return factor * max(abs(float(x.min())), abs(float(x.max())))
+
+
+def factor_like(x: Array, dtype: "np.dtype[Any]", record: Mapping[str, Any]) -> float:
+    """The factor that converts later data to the units of the training data.
+
+    Args:
+        x: the later data.
+        dtype: their type in the source.
+        record: the record of the training data.
+    """
+    if dtype.kind in "bf":
+        return 1.0
+    unit = record["levels"] is None and record.get("largest", math.inf) <= 1
+    if dtype == np.uint8 and x.ndim > 2 and x.max() > 1 and unit:
+        return 1 / 255  # the training images are bytes that were divided before
+    return float(record["factor"])
+
+
+def require_one_unit(x: Array, factor: float, largest: float, name: str) -> None:
+    """Requires images to be in the units of the training images, as bytes and numbers in [0, 1] are not.
+
+    Args:
+        x: (datapoints, ...); anything but images is in any unit.
+        factor: multiplier that converts x to the modelled values.
+        largest: the largest absolute value of the training images, converted.
+        name: name of the images in messages.
+
+    Raises:
+        InputError: they are much larger or smaller.
+    """
+    found = largest_of(x, factor)
+    if x.ndim > 2 and largest and (found > LARGER * largest or 0 < found < largest / SMALLER):
+        raise InputError(
+            f"{name}: the largest value of these images is {found:.4g}, but that of the training images {largest:.4g}; "
+            "give both as bytes, or both as numbers in the same units"
+        )
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -103,19 +146,19 @@ def stack_images(files: list[Path], size: tuple[int, int] | None = None, *, grey
 
 
 def read_image(file: Path) -> "Image.Image":
-    """An image as grey or red, green and blue; an opaque alpha channel is dropped.
+    """An image as grey or red, green and blue, turned as its EXIF data say; an opaque alpha channel is dropped.
 
     Raises:
         InputError: it cannot be read, has more than 8 bits per channel, several frames or transparent pixels.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings(), Image.open(file) as opened:
             warnings.simplefilter("ignore")
             frames = getattr(opened, "n_frames", 1)
             opened.load()
-            image: Image.Image = opened.copy()
+            image: Image.Image = ImageOps.exif_transpose(opened)
     except Exception as error:  # whatever a damaged file does to a decoder
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{file}: cannot be read ({reason}); a whole image is expected") from error
@@ -123,7 +166,8 @@ def read_image(file: Path) -> "Image.Image":
         raise InputError(f"{file}: holds {frames} images; save each as a file")
     if image.mode.startswith(("I", "F")):
         raise InputError(
-            f"{file}: more than 8 bits per pixel (mode {image.mode}) cannot be read; save the values as .npy"
+            f"{file}: more than 8 bits per pixel (mode {image.mode}) cannot be read; save the values, divided by their "
+            "largest possible one, such as 65535, as .npy"
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -1,5 +1,6 @@
 """Labels: classes by words or numbers, of which some may be unknown, and vectors of real numbers."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -54,6 +55,13 @@ def encode_labels(
     if len(names) > (classes or CLASSES):
         most = f"classes was {classes}" if classes else f"at most {CLASSES} can be told apart"
         raise InputError(f"{first}: there are {len(names)} classes ({', '.join(names[:5])}, ...), but {most}")
+    if known is None and classes is None and len(found) == 1:
+        unknown = sum(word is None for values in words.values() for word in values)
+        others = f", and {unknown} are unknown (a blank or -1; give it as a word if it is a class)" * bool(unknown)
+        warnings.warn(
+            f"{first}: all known labels are {names[0]!r}{others}; declare the number of classes if there are more",
+            stacklevel=5,
+        )
     numbers = tuple(map(str, range(classes or 0)))
     names = numbers if {*names} <= {*numbers} else names + numbers[len(names) :]
     code = {None: -1} | {word: i for i, word in enumerate(names)}

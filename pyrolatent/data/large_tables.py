@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import narwhals.stable.v2 as nw
+
 from pyrolatent.data.store import is_large, limit
 from pyrolatent.data.tables import Frame, TableInPieces, as_frame
 
@@ -52,16 +54,15 @@ def large_parquet(path: Path) -> TableInPieces | None:
 
     with ParquetFile(path) as file:
         schema, size = file.schema_arrow, file.metadata.num_rows
-    columns = [name for name in schema.names if not name.startswith("__index_level_")]
-    if not is_large(size * len(columns) * 8):
+    if not is_large(size * len(schema.names) * 8):
         return None
 
     def pieces(names: Sequence[str]) -> Iterator[Frame]:
-        with ParquetFile(path, pre_buffer=False) as file:  # which would keep all that is read
-            for batch in file.iter_batches(_rows(len(columns)), columns=[*names]):
-                yield _frame(Table.from_batches([batch]), path)
+        with ParquetFile(path, pre_buffer=False) as file:  # a buffer would keep all that is read
+            for batch in file.iter_batches(_rows(len(schema.names)), columns=[*names]):
+                yield _frame(Table.from_batches([batch]))
 
-    return TableInPieces(columns, pieces)
+    return _table(schema, pieces)
 
 
 def large_feather(path: Path) -> TableInPieces | None:
@@ -71,24 +72,45 @@ def large_feather(path: Path) -> TableInPieces | None:
     if not is_large(4 * path.stat().st_size):
         return None
     try:
-        columns = ipc.open_file(memory_map(str(path))).schema.names
+        schema = ipc.open_file(memory_map(str(path))).schema
     except ArrowInvalid:
         return None
 
     def pieces(names: Sequence[str]) -> Iterator[Frame]:
         with memory_map(str(path)) as mapped:
-            file = ipc.open_file(mapped)
+            file, rows = ipc.open_file(mapped), _rows(len(schema.names))
             for i in range(file.num_record_batches):
-                batch, rows = file.get_batch(i).select([*names]), _rows(len(columns))
+                batch = file.get_batch(i).select([*names])
                 for start in range(0, batch.num_rows, rows):
-                    yield _frame(Table.from_batches([batch.slice(start, rows)]), path)
+                    yield _frame(Table.from_batches([batch.slice(start, rows)]))
 
-    return TableInPieces([name for name in columns if not name.startswith("__index_level_")], pieces)
+    return _table(schema, pieces)
 
 
-def _frame(table: Any, path: Path) -> Frame:
+def as_pandas(table: Any, **options: Any) -> Any:
+    """An Arrow table as a pandas data frame, with the categories of numbers that Parquet does not know itself."""
     table.validate(full=True)  # of words that are no text
-    return as_frame(table.to_pandas(ignore_metadata=True), str(path))
+    frame = table.to_pandas(**options)
+    written = (table.schema.pandas_metadata or {}).get("columns", ())
+    numbers = {each["name"] for each in written if each["pandas_type"] == "categorical"} & {*frame.columns}
+    return frame.astype(dict.fromkeys(numbers, "category"))
+
+
+def _table(schema: Any, pieces: Callable[[Sequence[str]], Iterator[Frame]]) -> TableInPieces:
+    """A table without the columns of its index, which it has if they have names or hold words."""
+    from pyarrow import types
+
+    stored = [name for name in (schema.pandas_metadata or {}).get("index_columns", ()) if isinstance(name, str)]
+    unnamed = [name for name in schema.names if name.startswith("__index_level_")]
+    of_words = [
+        name for name in unnamed if types.is_large_string(kind := schema.field(name).type) or types.is_string(kind)
+    ]
+    index = [name for name in stored if name not in unnamed or name in of_words]
+    return TableInPieces([name for name in schema.names if name not in {*stored, *unnamed}], pieces, index)
+
+
+def _frame(table: Any) -> Frame:
+    return nw.from_native(as_pandas(table, ignore_metadata=True), eager_only=True)
 
 
 def _rows(columns: int) -> int:

@@ -23,6 +23,7 @@ from pydantic import Field, WithJsonSchema
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from pyrolatent.data import anndata
 from pyrolatent.data.files import (
     Part,
     Source,
@@ -30,11 +31,13 @@ from pyrolatent.data.files import (
     clean,
     dataset_of,
     is_csv,
+    opened,
+    read_anndata,
     read_dataset,
     read_frame,
     read_path,
 )
-from pyrolatent.data.images import Layout, arranged, layout_of
+from pyrolatent.data.images import Layout, arranged, factor_like, largest_of, layout_of, require_one_unit
 from pyrolatent.data.labels import encode_labels
 from pyrolatent.data.named_sets import NAMED, read_named
 from pyrolatent.data.parts import HELD, choose, duplicates, hold_out, rows_by_word, rows_given, take
@@ -55,6 +58,7 @@ from pyrolatent.data.tables import (
     frame_of_words,
     is_table,
     numbered,
+    with_index,
     with_kinds,
 )
 from pyrolatent.declaration import Component, choices
@@ -77,6 +81,8 @@ Held = Annotated[
 ]
 ROLES = {"labels": "y", "id": "ids", "split": "split"}
 """Options that name a column which is not of x, and the fields of a part that hold it."""
+NAMES = (*ROLES, "layer")
+"""Options that name a part of the source."""
 
 
 def load_data(
@@ -93,6 +99,7 @@ def load_data(
     mask: Any = None,
     stratified: bool | None = None,
     id: Any = None,
+    layer: str | None = None,
     layout: Layout | None = None,
     shape: list[Annotated[int, Field(gt=0)]] | None = None,
     resize: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None,
@@ -113,9 +120,10 @@ def load_data(
 
             - a name: digits, mnist, fashion-mnist, kmnist, emnist, omniglot, cifar10, svhn, binarized-mnist;
             - a file: .npy, .npz (x, y, mask, or x_train, y_train, x_test, ...), or a table with names of columns: .csv,
-              .csv.gz, .parquet, .feather;
+              .csv.gz, .parquet, .feather; or .h5ad;
             - a folder of images of one size, whose sub-folders, if any, are the classes;
-            - an array, tensor or sparse matrix, or a data frame of pandas, polars or Arrow;
+            - an array, tensor or sparse matrix, a data frame of pandas, polars or Arrow, or an AnnData object, whose
+              variables are the columns of a table and whose columns of observations are labels, ids or parts;
             - a `Dataset` or `DataLoader`, whose items are x, (x, y), or mappings of x and possibly y and mask; of a
               loader the data set alone is taken, and what is iterated over needs validation and test data beside it;
             - a mapping of one of the first three to its options, as in a declaration.
@@ -140,6 +148,7 @@ def load_data(
         stratified: whether parts are held out of each class in proportion, as near as whole numbers allow; None is so
             for your own data of classes, and not for the named data sets.
         id: a column of a table, or an array, of names of the datapoints, which results have beside numbers of rows.
+        layer: the layer of an AnnData object that is x; None is X.
         layout: where the channels of images (N, ...) are, "channels_first" or "channels_last"; None is last where the
             last of four axes has 1, 3 or 4 entries and the second has neither 1, 3 nor as many as the last.
         shape: shape of a datapoint whose entries are a flat row, such as [28, 28]; whole numbers from 0 to 255 are then
@@ -162,8 +171,8 @@ def load_data(
     options: dict[str, Any] = {
         "binarize": binarize, "dequantize": dequantize, "validation": validation, "test": test, "split": split,
         "labels": labels, "id": id, "classes": classes, "kinds": kinds, "mask": mask, "stratified": stratified,
-        "layout": layout, "shape": shape, "resize": resize, "labelled": labelled, "labelled_share": labelled_share,
-        "seed": seed or None, "data_dir": data_dir, "memory": memory,
+        "layer": layer, "layout": layout, "shape": shape, "resize": resize, "labelled": labelled,
+        "labelled_share": labelled_share, "seed": seed or None, "data_dir": data_dir, "memory": memory,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, Mapping):
@@ -171,6 +180,7 @@ def load_data(
         if twice := sorted((given.keys() & declared.keys()) - {"data_dir"}):
             raise InputError(f"{twice[0]} is declared for {source} and given beside it; give it once")
         given = {name: value for name, value in declared.items() if value is not None} | given
+    given |= {role: str(given[role]) for role in ROLES if type(given.get(role)) is int}  # columns may be named so
     given = Component(load_data, ("source",)).validate(given, f"data.{source}" if isinstance(source, str) else "data")
     if "memory" in given:
         given["memory"] = bytes_of(given["memory"])
@@ -217,7 +227,13 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
     roles = record.get("roles") or {}
     archive = isinstance(source, str | Path) and str(source).endswith(".npz")
     folder = isinstance(source, str | Path) and Path(source).is_dir()
-    named = {role: roles[role] for role in roles if archive}
+    source = opened(source)
+    annotated = anndata.is_anndata(source)
+    named = {
+        role: column
+        for role, column in roles.items()
+        if archive or (annotated and (role == "layer" or column in source.obs))
+    }
     read, _ = _read_own(source, named, record.get("resize") if folder else None)
     if read.validation or read.test:
         raise InputError(f"{read.name} has parts of its own; give one of them")
@@ -226,8 +242,11 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
         part = part._replace(mask=as_array(mask, "mask"))
     if is_table(part.x):
         frame = part.x
-        present = {role: column for role, column in roles.items() if column in frame.columns}
-        part = read_frame(frame, read.name, str(source) if is_csv(source) else read.name, present).train
+        whole = with_index(frame)
+        present = {role: roles[role] for role in ROLES if roles.get(role) in whole.columns and not annotated}
+        if present:
+            part = read_frame(frame, read.name, str(source) if is_csv(source) else read.name, present).train
+        frame = whole
         known = columns.columns if isinstance(columns, TableShape) else ()
         (x,), _ = encode({read.name: part.x}, known)
         if mask is not None:
@@ -243,15 +262,18 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
         part = part._replace(y=y)
     if part.x.shape[1:] != columns and part.x.dtype.kind in "buif":
         part = _with_channels_first(part, record.get("shape"), record.get("layout"), read.name)
-    part = clean(part, read.name)
+    dtype, part = part.x.dtype, clean(part, read.name, columns=getattr(columns, "columns", None))
     if part.x.shape[1:] != columns:
         raise InputError(f"{read.name}: x has shape {part.x.shape}, but the training data {('N', *columns)}")
     if part.y is not None:
         kind: Kind | None = "category" if classes else "real" if record.get("label_dim") else None
         (y,), _ = encode_labels({read.name: part.y}, kind=kind, known=None if classes is None else tuple(classes))
         part = part._replace(y=y)
-    scaled = part.x.dtype.kind == "f"  # images of real numbers are divided already
-    split = _as_split(part, 1.0 if scaled else record["factor"], record["levels"])
+    factor = factor_like(part.x, dtype, record)
+    if largest := record.get("largest"):  # older records lack it
+        require_one_unit(part.x, factor, largest, read.name)
+    _require_unit_interval(record["binarize"], {"train": part}, factor, read.name)
+    split = _as_split(part, factor, record["levels"])
     generator = torch.Generator().manual_seed(record["seed"])
     return _prepare(split, record["binarize"], record["dequantize"])._fixed(generator), frame
 
@@ -281,9 +303,9 @@ def _only(declaration: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 def _read(source: Any, given: dict[str, Any]) -> tuple[Source, str | None]:
     """The arrays of a source and of parts given beside it, and what declares the source, if that is possible."""
     key: str | None
-    roles = {role: given[role] for role in ROLES if isinstance(given.get(role), str)}
+    roles = {role: given[role] for role in NAMES if isinstance(given.get(role), str)}
     if isinstance(source, str) and source in NAMED:
-        for option in (*ROLES, "mask"):
+        for option in (*NAMES, "mask"):
             if option in given:
                 raise InputError(f"{source} has labels and a mask of its own or none; {option} goes with your own data")
         read, key = read_named(source, given.get("data_dir")), source
@@ -358,6 +380,8 @@ def _read_own(source: Any, roles: Mapping[str, str], resize: Any = None) -> tupl
         return read_path(path, roles, resize), str(path.resolve())
     if resize:
         raise InputError("resize is of the images in a folder; leave it out")
+    if anndata.is_anndata(source):
+        return read_anndata(source, roles), None
     if is_into_dataframe(source) or is_polars_lazyframe(source):
         return read_frame(as_frame(source, "table"), "table", "table", roles), None
     if roles:
@@ -380,12 +404,14 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     source, columns = _encoded(source, given.get("kinds", {}))
     source, columns, layout = _arranged(source, columns, given)
     parts = {
-        name: clean(part, _part_name(source.name, name), given.get("mask"))
+        name: clean(part, _part_name(source.name, name), given.get("mask"), columns)
         for name in PARTS
         if (part := getattr(source, name))
     }
     parts, classes = _with_codes(parts, source.name, given)
     levels, factor = _scale(source, parts)
+    for name, part in parts.items():
+        require_one_unit(part.x, factor, largest_of(parts["train"].x, factor), _part_name(source.name, name))
     binarize, dequantize = _noise(source, parts, given, factor, levels)
     seed = given.get("seed", 0)
     # Always on the CPU, so that a seed gives the same data everywhere.
@@ -420,12 +446,13 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
         "sizes": {name: len(split) for name, split in splits.items()},
         "factor": factor,
         "levels": levels,
+        "largest": largest_of(parts["train"].x, factor),
         "event_shape": list(event_shape),
         "columns": columns_record(event_shape.columns) if isinstance(event_shape, TableShape) else None,
         "layout": layout,
         "shape": given.get("shape"),
         "resize": None if given.get("resize") is None else list(given["resize"]),
-        "roles": {role: given[role] for role in ROLES if isinstance(given.get(role), str)},
+        "roles": {role: given[role] for role in NAMES if isinstance(given.get(role), str)},
         "label_dim": label_dim,
         "classes": None if classes is None else list(classes),
         "duplicates": repeated,
@@ -601,12 +628,17 @@ def _noise(
     if dequantize and levels is None:
         kind = source.train.x.dtype
         raise InputError(f"{source.name}: dequantize needs integers that are not negative, but x is {kind}")
+    _require_unit_interval(binarize, parts, factor, source.name)
+    return binarize, dequantize
+
+
+def _require_unit_interval(binarize: str | None, parts: Mapping[str, Part], factor: float, name: str) -> None:
+    """Refuses values that cannot be binarized."""
     low, high = (factor * value for value in _range(parts))
     if binarize and not 0 <= low <= high <= 1:
         raise InputError(
-            f"{source.name}: binarize: {binarize} takes values in [0, 1], but x is in [{low:.4g}, {high:.4g}]; scale it"
+            f"{name}: binarize: {binarize} takes values in [0, 1], but x is in [{low:.4g}, {high:.4g}]; scale it"
         )
-    return binarize, dequantize
 
 
 def _range(parts: Mapping[str, Part]) -> tuple[float, float]:

@@ -4,6 +4,7 @@ In a table x a cell of a column of words is the code of its word, 0 to K - 1 in 
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +31,8 @@ TABLES = (".csv", ".csv.gz", ".parquet", ".feather")
 """Endings of the files that are read and written as tables."""
 TRUTHS = ("False", "True")
 """The words of truth values."""
+COMMA = re.compile(r"[-+]?[\d.,]*\d,\d[\d.,]*")
+"""A number with a comma for its decimals or thousands."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,13 @@ class TableInPieces:
     Args:
         columns: names of its columns.
         pieces: the pieces of the table, with the given columns alone.
+        index: names of the columns, not among the others, that are its index.
     """
 
-    def __init__(self, columns: Sequence[str], pieces: Callable[[Sequence[str]], Iterator[Frame]]) -> None:
-        self.columns, self.pieces = [*columns], pieces
+    def __init__(
+        self, columns: Sequence[str], pieces: Callable[[Sequence[str]], Iterator[Frame]], index: Sequence[str] = ()
+    ) -> None:
+        self.columns, self.pieces, self.index = [*columns], pieces, [*index]
 
     def __iter__(self) -> Iterator[Frame]:
         return self.pieces(self.columns)
@@ -168,11 +174,13 @@ def _kind(column: Column, low: float, high: float, whole: bool) -> Kind:
 
 
 def as_frame(source: Any, name: str) -> Frame:
-    """A data frame of any library, in memory, with names of columns that are words.
+    """A data frame of any library, in memory, with names of columns that are words; of pandas if it has an index.
 
     Raises:
         InputError: it is not in memory, or two columns have one name.
     """
+    if nw.dependencies.is_pyarrow_table(source) and _has_named_index(source):
+        source = source.to_pandas()
     try:
         frame = nw.from_native(source, eager_only=True)
         names = [str(column) for column in frame.columns]
@@ -187,6 +195,28 @@ def as_frame(source: Any, name: str) -> Frame:
             source.set_axis(names, axis=1), eager_only=True
         )  # of pandas, whose names may be anything
     return frame.drop([column for column in names if column.startswith("__index_level_")])  # pandas' numbers of rows
+
+
+def _has_named_index(table: Any) -> bool:
+    """Whether an Arrow table was made of a data frame of pandas whose index has a name."""
+    index = (table.schema.pandas_metadata or {}).get("index_columns", ())
+    return any(isinstance(column, str) and not column.startswith("__index_level_") for column in index)
+
+
+def with_index(frame: Table) -> Table:
+    """A table with its index as its first columns, if it is of pandas and the index has names or holds words."""
+    if isinstance(frame, TableInPieces):
+        return TableInPieces([*frame.index, *frame.columns], frame.pieces)
+    native = frame.to_native()
+    if not nw.dependencies.is_pandas_dataframe(native):
+        return frame
+    index = native.index
+    if index.dtype.kind != "O" and all(name is None for name in index.names):
+        return frame
+    try:
+        return nw.from_native(native.reset_index().rename(columns=str), eager_only=True)
+    except ValueError as error:
+        raise InputError(f"the index of the table and a column have one name ({error}); rename one") from error
 
 
 def frame_of_words(x: Array, name: str) -> Frame:
@@ -222,11 +252,13 @@ def encode(
     for part, table in tables.items():
         _validate_names(part, table.columns, names)
     words = {column.name: column.categories for column in known or ()} or _words_of(tables, names, kinds or {})
-    encoded = [stacked(_coded_frame(frame, words, part) for frame in _frames(table)) for part, table in tables.items()]
+    encoded = [
+        stacked(_coded_frame(frame, words, part) for frame in frames_of(table)) for part, table in tables.items()
+    ]
     return encoded, tuple(Column(name, categories=words[name]) for name in names)
 
 
-def _frames(table: Table) -> Iterable[Frame]:
+def frames_of(table: Table) -> Iterable[Frame]:
     """The pieces of a table; one that is in memory is one."""
     return table if isinstance(table, TableInPieces) else [table]
 
@@ -238,7 +270,7 @@ def _words_of(
     found = {name: _Words(name, kinds.get(name)) for name in names}
     for part, table in tables.items():
         rows = 0
-        for frame in _frames(table):
+        for frame in frames_of(table):
             for name, words in found.items():
                 words.add(cells_of(frame[name], name, part), part, rows)
             rows += len(frame)
@@ -273,7 +305,8 @@ def cells_of(values: Any, name: str, part: str) -> Cells:
         if types <= {str, np.str_, bool, np.bool_}:
             return [None if value is None else str(value).strip() or None for value in found]
         if all(issubclass(each, int | float | np.number) for each in types):
-            return np.array([math.nan if value is None else value for value in found], np.float64)
+            numbers = np.array([math.nan if value is None else value for value in found], np.float64)
+            return as_words(numbers) if dtype in (nw.Categorical, nw.Enum) else numbers
     raise InputError(
         f"{part}: the column {name!r} holds {dtype}, but numbers or words are expected; turn it into one of them or "
         "leave it out"
@@ -349,6 +382,12 @@ class _Words:
         if self.kind and words:
             raise InputError(
                 f"{part}: the column {self.name!r} is declared {self.kind}, but holds {next(iter(self.counts))!r}"
+            )
+        commas = [word for word in words if COMMA.fullmatch(word)]
+        if commas and all(is_number(word) for word in {*words} - {*commas}):
+            raise InputError(
+                f"{part}: the column {self.name!r} holds {commas[0]!r}; write numbers with a point for decimals and "
+                "without commas, or declare its kind, category"
             )
         if words and {*words} <= {*TRUTHS}:
             words = TRUTHS

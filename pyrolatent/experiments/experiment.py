@@ -60,7 +60,7 @@ class Experiment:
         *,
         model: Any = DEFAULT_MODEL,
         data: Any = DEFAULT_DATA,
-        directory: Path | None = None,
+        directory: str | Path | None = None,
         **settings: Any,
     ) -> None:
         optional = training_settings().options
@@ -71,8 +71,8 @@ class Experiment:
                 raise InputError(
                     f"{name} was given as null, which is how a run records an instance or data in memory; declare it"
                 )
-        self.directory = directory
-        self.files = FilesIn(directory)
+        self.directory = None if directory is None else Path(directory)
+        self.files = FilesIn(self.directory)
         self.data = _validated_data(data)
         with self.importing():
             self.settings = training_settings().validate(settings, "experiment")

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from narwhals.stable.v2.dependencies import is_into_dataframe
 from torch import Tensor
 
 from pyrolatent.errors import InputError
@@ -23,7 +24,7 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
 
     Raises:
         InputError: the shapes do not fit, there are no datapoints, values are not numbers, observed values are not
-            finite, or x was not divided as `load_data` divided the training data.
+            finite, x was not divided as `load_data` divided the training data, or holds codes of no category.
     """
     if model.of_training_rows:
         raise InputError(
@@ -57,6 +58,7 @@ def as_inputs(model: Any, x: Any, y: Any = None, mask: Any = None) -> tuple[Tens
     if infinite:
         raise InputError(f"{infinite} observed values of x are infinite; put NaN in the place of what is missing")
     validate_divisor(model, observed)
+    model.validate_codes(x, mask)
     return x, None if y is None else as_labels(model, y, len(x), known=model.conditional), mask
 
 
@@ -149,7 +151,10 @@ def as_tensor(values: Any, name: str) -> Tensor:
         raise InputError(f"{name} holds whole numbers up to {array.max()}, which int64 cannot hold; give smaller ones")
     if array.dtype.kind in "bui":
         return torch.from_numpy(array.astype(np.int64))
-    raise InputError(f"{name} is a {type(values).__name__} of no real numbers; give a tensor, an array or nested lists")
+    instead = "give a tensor, an array or nested lists"
+    if is_into_dataframe(values):
+        instead = f"give load_rows({name}, data).batch(slice(None)).x, which has the codes of its words"
+    raise InputError(f"{name} is a {type(values).__name__} of no real numbers; {instead}")
 
 
 def device_and_dtype(model: Any) -> tuple[torch.device, torch.dtype]:

@@ -136,6 +136,10 @@ class LatentVariableModel(Model):
         network = getattr(self.posterior, "network", None)
         return [] if network is None else [network]
 
+    def validate_codes(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Refuses codes of no category in x, (batch, *event_shape)."""
+        self.scaling.validate_codes(x, mask)
+
     def fit_scaling(self, rows: Rows) -> None:
         """Fits the scaling of x."""
         if not self.trained:

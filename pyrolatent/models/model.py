@@ -136,6 +136,9 @@ class Model(nn.Module):
         """Whether the model has been trained before, by `fit`, by Pyro or before it was saved."""
         return self.fitted or (self._versions is not None and self._versions != self._versions_now())
 
+    def validate_codes(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Refuses codes of no category in x, of models of tables with words."""
+
     def fit_scaling(self, rows: Iterable[tuple[Tensor, Tensor | None, Tensor | None]]) -> None:
         """Fits the scaling of x, of models that have one, to batches of x, y and mask unless the model is trained."""
 

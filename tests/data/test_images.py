@@ -174,3 +174,51 @@ def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.warns(UserWarning, match=r"2 files are not read, since they are no \.png, .*: movie\.gif, notes\.txt"):
         load_data(tmp_path)
+
+
+UNITS = {
+    "bytes": PIXELS,
+    "unit interval": PIXELS / 255.0,
+    "undivided": PIXELS * 1.0,
+    "integers": PIXELS.astype(int),
+    "binary": (PIXELS > 127).astype(np.uint8),
+    "truth": PIXELS > 127,
+}
+REFUSED = {
+    ("bytes", "undivided"), ("bytes", "binary"), ("unit interval", "undivided"), ("unit interval", "integers"),
+    ("undivided", "unit interval"), ("undivided", "binary"), ("undivided", "truth"), ("integers", "unit interval"),
+    ("integers", "binary"), ("integers", "truth"), ("binary", "bytes"), ("binary", "undivided"), ("binary", "integers"),
+    ("truth", "undivided"), ("truth", "integers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trained", UNITS)
+@pytest.mark.parametrize("given", UNITS)
+def test_later_images_come_in_the_units_of_the_training_images_or_are_refused(trained: str, given: str) -> None:
+    data = load_data(UNITS[trained])
+    if (trained, given) in REFUSED:
+        with pytest.raises(InputError, match="largest value of these images"):
+            load_rows(UNITS[given], data)
+        return
+    x = load_rows(UNITS[given], data).batch(slice(None)).x.numpy()
+    whole = (PIXELS > 127) if given in ("binary", "truth") else PIXELS / 255
+    unit = 255 if trained in ("undivided", "integers") else 1
+    np.testing.assert_allclose(x, np.moveaxis(whole * unit, -1, 1), rtol=1e-6)
+
+
+def test_parts_of_images_in_other_units_and_grey_values_that_cannot_be_binarized_are_refused() -> None:
+    with pytest.raises(InputError, match=r"array \(test\): the largest value of these images is 255"):
+        load_data(PIXELS / 255.0, test=PIXELS * 1.0)
+    data = load_data(PIXELS / 255.0, binarize="static")
+    with pytest.raises(InputError, match="binarize: static takes values in"):
+        load_rows(PIXELS / 100.0, data)
+
+
+def test_images_are_turned_as_their_exif_data_say(tmp_path: Path) -> None:
+    pixels = PIXELS[0]
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned clockwise by a right angle
+    for i in range(12):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png", exif=turned)
+    data = load_data(tmp_path)
+    np.testing.assert_array_equal(np.moveaxis(images(data)[0] * 255, 0, -1).round(), np.rot90(pixels, -1))

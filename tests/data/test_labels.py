@@ -1,5 +1,6 @@
 """Labels: a class has the same code in every part, its word is kept, and a blank is unknown."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,12 @@ def test_older_runs_keep_their_parts_and_their_classes(tmp_path: Path) -> None:
     run.declaration["data"] = str(path)
     del run.record["data"]["columns"]
     assert run.load_data().record == older.record
+
+
+def test_labels_of_one_class_are_said() -> None:
+    with pytest.warns(UserWarning, match="all known labels are '1', and 30 are unknown"):
+        load_data(X, labels=[-1, 1] * 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_data(X, labels=["-1", "1"] * 30).classes == ("-1", "1")
+        load_data(X, labels=[-1, 1] * 30, classes=2)

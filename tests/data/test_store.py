@@ -111,10 +111,11 @@ def written(path: Path) -> dict[str, Callable[[], Path]]:
         np.savez_compressed(path / "x.npz", **arrays)
         return path / "x.npz"
 
-    def frame(ending: str) -> Path:
-        getattr(table(), f"to_{ending.split('.')[0]}")(
-            path / f"x.{ending}", **({"index": False} if "csv" in ending else {})
-        )
+    def frame(ending: str, *index: str | None) -> Path:
+        made = table().assign(ward=pd.Categorical([2, 7] * 200, [2, 5, 7]))
+        made = made.set_index(index[0]).rename_axis(index[-1]) if index else made
+        options = {"index": False} if "csv" in ending else {}
+        getattr(made, f"to_{ending.partition('.')[0]}")(path / f"x.{ending}", **options)
         return path / f"x.{ending}"
 
     def images() -> Path:
@@ -136,6 +137,8 @@ def written(path: Path) -> dict[str, Callable[[], Path]]:
             x_train=REALS, x_test=REALS[:50] + 1, y_train=np.arange(400) % 4, y_test=np.arange(50) % 4
         ),
         **{ending: lambda ending=ending: frame(ending) for ending in ("csv", "csv.gz", "parquet", "feather")},
+        "named index": lambda: frame("parquet", "patient"),
+        "index of words": lambda: frame("parquet", "patient", None),
         "folder": images,
     }
 
@@ -146,10 +149,9 @@ KINDS = tuple(written(Path()))
 @pytest.mark.parametrize("kind", KINDS)
 def test_data_in_files_are_the_data_in_memory(kind: str, tmp_path: Path, folder: Path) -> None:
     path = written(tmp_path)[kind]()
-    options: dict[str, Any] = (
-        {"labels": "class", "id": "patient"} if path.suffix in (".csv", ".gz", ".parquet", ".feather") else {}
-    )
+    options = {"labels": "class", "id": "patient"} if kind in ("csv", "csv.gz", "parquet", "feather") else {}
     found = in_files(path, **options)
+    assert (found.test.ids is not None) == ("id" in options or "index" in kind)
     assert lies_in_a_file(found.train.x)
     same(found, load_data(path, **options))
     assert not any(folder.iterdir())
@@ -288,7 +290,7 @@ print(json.dumps([peak - before, total]))
 """
 
 
-@pytest.mark.parametrize("ending", ["npy", "parquet"])
+@pytest.mark.parametrize("ending", ["npy", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_memory_is_bounded_whatever_the_size_of_the_file(ending: str, tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(100_000, 100)).astype(np.float32)  # 40 MB
     for name, rows in (("x", x), ("few", x[:1000])):

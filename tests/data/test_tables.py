@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pyrolatent import VAE, evaluate, fit
+from pyrolatent import VAE, evaluate, fit, impute, load_rows
 from pyrolatent.data.load import load_data
 from pyrolatent.data.splits import Data
 from pyrolatent.data.tables import Column, TableShape, columns_record, event_shape_of, in_order
@@ -252,3 +252,103 @@ def test_words_of_one_size_have_one_order() -> None:
     words = [f"{zeros}1" for zeros in ("", "0", "00", "000")] + ["+1", "1.0", "1e0"]
     assert in_order(words) == in_order(reversed(words)) == tuple(sorted(words))
     assert in_order(["nan", "2", "10"]) == in_order(["2", "10", "nan"]) == ("10", "2", "nan")
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "arrow", "parquet"])
+def test_a_column_that_its_library_calls_categories_has_categories(library: str, tmp_path: Path) -> None:
+    codes = np.random.default_rng(0).integers(1, 4, ROWS)
+    frame = pd.DataFrame({"x": np.arange(ROWS) / 3, "code": pd.Categorical(codes)})
+    sources: dict[str, Any] = {
+        "pandas": frame,
+        "polars": polars.DataFrame({"x": frame["x"].to_numpy()}).with_columns(
+            code=polars.Series(codes.astype(str)).cast(polars.Enum(["3", "2", "1"]))
+        ),
+        "arrow": pa.Table.from_pandas(frame),
+        "parquet": tmp_path / "table.parquet",
+    }
+    frame.to_parquet(tmp_path / "table.parquet")
+    data = load_data(sources[library])
+    assert data.columns is not None
+    assert data.columns[1] == Column("code", "category", ("1", "2", "3"))
+
+
+def test_the_named_index_of_a_data_frame_has_the_ids_of_the_rows(people: pd.DataFrame, tmp_path: Path) -> None:
+    names = [f"p{i}" for i in range(ROWS)]
+    people.index = pd.Index(names, name="patient")
+    people.to_parquet(tmp_path / "people.parquet")
+    dated = people.set_axis(pd.MultiIndex.from_product([["a", "b"], range(100)], names=["ward", "bed"]))
+    for source, expected in (
+        (people, names),
+        (people.rename_axis(None), names),
+        (pa.Table.from_pandas(people), names),
+        (tmp_path / "people.parquet", names),
+        (dated, [f"{ward}, {bed}" for ward in "ab" for bed in range(100)]),
+    ):
+        data = load_data(source)
+        ids = {
+            row: name
+            for split in data.splits
+            for row, name in zip(split.row_numbers.tolist(), split.ids or (), strict=True)
+        }
+        assert [ids[row] for row in range(ROWS)] == expected
+        assert len(data.event_shape) == 1
+        assert data.event_shape == (7,)
+    assert load_data(people, id="patient", labels="town").train.ids is not None
+    assert load_data(people.reset_index(drop=True)).train.ids is None
+    assert load_data(people.reset_index(drop=True).drop(3)).train.ids is None
+    assert load_rows(people, load_data(people)).ids == tuple(names)
+    assert load_rows(people.reset_index(), load_data(people, id="patient")).ids == tuple(names)
+    with pytest.raises(InputError, match="index"):
+        load_data(people.rename_axis("town"))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_cells_of_a_csv_file_are_separated_by_what_its_first_row_has(separator: str, tmp_path: Path) -> None:
+    rows = ["age;town", *(f"{20 + i};{'Bern' if i % 2 else 'Oslo, N'}" for i in range(30))]
+    lines = [separator.join(f'"{cell}"' for cell in row.split(";")) for row in rows]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    data = load_data(tmp_path / "t.csv")
+    assert data.columns == (Column("age", "count"), Column("town", "binary", ("Bern", "Oslo, N")))
+
+
+def test_a_csv_file_with_commas_for_decimals_or_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "comma.csv").write_text("a;b\n" + "1;3,5\n2;4\n" * 20)
+    with pytest.raises(InputError, match=r"column 'b' holds '3,5'; write numbers with a point"):
+        load_data(tmp_path / "comma.csv")
+    assert load_data(tmp_path / "comma.csv", kinds={"b": "category"}).columns is not None
+    (tmp_path / "twice.csv").write_text("a,b,a\n" + "1,2,3\n" * 20)
+    with pytest.raises(InputError, match="two columns have the name 'a'"):
+        load_data(tmp_path / "twice.csv")
+
+
+def test_columns_may_be_named_by_numbers() -> None:
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)))
+    assert load_data(frame.assign(**{"2": [0, 1] * 20}).set_axis([0, 1, 2], axis=1), labels=2).classes == ("0", "1")
+
+
+def test_numbers_too_large_for_float32_are_refused_by_column(people: pd.DataFrame) -> None:
+    infinite = people.assign(height=people["height"].where(people.index != 5, np.inf))
+    with pytest.raises(InputError, match=r"first at index \(5, 0\) of the column 'height'"):
+        load_data(infinite)
+    large = load_data(people.assign(height=people["height"] * 1e20))
+    for likelihood, name in (({"columns": "auto"}, "column height"), ("normal", r"the entry \(0,\) of x")):
+        table = large if name.startswith("column") else load_data(people[["height", "income"]] * 1e20)
+        model = VAE(table.event_shape, latent_dim=1, likelihood=likelihood)
+        with pytest.raises(InputError, match=f"{name} holds values up to .*e.21, whose squares float32 cannot hold"):
+            fit(model, table, epochs=1, progress=False)
+
+
+def test_codes_beyond_the_categories_and_tables_of_words_are_refused_by_a_model(people: pd.DataFrame) -> None:
+    data = load_data(people)
+    model = VAE(data.event_shape, latent_dim=1, likelihood={"columns": "auto"})
+    x = data.test.batch(slice(0, 4)).x
+    for code in (3.0, -1.0, 0.5):
+        wrong = x.clone()
+        wrong[2, 6] = code
+        with pytest.raises(InputError, match=f"column town holds {code:g} in row 2, but its categories have the codes"):
+            model.encode(wrong)
+        observed = torch.ones_like(x, dtype=torch.bool)
+        observed[2, 6] = False
+        model.encode(wrong, mask=observed)
+    with pytest.raises(InputError, match="x is a DataFrame of no real numbers; give load_rows"):
+        impute(model, people)

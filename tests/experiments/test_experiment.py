@@ -238,3 +238,8 @@ def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "runs/first/weights.safetensors").is_file()
     experiment = Experiment.load(written(tmp_path, declared), {"epochs": 1})
     experiment.fit(experiment.build(experiment.load_data()), experiment.load_data(), progress=False)
+
+
+def test_the_directory_of_an_experiment_may_be_a_text(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 2)))
+    assert Experiment(data="x.npy", directory=str(tmp_path)).load_data().event_shape == (2,)

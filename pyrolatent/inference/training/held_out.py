@@ -1,5 +1,6 @@
 """The score of each type of model on held-out data after each epoch: one number, higher is better."""
 
+import math
 from collections.abc import Callable
 from functools import partial, singledispatch
 from typing import Any, NamedTuple
@@ -18,6 +19,9 @@ from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.vae import GenerativeNetwork
 
+DRAWS = 100
+"""Least number of draws from the posterior that a bound on held-out data rests on; few rows have several each."""
+
 
 class HeldOut(NamedTuple):
     """A held-out score.
@@ -34,31 +38,38 @@ class HeldOut(NamedTuple):
 
 
 @singledispatch
-def held_out(model: Any, objective: Objective) -> HeldOut:
+def held_out(model: Any, objective: Objective, rows: int) -> HeldOut:
     """The held-out score of a model.
+
+    Args:
+        model: the model.
+        objective: what is maximised.
+        rows: number of held-out datapoints.
 
     It is a bound for models with a posterior and squared error for models without a density. Unnormalised densities
     have the pseudo-likelihood for discrete x and sliced score matching for real x, which need no normaliser. If the
     prior replaces the posterior, the bound has as many draws as the objective, since one draw would be uninformative.
+    Otherwise it has as many draws of each datapoint as there must be for `DRAWS` of all: epochs are compared by it.
     States that the generative function alone has are summed out by the objective, which is then the score.
     """
     if model.own_states:
         return HeldOut("validation_elbo", partial(_of_pyro, objective, model), _nothing)
-    return HeldOut("validation_elbo", partial(_bound, AnalyticELBO(), model), _nothing)
+    bound = AnalyticELBO(particles=math.ceil(DRAWS / rows) if model.vectorises else 1)
+    return HeldOut("validation_elbo", partial(_bound, bound, model), _nothing)
 
 
 @held_out.register
-def _(model: GenerativeNetwork, objective: Objective) -> HeldOut:
+def _(model: GenerativeNetwork, objective: Objective, rows: int) -> HeldOut:
     return HeldOut("validation_bound", partial(_bound, IWAE(particles=objective.num_particles), model), _nothing)
 
 
 @held_out.register
-def _(model: DeterministicModel, objective: Objective) -> HeldOut:
+def _(model: DeterministicModel, objective: Objective, rows: int) -> HeldOut:
     return HeldOut("validation_loss", lambda inputs: -SquaredError().loss(model, inputs).sum(), _nothing)
 
 
 @held_out.register
-def _(model: UnnormalisedDensity, objective: Objective) -> HeldOut:
+def _(model: UnnormalisedDensity, objective: Objective, rows: int) -> HeldOut:
     if model.levels is None:
         return HeldOut(
             "validation_loss",

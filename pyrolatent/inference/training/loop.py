@@ -62,7 +62,6 @@ class Trainer:
     def __init__(self, run: Fit, data: Data, objective: Any) -> None:
         self.run, self.model, self.data, self.settings = run, run.model, data, run.settings
         self.objective = as_objective(objective)
-        self.held_out = held_out(self.model, self.objective)
         self.warmup = build("warmup", self.settings["kl_warmup"]) if "kl_warmup" in self.settings else None
         self.parameters = list(self.model.parameters())
         self.optimizer, self.scheduler = build_optimizer(self.settings, self.parameters)
@@ -70,6 +69,7 @@ class Trainer:
         self.batches = len(self.minibatches(torch.arange(len(data.train))))
         self.gradient = Gradient(self.model, data.train, self.objective, self.settings, self.batches * self.epochs)
         self.validated = data.train if self.model.of_training_rows else data.validation
+        self.held_out = held_out(self.model, self.objective, len(self.validated))
         self.factor = self.parameters[0].new_ones(())
         self.steps = 0
         self.extra: dict[str, float] = {}

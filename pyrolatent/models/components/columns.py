@@ -7,8 +7,20 @@ from typing import Annotated, Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
-from pyrolatent.declaration import AUTO, Component, Declaration, Kind, build, choices, component, register, registered
+from pyrolatent.declaration import (
+    AUTO,
+    Component,
+    Declaration,
+    Kind,
+    PositiveInt,
+    build,
+    choices,
+    component,
+    register,
+    registered,
+)
 from pyrolatent.errors import InputError
 from pyrolatent.models.components import distributions as ours
 from pyrolatent.models.components.families import Levels
@@ -41,14 +53,22 @@ class Category(Family):
         event_shape: number of columns.
         categories: number of words of the column, 0 if it has none.
         levels: K; None is the number of words.
+        embedding: width of the learned vectors by which encoders see categories; None for one-hot vectors.
     """
 
-    def __init__(self, event_shape: tuple[int, ...], categories: int = 0, *, levels: Levels | None = None) -> None:
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        categories: int = 0,
+        *,
+        levels: Levels | None = None,
+        embedding: PositiveInt | None = None,
+    ) -> None:
         if levels is None and not categories:
             raise InputError("a categorical column of numbers needs the option levels, its number of categories")
         if categories and levels not in (None, categories):
             raise InputError(f"a categorical column was declared with levels {levels}, but has {categories} words")
-        self.categories = levels or categories
+        self.categories, self.embedding = levels or categories, embedding
         super().__init__(event_shape, ours.Codes, axes={"logits": self.categories})
 
     def __str__(self) -> str:
@@ -59,7 +79,7 @@ class Category(Family):
 class Columns(Family):
     """p(x | z) = prod_c p_c(x_c | z): each column of a table by a family of its own (Nazabal et al. 2020, 1807.03653).
 
-    Networks see categories one-hot, and numbers by the scaling of their column.
+    Networks see categories one-hot or by learned vectors, and numbers by the scaling of their column.
 
     Args:
         event_shape: shape of a table, which knows its columns if it is `data.event_shape`.
@@ -170,8 +190,37 @@ class Columns(Family):
         return f"{len(self.names)} columns"
 
 
+class _Vectors(nn.Module):
+    """Categories as vectors, v_c = table[x_c]: learned, or else one-hot.
+
+    Args:
+        columns: number of columns.
+        family: their family.
+    """
+
+    def __init__(self, columns: int, family: Category) -> None:
+        super().__init__()
+        self.categories, self.width = family.categories, family.embedding or family.categories
+        shape = columns, self.categories, self.width
+        self.table = nn.Parameter(torch.randn(shape)) if family.embedding else None
+
+    def one_hot(self, x: Tensor) -> Tensor:
+        """Codes (..., columns) as (..., columns * categories), 0 or 1."""
+        return (x.unsqueeze(-1) == torch.arange(self.categories, device=x.device)).to(x.dtype).flatten(-2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes (..., columns) as (..., columns * width)."""
+        if self.table is None:
+            return self.one_hot(x)
+        rows = x.long().clamp(0, self.categories - 1) + self.categories * torch.arange(x.shape[-1], device=x.device)
+        return embedding(rows, self.table.flatten(0, 1)).flatten(-2)
+
+    def __str__(self) -> str:
+        return f"vectors of {self.width}"
+
+
 class _Seen(Scaling):
-    """What networks see of a table: numbers scaled by their column, and categories one-hot.
+    """What networks see of a table: numbers scaled by their column, and categories as vectors.
 
     Args:
         family: the families of the columns.
@@ -180,14 +229,16 @@ class _Seen(Scaling):
 
     def __init__(self, family: Columns, scalings: list[Any]) -> None:
         parts = family._parts
-        widths = [part.categories if scaling is None else 1 for (part, _), scaling in zip(parts, scalings, strict=True)]
+        seen = [
+            (_Vectors(len(index), part) if isinstance(part, Category) else scaling) or Unscaled((len(index),))
+            for (part, index), scaling in zip(parts, scalings, strict=True)
+        ]
+        widths = [part.width if isinstance(part, _Vectors) else 1 for part in seen]
         columns = [index.repeat_interleave(width) for (_, index), width in zip(parts, widths, strict=True)]
         super().__init__((sum(map(len, columns)),))
-        self.fitted = False
-        self.widths, self._lines = widths, _lines(family, scalings)
-        self.parts = nn.ModuleList(
-            scaling or Unscaled((len(index),)) for scaling, (_, index) in zip(scalings, parts, strict=True)
-        )
+        self.fitted, self.names = False, family.names
+        self._lines = _lines(family, seen)
+        self.parts = nn.ModuleList(seen)
         self.column: Tensor
         self.first: Tensor
         for i, (_, index) in enumerate(parts):
@@ -198,14 +249,13 @@ class _Seen(Scaling):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """What networks see of x (..., columns), (..., *output_shape), 0 where it is not observed."""
-        seen = []
-        for part, index, width in self._parts:
-            values = part.scaled(x.index_select(-1, index))
-            if width > 1:
-                values = (values.unsqueeze(-1) == torch.arange(width, device=x.device)).to(x.dtype).flatten(-2)
-            seen.append(values)
-        found = torch.cat(seen, -1)
+        found = torch.cat([part(x.index_select(-1, index)) for part, index in self._parts], -1)
         return found if mask is None else torch.where(mask.index_select(-1, self.column), found, 0.0)
+
+    def compared(self, x: Tensor) -> Tensor:
+        """x (..., columns) as checks compare it: numbers as networks see them, and categories one-hot."""
+        cells = ((part, x.index_select(-1, index)) for part, index in self._parts)
+        return torch.cat([part.one_hot(of) if isinstance(part, _Vectors) else part(of) for part, of in cells], -1)
 
     def entries(self, x: Tensor) -> Tensor:
         """x as networks see it, in the order of the columns, where none is of categories."""
@@ -215,20 +265,40 @@ class _Seen(Scaling):
         """The mask as networks receive it: a missing cell is one missing entry, the first of what they see of it."""
         return mask.index_select(-1, self.column) | ~self.first
 
+    def validate_codes(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Refuses codes of no category in x (batch, columns).
+
+        Raises:
+            InputError: there are some; the message names the column.
+        """
+        for part, index in self._parts:
+            if not isinstance(part, _Vectors):
+                continue
+            codes = x[..., index]
+            wrong = (codes < 0) | (codes >= part.categories) | (codes != codes.round())
+            wrong = wrong if mask is None else wrong & mask[..., index]
+            if wrong.any():
+                row, place = wrong.nonzero()[0].tolist()
+                raise InputError(
+                    f"column {self.names[index[place]]} holds {codes[row, place]:g} in row {row}, but its categories "
+                    f"have the codes 0 to {part.categories - 1}"
+                )
+
     def fit(self, rows: Rows) -> None:
         """Fits the scaling of each column."""
-        fitted = [(part, index, Moments(part.loc)) for part, index, _ in self._parts if isinstance(part, Affine)]
+        fitted = [(part, index, Moments(part.loc)) for part, index in self._parts if isinstance(part, Affine)]
         for x, _, mask in rows:
             for part, index, moments in fitted:
                 moments.add(part.inner(x[..., index]), None if mask is None else mask[..., index])
-        for part, _, moments in fitted:
-            part.set(moments)
+        for part, index, moments in fitted:
+            part.set(moments, [self.names[i] for i in index.tolist()])
         self.fitted = True
 
     def warn_if_far(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Warns if the data of any column are far from those that its scaling was fitted to."""
-        for part, index, _ in self._parts:
-            part.warn_if_far(x[..., index], None if mask is None else mask[..., index])
+        for part, index in self._parts:
+            if isinstance(part, Affine):
+                part.warn_if_far(x[..., index], None if mask is None else mask[..., index])
 
     @property
     def lines(self) -> list[str]:
@@ -236,19 +306,20 @@ class _Seen(Scaling):
         return self._lines
 
     @property
-    def _parts(self) -> list[tuple[Any, Tensor, int]]:
-        """The scaling of some columns each, which, and the number of entries that networks see of each."""
-        return [(part, getattr(self, f"index_{i}"), self.widths[i]) for i, part in enumerate(self.parts)]
+    def _parts(self) -> list[tuple[Any, Tensor]]:
+        """What networks see of some columns each, and which."""
+        return [(part, getattr(self, f"index_{i}")) for i, part in enumerate(self.parts)]
 
 
-def _lines(family: Columns, scalings: list[Any]) -> list[str]:
+def _lines(family: Columns, seen: list[Any]) -> list[str]:
     """A line for each column: its family, and what networks see of it."""
-    of_part = dict(zip((part for part, _ in family._parts), scalings, strict=True))
+    of_part = dict(zip((part for part, _ in family._parts), seen, strict=True))
     width = max(map(len, family.names[:SHOWN]))
     lines = []
     for name, words, part in [*zip(family.names, family.words, family.families, strict=True)][:SHOWN]:
-        scaling = of_part[part]
-        sees = f", networks see {scaling}" if scaling is not None and scaling.changes else ""
+        of_network = of_part[part]
+        said = of_network.table is not None if isinstance(of_network, _Vectors) else of_network.changes
+        sees = f", networks see {of_network}" if said else ""
         named = f" ({', '.join(words[:5])}{', ...' * (len(words) > 5)})" if words else ""
         lines.append(f"{name:<{width}} ~ {part}{named}{sees}")
     return lines + [f"and {len(family.names) - SHOWN} more columns"] * (len(family.names) > SHOWN)

