@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pyrolatent.data.store import Array, mapped
+from pyrolatent.data.store import Array, Stack, mapped
 from pyrolatent.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,18 +131,30 @@ def stack_images(files: list[Path], size: tuple[int, int] | None = None, *, grey
     """
     from PIL import Image
 
-    images = [read_image(file) for file in files]
-    if size:
-        images = [image.resize(size[::-1], Image.Resampling.BILINEAR) for image in images]
-    for file, image in zip(files, images, strict=True):
-        if image.size != images[0].size:
-            shapes = [f"{i.width} x {i.height}" for i in (images[0], image)]
+    stack, mode, first = Stack(), "L", (0, 0)
+    for file in files:
+        image = read_image(file)
+        if size:
+            image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+        first = first if any(first) else image.size
+        if image.size != first:
+            shapes = [f"{width} x {height}" for width, height in (first, image.size)]
             raise InputError(
                 f"images differ in size: {files[0]} is {shapes[0]}, {file} is {shapes[1]}; declare "
                 "resize: [height, width]"
             )
-    mode = "L" if grey or all(image.mode == "L" for image in images) else "RGB"
-    return np.stack([np.asarray(image.convert(mode)) for image in images])
+        if image.mode != mode == "L" and not grey:
+            mode, stack = "RGB", _in_colour(stack)
+        stack.add(np.asarray(image.convert(mode))[None])
+    return stack.array()
+
+
+def _in_colour(grey: Stack) -> Stack:
+    """Grey images as images of three equal channels."""
+    stack = Stack()
+    for images in grey:
+        stack.add(np.repeat(images[..., None], 3, -1))
+    return stack
 
 
 def read_image(file: Path) -> "Image.Image":

@@ -143,6 +143,12 @@ class Stack:
         if is_large(self._bytes):
             self._write()
 
+    def __iter__(self) -> Iterator[Array]:
+        """The rows in pieces."""
+        if self._file is not None or self._held:
+            array = self.array()
+            yield from (array[rows] for rows in pieces(array))
+
     def array(self) -> Array:
         """All rows, in a type that holds those of each array.
 
@@ -162,12 +168,11 @@ class Stack:
         self._held, self._bytes = [], 0
         with _room(rows.nbytes):
             if self._file is None or np.result_type(self._dtype, rows) != self._dtype:
-                narrow = [] if self._file is None else [self.array()]
+                narrow = [*self]
                 self._dtype = np.result_type(rows, *narrow)
                 self._file = _temporary()
-                for array in narrow:
-                    for each in pieces(array):
-                        self._file.write(array[each].astype(self._dtype).tobytes())
+                for each in narrow:
+                    self._file.write(each.astype(self._dtype).tobytes())
             self._file.write(rows.astype(self._dtype, copy=False).tobytes())
             self._file.flush()
         self._shape = (self._shape[0] + len(rows), *rows.shape[1:])

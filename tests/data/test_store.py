@@ -118,10 +118,10 @@ def written(path: Path) -> dict[str, Callable[[], Path]]:
         getattr(made, f"to_{ending.partition('.')[0]}")(path / f"x.{ending}", **options)
         return path / f"x.{ending}"
 
-    def images() -> Path:
+    def images(colours: int) -> Path:
         for i in range(50):
             (path / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-            Image.new("L", (16, 15), i).save(path / "images" / "ab"[i % 2] / f"{i}.png")
+            Image.new("L" if i < colours else "RGB", (16, 15), i).save(path / "images" / "ab"[i % 2] / f"{i}.png")
         return path / "images"
 
     gaps = np.where(RANDOM.random(REALS.shape) < 0.2, np.nan, REALS.astype(float))
@@ -139,7 +139,8 @@ def written(path: Path) -> dict[str, Callable[[], Path]]:
         **{ending: lambda ending=ending: frame(ending) for ending in ("csv", "csv.gz", "parquet", "feather")},
         "named index": lambda: frame("parquet", "patient"),
         "index of words": lambda: frame("parquet", "patient", None),
-        "folder": images,
+        "folder": lambda: images(50),
+        "folder with colours": lambda: images(40),
     }
 
 
