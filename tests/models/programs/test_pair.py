@@ -1,5 +1,6 @@
 """Pyro pairs of the user's own, unmodified: held against Pyro's own estimators and against what is known exactly."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -460,6 +461,17 @@ def test_that_x_is_changed_by_the_program_is_seen_at_the_extremes_of_the_data() 
     assert found.measure == "mass or density (of what the program observes)"
 
 
+def test_that_x_is_changed_by_the_program_is_seen_between_the_extremes_of_the_data() -> None:
+    """The first datapoint, the largest and the smallest are what they were."""
+    program = Linear()
+
+    def model(x: Tensor) -> None:
+        program.model(torch.where(x.abs() < 0.3, 0.0, x))
+
+    found = pl.evaluate(from_pyro(model, program.guide), pl.load_data(REALS), particles=3)
+    assert found.measure == "mass or density (of what the program observes)"
+
+
 def test_images_that_the_program_flattens_keep_their_shape() -> None:
     _, m = bernoullis()
     data = pl.load_data(BITS.reshape(-1, 2, 2))
@@ -726,6 +738,36 @@ def test_parameters_that_are_met_in_some_runs_alone_are_refused() -> None:
 
     with pytest.raises(InputError, match="'late' to Pyro in some runs alone"):
         pl.fit(from_pyro(loc_model, guide), pl.load_data(REALS), **ONCE)
+
+
+@pytest.mark.parametrize("how", ["load", "set_state"])
+def test_parameters_that_the_store_is_given_later_are_said_and_taken_by_a_new_pair(how: str, tmp_path: Path) -> None:
+    data, store = pl.load_data(REALS), pyro.get_param_store()
+    m = from_pyro(loc_model, loc_guide)
+    pl.fit(m, data, **ONCE)
+    first = pyro.param("loc").item()
+    store.save(tmp_path / "store")
+    state = torch.load(tmp_path / "store", weights_only=False)
+    pl.fit(m, data, **ONCE)
+    second = pyro.param("loc").item()
+    assert first != second
+    store.load(tmp_path / "store") if how == "load" else store.set_state(state)
+    with pytest.warns(UserWarning, match=r"store was given another guide.slope, guide.width, loc since"):
+        pl.evaluate(m, data, particles=3)
+    assert m.parameters_met["loc"].item() == second
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pl.evaluate(m, data, particles=3)
+    again = from_pyro(loc_model, loc_guide)
+    pl.evaluate(again, data, particles=3)
+    assert again.parameters_met["loc"].item() == first
+
+
+def test_missing_values_are_refused_where_something_else_is_computed_of_x() -> None:
+    x = np.repeat(REALS, 2, 1)
+    x[::5, 1] = np.nan
+    with pytest.raises(InputError, match=r"the model scores factor besides 'x', which would take them for zeros"):
+        pl.fit(from_pyro(with_a_factor, prior_guide, observed="x"), pl.load_data(x), **ONCE)
 
 
 def test_names_of_parameters_are_not_shared_unawares() -> None:
