@@ -359,6 +359,29 @@ def test_log_evidence_is_exact_where_the_guide_is_the_posterior() -> None:
     assert found.measure == "density (in the units of the data)"
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["of the batch", "of all"])
+def test_annealed_evidence_is_of_any_plate_and_of_scalars(full: bool) -> None:
+    """Chains that start at z ~ N(0, 1) end at log p(x), whatever the plate is called and how many it declares."""
+    program, data = Linear(), pl.load_data(REALS)
+
+    def plate(x: Tensor) -> Any:
+        return pyro.plate("all", len(REALS), subsample=torch.arange(len(x)))
+
+    def model(x: Tensor) -> None:
+        with plate(x):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(program.w * z.unsqueeze(-1), program.s).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with plate(x):
+            pyro.sample("z", dist.Normal(x[:, 0], 1.0))
+
+    m = from_pyro(model, guide) if full else from_pyro(program.model, program.guide)
+    found = pl.annealed_evidence(m, data, chains=16, steps=30)
+    truth = program.log_prob(data.test.x).mean()
+    assert found.log_evidence == pytest.approx(float(truth), abs=4 * found.log_evidence_mcse + 0.02)
+
+
 def test_categories_are_summed_out_and_decoded() -> None:
     weights, locs = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-2.0, 0.0, 2.0])
 
