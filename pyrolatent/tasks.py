@@ -110,8 +110,10 @@ def means(model: LatentVariableModel, x: Any, y: Any = None, mask: Any = None) -
     inputs = as_inputs(model, x, y, mask)
     if not model.encodes_datapoints:
         raise InputError(
-            f"no datapoint has latents of its own, since {', '.join(model.global_sites)} lies outside the plate over "
-            "datapoints; sample draws x, and decode({}) is p(x) at the mean of what lies outside"
+            f"no datapoint has latents of its own, beside {', '.join(model.global_sites)} outside the plate over "
+            "datapoints"
+            + "; sample draws x, and decode({}) is p(x) at the mean of what lies outside"
+            * model.observes_x
         )
     with evaluating(model, 0), pyro.validation_enabled(False):
         if Capability.POSTERIOR not in model.offers:

@@ -531,7 +531,7 @@ def test_datapoints_without_latents_of_their_own_are_drawn_one_by_one() -> None:
         assert torch.allclose(covariance, 0.3**2 + NOISE**2 * torch.eye(4), atol=0.1)
     text = str(pl.check(m, data, split="train", size=20, draws=50, simulations=50, replicates=99, annealed=0))
     assert "coverage: left out; the check is of the latents of each datapoint" in text
-    with pytest.raises(InputError, match="no datapoint has latents of its own, since w lies outside the plate"):
+    with pytest.raises(InputError, match="no datapoint has latents of its own, beside w outside the plate"):
         pl.reconstruct(m, torch.zeros(4, 2))
     means = pl.sample(m, 200, mean=True)  # E[x | w] at draws of w
     assert means.var(0).numpy() == pytest.approx(0.3**2, rel=4.5 * math.sqrt(2 / 200))
@@ -551,7 +551,7 @@ def of_their_priors(x: Tensor) -> None:
     poutine.block(of_states_and_correlations, hide=["x"])(x)
 
 
-def test_values_without_a_mean_are_asked_for_by_name() -> None:
+def test_values_without_a_mean_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """A category, and a correlation matrix; the mean of a simplex is one."""
     m = from_pyro(of_states_and_correlations, of_their_priors)
     m.meet(torch.zeros(3, 2))
@@ -562,6 +562,7 @@ def test_values_without_a_mean_are_asked_for_by_name() -> None:
         m.decode({"z": z, "k": 1})
     given = {"z": z, "k": 1, "tril": tril}
     assert torch.allclose(m.decode(given).mean, z @ tril.mT + 1 + 1 / 50, atol=0.01)
+    monkeypatch.setattr("pyrolatent.tasks.DRAWS", 2)
     assert "samples" in plot(m, pl.load_data(np.tile(LINE.numpy(), (1, 2))), [])
 
 
@@ -614,12 +615,18 @@ def test_checks_are_given_one_draw() -> None:
     assert all(verdict.passed for verdict in calibrated)
 
 
-def test_run_keeps_what_lies_outside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [None, autoguide.AutoIAFNormal])
+def test_run_keeps_what_lies_outside(kind: Any, tmp_path: Path) -> None:
+    """Also where one tensor has several names, as in a normalising flow's guide."""
     data = pl.load_data(ROWS)
-    fit = pl.fit(from_pyro(regression, weights_guide), data, epochs=2, progress=False)
+
+    def pair() -> Any:
+        pyro.clear_param_store()
+        return from_pyro(regression, weights_guide if kind is None else kind(regression))
+
+    fit = pl.fit(pair(), data, epochs=2, progress=False, objective="elbo")
     pl.Run.save(tmp_path / "run", fit)
-    pyro.clear_param_store()
-    again = pl.Run.load(tmp_path / "run", model=from_pyro(regression, weights_guide))
+    again = pl.Run.load(tmp_path / "run", model=pair())
     assert not plot(again.model, data, [])
     found, before = (pl.evaluate(m, data, particles=100) for m in (again.model, fit.model))
     assert found.log_evidence == before.log_evidence
