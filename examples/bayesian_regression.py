@@ -42,7 +42,7 @@ def ellipse(mean, covariance):
     return (mean[:, None] + 2 * torch.linalg.cholesky(covariance) @ circle).numpy()
 
 
-torch.manual_seed(1)
+torch.manual_seed(6)
 x = torch.rand(140) * 2 - 1
 rows = torch.stack([x, TRUE[0] + TRUE[1] * x + NOISE * torch.randn(140)], 1)
 fig = Figure(figsize=(9, 6), dpi=130, layout="constrained")
@@ -84,7 +84,7 @@ for column, count in enumerate((1, 10, 100)):
         for side in (-2, 0, 2):
             below.plot(grid, centre + side * spread.sqrt(), **style, label=name if not side else None)
     below.plot(*data.train.x.T, "k.", markersize=3)
-    below.set(xlabel="x", ylim=(-2, 1.6))
+    below.set(xlabel="x", ylim=(-2, 2))
 panels[0, 0].set_ylabel("$w_1$, two standard deviations")
 panels[1, 0].set_ylabel("y, mean and two standard deviations")
 panels[0, 2].legend(frameon=False, fontsize=8)
