@@ -42,7 +42,7 @@ def ellipse(mean, covariance):
     return (mean[:, None] + 2 * torch.linalg.cholesky(covariance) @ circle).numpy()
 
 
-torch.manual_seed(0)
+torch.manual_seed(6)
 x = torch.rand(140) * 2 - 1
 rows = torch.stack([x, TRUE[0] + TRUE[1] * x + NOISE * torch.randn(140)], 1)
 fig = Figure(figsize=(9, 6), dpi=130, layout="constrained")
@@ -78,13 +78,13 @@ for column, count in enumerate((1, 10, 100)):
     above.plot(*ellipse(mean, covariance), color="0.6", linewidth=5, label="exact")
     above.plot(*ellipse(learnt.mean, learnt.covariance_matrix), color="C0", label="learnt")
     above.plot(*TRUE, "k+", label="w that made the data")
-    above.set(title=f"{count} row{'s' * (count > 1)}", xlabel="$w_0$", xlim=(-1.6, 1.2), ylim=(-1.2, 1.8))
+    above.set(title=f"{count} row{'s' * (count > 1)}", xlabel="$w_0$", xlim=(-1.6, 1.2), ylim=(-1.6, 1.8))
     for name, style in (("exact", {"color": "0.6", "linewidth": 5}), ("learnt", {"color": "C0"})):
         centre, spread = predicted[name]
         for side in (-2, 0, 2):
             below.plot(grid, centre + side * spread.sqrt(), **style, label=name if not side else None)
     below.plot(*data.train.x.T, "k.", markersize=3)
-    below.set(xlabel="x", ylim=(-2, 1.6))
+    below.set(xlabel="x", ylim=(-2, 2))
 panels[0, 0].set_ylabel("$w_1$, two standard deviations")
 panels[1, 0].set_ylabel("y, mean and two standard deviations")
 panels[0, 2].legend(frameon=False, fontsize=8)

@@ -16,6 +16,7 @@ from pyrolatent.figures import energy as figures_energy
 from pyrolatent.figures import latent as figures
 from pyrolatent.inference.draws import labels_for
 from pyrolatent.inference.evidence.energies import LogZ, ais, exact_log_z, model_states, reverse_ais
+from pyrolatent.inference.rules import introduce
 from pyrolatent.inference.sampling.chains import sample_energy, watch
 from pyrolatent.inference.sampling.kernels import adapted, no_normaliser
 from pyrolatent.inference.training.loop import Row
@@ -38,8 +39,9 @@ TEMPERATURES = 1000
 def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
     """Every figure of a trained model by name, with a title.
 
-    Latent-variable models have embeddings of test data; reconstructions if they model x itself; samples if they have a
-    density of it; a latent grid if they have one continuous vector z; and a label grid if they have classes.
+    Latent-variable models have embeddings of test data, and reconstructions if they model x itself, unless datapoints
+    have no latents of their own; samples if they have a density of x; a latent grid if they have one continuous vector
+    z; and a label grid if they have classes.
     Unnormalised densities have chains, samples, free energies of data and samples, and log Z along the annealing path.
 
     Args:
@@ -47,6 +49,7 @@ def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
         data: the data that it was trained on; models of label vectors are sampled at those of the test data.
         history: the rows of its training; without rows there is no training curve.
     """
+    introduce(model, data)
     part = data.test.to(*device_and_dtype(model))
     shown = part.batch(slice(0, 10))
     coded = part.batch(slice(0, 1000))
@@ -54,11 +57,14 @@ def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         x, y, mask = arguments(model, shown)
+        if not model.encodes_datapoints:
+            return drawn | (_of_draws(model, data, part.y, 0) if model.observes_x else {})
         note = "" if _depends_on_x(model, shown) else "; q(z | x) does not depend on x"
-        if model.observes_x:
+        means_of_x = _reconstructed(model, x, y, mask) if model.observes_x else None
+        if means_of_x is not None:
             drawn["reconstructions"] = figures.reconstructions(
                 x if mask is None else torch.where(mask, x, torch.nan),
-                tasks.reconstruct(model, x, y, mask),
+                means_of_x,
                 title=f"test data and E[x | z] at the mean of q(z | x){note}"
                 if Capability.POSTERIOR in model.offers
                 else "test data and decoder(encoder(x))",
@@ -146,6 +152,16 @@ def _of_draws(model: LatentVariableModel, data: Data, y: Tensor | None, width: i
         title = "E[x | z, y], the random numbers that z is drawn with held along each row"
         drawn["label_grid"] = figures.label_grid(tasks.label_grid(model, 8), model.label_dim, names, title)
     return drawn
+
+
+def _reconstructed(model: Any, x: Tensor, y: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """E[x | z], or None where what lies outside the plate over datapoints has no mean to decode at."""
+    try:
+        return tasks.reconstruct(model, x, y, mask)
+    except InputError:
+        if not model.global_sites:
+            raise
+        return None
 
 
 def label_title(label: Tensor | int, names: Sequence[str] | None) -> str:

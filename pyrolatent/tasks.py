@@ -70,8 +70,7 @@ def sample(
 def _sample(model: Any, size: int, y: Any, mean: bool, options: dict[str, Any]) -> Tensor:
     validate_options(f"{type(model).__name__}, which is drawn from without chains,", (), options)
     y = labels_for(model, size, y)
-    x, latents = simulate(model, size, y)
-    return model.decode(latents, y).mean if mean else x
+    return model.expected(size, y) if mean else simulate(model, size, y)[0]
 
 
 @_sample.register
@@ -105,10 +104,17 @@ def means(model: LatentVariableModel, x: Any, y: Any = None, mask: Any = None) -
     draws, with an error of at most a tenth of the posterior's standard deviation. The draws are the same in every call.
 
     Raises:
-        InputError: the model has no posterior, or an argument does not fit it.
+        InputError: the model has no posterior, no datapoint has latents of its own, or an argument does not fit it.
     """
     require_latents(model)
     inputs = as_inputs(model, x, y, mask)
+    if not model.encodes_datapoints:
+        raise InputError(
+            f"no datapoint has latents of its own, beside {', '.join(model.global_sites)} outside the plate over "
+            "datapoints"
+            + "; sample draws x, and decode({}) is p(x) at the mean of what lies outside"
+            * model.observes_x
+        )
     with evaluating(model, 0), pyro.validation_enabled(False):
         if Capability.POSTERIOR not in model.offers:
             return {site: code.mean for site, code in model.encode(*inputs).items()}

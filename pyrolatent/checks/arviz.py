@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrolatent.data.splits import Data
 from pyrolatent.errors import InputError, at_least, at_least_one
 from pyrolatent.inference.devices import evaluating
-from pyrolatent.inference.draws import decoded, draw, labels_for, simulate
+from pyrolatent.inference.draws import decoded, draw, labels_for, recorded, simulate, simulate_prior
 from pyrolatent.inference.evidence.importance import observation_support
 from pyrolatent.inference.evidence.psis import khat
 from pyrolatent.inference.rules import split_for
@@ -42,19 +42,21 @@ def to_arviz(
 
     | group | variables and dimensions |
     | --- | --- |
-    | posterior | a variable for each latent site (chain, draw, datapoint, site_dim), drawn from q(z or x); without a
-    datapoint for sites outside the plate over datapoints, which the others are given |
+    | posterior | a variable for each latent site (chain, draw, datapoint, site_dim), drawn from q(z or x), and for each
+    `pyro.deterministic` site, computed from them; without a datapoint for sites outside the plate over datapoints,
+    which are drawn from q(u) and which the others are given |
     | sample_stats | log_weight (chain, draw, datapoint), nats; khat (datapoint) |
     | log_likelihood | x: log p(x or z) (chain, draw, datapoint), nats |
     | posterior_predictive | x (chain, draw, datapoint, ...), drawn at the first posterior draws |
-    | prior, prior_predictive | the latent sites (chain, draw, site_dim) and x (chain, draw, ...) |
+    | prior, prior_predictive | the latent and deterministic sites (chain, draw, site_dim) and x (chain, draw, ...) of
+    one new datapoint a draw; sites outside the plate are drawn from their prior p(u), not from q(u) |
     | observed_data | x (datapoint, ...) |
     | constant_data | row: its number in the data; label (datapoint); observed (datapoint, ...) of masked data |
 
     The coordinates of x are the names of its columns, if they have some. Draws are independent; weighted by
     exp(log_weight) they represent the exact posterior. PSIS-LOO is ill-posed here: leaving out a datapoint leaves its
-    own latents without data. For a Pyro pair that does not observe x itself, the groups of the prior and of predictions
-    are left out.
+    own latents without data. For a Pyro pair that does not observe x itself, predictions are left out, and the prior is
+    of the sites outside the plate and of deterministic ones, of each datapoint where they lie in the plate.
 
     Args:
         model: a fitted model.
@@ -84,8 +86,11 @@ def to_arviz(
     count, per_chain = len(x), draws // CHAINS
     with torch.no_grad(), pyro.validation_enabled(False), evaluating(model, seed):
         drawn = draw(model, inputs, per_chain * CHAINS)
-        shapes = {site: value.shape[2:] for site, value in drawn.latents.items()}
-        shapes |= {site: value.shape[1:] for site, value in drawn.outside.items()}
+        posterior = {site: (value, True) for site, value in drawn.latents.items()}
+        posterior |= {site: (value, False) for site, value in drawn.outside.items()}
+        of_program = recorded(model, inputs, drawn.latents, drawn.outside)
+        posterior |= of_program
+        prior: dict[str, tuple[Tensor, bool]] = {}
         predictions: dict[str, dict[str, Array]] = {}
         if model.observes_x:
             few = predictive // CHAINS
@@ -96,20 +101,29 @@ def to_arviz(
             for i in range(CHAINS * few):
                 with model.given({site: value[i] for site, value in outside.items()}):
                     replicates.append(decoded(model, {s: v[i] for s, v in flat.items()}, y, [count]).sample())
-            labels = labels_for(model, per_chain * CHAINS, of_data=y)
-            prior_x, prior = simulate(model, per_chain * CHAINS, labels)
-            predictions = {
-                "posterior_predictive": {"x": _array(_chains(torch.stack(replicates)))},
-                "prior": {site: _array(_chains(value)) for site, value in prior.items()},
-                "prior_predictive": {"x": _array(_chains(prior_x))},
+            predictions["posterior_predictive"] = {"x": _array(_chains(torch.stack(replicates)))}
+        if of_program or model.global_sites:
+            prior = simulate_prior(model, inputs, per_chain * CHAINS)
+            # A recorded site whose shape changes with the number of datapoints is left out.
+            shapes = {site: value.shape[1 + of_each :] for site, (value, of_each) in posterior.items()}
+            prior = {
+                site: (value, of_each)
+                for site, (value, of_each) in prior.items()
+                if site not in shapes or shapes[site] == value.shape[1 + of_each :]
             }
+        elif model.observes_x:
+            labels = labels_for(model, per_chain * CHAINS, of_data=y)
+            prior_x, simulated = simulate(model, per_chain * CHAINS, labels)
+            prior = {site: (value, False) for site, value in {model.observed_site: prior_x, **simulated}.items()}
+        if model.observes_x:
+            predictions["prior_predictive"] = {"x": _array(_chains(prior.pop(model.observed_site)[0]))}
     event = EVENT_NAMES.get(len(model.event_shape), tuple(f"x_dim_{i}" for i in range(len(model.event_shape))))
-    latents = {site: [f"{site}_dim_{i}" for i in range(len(shape))] for site, shape in shapes.items()}
-    latents = {site: [f"{site}_dim"] if len(names) == 1 else names for site, names in latents.items()}
     groups: dict[str, dict[str, Array]] = {
-        "posterior": {site: _array(_chains(value)) for site, value in (drawn.latents | drawn.outside).items()},
+        "posterior": {site: _array(_chains(value)) for site, (value, _) in posterior.items()},
         "sample_stats": {"log_weight": _array(_chains(drawn.log_weights_of_states))},
         "log_likelihood": {"x": _array(_chains(drawn.log_likelihood))},
+        "posterior_predictive": {},
+        "prior": {site: _array(_chains(value)) for site, (value, _) in prior.items()},
         **predictions,
         "observed_data": {"x": _array(x)},
         "constant_data": {"row": part.row_numbers[:count].numpy()},
@@ -119,23 +133,32 @@ def to_arviz(
     if batch.mask is not None:
         groups["constant_data"]["observed"] = _array(batch.mask)
     over, vectors = ["datapoint"], int(batch.y is not None and batch.y.dim() > 1)
-    dims: dict[str, dict[str, list[str]]] = {
-        "posterior": {site: over * (site in drawn.latents) + names for site, names in latents.items()},
-        "sample_stats": {"log_weight": over},
-        "log_likelihood": {"x": over},
-        "posterior_predictive": {"x": [*over, *event]},
-        "prior": latents,
-        "prior_predictive": {"x": [*event]},
-        "observed_data": {"x": [*over, *event]},
-        "constant_data": {"row": over, "label": over + ["label_dim"] * vectors, "observed": [*over, *event]},
-    }
     coords: dict[str, Any] = {"datapoint": np.arange(count)}
     coords |= dict(zip(event, map(np.arange, model.event_shape), strict=True))
     names = [column.name for column in data.columns or ()]
     if names != [*map(str, range(len(names)))]:
         coords[event[0]] = names
-    for site, names in latents.items():
-        coords |= dict(zip(names, map(np.arange, shapes[site]), strict=True))
+
+    def dims_of(group: Mapping[str, tuple[Tensor, bool]]) -> dict[str, list[str]]:
+        """The dimensions of sites, whose coordinates are noted."""
+        found = {}
+        for site, (value, of_each) in group.items():
+            shape = value.shape[1 + of_each :]
+            own = [f"{site}_dim_{i}" for i in range(len(shape))] if len(shape) != 1 else [f"{site}_dim"]
+            coords.update(zip(own, map(np.arange, shape), strict=True))
+            found[site] = over * of_each + own
+        return found
+
+    dims: dict[str, dict[str, list[str]]] = {
+        "posterior": dims_of(posterior),
+        "sample_stats": {"log_weight": over},
+        "log_likelihood": {"x": over},
+        "posterior_predictive": {"x": [*over, *event]},
+        "prior": dims_of(prior),
+        "prior_predictive": {"x": [*event]},
+        "observed_data": {"x": [*over, *event]},
+        "constant_data": {"row": over, "label": over + ["label_dim"] * vectors, "observed": [*over, *event]},
+    }
     found = _from_dict({name: group for name, group in groups.items() if group}, coords, dims)
     tails = _array(khat(drawn.log_weights_of_states))
     found["sample_stats"]["khat"] = import_module("xarray").DataArray(

@@ -717,7 +717,9 @@ def _rows(data: Data) -> str:
 
 def _write_state(path: Path, fit: Fit) -> None:
     """Writes weights before metrics, so that every row has weights."""
-    state = {name: value.detach().cpu().contiguous() for name, value in fit.model.state_dict().items()}
+    # Copies, since parameters that are one tensor are refused.
+    contiguous = {"memory_format": torch.contiguous_format}
+    state = {name: value.detach().cpu().clone(**contiguous) for name, value in fit.model.state_dict().items()}
     _write(path / "weights.safetensors", safetensors.torch.save(state))
     _write(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in fit.history).encode())
 

@@ -16,12 +16,14 @@ from torch import Tensor
 from pyrolatent.errors import InputError
 from pyrolatent.inference.weights import Inputs, Program, Weights, total, weigh
 from pyrolatent.models.arrays import as_labels, as_numbers
-from pyrolatent.models.latent import NOISE, LatentVariableModel
+from pyrolatent.models.latent import NOISE, LatentVariableModel, only_records
 
 AT_ONCE = 1000
 """Number of datapoints per batch of draws."""
 MAX_ELEMENTS = 2**21
 """Elements per decoded chunk of draws: small enough for a processor's cache, large enough to keep it busy."""
+Values = dict[str, tuple[Tensor, bool]]
+"""Values by site, and whether they have a dimension of datapoints."""
 SCORES = ("log_weights", "log_likelihood", "log_prior", "log_posterior")
 
 
@@ -40,6 +42,107 @@ def simulate(model: LatentVariableModel, size: int, y: Tensor | None = None) -> 
     """
     nodes = model.simulated(size, None if y is None else as_labels(model, y, size))
     return nodes.pop(model.observed_site)["value"], {site: node["value"] for site, node in nodes.items()}
+
+
+def simulate_prior(model: LatentVariableModel, inputs: Inputs, draws: int) -> Values:
+    """Draws (u, z, x) ~ p(u) p(z | u) p(x | z, u), of one datapoint each, with what the program records.
+
+    Sites u outside the plate are drawn from their prior too, which `simulate` draws from the guide. Where no site
+    observes x, the program is run on the datapoints that are given, and has u and what it records of these.
+
+    Args:
+        model: any latent-variable model.
+        inputs: x, y, mask.
+        draws: number of draws, one run of the generative function each.
+
+    Returns:
+        By site, (draws, ...) or (draws, batch, ...), and which of the two it is.
+    """
+    found: list[Values] = []
+    labels = labels_for(model, draws, of_data=inputs[1])
+    of_x: list[str] = []
+    for i in range(draws):
+        given, program = inputs, model.generate
+        if model.observes_x:
+            given = torch.zeros_like(inputs[0][:1]), None if labels is None else labels[i : i + 1], None
+            program = model.simulator(given[1])
+        trace: Any = prune_subsample_sites(poutine.trace(program).get_trace(*given))
+        nodes = {site: trace.nodes[site] for site in trace.stochastic_nodes if site != model.observed_site}
+        kept = {site: node for site, node in nodes.items() if "was_observed" not in node["infer"]}
+        if not model.observes_x:
+            found.append(_values(model, _outside(model, kept) | _recorded(model, trace), len(given[0])))
+            continue
+        if i == 0:  # what is computed of the x that is given, and not of the one that is drawn
+            of_x = _changing(model, poutine.replay(program, trace=trace), trace, (inputs[0][:1], *given[1:]))
+        kept |= {site: node for site, node in _recorded(model, trace).items() if site not in of_x}
+        kept[model.observed_site] = model.observation(trace)
+        of_one = _values(model, kept, 1)
+        found.append({site: (value[0] if of_each else value, False) for site, (value, of_each) in of_one.items()})
+    return _stacked(found)
+
+
+def recorded(
+    model: LatentVariableModel, inputs: Inputs, latents: Mapping[str, Tensor], outside: Mapping[str, Tensor]
+) -> Values:
+    """What the generative function records by `pyro.deterministic`, at draws of its latents.
+
+    Args:
+        model: any latent-variable model.
+        inputs: x, y, mask.
+        latents: values by site, (draws, batch, ...).
+        outside: values of sites outside the plate, (draws, ...).
+
+    Returns:
+        By site, (draws, batch, ...) of those in the plate over datapoints and else (draws, ...), and which it is.
+    """
+    found: list[Values] = []
+    for i in range(len(next(iter({**latents, **outside}.values())))):
+        program = poutine.condition(model.generate, data={site: value[i] for site, value in latents.items()})
+        with model.given({site: value[i] for site, value in outside.items()}):
+            trace: Any = poutine.trace(program).get_trace(*inputs)
+        nodes = {site: node for site, node in _recorded(model, trace).items() if site not in latents}
+        if not nodes:
+            return {}
+        found.append(_values(model, nodes, len(inputs[0])))
+    return _stacked(found)
+
+
+def _recorded(model: LatentVariableModel, trace: Any) -> dict[str, Any]:
+    """The nodes that have no distribution, by site."""
+    nodes = {site: trace.nodes[site] for site in trace.observation_nodes if site != model.observed_site}
+    return {site: node for site, node in nodes.items() if only_records(node)}
+
+
+def _changing(model: LatentVariableModel, replayed: Program, trace: Any, inputs: Inputs) -> list[str]:
+    """The recorded sites of a trace that have other values where its program is replayed on these inputs."""
+    again: Any = poutine.trace(replayed).get_trace(*inputs)
+    nodes = _recorded(model, trace)
+    return [site for site, node in nodes.items() if not torch.equal(node["value"], again.nodes[site]["value"])]
+
+
+def _frames(model: LatentVariableModel, node: Any) -> list[Any]:
+    """The plate over datapoints, if a site lies in it."""
+    return [one for one in node["cond_indep_stack"] if one.vectorized and model.plate in (None, one.name)]
+
+
+def _outside(model: LatentVariableModel, nodes: Mapping[str, Any]) -> dict[str, Any]:
+    return {site: node for site, node in nodes.items() if not _frames(model, node)}
+
+
+def _values(model: LatentVariableModel, nodes: Mapping[str, Any], batch: int) -> Values:
+    found = {}
+    for site, node in nodes.items():
+        found[site] = node["value"], False
+        for frame in _frames(model, node)[:1]:
+            # What is recorded says its number of event dimensions only if the user does.
+            dim = max(0, node["value"].dim() - node["fn"].event_dim + frame.dim)
+            if node["value"].shape[dim : dim + 1] == (batch,):
+                found[site] = node["value"].movedim(dim, 0), True
+    return found
+
+
+def _stacked(found: list[Values]) -> Values:
+    return {site: (torch.stack([one[site][0] for one in found]), of_each) for site, (_, of_each) in found[0].items()}
 
 
 def labels_for(model: Any, size: int, y: Any = None, *, of_data: Tensor | None = None) -> Tensor | None:

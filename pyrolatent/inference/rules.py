@@ -14,6 +14,7 @@ from pyrolatent.data.splits import Batch, Data, Split
 from pyrolatent.declaration import declared_name, registered
 from pyrolatent.errors import InputError
 from pyrolatent.inference.devices import evaluating
+from pyrolatent.inference.draws import MAX_ELEMENTS
 from pyrolatent.inference.objectives.base import needs_of
 from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
 from pyrolatent.models.arrays import as_labels, device_and_dtype, validate_divisor
@@ -21,6 +22,9 @@ from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.components.family import domain
 from pyrolatent.models.latent import LatentVariableModel, only_records
 from pyrolatent.models.model import Capability, Model
+
+SHOWN = 1000
+"""Largest number of rows that a model which is not whole is shown."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,9 @@ def introduce(model: Model, data: Data) -> None:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             of_rows = data.train.x.flatten(1)
             first = torch.zeros((), dtype=torch.long, device=of_rows.device)
-            index = torch.stack([first, of_rows.amax(1).argmax(), of_rows.amin(1).argmin()])
+            extremes = torch.stack([first, of_rows.amax(1).argmax(), of_rows.amin(1).argmin()])
+            most = min(SHOWN, MAX_ELEMENTS // of_rows.shape[1], len(of_rows))
+            index = torch.cat([extremes, torch.arange(3, max(3, most), device=of_rows.device)])
             rows = data.train.to(device, dtype).batch(index.to(device))
         model.meet(*rows, data.label_dim)
 

@@ -632,7 +632,7 @@ def _plate_of(nodes: list[Any], nesting: int, name: str | None, jointly: bool, o
         listed = ", ".join(map(repr, sorted(candidates)))
         raise InputError(
             f"the plate over datapoints cannot be told: {'all' if common else 'some'} sites lie in {listed}; "
-            "put every site into one plate, or name it with plate=..."
+            "put every site into one plate, of one name in model and guide, or name it with plate=..."
         )
     (found,) = candidates
     if found not in dims:

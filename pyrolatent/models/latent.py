@@ -100,11 +100,6 @@ class LatentVariableModel(Model):
         scored = {Capability.ANY_DRAW_SCORED} if self.scores_any_value else set()
         return self.always_offers | scored | (set() if self.global_sites else {Capability.OWN_LATENTS})
 
-    @property
-    def global_sites(self) -> list[str]:
-        """Latent sites outside the plate over datapoints, such as the weights of a Bayesian decoder."""
-        return []
-
     def global_draw(self, inputs: tuple[Tensor, Tensor | None, Tensor | None]) -> dict[str, Tensor]:
         """One draw of the latent sites outside the plate from the guide, by site.
 
@@ -222,7 +217,8 @@ class LatentVariableModel(Model):
     def encode(self, x: Any, y: Any = None, mask: Any = None) -> dict[str, TorchDistributionMixin]:
         """The approximate posterior of every latent site, each of batch shape (batch,), in evaluation mode.
 
-        In a hierarchy a site is conditioned on one draw of the sites that the guide draws before it.
+        In a hierarchy a site is conditioned on one draw of the sites that the guide draws before it. A site that is a
+        function of auxiliary ones, as in automatic guides, has no distribution here and is left out with them.
 
         Args:
             x: data (batch, *event_shape), numbers of any type in a tensor, an array or nested lists.
@@ -230,12 +226,24 @@ class LatentVariableModel(Model):
             mask: True where x is observed.
 
         Raises:
-            InputError: an argument does not fit the model.
+            InputError: an argument does not fit the model, or no site has a distribution.
         """
         inputs = as_inputs(self, x, y, mask)
         with evaluating_alone(self):
             trace: Any = prune_subsample_sites(poutine.trace(self.infer).get_trace(*inputs))
-        return {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes if name != NOISE}
+        sites = {name: trace.nodes[name] for name in trace.stochastic_nodes if name != NOISE}
+        auxiliary = [name for name, node in sites.items() if node["infer"].get("is_auxiliary")]
+        found = {
+            name: node["fn"]
+            for name, node in sites.items()
+            if name not in auxiliary and not (auxiliary and isinstance(innermost(node["fn"]), dist.Delta))
+        }
+        if sites and not found:
+            raise InputError(
+                f"the guide draws {', '.join(site for site in sites if site not in auxiliary)} by way of auxiliary "
+                "sites, so that encode has no distribution to return; to_arviz has draws"
+            )
+        return found
 
     def decode(self, latents: Any, y: Any = None) -> TorchDistributionMixin:
         """The likelihood p(x | latents), in evaluation mode.
@@ -302,6 +310,11 @@ class LatentVariableModel(Model):
         nodes = {site: trace.nodes[site] for site in trace.stochastic_nodes}
         latents = {site: node for site, node in nodes.items() if "was_observed" not in node["infer"]}
         return {**latents, self.observed_site: self.observation(trace)}
+
+    def expected(self, size: int, y: Tensor | None = None) -> Tensor:
+        """E[x | z] at draws of z ~ p(z), (size, *event_shape); arguments as in `simulated`."""
+        mean: Tensor = self.simulated(size, y)[self.observed_site]["fn"].mean
+        return mean
 
     def simulator(self, y: Tensor | None = None) -> Callable[..., Any]:
         """The generative function with x drawn, at the labels that are given if it infers the label."""

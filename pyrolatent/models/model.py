@@ -91,6 +91,16 @@ class Model(nn.Module):
         return True
 
     @property
+    def global_sites(self) -> list[str]:
+        """Latent sites outside the plate over datapoints, such as the weights of a Bayesian decoder."""
+        return []
+
+    @property
+    def encodes_datapoints(self) -> bool:
+        """Whether each datapoint has latents of its own."""
+        return True
+
+    @property
     def takes_unknown_labels(self) -> bool:
         """Whether the label may be unknown, -1, for some datapoints."""
         return self.label_site is not None

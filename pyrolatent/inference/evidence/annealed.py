@@ -31,6 +31,7 @@ from pyrolatent.inference.sampling.annealing import anneal
 from pyrolatent.inference.sampling.kernels import HMC, adapted_steps
 from pyrolatent.inference.weights import Inputs, arguments, weigh
 from pyrolatent.models.latent import LatentVariableModel
+from pyrolatent.models.plates import Unweighted
 
 Schedule = Literal["sigmoid", "linear"]
 MAX_ELEMENTS = 2**22
@@ -284,6 +285,7 @@ class _Target:
         self.model, self.inputs, self.chains = model, inputs, chains
         with torch.no_grad():
             probe = weigh(model.generate, model.infer, *inputs)
+        self.plate = probe.plate.name or "data"
         self.enumerated, self.transforms, self.event_dims, self.shapes = {}, {}, {}, {}
         for site in probe.latents:
             guide, prior = (trace.nodes[site] for trace in (probe.guide_trace, probe.model_trace))
@@ -300,33 +302,36 @@ class _Target:
                 self.shapes[site] = self.transforms[site].inverse_shape(prior["fn"].event_shape)
         if not self.transforms:
             raise InputError(
-                f"every latent of {type(model).__name__} is summed out, so that nothing is left to anneal: its "
+                f"no latent of a datapoint of {type(model).__name__} is drawn, so that nothing is left to anneal: its "
                 "evidence by importance sampling is exact"
             )
 
     def coordinates(self, latents: dict[str, Tensor]) -> Tensor:
         """Latents by site, (..., batch, *event), as one vector of coordinates, (..., batch, dimensions)."""
         parts = [transform.inv(latents[site]) for site, transform in self.transforms.items()]
-        return torch.cat([u.flatten(u.dim() - len(s)) for u, s in zip(parts, self.shapes.values(), strict=True)], -1)
+        return torch.cat(
+            [u.reshape(*u.shape[: u.dim() - len(s)], -1) for u, s in zip(parts, self.shapes.values(), strict=True)], -1
+        )
 
     def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """log p(z(u)) and log p(x, z(u)) with the Jacobian |dz / du|, (chains, batch), enumerated sites summed out."""
         values, jacobian = {}, u.new_zeros(u.shape[:-1])
         flat = u.split([shape.numel() for shape in self.shapes.values()], -1)
         for (site, transform), part in zip(self.transforms.items(), flat, strict=True):
-            own = part.unflatten(-1, self.shapes[site])
+            own = part.reshape(*part.shape[:-1], *self.shapes[site])
             values[site] = transform(own)
             jacobian = jacobian + transform.log_abs_det_jacobian(own, values[site])
 
         def guide(x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
-            with pyro.plate("data", len(x), dim=-1):
+            with pyro.plate(self.plate, len(x), dim=-1):
                 for site, fn in self.enumerated.items():
                     pyro.sample(site, fn, infer={"enumerate": "parallel"})
                 for site, value in values.items():
                     at = value.squeeze(0) if len(u) == 1 else value  # a single particle has no dimension
                     pyro.sample(site, dist.Delta(at, event_dim=self.event_dims[site]))
 
-        weights = weigh(self.model.generate, guide, *self.inputs, particles=len(u))
+        with Unweighted():
+            weights = weigh(self.model.generate, guide, *self.inputs, particles=len(u))
         prior, joint = weights.log_prior_of_all, weights.log_joint
         return self._summed(prior) + jacobian, self._summed(joint) + jacobian
 

@@ -24,6 +24,8 @@ from pyrolatent.models.programs.arguments import INSTEAD, Arguments, Call
 
 Program = Callable[..., Any]
 Rows = tuple[Tensor, Any, Any]
+ROWS = 3
+"""Datapoints of the first run, which is made with another number too, for what belongs to the rows of a minibatch."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ class FirstRun:
         modules: that were used, or whose methods the programs are.
         model_trace: of the model, replayed on the guide's draws.
         factors: the factorisation of both, a line for each site.
+        as_given: the observed sites whose values are x as it is.
         given_x: the sites of the model whose distributions change with x, as the number of draws of a multinomial may.
         vectorises: whether the pair runs with several particles side by side, in a plate around it.
         plate: the plate over datapoints; None if there are several of their number.
         declared: how many datapoints the plate declares that there are, beside those of the run; None if it does not.
         outside: the latent sites of the guide outside the plate.
+        inside: whether the guide has latent sites in the plate.
         auxiliary: whether the guide has sites inside it that the model does not have.
         own_states: latent sites of the model that the guide does not have.
     """
@@ -49,11 +53,13 @@ class FirstRun:
     modules: list[nn.Module]
     model_trace: Any
     factors: list[str]
+    as_given: list[str]
     given_x: list[str]
     vectorises: bool
     plate: str | None
     declared: int | None
     outside: list[str]
+    inside: bool
     auxiliary: bool
     own_states: list[str]
 
@@ -69,20 +75,24 @@ class FirstRun:
         return [site for site in self.model_trace.observation_nodes if not only_records(nodes[site])]
 
 
-def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows, plate: str | None = None) -> FirstRun:
+def first_run(model: Program, guide: Program, arguments: Arguments, given: Rows, plate: str | None = None) -> FirstRun:
     """Runs a pair, with a parameter store of its own, leaving the random state and running statistics as they are.
+
+    It is run on the first rows, and once on all.
 
     Args:
         model: generative function.
         guide: the guide.
         arguments: what both are called with.
-        rows: x, y and mask of a few datapoints.
+        given: x, y and mask of some datapoints.
         plate: name of the plate over datapoints, if it is known.
 
     Raises:
         InputError: one of the two does not run so, or has parameters for each of the datapoints.
     """
+    rows = _first(given, ROWS)
     x, call = rows[0], arguments(*rows)
+    others = given if len(given[0]) > len(x) else _first(rows, len(x) - 1)
     with (
         alone(),
         torch.enable_grad(),
@@ -90,13 +100,13 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows, 
         statistics_held(),
         own_parameters() as store,
     ):
-        fewer: Any = tuple(None if field is None else field[:-1] for field in rows)
-        of_fewer: Any = arguments(*fewer), x[:-1]
+        number = len(others[0])
+        of_others: Any = (arguments(*others), others[0]) if number else None
         if isinstance(guide, AutoGuide):
             trace = _trace("model", model, call, x)
             with _aside(x):
-                other = [_trace("model", model, *of_fewer)] if len(x) > 1 else []
-            over = _over_datapoints(len(x), [trace], other)
+                other = [_trace("model", model, *of_others)] if number else []
+            over = _over_datapoints(len(x), [trace], number, other)
             _refuse_autoguide(guide, trace, over, len(x), arguments.takes_rows)
         with _recording() as used:
             guide_trace, model_trace = traces = _traces(model, guide, call, x)
@@ -105,10 +115,13 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows, 
         if arguments.takes_rows:
             _refuse_other_rows(guide_trace, len(x))
         with _aside(x):
-            others = _traces(model, guide, *of_fewer) if len(x) > 1 else ()
-        _refuse_rows(met, _parameters(*others), len(x))
+            again = [*_traces(model, guide, *of_others)] if number else []
+        _refuse_rows(met, _parameters(*again), len(x), number)
+        as_given = _observing_as_given(model_trace, rows)
+        if number > len(x):
+            as_given = [site for site in _observing_as_given(again[1], given) if site in as_given]
         given_x = _given_x(model, guide_trace, arguments, rows)
-        over = _over_datapoints(len(x), traces, others)
+        over = _over_datapoints(len(x), traces, number, again)
         vectorised = {frame.name for trace in traces for frame in _frames(trace) if frame.vectorized}
         plate = plate or (next(iter(over)) if len(over) == 1 and {*over} <= vectorised else None)
         if plate is not None and plate not in vectorised:
@@ -133,11 +146,13 @@ def first_run(model: Program, guide: Program, arguments: Arguments, rows: Rows, 
         modules=used,
         model_trace=prune_subsample_sites(model_trace),
         factors=factors,
+        as_given=as_given,
         given_x=given_x,
         vectorises=vectorises,
         plate=plate,
         declared=declared,
         outside=outside,
+        inside=bool(own),
         auxiliary=auxiliary,
         own_states=[site for site in latents if site not in guide_trace.nodes],
     )
@@ -161,14 +176,19 @@ def _aside(x: Tensor) -> Iterator[None]:
         yield
 
 
-def _over_datapoints(datapoints: int, traces: Iterable[Any], of_fewer: Iterable[Any]) -> dict[str, Any]:
-    """The plates over datapoints of traces, by name: those that are one smaller with one datapoint less."""
-    sizes = {frame.name: frame.size for trace in of_fewer for frame in _frames(trace)}
+def _first(rows: Rows, number: int) -> Rows:
+    x, y, mask = rows
+    return x[:number], None if y is None else y[:number], None if mask is None else mask[:number]
+
+
+def _over_datapoints(datapoints: int, traces: Iterable[Any], others: int, of_others: Iterable[Any]) -> dict[str, Any]:
+    """The plates over datapoints of traces, by name: those that are as large as there are, here and in other traces."""
+    sizes = {frame.name: frame.size for trace in of_others for frame in _frames(trace)}
     return {
         frame.name: frame
         for trace in traces
         for frame in _frames(prune_subsample_sites(trace))
-        if frame.size == -1 or (frame.size, sizes.get(frame.name, datapoints - 1)) == (datapoints, datapoints - 1)
+        if frame.size == -1 or (frame.size, sizes.get(frame.name, others)) == (datapoints, others)
     }
 
 
@@ -198,7 +218,7 @@ def _outside(traces: Iterable[Any], over: Mapping[str, Any], plate: str | None) 
             if plate is not None and other is not None and not lies_in(plate, trace.nodes[site]):
                 raise InputError(
                     f"the site {site!r} lies in the plate {other!r}, others in {plate!r}, and both are over "
-                    "datapoints; give both plates one name"
+                    "datapoints; give the plate one name in model and guide"
                 )
     return outside
 
@@ -247,15 +267,27 @@ def _is_random(node: Any) -> bool:
     return not (isinstance(node["fn"], Unit) or only_records(node) or site_is_subsample(node))
 
 
-def _refuse_rows(parameters: dict[str, Tensor], fewer: dict[str, Tensor], datapoints: int) -> None:
+def _refuse_rows(parameters: dict[str, Tensor], other: dict[str, Tensor], datapoints: int, others: int) -> None:
     """Refuses parameters that are those of the rows of one minibatch."""
     for name, value in parameters.items():
-        if name in fewer and fewer[name].shape != value.shape:
+        if name in other and other[name].shape != value.shape:
             raise InputError(
                 f"the parameter {name!r} has the shape {tuple(value.shape)} for {datapoints} datapoints and "
-                f"{tuple(fewer[name].shape)} for one less: it belongs to the rows of one minibatch, and others have "
+                f"{tuple(other[name].shape)} for {others}: it belongs to the rows of one minibatch, and others have "
                 "none; let the guide compute it from x"
             )
+
+
+def _observing_as_given(trace: Any, rows: Rows) -> list[str]:
+    """The observed sites whose values are those of x, where it is observed."""
+    x, _, mask = rows
+    left_out = (x != x) | (False if mask is None else ~mask)
+    values = {site: trace.nodes[site]["value"] for site in trace.observation_nodes}
+    return [
+        site
+        for site, value in values.items()
+        if value.numel() == x.numel() and ((value.reshape(x.shape) == x) | left_out).all()
+    ]
 
 
 def _given_x(program: Program, guide_trace: Any, arguments: Arguments, rows: Rows) -> list[str]:
@@ -392,14 +424,13 @@ def observing(run: FirstRun, declared: Mapping[str, str]) -> dict[str, str]:
     return dict(declared) if declared or len(run.observed) != 1 else {"x": run.observed[0]}
 
 
-def fault(run: FirstRun, roles: Mapping[str, str], x: Tensor, mask: Tensor | None) -> str | None:
+def fault(run: FirstRun, roles: Mapping[str, str], x: Tensor) -> str | None:
     """Why the site of x is not p(x | z) of one datapoint x, or not all that is observed; None if it is.
 
     Args:
         run: the first run.
         roles: the sites that observe `x` and `y`, by these names, as far as they are known.
-        x: what the run was of (batch, *event_shape).
-        mask: True where it is observed.
+        x: the first rows that the run was of (batch, *event_shape).
     """
     site = roles.get("x")
     if site is None:
@@ -417,8 +448,7 @@ def fault(run: FirstRun, roles: Mapping[str, str], x: Tensor, mask: Tensor | Non
     if len(shapes) > 1 or value.numel() != x.numel() or len(value) != len(x):
         listed = " and ".join(map(str, sorted(shapes)))
         return f"the site {site!r} observes the shape {listed}, and x has {tuple(x.shape[1:])}"
-    same = (value.reshape(x.shape) == x) | (x != x) | (False if mask is None else ~mask)
-    if not same.all():
+    if site not in run.as_given:
         return f"the site {site!r} observes other values than x"
     return f"the distributions of {', '.join(run.given_x)} depend on x itself" if run.given_x else None
 

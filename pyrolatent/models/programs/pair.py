@@ -26,13 +26,11 @@ from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, Model
 from pyrolatent.models.plates import Counted, Given
 from pyrolatent.models.programs.arguments import by_function, by_signature, differ
-from pyrolatent.models.programs.first_run import FirstRun, fault, first_run, named, observing, owners
+from pyrolatent.models.programs.first_run import ROWS, FirstRun, fault, first_run, named, observing, owners
 
 Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 MEAN_OF = 100
 """Draws of sites outside the plate that their means are taken of."""
-ROWS = 3
-"""Datapoints of the first run, which is made with one less too, for what belongs to the rows of a minibatch."""
 
 
 def from_pyro(
@@ -147,6 +145,11 @@ class PyroPair(LatentVariableModel):
         return [] if self._run is None or self._given else self._run.outside
 
     @property
+    def encodes_datapoints(self) -> bool:
+        """Whether each datapoint has latents of its own, beside those outside the plate."""
+        return self._run is None or not self._run.outside or self._run.inside
+
+    @property
     def observes_x(self) -> bool:
         """Whether one site of the model is p(x | z)."""
         return self._fault is None
@@ -225,7 +228,12 @@ class PyroPair(LatentVariableModel):
         self.meet(x, y, mask)
         gaps: Any = nullcontext()
         if mask is not None and not self._takes_mask:
-            gaps, x = _Gaps(self.require_x(), mask), torch.where(mask, x, 0.0)
+            if self._fault is not None:
+                raise InputError(
+                    f"missing values are left out of the site of x, but {self._fault}, which would take them for "
+                    "zeros; let both programs take a parameter mask and leave them out"
+                )
+            gaps, x = _Gaps(self.observed_site, mask), torch.where(mask, x, 0.0)
         call = self._arguments(x, y, mask, self._rows)
         outside = Given(self._given) if self._given else Counted(self._outside, self._counted)
         # The parameters are the pair's own, whatever has their names elsewhere.
@@ -294,10 +302,11 @@ class PyroPair(LatentVariableModel):
             InputError: a pair that does not run on this data, or whose parameters another pair has under their names.
         """
         if self._run is not None:
+            self._warn_of_store()
             return
         if y is None and self.label_dim and "y" in self._declared:  # run as in training, for what is met, in its order
-            given = [[0.0] * self.label_dim] if self.vector_labels else [0]
-            y = as_labels(self, given * len(x), len(x))
+            none = [[0.0] * self.label_dim] if self.vector_labels else [0]
+            y = as_labels(self, none * len(x), len(x))
         rows = x[:ROWS], None if y is None else y[:ROWS], None if mask is None else mask[:ROWS]
         label_dim = label_dim or self.label_dim or (y.shape[1] if y is not None and y.dim() > 1 else 0)
         self._takes_mask = self._uses(2, (*rows[:2], torch.ones_like(rows[0], dtype=torch.bool)), torch.zeros(()))
@@ -308,9 +317,9 @@ class PyroPair(LatentVariableModel):
                 "of pl.load_data first"
             )
         observes_y = "y" in self._declared and uses_y
-        runs = [first_run(*self._programs, self._arguments, rows, self.plate)]
+        runs = [first_run(*self._programs, self._arguments, (x, y, mask), self.plate)]
         if observes_y:  # without labels, in evaluation, other networks may be met
-            runs.append(first_run(*self._programs, self._arguments, (rows[0], None, rows[2]), self.plate))
+            runs.append(first_run(*self._programs, self._arguments, (x, None, mask), self.plate))
         if not any(run.model_trace.stochastic_nodes for run in runs):
             raise InputError("the model samples no latent site; a pair is of a latent-variable model")
         run, roles = runs[0], observing(runs[0], self._declared)
@@ -320,7 +329,7 @@ class PyroPair(LatentVariableModel):
         self.event_shape, self.label_dim = x.shape[1:], label_dim if uses_y else 0
         self.label_site, self.conditional = roles.get("y"), uses_y and not observes_y
         self.observed_site = roles.get("x", "")
-        self._fault = fault(run, roles, rows[0], rows[2])
+        self._fault = fault(run, roles, rows[0])
         self._sees_gaps = mask is not None and self._takes_mask
         known = torch.tensor([self.label_dim, self.conditional, self._sees_gaps, *self.event_shape])
         self.about, self.unlike_x = known.to(self.about.device), _bytes(self._fault).to(self.about.device)
@@ -377,6 +386,20 @@ class PyroPair(LatentVariableModel):
             shared.set_state(own)
             _owners.update({parameter: ref(self) for parameter in own["params"].values()})
 
+    def _warn_of_store(self) -> None:
+        """Says once that Pyro's store was given other parameters since the first run, as by `load` and `set_state`."""
+        if not self._in_store:
+            return
+        there, own = pyro.get_param_store()._params, self._store["params"]
+        other = [name for name in own if name in there and there[name] is not own[name] and there[name] not in _owners]
+        _owners.update({there[name]: ref(self) for name in other})
+        if other:
+            warnings.warn(
+                f"Pyro's parameter store was given another {', '.join(other[:3])} since this pair first ran, which "
+                "keeps its own parameters; make the pair anew with from_pyro to take those of the store",
+                stacklevel=3,
+            )
+
     def _may_take(self, name: str, there: Tensor, own: Tensor) -> None:
         """Refuses a parameter of Pyro's store that another pair has, or that has another shape."""
         owner = _owners.get(there, lambda: None)()
@@ -396,54 +419,96 @@ class PyroPair(LatentVariableModel):
         return {self.label_site: trace.nodes[self.label_site]["value"]}
 
     def simulated(self, size: int, y: Tensor | None = None) -> dict[str, Any]:
-        """Draws z ~ p(z), x ~ p(x | z), as of any model; labels that the model observes are drawn or those given."""
-        if self._run is None and self._waiting is None:
-            raise InputError("the pair has not seen any data; fit or evaluate it, or load a run of it, first")
-        x = as_numbers(self, torch.zeros(()), "x").expand(ROWS, *self.event_shape)
-        self.meet(x, None if y is None else y[:1].expand(ROWS, *y.shape[1:]))
-        self.require_x()
+        """Draws z ~ p(z), x ~ p(x | z), as of any model; labels that the model observes are drawn or those given.
+
+        Sites outside the plate are drawn from the guide, anew for each datapoint.
+        """
+        self._meet_nothing(y)
         if not self.global_sites:
             return super().simulated(size, y)
-        parts = []
-        for row in range(size):
-            label = None if y is None else y[row : row + 1]
-            with self.given(self.global_draw((x[:1], label, None))):
-                parts.append(super().simulated(1, label))
+        parts = list(self._each(LatentVariableModel.simulated, size, y))
         return {
             site: {**node, "value": torch.cat([part[site]["value"] for part in parts])}
             for site, node in parts[0].items()
         }
+
+    def expected(self, size: int, y: Tensor | None = None) -> Tensor:
+        """E[x | z, u] at draws of z ~ p(z | u) and of sites u outside the plate, as `simulated` draws them."""
+        self._meet_nothing(y)
+        if not self.global_sites:
+            return super().expected(size, y)
+        return torch.cat(list(self._each(LatentVariableModel.expected, size, y)))
+
+    def _each(self, of_one: Callable[..., Any], size: int, y: Tensor | None) -> Iterator[Any]:
+        """What a method gives for one datapoint, at each of some draws of the sites outside the plate."""
+        x = as_numbers(self, torch.zeros(()), "x").expand(1, *self.event_shape)
+        for row in range(size):
+            label = None if y is None else y[row : row + 1]
+            with self.given(self.global_draw((x, label, None))):
+                yield of_one(self, 1, label)
+
+    def _meet_nothing(self, y: Tensor | None) -> None:
+        """Runs a pair that was loaded on no data, if it has not been run, and requires the site of x."""
+        if self._run is None and self._waiting is None:
+            raise InputError("the pair has not seen any data; fit or evaluate it, or load a run of it, first")
+        x, placeholder, _ = self._nothing()
+        self.meet(x, placeholder if y is None else y[:1].expand(ROWS, *y.shape[1:]))
+        self.require_x()
+
+    def _nothing(self) -> Inputs:
+        """Datapoints and, where they are needed, labels of zeros."""
+        x = as_numbers(self, torch.zeros(()), "x").expand(ROWS, *self.event_shape)
+        none = [[0.0] * self.label_dim if self.vector_labels else 0] * ROWS
+        return x, as_labels(self, none, ROWS) if self.conditional else None, None
 
     def decode(self, latents: Any, y: Any = None) -> TorchDistributionMixin:
         """The likelihood p(x | latents), as of any model.
 
         Sites outside the plate may be among the latents, of their own shapes; those that are not are at their means
         under the guide, averaged over 100 draws, the same in every call.
+
+        Raises:
+            InputError: as of any model, or such a mean is no value of the site, as of categories and correlations.
         """
+        self._meet_nothing(None)
         if not self.global_sites:
             return super().decode(latents, y)
         given = latents if isinstance(latents, Mapping) else {}
-        outside = {site: as_numbers(self, given[site], site) for site in self.global_sites if site in given}
-        own = {site: value for site, value in given.items() if site not in outside} if given else latents
-        means = self._global_means()
-        for site, value in outside.items():
-            if value.shape != means[site].shape:
+        own = {site: value for site, value in given.items() if site not in self.global_sites} if given else latents
+        nodes, outside = self._run.model_trace.nodes, {}  # type: ignore[union-attr]
+        for site in [site for site in self.global_sites if site in given]:
+            like = nodes[site]["value"]
+            outside[site] = as_numbers(self, given[site], site)
+            if outside[site].shape != like.shape:
                 raise InputError(
-                    f"{site} has shape {tuple(value.shape)}, but it is common to all datapoints, of shape "
-                    f"{tuple(means[site].shape)}"
+                    f"{site} has shape {tuple(outside[site].shape)}, but it is common to all datapoints, of shape "
+                    f"{tuple(like.shape)}"
                 )
+            outside[site] = outside[site] if like.is_floating_point() else outside[site].to(like.dtype)
+        missing = [site for site in self.global_sites if site not in outside]
+        means = self._global_means(missing) if missing else {}
         with self.given(means | outside):
             return super().decode(own, y)
 
     @torch.no_grad()
-    def _global_means(self) -> dict[str, Tensor]:
-        x = as_numbers(self, torch.zeros(()), "x").expand(ROWS, *self.event_shape)
-        none = [[0.0] * self.label_dim if self.vector_labels else 0] * ROWS
-        y = as_labels(self, none, ROWS) if self.conditional else None
-        with evaluating_alone(self), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    def _global_means(self, sites: list[str]) -> dict[str, Tensor]:
+        """The means of sites outside the plate under the guide."""
+        inputs = self._nothing()
+        with evaluating_alone(self), torch.random.fork_rng(devices=[inputs[0].device] if inputs[0].is_cuda else []):
             torch.manual_seed(0)
-            draws = [self.global_draw((x, y, None)) for _ in range(MEAN_OF)]
-        return {site: torch.stack([draw[site] for draw in draws]).mean(0) for site in draws[0]}
+            draws = [self.global_draw(inputs) for _ in range(MEAN_OF)]
+        nodes = self._run.model_trace.nodes  # type: ignore[union-attr]
+        # In double precision, where rounding takes no mean out of a simplex.
+        means = {site: torch.stack([draw[site] for draw in draws]).double().mean(0) for site in sites}
+        supports = {site: nodes[site]["fn"].support for site in sites}
+        unfit = [site for site in sites if supports[site].is_discrete or not supports[site].check(means[site]).all()]
+        if unfit:
+            given = ", ".join(f"{site!r}: ..." for site in unfit)
+            raise InputError(
+                f"the mean of {' and '.join(map(repr, unfit))} under the guide is no value that the site can have; "
+                f"give one among the latents, as {{{given}}}"
+            )
+        return {site: mean.to(draws[0][site].dtype) for site, mean in means.items()}
 
     def observation(self, trace: Any) -> Any:
         """The site of x in a trace of the generative function, in the shape of x.

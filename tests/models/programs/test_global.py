@@ -23,6 +23,7 @@ from pyrolatent.inference.objectives import ELBO, IWAE, STL, VIMCO, AnalyticELBO
 from pyrolatent.inference.objectives.base import as_objective
 from pyrolatent.inference.objectives.bounds import CombinationIWAE, MultiplyIWAE, PartiallyIWAE, ReweightedWakeSleep
 from pyrolatent.inference.weights import weigh
+from pyrolatent.pictures import plot
 
 D, NOISE = 3, 0.5
 RANDOM = np.random.default_rng(0)
@@ -444,6 +445,71 @@ def test_arviz_has_what_lies_outside_without_datapoints() -> None:
     assert abs(float(posterior["u"].mean()) - float(u.loc)) < 4 * float(u.scale) / math.sqrt(400)
 
 
+def test_prior_of_arviz_is_that_of_what_lies_outside() -> None:
+    """u ~ N(0, 1), x ~ N(u, 1 + s²), in closed form, whatever q(u) is; of the posterior predictive u ~ q(u)."""
+    data = pl.load_data(LINE.numpy())
+    levels = Levels(exact=data.train.x)
+    m = from_pyro(levels.model, levels.guide)
+    found = pl.to_arviz(m, data, size=2, draws=400, predictive=4)
+    drawn = found["prior"]["u"], found["prior"]["z"], found["prior_predictive"]["x"]
+    for values, variance in zip(drawn, (1.0, 2.0, 2.0 + levels.s**2), strict=True):
+        assert abs(float(values.mean())) < 4 * math.sqrt(variance / 400)
+        assert float(values.var()) == pytest.approx(variance, rel=4 * math.sqrt(2 / 400))
+    correlation = np.corrcoef(drawn[0].values.ravel(), drawn[2].values.ravel())[0, 1]
+    assert correlation == pytest.approx(1 / math.sqrt(2 + levels.s**2), abs=4 / math.sqrt(400))
+
+
+def test_arviz_has_what_the_program_records() -> None:
+    """`pyro.deterministic` at each draw: by datapoint in the plate, and in the prior unless it is computed of x."""
+
+    def model(x: Tensor) -> None:
+        u = pyro.sample("u", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.deterministic("square", u**2)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(u, 1.0))
+            loc = pyro.deterministic("loc", torch.stack([z, u - z], -1))
+            pyro.deterministic("left", x - loc, event_dim=1)
+            pyro.sample("x", dist.Normal(loc, Levels.s).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("u", dist.Normal(x.new_tensor(0.3), 0.4))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0], 0.5))
+
+    found = pl.to_arviz(
+        from_pyro(model, guide), pl.load_data(np.tile(LINE.numpy(), (1, 2))), size=3, draws=8, predictive=4
+    )
+    of_each = ("chain", "draw", "datapoint")
+    for group, over in (("posterior", of_each), ("prior", of_each[:2])):
+        values = found[group]
+        assert values["square"].dims == ("chain", "draw")
+        assert values["loc"].dims == (*over, "loc_dim")
+        assert np.allclose(values["square"], values["u"] ** 2)
+        assert np.allclose(values["loc"].isel(loc_dim=1), values["u"] - values["z"], atol=1e-6)
+    assert found["posterior"]["left"].dims == (*of_each, "left_dim")
+    assert "left" not in found["prior"]
+
+
+@pytest.mark.parametrize("guide", [weights_guide, AutoNormal])
+def test_arviz_has_the_prior_of_a_regression(guide: Any) -> None:
+    """No site observes x as it is, but p(w), and what is computed of w for given rows, are draws of the prior."""
+
+    def model(rows: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(rows.new_zeros(D), 1.0).to_event(1))
+        with pyro.plate("data", len(rows)):
+            mean = pyro.deterministic("mean", rows[:, :-1] @ w)
+            pyro.sample("y", dist.Normal(mean, NOISE), obs=rows[:, -1])
+
+    data = pl.load_data(ROWS)
+    m = from_pyro(model, guide if guide is weights_guide else guide(model))
+    found = pl.to_arviz(m, data, size=3, draws=200, predictive=4)
+    assert {*found["prior"].data_vars} == {*found["posterior"].data_vars} == {"w", "mean"}
+    assert np.allclose(found["prior"]["w"].var(("chain", "draw")), 1.0, rtol=4.5 * math.sqrt(2 / 200))
+    x = data.test.x[:3, :-1].numpy()
+    for group in ("prior", "posterior"):
+        assert np.allclose(found[group]["mean"], found[group]["w"].values @ x.T, atol=1e-5)
+
+
 def common(x: Tensor) -> None:
     """x_n ~ N(w, 0.5²): no datapoint has a latent of its own, and no shape says how many there are."""
     w = pyro.sample("w", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
@@ -467,6 +533,57 @@ def test_datapoints_without_latents_of_their_own_are_drawn_one_by_one() -> None:
         assert torch.allclose(covariance, 0.3**2 + NOISE**2 * torch.eye(4), atol=0.1)
     text = str(pl.check(m, data, split="train", size=20, draws=50, simulations=50, replicates=99, annealed=0))
     assert "coverage: left out; the check is of the latents of each datapoint" in text
+    with pytest.raises(InputError, match="no datapoint has latents of its own, beside w outside the plate"):
+        pl.reconstruct(m, torch.zeros(4, 2))
+    means = pl.sample(m, 200, mean=True)  # E[x | w] at draws of w
+    assert means.var(0).numpy() == pytest.approx(0.3**2, rel=4.5 * math.sqrt(2 / 200))
+    assert {*plot(m, data, [])} == {"samples", "sample_means"}
+
+
+def of_states_and_correlations(x: Tensor) -> None:
+    k = pyro.sample("k", dist.Categorical(x.new_ones(3)))
+    tril = pyro.sample("tril", dist.LKJCholesky(2, 1.0))
+    share = pyro.sample("share", dist.Dirichlet(x.new_ones(50)))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ tril.mT + k + share[0], 1.0).to_event(1), obs=x)
+
+
+def of_their_priors(x: Tensor) -> None:
+    poutine.block(of_states_and_correlations, hide=["x"])(x)
+
+
+def test_values_without_a_mean_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A category, and a correlation matrix; the mean of a simplex is one."""
+    monkeypatch.setattr("pyrolatent.tasks.DRAWS", 2)
+    monkeypatch.setattr("pyrolatent.models.programs.pair.MEAN_OF", 20)
+    m = from_pyro(of_states_and_correlations, of_their_priors)
+    m.meet(torch.zeros(3, 2))
+    z, tril = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    with pytest.raises(InputError, match=r"the mean of 'k' and 'tril' .* as \{'k': ..., 'tril': ...\}"):
+        m.decode(z)
+    with pytest.raises(InputError, match=r"the mean of 'tril' .* as \{'tril': ...\}"):
+        m.decode({"z": z, "k": 1})
+    given = {"z": z, "k": 1, "tril": tril}
+    assert torch.allclose(m.decode(given).mean, z @ tril.mT + 1 + 1 / 50, atol=0.02)
+    assert "samples" in plot(m, pl.load_data(np.tile(LINE.numpy(), (1, 2))), [])
+
+
+def test_encoding_has_distributions_alone() -> None:
+    """What an automatic guide draws by way of auxiliary sites is no point, and these are no latents."""
+    levels = Levels()
+    weights = AutoNormal(poutine.block(levels.model, hide=["z", "x"]))
+
+    def guide(x: Tensor) -> None:
+        weights(x)
+        with levels.plate(x):
+            pyro.sample("z", dist.Normal(x[:, 0], 0.5))
+
+    m = from_pyro(levels.model, guide)
+    assert {*m.encode(LINE[:4])} == {"z"}
+    assert {*met(Levels()).encode(LINE[:4])} == {"u", "z"}
+    with pytest.raises(InputError, match="the guide draws w by way of auxiliary sites"):
+        from_pyro(regression, AutoNormal(regression)).encode(ROWS[:4])
 
 
 def test_what_lies_outside_of_x_given_y_is_decoded_and_predicted() -> None:
@@ -501,14 +618,40 @@ def test_checks_are_given_one_draw() -> None:
     assert all(verdict.passed for verdict in calibrated)
 
 
-def test_run_keeps_what_lies_outside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [None, autoguide.AutoIAFNormal])
+def test_run_keeps_what_lies_outside(kind: Any, tmp_path: Path) -> None:
+    """Also where one tensor has several names, as in a normalising flow's guide."""
     data = pl.load_data(ROWS)
-    fit = pl.fit(from_pyro(regression, weights_guide), data, epochs=2, progress=False)
+
+    def pair() -> Any:
+        pyro.clear_param_store()
+        return from_pyro(regression, weights_guide if kind is None else kind(regression))
+
+    fit = pl.fit(pair(), data, epochs=2, progress=False, objective="elbo")
     pl.Run.save(tmp_path / "run", fit)
-    pyro.clear_param_store()
-    again = pl.Run.load(tmp_path / "run", model=from_pyro(regression, weights_guide))
+    again = pl.Run.load(tmp_path / "run", model=pair())
+    assert not plot(again.model, data, [])
     found, before = (pl.evaluate(m, data, particles=100) for m in (again.model, fit.model))
     assert found.log_evidence == before.log_evidence
+
+
+def test_pair_that_was_loaded_is_decoded_before_it_has_seen_data(tmp_path: Path) -> None:
+    """At the u that is given, or at the mean of q(u); at draws of p(u), as before, E[x | z, u] would change."""
+
+    def decoder(x: Tensor) -> None:
+        u = pyro.sample("u", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal((u + z).unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    pyro.clear_param_store()
+    guide, z = Levels().guide, torch.zeros(2)
+    m = from_pyro(decoder, guide)
+    run = pl.Run.save(tmp_path / "run", pl.fit(m, pl.load_data(LINE.numpy()), epochs=1, progress=False))
+    pyro.clear_param_store()
+    again = [pl.Run.load(run.path, model=from_pyro(decoder, guide)).model for _ in range(2)]
+    assert torch.equal(again[0].decode({"z": z, "u": 7.0}).mean, torch.full((2, 1), 7.0))
+    assert torch.equal(again[1].decode(z).mean, m.decode(z).mean)
 
 
 # Automatic guides.

@@ -1,5 +1,6 @@
 """Pyro pairs of the user's own, unmodified: held against Pyro's own estimators and against what is known exactly."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,29 @@ def test_log_evidence_is_exact_where_the_guide_is_the_posterior() -> None:
     assert found.measure == "density (in the units of the data)"
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["of the batch", "of all"])
+def test_annealed_evidence_is_of_any_plate_and_of_scalars(full: bool) -> None:
+    """Chains that start at z ~ N(0, 1) end at log p(x), whatever the plate is called and how many it declares."""
+    program, data = Linear(), pl.load_data(REALS)
+
+    def plate(x: Tensor) -> Any:
+        return pyro.plate("all", len(REALS), subsample=torch.arange(len(x)))
+
+    def model(x: Tensor) -> None:
+        with plate(x):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(program.w * z.unsqueeze(-1), program.s).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with plate(x):
+            pyro.sample("z", dist.Normal(x[:, 0], 1.0))
+
+    m = from_pyro(model, guide) if full else from_pyro(program.model, program.guide)
+    found = pl.annealed_evidence(m, data, chains=16, steps=30)
+    truth = program.log_prob(data.test.x).mean()
+    assert found.log_evidence == pytest.approx(float(truth), abs=4 * found.log_evidence_mcse + 0.02)
+
+
 def test_categories_are_summed_out_and_decoded() -> None:
     weights, locs = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-2.0, 0.0, 2.0])
 
@@ -457,6 +481,17 @@ def test_that_x_is_changed_by_the_program_is_seen_at_the_extremes_of_the_data() 
         program.model(x.clamp(-5, 5))
 
     found = pl.evaluate(from_pyro(model, program.guide), pl.load_data(x), particles=3)
+    assert found.measure == "mass or density (of what the program observes)"
+
+
+def test_that_x_is_changed_by_the_program_is_seen_between_the_extremes_of_the_data() -> None:
+    """The first datapoint, the largest and the smallest are what they were."""
+    program = Linear()
+
+    def model(x: Tensor) -> None:
+        program.model(torch.where(x.abs() < 0.3, 0.0, x))
+
+    found = pl.evaluate(from_pyro(model, program.guide), pl.load_data(REALS), particles=3)
     assert found.measure == "mass or density (of what the program observes)"
 
 
@@ -726,6 +761,36 @@ def test_parameters_that_are_met_in_some_runs_alone_are_refused() -> None:
 
     with pytest.raises(InputError, match="'late' to Pyro in some runs alone"):
         pl.fit(from_pyro(loc_model, guide), pl.load_data(REALS), **ONCE)
+
+
+@pytest.mark.parametrize("how", ["load", "set_state"])
+def test_parameters_that_the_store_is_given_later_are_said_and_taken_by_a_new_pair(how: str, tmp_path: Path) -> None:
+    data, store = pl.load_data(REALS), pyro.get_param_store()
+    m = from_pyro(loc_model, loc_guide)
+    pl.fit(m, data, **ONCE)
+    first = pyro.param("loc").item()
+    store.save(tmp_path / "store")
+    state = torch.load(tmp_path / "store", weights_only=False)
+    pl.fit(m, data, **ONCE)
+    second = pyro.param("loc").item()
+    assert first != second
+    store.load(tmp_path / "store") if how == "load" else store.set_state(state)
+    with pytest.warns(UserWarning, match=r"store was given another guide.slope, guide.width, loc since"):
+        pl.evaluate(m, data, particles=3)
+    assert m.parameters_met["loc"].item() == second
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pl.evaluate(m, data, particles=3)
+    again = from_pyro(loc_model, loc_guide)
+    pl.evaluate(again, data, particles=3)
+    assert again.parameters_met["loc"].item() == first
+
+
+def test_missing_values_are_refused_where_something_else_is_computed_of_x() -> None:
+    x = np.repeat(REALS, 2, 1)
+    x[::5, 1] = np.nan
+    with pytest.raises(InputError, match=r"the model scores factor besides 'x', which would take them for zeros"):
+        pl.fit(from_pyro(with_a_factor, prior_guide, observed="x"), pl.load_data(x), **ONCE)
 
 
 def test_names_of_parameters_are_not_shared_unawares() -> None:
