@@ -302,8 +302,8 @@ class _Target:
                 self.shapes[site] = self.transforms[site].inverse_shape(prior["fn"].event_shape)
         if not self.transforms:
             raise InputError(
-                f"no latent of a datapoint of {type(model).__name__} is drawn, so that nothing is left to anneal: its "
-                "evidence by importance sampling is exact"
+                f"every latent of each datapoint of {type(model).__name__} is summed out, so that nothing is left to "
+                "anneal: its evidence by importance sampling is exact"
             )
 
     def coordinates(self, latents: dict[str, Tensor]) -> Tensor:
