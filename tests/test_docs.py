@@ -52,7 +52,7 @@ def unwritten_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few_cells", "few_steps", "unwritten_pictures")
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.slow] * (page.parent == DOCS)) for page in PAGES],
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.stem != "prior")) for page in PAGES],
     ids=[p.stem for p in PAGES],
 )
 def test_what_a_page_says_works_from_an_empty_folder(

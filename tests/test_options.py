@@ -107,7 +107,7 @@ def test_sample_takes_options_of_chains_that_are_run(runs: dict[str, Path]) -> N
 def test_show_and_train_refuse_what_they_have_no_use_for(runs: dict[str, Path], tmp_path: Path) -> None:
     assert "takes --trust; leave --data-dir out" in call("show", runs["vae"], "--data-dir", tmp_path)[1]
     written = runs["vae"] / "experiment.yaml"
-    assert "takes --data-dir; leave --trust out" in call("show", written, "--trust")[1]
+    assert "takes --data-dir, --memory; leave --trust out" in call("show", written, "--trust")[1]
     for name in ("exact", "autoencoder"):
         output = tmp_path / name
         code, said = call("train", runs[name] / "experiment.yaml", "--particles", 5, "--output", output)

@@ -162,8 +162,10 @@ class HeldOutCopies(_OfTraining):
     def verdict(self, subject: Subject) -> Verdict:
         """The p-value of Fisher's exact test, which is conservative: with few copies p is 1."""
         train, samples, held_out = self.compared(subject)
-        known = {row.tobytes() for batch in train.batches(10_000) for row in _rows(batch.x)}
-        copied = [np.array([row.tobytes() in known for row in _rows(values)]) for values in (held_out, samples)]
+        asked = [[row.tobytes() for row in _rows(values)] for values in (held_out, samples)]
+        every = {*asked[0], *asked[1]}
+        known = {row for batch in train.batches(10_000) for each in _rows(batch.x) if (row := each.tobytes()) in every}
+        copied = [np.array([row in known for row in rows]) for rows in asked]
         copies = [int(each.sum()) for each in copied]
         table = [[count, len(samples) - count] for count in copies]
         p_value = float(scipy.stats.fisher_exact(table, alternative="greater").pvalue)

@@ -179,8 +179,8 @@ def train_command(
     }
     evaluation = None
     try:
-        with _limited(memory):
-            loaded = run.load_data(data_dir)
+        loaded = run.data
+        assert loaded is not None
         if Capability.DENSITY in run.model.offers:
             with progress(quiet=as_json) as on_step:
                 evaluation = run.evaluate(loaded, on_step=on_step, **short.get(_way(run.model), {}))

@@ -82,12 +82,13 @@ class Run:
         declaration: the contents of experiment.yaml.
         record: the contents of record.json.
         written: the files that this object has written to the directory, in order.
+        data: the data that it was trained on, if it was trained just now.
     """
 
     def __init__(self, path: Path, *, model: LatentVariableModel | None = None, trust: bool = False) -> None:
         self.path = path
         self._given, self._trust, self._files = model, trust, FilesIn(path)
-        self._data: Data | None = None
+        self.data: Data | None = None
         if not (path / "experiment.yaml").is_file():
             raise InputError(
                 f"{path} is not a run: it holds no experiment.yaml; give a directory that train has written"
@@ -198,13 +199,11 @@ class Run:
         return safetensors.torch.load_file(file)
 
     def load_data(self, data_dir: Path | None = None) -> Data:
-        """Loads the data that the run was trained on, unless it was trained just now.
+        """Loads the data that the run was trained on.
 
         Raises:
             InputError: they were arrays in memory, or have changed.
         """
-        if self._data is not None:
-            return self._data
         declared = self.declaration.get("data")
         if declared is None:
             raise InputError(f"{self.path} was trained on data in memory; give the same data to the Python functions")
@@ -597,7 +596,7 @@ def train(
         _write_record(output, fit, sources, finished=True)
     distributed.wait()
     run = Run.load(output, model=fit.model)
-    run._data = data
+    run.data = data
     return run
 
 

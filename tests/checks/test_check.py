@@ -41,6 +41,7 @@ QUICK: dict[str, int] = {"size": 30, "draws": 100, "simulations": 60, "replicate
 
 
 WRONG = ("exact", "scale halved", "scale doubled", "mean shifted", "collapsed to the prior", "correlations dropped")
+FAST = ("exact", "mean shifted")
 CAUGHT = {
     "k-hat": ("", "caught", "", None, None, None),
     "sbc latents": ("", "caught", "caught", "caught", "", ""),
@@ -94,7 +95,7 @@ def wrong(how: str) -> tuple[Wrong, Data]:
     return model, load_data(simulate(model, 3000)[0].numpy(), test=0.3)
 
 
-@pytest.mark.parametrize("how", WRONG)
+@pytest.mark.parametrize("how", [pytest.param(how, marks=[pytest.mark.slow] * (how not in FAST)) for how in WRONG])
 def test_which_check_catches_which_wrong_posterior(how: str) -> None:
     model, data = wrong(how)
     found = check(model, data, size=600, draws=600, annealed=0)

@@ -52,7 +52,10 @@ def experiment(path: Path, data: Path, model: Any, objective: Any, **fields: Any
 
 
 @pytest.mark.usefixtures("few_cells")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("bits", "machine by tempering"))) for name in MODELS],
+)
 def test_every_command_works_for_every_kind(name: str, file: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("pyrolatent.pictures.WATCHED", [0, 1, 3])
     monkeypatch.setattr("pyrolatent.pictures.TEMPERATURES", 20)

@@ -105,6 +105,7 @@ def test_a_sweep_trains_evaluates_and_goes_on_where_it_was(experiment: Path) -> 
         again()
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_lose_the_rest(experiment: Path) -> None:
     """A learning rate that is not finite stops one run, with its reason."""
     fields = yaml.safe_load(experiment.read_text())

@@ -80,6 +80,7 @@ def test_the_best_diagonal_normal_lacks_what_its_closed_form_says(with_mask: boo
     assert ((truth - draws.mean(0)) < 4 * error + 5e-3).all()
 
 
+@pytest.mark.slow
 def test_the_full_family_finds_the_correlated_posterior() -> None:
     model = linear(correlated=True, posterior="multivariate_normal")
     x = sample(model, 10)
@@ -178,6 +179,7 @@ def gradients(model: LinearGaussian, x: Tensor, repeats: int, **options: Any) ->
     return {name: torch.stack(values) for name, values in found.items()}
 
 
+@pytest.mark.slow
 def test_the_model_climbs_the_evidence_and_the_encoder_its_own_bound() -> None:
     """Where q_n is the exact posterior, E_q[d log p(x, z)] = d log p(x); the encoder's ELBO is a closed form:
 

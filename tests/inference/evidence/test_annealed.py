@@ -166,6 +166,7 @@ def reals() -> Data:
     return load_data(np.random.default_rng(0).normal(size=(200, D)).astype(np.float32))
 
 
+@pytest.mark.slow
 def test_on_a_split(reals: Data) -> None:
     model = LinearGaussian((D,), latent_dim=2, noise=0.7)
     done: list[int] = []

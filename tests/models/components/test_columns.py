@@ -137,6 +137,7 @@ def test_the_evidence_of_what_is_observed_is_that_of_quadrature() -> None:
     assert ((found.log_evidence - truth).abs() < 5 * found.mcse + 1e-6).all()
 
 
+@pytest.mark.slow
 def test_missing_words_are_drawn_from_their_posterior() -> None:
     """p(town | the rest) by quadrature, to five standard errors of 2,000 draws and what resampling leaves."""
     data = data_of()

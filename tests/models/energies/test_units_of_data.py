@@ -93,7 +93,7 @@ def normal(units: tuple[float, ...], reference: Any = "flat") -> tuple[EnergyMod
 @pytest.mark.parametrize(
     ("units", "kernel"),
     [
-        ("a hundredth", HMC_3),
+        pytest.param("a hundredth", HMC_3, marks=pytest.mark.slow),
         pytest.param("one", HMC_3, marks=pytest.mark.slow),
         pytest.param("thousands", HMC_3, marks=pytest.mark.slow),
         ("a unit for each column", HMC_3),
@@ -175,6 +175,7 @@ def test_training_is_the_same_in_any_units(objective: Any) -> None:
         torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_estimated_and_drawn_after_training_is_the_same_in_any_units() -> None:
     """log p(x) differs by the Jacobian."""
     torch.set_default_dtype(torch.float32)

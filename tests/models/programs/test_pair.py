@@ -359,7 +359,7 @@ def test_log_evidence_is_exact_where_the_guide_is_the_posterior() -> None:
     assert found.measure == "density (in the units of the data)"
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["of the batch", "of all"])
+@pytest.mark.parametrize("full", [pytest.param(False, marks=pytest.mark.slow), True], ids=["of the batch", "of all"])
 def test_annealed_evidence_is_of_any_plate_and_of_scalars(full: bool) -> None:
     """Chains that start at z ~ N(0, 1) end at log p(x), whatever the plate is called and how many it declares."""
     program, data = Linear(), pl.load_data(REALS)
