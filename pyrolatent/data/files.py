@@ -258,22 +258,26 @@ def _in_pieces(x: Array, observed: Array | None) -> Iterator[Array]:
 def _validate_float32(x: Array, name: str, observed: Array | None, columns: Sequence[Column] | None) -> None:
     """Refuses values that float32 does not hold, and entries whose variation it rounds off, as seconds since 1970."""
     error, high, low = np.zeros(x.shape[1:]), np.full(x.shape[1:], -np.inf), np.full(x.shape[1:], np.inf)
+    infinite = 0
+    first: tuple[int, ...] = ()
     for rows in pieces(x):
         given, where = x[rows], True if observed is None else observed[rows]
         with np.errstate(over="ignore"):
             rounded = given.astype(np.float32)
         bad = np.argwhere(~np.isfinite(rounded) & where)
-        if len(bad):
+        if len(bad) and not infinite:
             first = (rows.start + int(bad[0, 0]), *bad[0, 1:].tolist())
-            of = f" of the column {columns[bad[0][1]].name!r}" if columns else ""
-            raise InputError(
-                f"{name}: {len(bad)} of the observed values are infinite in float32, the first at index {first}{of}; "
-                "remove them, or put NaN in the place of what is missing"
-            )
-        if x.dtype.itemsize > rounded.dtype.itemsize:
+        infinite += len(bad)
+        if not infinite and x.dtype.itemsize > rounded.dtype.itemsize:
             error = np.maximum(error, np.abs(given - rounded).max(0, where=where, initial=0.0))
             high = np.maximum(high, given.max(0, where=where, initial=-np.inf))
             low = np.minimum(low, given.min(0, where=where, initial=np.inf))
+    if infinite:
+        of = f" of the column {columns[first[1]].name!r}" if columns else ""
+        raise InputError(
+            f"{name}: {infinite} of the observed values are infinite in float32, the first at index {first}{of}; "
+            "remove them, or put NaN in the place of what is missing"
+        )
     spread, size = high - low, np.maximum(np.abs(high), np.abs(low))
     lost = (error > 1e-2 * spread) & (spread > 1e-12 * size)  # smaller spreads are float64 rounding
     if lost.any():

@@ -200,7 +200,13 @@ def open_array(path: Path) -> Array:
 
 def _folder() -> Path:
     folder = Path(os.environ.get("PYROLATENT_DATA") or user_cache_path("pyrolatent")).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot hold data larger than the limit of memory ({error.strerror}); name another directory by "
+            "PYROLATENT_DATA"
+        ) from error
     return folder
 
 
@@ -223,7 +229,7 @@ def _room(size: int) -> Iterator[None]:
     except OSError as error:
         free = shutil.disk_usage(_folder()).free
         raise InputError(
-            f"{_folder()}: {size / 1e9:.1f} GB of data larger than the limit of memory were to be put here "
-            f"({error.strerror}), and {free / 1e9:.1f} GB are free; make room, name another directory by "
+            f"{_folder()}: {size / 1e6:,.0f} MB of data larger than the limit of memory were to be put here "
+            f"({error.strerror}), and {free / 1e6:,.0f} MB are free; make room, name another directory by "
             "PYROLATENT_DATA, or raise the limit"
         ) from error

@@ -264,7 +264,7 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(
-        InputError, match=r"were to be put here \(No space left on device\), and .* GB are free; make room"
+        InputError, match=r"were to be put here \(No space left on device\), and .* MB are free; make room"
     ):
         in_files(REALS)
 

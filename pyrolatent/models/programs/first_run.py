@@ -1,11 +1,12 @@
 """The first run of a Pyro pair: what it names to Pyro is what is trained, and what it observes is what it is of."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine, validation_enabled
 from pyro.distributions import Unit
@@ -141,6 +142,8 @@ def first_run(model: Program, guide: Program, arguments: Arguments, given: Rows,
     auxiliary = not own <= {*latents}
     frame = over.get(plate or "")
     declared = frame.full_size if frame is not None and frame.full_size != frame.size else None
+    if declared is None and number and outside:
+        declared = _size_by_scale([(model_trace, len(x)), (again[1], number)])
     return FirstRun(
         parameters=parameters,
         modules=used,
@@ -260,6 +263,28 @@ def _frames(trace: Any) -> list[Any]:
 def _parameters(*traces: Any) -> dict[str, Tensor]:
     """The unconstrained parameters that Pyro's optimisers would find in these traces."""
     return {name: trace.nodes[name]["value"].unconstrained() for trace in traces for name in trace.param_nodes}
+
+
+def _name(fn: Any) -> str:
+    """The name of a distribution inside of those that make events of it or mask it."""
+    plain = (dist.TransformedDistribution, torch.distributions.TransformedDistribution)
+    while hasattr(fn, "base_dist") and (type(fn) in plain or not isinstance(fn, plain)):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _size_by_scale(runs: Sequence[tuple[Any, int]]) -> int | None:
+    """The number of datapoints that a likelihood is scaled up to, as by `poutine.scale(scale=size / len(x))`."""
+    sizes = [
+        {
+            float(trace.nodes[site]["scale"]) * datapoints
+            for site in trace.observation_nodes
+            if _is_random(trace.nodes[site])
+        }
+        for trace, datapoints in runs
+    ]
+    found = {round(size) for of_run in sizes for size in of_run}
+    return found.pop() if len(found) == 1 else None
 
 
 def _is_random(node: Any) -> bool:
@@ -466,7 +491,7 @@ def _factors(
         node = trace.nodes[site]
         if not _is_random(node) or site in auxiliary:
             continue
-        name = type(innermost(node["fn"])).__name__
+        name = _name(node["fn"])
         if auxiliary and name == "Delta":  # a transformed draw, of a site of its own or of one for all
             of = next((one for one in auxiliary if one.startswith(f"{site}_")), auxiliary[0])
             name = f"transformed {type(innermost(trace.nodes[of]['fn'])).__name__}"

@@ -252,8 +252,8 @@ class PyroPair(LatentVariableModel):
         declared = None if self._run is None else self._run.declared
         if declared not in (None, datapoints):
             warnings.warn(
-                f"the plate {self.plate!r} declares {declared} datapoints, but there are {datapoints} to train on, so "
-                f"that the likelihood counts {declared}/{datapoints} times; declare len(data.train)",
+                f"the plate {self.plate!r} or a scale in it declares {declared} datapoints, but there are {datapoints} "
+                f"to train on, so that the likelihood counts {declared}/{datapoints} times; declare len(data.train)",
                 stacklevel=3,
             )
 
@@ -261,8 +261,9 @@ class PyroPair(LatentVariableModel):
     def of_rows(self, rows: Tensor, datapoints: int) -> Iterator[None]:
         """Runs the pair on a minibatch of the training data within this context, as in `Model.of_rows`.
 
-        Terms outside the plate count by the share of the training data that the minibatch is; a plate that declares the
-        number of all datapoints scales its own sites instead. Programs that take row numbers are given them.
+        Terms outside the plate count by the share of the training data that the minibatch is; a plate, or a scale, that
+        declares the number of all datapoints scales its own sites instead. Programs that take row numbers are given
+        them.
         """
         self._rows = rows
         declared = None if self._run is None else self._run.declared

@@ -787,3 +787,22 @@ def test_states_outside_are_refused() -> None:
 
     with pytest.raises(InputError, match="'k' is to be summed out, but it lies outside the plate 'data'"):
         pl.fit(from_pyro(model, guide), pl.load_data(LINE.numpy()), objective="elbo", epochs=1, progress=False)
+
+
+def test_a_likelihood_that_is_scaled_to_all_datapoints_is_counted_once(recwarn: pytest.WarningsRecorder) -> None:
+    """As by `poutine.scale(scale=size / len(x))`, at whose minibatches SVI ends at the posterior of all datapoints."""
+    data = pl.load_data(np.random.default_rng(0).normal(1.0, 0.5, size=(600, 1)))
+    size, y = len(data.train), data.train.batch(slice(None)).x
+    exact = float(y.sum() / 0.25 / (1 / 0.02**2 + size / 0.25))
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 0.02))
+        with pyro.poutine.scale(scale=size / len(x)), pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 0.5).expand([1]).to_event(1), obs=x)
+
+    guide = AutoNormal(model, init_scale=0.02)
+    m = pl.from_pyro(model, guide)
+    settings: dict[str, Any] = {"batch_size": 27, "optimizer": {"Adam": {"lr": 0.01}}, "progress": False}
+    pl.fit(m, data, epochs=15, scheduler={"ExponentialLR": {"gamma": 0.7}}, **settings)
+    assert float(guide.median()["w"]) == pytest.approx(exact, abs=0.01)  # half of the posterior's standard deviation
+    assert not [each for each in recwarn if "declares" in str(each.message)]
