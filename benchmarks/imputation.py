@@ -123,20 +123,25 @@ IMPUTERS: dict[str, Callable[[pd.DataFrame, int], pd.DataFrame]] = {
 }
 
 
-def error(filled: pd.DataFrame, table: pd.DataFrame, gaps: Array) -> tuple[float, float]:
-    """The mean over columns of numbers of the RMSE in standard deviations, and over columns of words of what is wrong.
+def error(filled: pd.DataFrame, table: pd.DataFrame, gaps: Array) -> tuple[float, float, float]:
+    """The error of hidden cells: of numbers, of words, and of numbers as MIWAE's authors measure it.
 
-    NaN if the table has no such columns.
+    The mean over columns of numbers of the RMSE in standard deviations, that over columns of words of the share that is
+    wrong, and the mean over all cells of numbers of the squared error. NaN if the table has no such columns.
     """
-    numbers, words = [], []
+    numbers, words, squares = [], [], []
     for place, name in enumerate(table):
         true, guess, missing = table[name], filled[name], gaps[:, place]
         if pd.api.types.is_numeric_dtype(true):
             difference = (guess.to_numpy(float) - true.to_numpy(float))[missing]
             numbers.append(np.sqrt(np.mean(difference**2)) / true.std(ddof=0))
+            squares.extend((difference / true.std(ddof=0)) ** 2)
         else:
             words.append(np.mean(guess.to_numpy()[missing] != true.to_numpy()[missing]))
-    return float(np.mean(numbers)) if numbers else np.nan, float(np.mean(words)) if words else np.nan
+    numbers_error, words_error, squared = (
+        float(np.mean(each)) if each else np.nan for each in (numbers, words, squares)
+    )
+    return numbers_error, words_error, squared
 
 
 def main() -> None:
@@ -163,7 +168,7 @@ def main() -> None:
                     "imputer": imputer,
                     "seconds": round(seconds, 2),
                 }
-                for kind, of_kind in zip(("numbers", "words"), np.array(errors).T, strict=True):
+                for kind, of_kind in zip(("numbers", "words", "mse"), np.array(errors).T, strict=True):
                     if not np.isnan(of_kind).any():
                         spread = of_kind.std(ddof=1) / np.sqrt(len(of_kind)) if len(of_kind) > 1 else float("nan")
                         row[kind], row[f"{kind}_se"] = round(float(of_kind.mean()), 4), round(float(spread), 4)
