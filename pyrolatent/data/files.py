@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from pyrolatent.data import anndata
 from pyrolatent.data.images import IMAGES, image_files, stack_images, warn_of_others
 from pyrolatent.data.large_tables import as_pandas, large_csv, large_feather, large_parquet
-from pyrolatent.data.store import Array, Stack, mapped, open_array, pieces, unpacked
+from pyrolatent.data.store import Array, Stack, header_of, mapped, open_array, pieces, unpacked
 from pyrolatent.data.tables import Column, Frame, Table, TableInPieces, as_frame, frames_of, is_number, with_index
 from pyrolatent.declaration import choices
 from pyrolatent.errors import InputError
@@ -326,11 +326,7 @@ def _validate_size(file: IO[bytes], size: int) -> None:
     Raises:
         ValueError: it is.
     """
-    version = np.lib.format.read_magic(file)
-    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in header:
-        raise ValueError(f"version {version} of the format")
-    shape, _, dtype = header[version](file)
+    shape, _, dtype = header_of(file)
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:

@@ -1,6 +1,5 @@
 """Named data sets: downloading and reading them."""
 
-import os
 import tempfile
 from collections.abc import Callable
 from http.client import HTTPException
@@ -9,11 +8,10 @@ from typing import Any, NamedTuple, cast
 from zipfile import BadZipFile
 
 import numpy as np
-import platformdirs
 
 from pyrolatent.data.files import Part, Source, unreadable
 from pyrolatent.data.images import image_files, stack_images
-from pyrolatent.data.store import Array
+from pyrolatent.data.store import Array, data_directory
 from pyrolatent.errors import InputError
 
 CIFAR10_RECORDS = 10_000  # per file
@@ -33,8 +31,7 @@ def read_named(name: str, data_dir: str | Path | None = None) -> Source:
     Raises:
         InputError: a file is truncated, or missing and cannot be downloaded.
     """
-    fallback = os.environ.get("PYROLATENT_DATA") or platformdirs.user_cache_dir("pyrolatent")
-    root = Path(data_dir or fallback).expanduser()
+    root = Path(data_dir).expanduser() if data_dir else data_directory()
     entry = NAMED[name]
     missing = [file for file in entry.files if not (root / file).exists()]
     if missing:

@@ -96,7 +96,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 
 def mapped(function: Callable[..., Array], *arrays: Any, dtype: DTypeLike) -> Array:
-    """The results of a function of rows, piece by piece.
+    """The results of a function of rows, piece by piece, which share no memory with the first array.
 
     Args:
         function: takes a piece of each array, and keeps the number of rows.
@@ -107,7 +107,8 @@ def mapped(function: Callable[..., Array], *arrays: Any, dtype: DTypeLike) -> Ar
     for rows in pieces(arrays[0]):
         found = function(*(None if array is None else array[rows] for array in arrays))
         if len(found) == len(arrays[0]):
-            return np.ascontiguousarray(found, dtype)
+            whole = np.ascontiguousarray(found, dtype)
+            return whole.copy() if np.may_share_memory(whole, arrays[0]) else whole
         out = empty((len(arrays[0]), *found.shape[1:]), dtype) if out is None else out
         out[rows] = found
     assert out is not None
@@ -178,11 +179,22 @@ class Stack:
         self._shape = (self._shape[0] + len(rows), *rows.shape[1:])
 
 
+def header_of(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The shape of an array in the format of .npy files, whether columns come first, and its type.
+
+    Raises:
+        ValueError: the format has another version.
+    """
+    version = np.lib.format.read_magic(file)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in header:
+        raise ValueError(f"version {version} of the format")
+    return header[version](file)
+
+
 def unpacked(file: IO[bytes]) -> Array:
     """The array that an open stream has in the format of .npy files."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    shape, fortran, dtype = header_of(file)
     rest = empty((int(np.prod(shape, dtype=np.int64)),), dtype)
     buffer = rest.view(np.uint8).data
     start = 0
@@ -198,8 +210,13 @@ def open_array(path: Path) -> Array:
     return np.load(path, mmap_mode="c" if is_large(path.stat().st_size) else None, allow_pickle=False)
 
 
+def data_directory() -> Path:
+    """The directory of named data sets and of temporary files: PYROLATENT_DATA, else the user's cache."""
+    return Path(os.environ.get("PYROLATENT_DATA") or user_cache_path("pyrolatent")).expanduser()
+
+
 def _folder() -> Path:
-    folder = Path(os.environ.get("PYROLATENT_DATA") or user_cache_path("pyrolatent")).expanduser()
+    folder = data_directory()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

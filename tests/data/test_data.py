@@ -1067,3 +1067,11 @@ def test_a_data_directory_that_is_given_comes_before_a_declared_one(tmp_path: Pa
     declared = {"digits": {"data_dir": "/where/it/was/trained", "binarize": "threshold"}}
     data = load_data(declared, data_dir=tmp_path)
     assert data.declaration == {"digits": {"data_dir": str(tmp_path), "binarize": "threshold"}}
+
+
+def test_data_do_not_change_with_the_arrays_that_they_were_loaded_from() -> None:
+    parts = [np.full((20, 3), float(i), dtype=np.float32) for i in range(3)]
+    data = load_data(parts[0], validation=parts[1], test=parts[2])
+    for part in parts:
+        part[:] = 9
+    assert [split.x.unique().tolist() for split in data.splits] == [[0.0], [1.0], [2.0]]

@@ -41,16 +41,16 @@ class HeldOut(NamedTuple):
 def held_out(model: Any, objective: Objective, rows: int) -> HeldOut:
     """The held-out score of a model.
 
-    Args:
-        model: the model.
-        objective: what is maximised.
-        rows: number of held-out datapoints.
-
     It is a bound for models with a posterior and squared error for models without a density. Unnormalised densities
     have the pseudo-likelihood for discrete x and sliced score matching for real x, which need no normaliser. If the
     prior replaces the posterior, the bound has as many draws as the objective, since one draw would be uninformative.
     Otherwise it has as many draws of each datapoint as there must be for `DRAWS` of all: epochs are compared by it.
     States that the generative function alone has are summed out by the objective, which is then the score.
+
+    Args:
+        model: the model.
+        objective: what is maximised.
+        rows: number of held-out datapoints.
     """
     if model.own_states:
         return HeldOut("validation_elbo", partial(_of_pyro, objective, model), _nothing)

@@ -275,15 +275,13 @@ def _name(fn: Any) -> str:
 
 def _size_by_scale(runs: Sequence[tuple[Any, int]]) -> int | None:
     """The number of datapoints that a likelihood is scaled up to, as by `poutine.scale(scale=size / len(x))`."""
-    sizes = [
-        {
-            float(trace.nodes[site]["scale"]) * datapoints
-            for site in trace.observation_nodes
-            if _is_random(trace.nodes[site])
-        }
-        for trace, datapoints in runs
-    ]
-    found = {round(size) for of_run in sizes for size in of_run}
+    found: set[int] = set()
+    for trace, datapoints in runs:
+        observed = [trace.nodes[site] for site in trace.observation_nodes if _is_random(trace.nodes[site])]
+        for scale in (torch.as_tensor(node["scale"]) for node in observed):
+            if scale.numel() > 1:  # a scale of each datapoint
+                return None
+            found.add(round(scale.item() * datapoints))
     return found.pop() if len(found) == 1 else None
 
 

@@ -806,3 +806,15 @@ def test_a_likelihood_that_is_scaled_to_all_datapoints_is_counted_once(recwarn: 
     pl.fit(m, data, epochs=40, scheduler={"ExponentialLR": {"gamma": 0.9}}, **settings)
     assert float(guide.median()["w"]) == pytest.approx(exact, abs=0.01)  # half of the posterior's standard deviation
     assert not [each for each in recwarn if "declares" in str(each.message)]
+
+
+def test_a_scale_of_each_datapoint_declares_no_number_of_them() -> None:
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)), pyro.poutine.scale(scale=torch.linspace(1.0, 2.0, len(x))):
+            pyro.sample("x", dist.Normal(w, 0.5).expand([1]).to_event(1), obs=x)
+
+    m = pl.from_pyro(model, AutoNormal(model))
+    pl.fit(m, pl.load_data(LINE[:20].numpy()), objective="Trace_ELBO", epochs=1, progress=False)
+    assert m._run is not None
+    assert m._run.declared is None
