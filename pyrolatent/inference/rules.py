@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions import Unit, constraints
 from torch import nn
 
@@ -16,7 +17,7 @@ from pyrolatent.errors import InputError
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import MAX_ELEMENTS
 from pyrolatent.inference.objectives.base import needs_of
-from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
+from pyrolatent.inference.weights import Inputs, Weights, arguments, training_arguments, weigh
 from pyrolatent.models.arrays import as_labels, device_and_dtype, validate_divisor
 from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.components.family import domain
@@ -153,6 +154,28 @@ def require_latents(model: Model) -> None:
         InputError: the model has no latents.
     """
     model.require(Capability.LATENTS, "fit a vae")
+
+
+def require_support(model: LatentVariableModel, inputs: Inputs, *, grey: bool = False) -> None:
+    """Requires observed values to lie in the support of the likelihood; the model is in evaluation mode.
+
+    Args:
+        model: a model with latents.
+        inputs: x, y, mask.
+        grey: whether values between 0 and 1 may stand for binary ones.
+
+    Raises:
+        InputError: some do not.
+    """
+    x, _, mask = inputs
+    support: Any = model.observation(poutine.trace(model.generate).get_trace(*inputs))["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    allowed = constraints.unit_interval if grey and support is constraints.boolean else support
+    within = torch.ones_like(x, dtype=torch.bool) if allowed.event_dim else allowed.check(x)
+    outside = int((~within if mask is None else ~within & mask).sum())
+    if outside:
+        raise InputError(f"{outside} observed values of x lie outside the support of the likelihood, {allowed}")
 
 
 def split_for(model: LatentVariableModel, data: Data, split: str) -> Split:

@@ -555,7 +555,7 @@ def of_their_priors(x: Tensor) -> None:
 
 def test_values_without_a_mean_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """A category, and a correlation matrix; the mean of a simplex is one."""
-    monkeypatch.setattr("pyrolatent.tasks.DRAWS", 2)
+    monkeypatch.setattr("pyrolatent.tasks.codes.DRAWS", 2)
     monkeypatch.setattr("pyrolatent.models.programs.pair.MEAN_OF", 20)
     m = from_pyro(of_states_and_correlations, of_their_priors)
     m.meet(torch.zeros(3, 2))
