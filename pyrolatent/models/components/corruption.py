@@ -136,7 +136,7 @@ def _support(entries: Any) -> Any:
 
 @component("flips", "corruption")
 class Flips(Corruption):
-    """P(x̃ = 1 - x) = rate, independently for each entry of x in {0, 1}.
+    """Each entry of x in {0, 1} becomes 1 - x with probability rate.
 
     Args:
         rate: the probability; None learns it.
@@ -203,7 +203,7 @@ class _Replacement(Corruption):
 
 @component("salt_and_pepper", "corruption")
 class SaltAndPepper(_Replacement):
-    """x̃ is `low` or `high` with probability rate / 2 each, and x otherwise.
+    """Each entry becomes `low` or `high` with probability rate / 2 each.
 
     Args:
         rate: the probability; None learns it.
@@ -217,7 +217,7 @@ class SaltAndPepper(_Replacement):
 
 @component("masking", "corruption")
 class Masking(_Replacement):
-    """x̃ is a value with probability rate, and x otherwise; where it is known which, `impute` is the task.
+    """Each entry becomes a value with probability rate; where it is known which, `impute` is the task.
 
     Args:
         rate: the probability; None learns it.
@@ -230,7 +230,7 @@ class Masking(_Replacement):
 
 @component("gaussian_noise", "corruption")
 class GaussianNoise(Corruption):
-    """x̃ = x + scale e, e ~ N(0, 1).
+    """x becomes x̃ = x + scale e, e ~ N(0, 1).
 
     p(x | z, x̃) is exact for normal likelihoods and for those over a few values, and a quadrature for others.
 
@@ -288,7 +288,7 @@ def _values_of(entries: Any, noisy: Tensor) -> Tensor:
 
 @component("blur", "corruption")
 class Blur(Corruption):
-    """x̃ = B x + scale e, e ~ N(0, 1), B a Gaussian blur of images with zeros beyond their edges.
+    """x becomes x̃ = B x + scale e, e ~ N(0, 1), B a Gaussian blur of images with zeros beyond their edges.
 
     p(x | z, x̃) is normal for normal likelihoods, to which it applies.
 
