@@ -28,7 +28,7 @@ NOISES = {
 
 def trained(data: pl.Data, likelihood: object, epochs: int, corrupt: object) -> pl.VAE:
     """A VAE of 50 latents."""
-    network = {"mlp": {"hidden": [400, 400]}}
+    network = {"mlp": {"hidden": [200, 200]}}
     options = {"likelihood": likelihood, "encoder": network, "decoder": network, "corrupt": corrupt}
     model = pl.VAE(data.event_shape, latent_dim=50, **options)
     pl.fit(model, data, objective="analytic_elbo", epochs=epochs, optimizer={"Adam": {"lr": 1e-3}}, seed=0)

@@ -3,7 +3,7 @@
 A VAE of 50 latents is trained on dynamically binarized MNIST. The lower half of test images is then erased and drawn
 from p(x_missing | x_observed) by Metropolis-within-Gibbs, which starts at draws by resampling. The log-likelihood of
 what was erased is log p(x) - log p(x_observed), both by importance sampling; the baselines predict each pixel alone.
-The squared error is that of the mean of 100 draws of E[x | z].
+The squared error is that of the mean of ten draws of E[x | z].
 
     python examples/inpainting.py --images 1000
 """
@@ -42,13 +42,13 @@ def main() -> None:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--draws", type=int, default=100)
-    parser.add_argument("--sweeps", type=int, default=500)
+    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--sweeps", type=int, default=200)
     parser.add_argument("--particles", type=int, default=1000)
     asked = parser.parse_args()
 
     data = pl.load_data(asked.data, binarize="dynamic")
-    network = {"mlp": {"hidden": [400, 400]}}
+    network = {"mlp": {"hidden": [200, 200]}}
     model = pl.VAE(data.event_shape, latent_dim=50, encoder=network, decoder=network)
     pl.fit(model, data, objective="analytic_elbo", epochs=asked.epochs, optimizer={"Adam": {"lr": 1e-3}}, seed=0)
 

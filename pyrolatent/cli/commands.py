@@ -35,13 +35,14 @@ from pyrolatent.errors import InputError, TrainingError, validate_options
 # wait for torch.
 
 if TYPE_CHECKING:
-    from pyrolatent.experiments.compare import Group
+    from matplotlib.figure import Figure
 
 EVALUATED: dict[str, tuple[str, ...]] = {
     "by importance sampling": ("--method", "--particles"),
     "by annealing latents": ("--method", "--size", "--chains", "--temperatures"),
     "by exact log Z": ("--ais", "--raise"),
     "by exact log Z with RAISE": ("--temperatures", "--ais", "--raise", "--kernel"),
+    "by squared error": (),
     "by annealed log Z": ("--chains", "--temperatures", "--ais", "--raise", "--kernel"),
 }
 """Ways to evaluate, with the options that apply to each."""
@@ -177,24 +178,20 @@ def train_command(
         "by importance sampling": {"particles": particles or PARTICLES},
         "by annealed log Z": {"annealing": pl.Annealing(temperatures=SHORT)},
     }
-    evaluation = None
     try:
         loaded = run.data
         assert loaded is not None
-        if Capability.DENSITY in run.model.offers:
-            with progress(quiet=as_json) as on_step:
-                evaluation = run.evaluate(loaded, on_step=on_step, **short.get(_way(run.model), {}))
+        with progress(quiet=as_json) as on_step:
+            evaluation = run.evaluate(loaded, on_step=on_step, **short.get(_way(run.model), {}))
         if distributed.rank():
             return
         drawn = run.plot(loaded)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"{path} holds the trained model; evaluate and figures do the rest") from interrupt
     if as_json:
-        held_out = scores(evaluation) if evaluation else None
-        print(json.dumps({"run": str(path), "evaluation": held_out, "figures": [str(p) for p in drawn]}))
+        print(json.dumps({"run": str(path), "evaluation": scores(evaluation), "figures": [str(p) for p in drawn]}))
         return
-    if evaluation:
-        print_scores(evaluation.title, evaluation.rows())
+    print_scores(evaluation.title, evaluation.rows())
     print(f"run      {path}", "figures  " + "\n         ".join(map(str, drawn)), sep="\n")
 
 
@@ -343,9 +340,11 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Compare evaluated runs, grouped by measure: paired differences, with errors over datapoints and seeds."""
+    from pyrolatent.experiments.compare import forest
+
     groups = pl.compare([pl.Run(path) for path in paths])
     if figure:
-        _save_figure(figure, groups)
+        _save_figure(figure, forest(groups))
     print_comparison(groups, as_json)
 
 
@@ -369,9 +368,11 @@ def sweep_command(
     as_json: Json = False,
 ) -> None:
     """Train a grid of experiments in parallel and compare them; finished runs are not trained again."""
+    from pyrolatent.experiments.compare import curve, forest
     from pyrolatent.experiments.experiment import override, read_yaml
-    from pyrolatent.experiments.sweep import sweep
+    from pyrolatent.experiments.sweep import numeric, sweep
 
+    declared = _assigned("--over", over, "model.vae.prior=normal,mixture", several=True)
     fields = override(read_yaml(experiment), _overrides(set_, {"epochs": epochs}))
     path = output or Path("runs") / f"{experiment.stem}-sweep"
 
@@ -384,7 +385,7 @@ def sweep_command(
     try:
         runs = sweep(
             fields,
-            _assigned("--over", over, "model.vae.prior=normal,mixture", several=True),
+            declared,
             path,
             seeds=seeds,
             jobs=jobs,
@@ -398,18 +399,20 @@ def sweep_command(
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"finished runs are kept in {path}; the same command goes on from there") from interrupt
     groups = pl.compare(runs)
-    _save_figure(path / "comparison.png", groups)
+    _save_figure(path / "comparison.png", forest(groups))
+    drawn = [path / "comparison.png"]
+    for field, values in numeric(declared, runs).items():
+        drawn.append(path / f"{field.rpartition('.')[2]}.png")
+        _save_figure(drawn[-1], curve(groups, field, values))
     (path / "comparison.json").write_text(json.dumps([asdict(group) for group in groups], indent=2) + "\n")
     print_comparison(groups, as_json)
     if not as_json:
-        print(path / "comparison.json", path / "comparison.png", sep="\n")
+        print(path / "comparison.json", *drawn, sep="\n")
 
 
-def _save_figure(path: Path, groups: "list[Group]") -> None:
-    from pyrolatent.experiments.compare import forest
-
+def _save_figure(path: Path, figure: "Figure") -> None:
     try:
-        forest(groups).savefig(path, format="png")
+        figure.savefig(path, format="png")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -444,6 +447,8 @@ def _way(model: Any, method: str | None = None, ais: bool = False, raised: int |
     """The requested entry of `EVALUATED`."""
     from pyrolatent.models.model import Capability
 
+    if Capability.CODES in model.offers:
+        return "by squared error"
     if Capability.ENERGY in model.offers:
         exact = "by exact log Z with RAISE" if raised else "by exact log Z"
         return exact if Capability.LOG_Z in model.offers and not ais else "by annealed log Z"

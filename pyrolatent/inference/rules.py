@@ -178,8 +178,8 @@ def require_support(model: LatentVariableModel, inputs: Inputs, *, grey: bool = 
         raise InputError(f"{outside} observed values of x lie outside the support of the likelihood, {allowed}")
 
 
-def split_for(model: LatentVariableModel, data: Data, split: str) -> Split:
-    """A split of the data for a model with latents to score, on the model's device.
+def split_for(model: Model, data: Data, split: str) -> Split:
+    """A split of the data for a model to score, on the model's device.
 
     Args:
         model: the model.

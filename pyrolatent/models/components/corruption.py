@@ -230,7 +230,7 @@ class Masking(_Replacement):
 
 @component("gaussian_noise", "corruption")
 class GaussianNoise(Corruption):
-    """x becomes x̃ = x + scale e, e ~ N(0, 1).
+    """x becomes x + scale e, e ~ N(0, 1).
 
     p(x | z, x̃) is exact for normal likelihoods and for those over a few values, and a quadrature for others.
 
@@ -288,7 +288,7 @@ def _values_of(entries: Any, noisy: Tensor) -> Tensor:
 
 @component("blur", "corruption")
 class Blur(Corruption):
-    """x becomes x̃ = B x + scale e, e ~ N(0, 1), B a Gaussian blur of images with zeros beyond their edges.
+    """x becomes B x + scale e, e ~ N(0, 1), B a Gaussian blur of images with zeros beyond their edges.
 
     p(x | z, x̃) is normal for normal likelihoods, to which it applies.
 
