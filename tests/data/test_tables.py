@@ -417,3 +417,35 @@ def test_cells_are_the_same_words_however_they_are_stored() -> None:
         read = as_frame(table, "table")
         assert cells_of(read["w"], "w", "table") == ["a", "a", "b", None, None, "b"] * 5
         assert cells_of(read["t"], "t", "table") == ["True", None, "False", "True", "True", "False"] * 5
+
+
+def test_data_of_other_columns_or_words_are_refused_by_a_model(people: pd.DataFrame) -> None:
+    data = load_data(people)
+    model = VAE(data.event_shape, latent_dim=1, likelihood={"columns": "auto"})
+    fit(model, data, epochs=1, progress=False)
+    for other, message in (
+        (people.rename(columns={"height": "size"}), "table has a column 'size' where the model has 'height'"),
+        (people[people.columns[::-1]], "table has a column 'town' where the model has 'height'; load it beside"),
+        (
+            people.replace({"town": {"Bern": "Wien"}}),
+            "column 'town' of the model holds Bern, Oslo, Rome, but .* Oslo, Rome",
+        ),
+        (people[people["smoker"] == "no"], "'smoker' of the model holds no, yes, but that of table no;"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(model, load_data(other), particles=2)
+    beside = load_data(people, test=people[people["smoker"] == "no"][people.columns[::-1]])
+    assert evaluate(model, beside, particles=2).measure.startswith("mixed")
+    numbers = load_data(people[["height", "income"]])
+    other = VAE(numbers.event_shape, latent_dim=1, likelihood="normal")
+    fit(other, numbers, epochs=1, progress=False)
+    evaluate(other, load_data(people[["height", "income"]].to_numpy()), particles=2)
+
+
+def test_values_outside_the_support_of_their_columns_are_refused_in_words(people: pd.DataFrame) -> None:
+    data = load_data(people)
+    model = VAE(data.event_shape, latent_dim=1, likelihood={"columns": "auto"})
+    fit(model, data, epochs=1, progress=False)
+    rows = load_rows(people.assign(visits=-1, height=None).head(5), data).batch(slice(None))
+    with pytest.raises(InputError, match=r"outside the support of the likelihood, SideBySide\(.*Integer"):
+        impute(model, rows.x, mask=rows.mask)
