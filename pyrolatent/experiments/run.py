@@ -233,6 +233,12 @@ class Run:
                 f"the data of {self.path} {what}: the validation and test parts hashed to {was[:12]} and now hash to "
                 f"{now[:12]}; {instead}"
             )
+        classes = self._recorded("classes", default=None)  # whose codes are hashed, not their words
+        if classes and data.classes and classes != [*data.classes]:
+            raise InputError(
+                f"the data of {self.path} {what}: the classes were {', '.join(classes[:5])} and now are "
+                f"{', '.join(data.classes[:5])}; {instead}"
+            )
         training = self._recorded("training_sha256", default=None)  # older records lack it
         if training not in (None, data.record["training_sha256"]):
             warnings.warn(

@@ -349,6 +349,20 @@ def test_a_file_may_be_replaced_or_removed_while_it_is_used(tmp_path: Path) -> N
     assert torch.equal(data.train.batch(slice(None)).x, x)
 
 
+def test_classes_of_other_words_are_refused_by_a_run(tmp_path: Path) -> None:
+    table = pd.DataFrame({"a": np.random.default_rng(0).normal(size=60), "kind": ["A", "B", "A"] * 20})
+    table.to_csv(tmp_path / "x.csv", index=False)
+    experiment = pl.Experiment(
+        model={"conditional_vae": {"latent_dim": 1, "likelihood": "normal"}},
+        data={str(tmp_path / "x.csv"): {"labels": "kind"}},
+        epochs=1,
+    )
+    run = pl.train(experiment, tmp_path / "run", progress=False)
+    table.replace({"kind": {"A": "B", "B": "C"}}).to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(InputError, match="the classes were A, B and now are B, C; restore them, or train again"):
+        run.load_data()
+
+
 def test_training_data_that_changed_after_training_are_said(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     """The held-out parts are files of their own, and as they were."""
     parts = npy_parts(tmp_path)
