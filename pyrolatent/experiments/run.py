@@ -23,6 +23,7 @@ import os
 import platform
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, replace
@@ -229,6 +230,19 @@ class Run:
             raise InputError(
                 f"the data of {self.path} {what}: the validation and test parts hashed to {was[:12]} and now hash to "
                 f"{now[:12]}; {instead}"
+            )
+        classes = self._recorded("classes", default=None)  # whose codes are hashed, not their words
+        if classes and data.classes and classes != [*data.classes]:
+            raise InputError(
+                f"the data of {self.path} {what}: the classes were {', '.join(classes[:5])} and now are "
+                f"{', '.join(data.classes[:5])}; {instead}"
+            )
+        training = self._recorded("training_sha256", default=None)  # older records lack it
+        if training not in (None, data.record["training_sha256"]):
+            warnings.warn(
+                f"the training data of {self.path} {what}: what is said of them is of those that are there now; "
+                f"{instead}",
+                stacklevel=3,
             )
 
     def label(self, text: str) -> Any:
