@@ -80,7 +80,8 @@ class Pyrolatent:
 
         import pyrolatent as pl
         from pyrolatent.declaration import build
-        from pyrolatent.inference.training.loop import Fit, Trainer
+        from pyrolatent.inference.training.fitted import Fit
+        from pyrolatent.inference.training.loop import Trainer
 
         pyro.enable_validation(False)
         torch.manual_seed(seed)

@@ -29,7 +29,8 @@ import pyrolatent as pl
 from benchmarks.training import machine, versions
 from pyrolatent.declaration import build
 from pyrolatent.inference.evidence.pseudo_likelihood import pseudo_likelihood
-from pyrolatent.inference.training.loop import Fit, Trainer
+from pyrolatent.inference.training.fitted import Fit
+from pyrolatent.inference.training.loop import Trainer
 
 VISIBLE, HIDDEN, BATCH, LR = 784, 500, 100, 0.01
 Parameters = Callable[[], tuple[Tensor, Tensor, Tensor]]

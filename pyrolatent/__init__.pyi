@@ -25,8 +25,9 @@ from pyrolatent.inference.evidence.energies import Annealing as Annealing
 from pyrolatent.inference.evidence.importance import Evaluation as Evaluation
 from pyrolatent.inference.evidence.importance import evaluate as evaluate
 from pyrolatent.inference.sampling.chains import watch as watch
+from pyrolatent.inference.training.callbacks import Callback as Callback
 from pyrolatent.inference.training.fit import fit as fit
-from pyrolatent.inference.training.loop import Fit as Fit
+from pyrolatent.inference.training.fitted import Fit as Fit
 from pyrolatent.models import PCA as PCA
 from pyrolatent.models import VAE as VAE
 from pyrolatent.models import Autoencoder as Autoencoder

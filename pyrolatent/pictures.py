@@ -19,7 +19,7 @@ from pyrolatent.inference.evidence.energies import LogZ, ais, exact_log_z, model
 from pyrolatent.inference.rules import introduce
 from pyrolatent.inference.sampling.chains import sample_energy, watch
 from pyrolatent.inference.sampling.kernels import adapted, no_normaliser
-from pyrolatent.inference.training.loop import Row
+from pyrolatent.inference.training.fitted import Row
 from pyrolatent.inference.weights import arguments
 from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.energies.density import UnnormalisedDensity

@@ -18,7 +18,6 @@ from typer.core import TyperCommand
 
 import pyrolatent as pl
 from pyrolatent.cli.tables import (
-    EpochRows,
     console,
     describe,
     errors,
@@ -143,6 +142,7 @@ def train_command(
     as_json: Json = False,
 ) -> None:
     """Train an experiment, evaluate it and draw its figures; without arguments, a VAE on embedded digits."""
+    from pyrolatent.cli.epochs import EpochRows
     from pyrolatent.experiments.experiment import override
     from pyrolatent.experiments.run import scores
     from pyrolatent.experiments.sweep import PARTICLES
@@ -165,13 +165,11 @@ def train_command(
                 overwrite=overwrite,
                 tensorboard=tensorboard,
                 progress=console.is_terminal and not as_json,
-                on_epoch=rows,
-                on_start=rows.start,
+                callbacks=[rows],
             )
     except KeyboardInterrupt as interrupt:
         kept = f"{path} holds the model after epoch {rows.epoch}" if rows.epoch else "before the end of the first epoch"
         raise KeyboardInterrupt(kept) from interrupt
-    rows.finish()
     if not as_json:
         print(f"\n{run.model}\n")
     short: dict[str, dict[str, Any]] = {

@@ -1,7 +1,6 @@
 """Printing of results: tables, rows of epochs and progress."""
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from pyrolatent.experiments.compare import Group
 
 COMPARED = 140  # width of a comparison in characters
-ROWS = 20  # largest number of printed epochs besides the first and the last
 
 console = Console()
 errors = Console(stderr=True)
@@ -189,37 +187,6 @@ def _options(entry: "Component") -> str:
         name: default if isinstance(default, str) else json.dumps(_shown(default)) for name, default in defaults.items()
     }
     return ", ".join(name if defaults[name] is Parameter.empty else f"{name}={shown[name]}" for name in defaults)
-
-
-class EpochRows:
-    """Prints the data, and a row for every n-th epoch, for the first and for the last."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.quiet = quiet
-        self.epoch = 0
-        self._pending = ""
-
-    def start(self, fit: "pl.Fit") -> None:
-        """Prints what the data are."""
-        if not self.quiet:
-            print(f"{fit.data.describe()}\n")
-
-    def __call__(self, fit: "pl.Fit") -> None:
-        """Takes the last row of a fit and prints it if it is due."""
-        row = fit.history[-1]
-        self.epoch = row["epoch"]
-        name = next(key for key in row if key.startswith("validation_") and row[key] is not None)
-        self._pending = f"{self.epoch:5}  {row['train_loss']:12.3f}  {row[name]:>{len(name)}.3f}  {row['seconds']:7.1f}"
-        if self.epoch == 1 and not self.quiet:
-            print(f"epoch    train_loss  {name}  seconds")
-        if self.epoch == 1 or self.epoch % math.ceil(fit.settings["epochs"] / ROWS) == 0:
-            self.finish()
-
-    def finish(self) -> None:
-        """Prints the last row unless it has been printed."""
-        if self._pending and not self.quiet:
-            print(self._pending, flush=True)
-        self._pending = ""
 
 
 @contextmanager

@@ -232,6 +232,19 @@ def sample_command(
     _print(loaded, result, output, as_json)
 
 
+@command("export")
+def export_command(
+    run: RunPath,
+    part: Annotated[Literal["encoder", "decoder"], typer.Argument(help="What to export.")],
+    output: Annotated[Path | None, typer.Option(help="The file, .pt2 (default: in the run).")] = None,
+    trust: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Write the encoder or the decoder as a program of torch.export, which runs without this package."""
+    loaded = pl.Run.load(run, trust=trust)
+    print_paths({part: loaded.export(part, output)}, as_json)
+
+
 def _pair(text: str | None) -> tuple[int, int] | None:
     """Two numbers joined by a comma."""
     if text is None:

@@ -1,7 +1,7 @@
 """Experiments: a model, its data and its training in one declaration, in Python or YAML."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from pyrolatent.declaration import (
 )
 from pyrolatent.errors import InputError
 from pyrolatent.experiments.user_components import FilesIn, source_name
+from pyrolatent.inference.training.callbacks import Callback
 from pyrolatent.inference.training.fit import fit, training_settings
-from pyrolatent.inference.training.loop import Fit
+from pyrolatent.inference.training.fitted import Fit
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Model
 
@@ -139,13 +140,12 @@ class Experiment:
         self,
         model: LatentVariableModel,
         data: Data,
-        on_epoch: Callable[[Fit], Any] | None = None,
         progress: bool = True,
-        on_start: Callable[[Fit], Any] | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> Fit:
         """Trains a model as declared."""
         with self.importing():
-            return fit(model, data, on_epoch, progress, on_start, **self.settings)
+            return fit(model, data, progress, callbacks, **self.settings)
 
     def importing(self) -> AbstractContextManager[None]:
         """A context in which import paths are first looked up beside the experiment."""

@@ -24,7 +24,7 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -54,10 +54,13 @@ from pyrolatent.inference.evidence.annealed import AnnealedEvidence, Bracket, an
 from pyrolatent.inference.evidence.importance import evaluate
 from pyrolatent.inference.evidence.result import HeldOutScores, OnStep
 from pyrolatent.inference.rules import require_data
-from pyrolatent.inference.training.loop import Fit, Row
+from pyrolatent.inference.training.callbacks import Callback
+from pyrolatent.inference.training.fitted import Fit, Row
+from pyrolatent.inference.training.trackers import TensorBoard
 from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, count_parameters
+from pyrolatent.tasks import export
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -387,6 +390,16 @@ class Run:
             chosen = [applied.rows_of(self, source, split=split, rows=rows, data_dir=data_dir)]
         return self.write(applied.TASKS[task](self, *chosen, **options), output)
 
+    def export(self, part: Any, path: str | Path | None = None) -> Path:
+        """Writes the encoder or the decoder as a program of torch alone, to PART.pt2 in the run unless told otherwise.
+
+        Args:
+            part: "encoder" or "decoder", as `pyrolatent.tasks.export` takes it.
+            path: the file.
+        """
+        self.written.append(export(self.model, part, self.path / f"{part}.pt2" if path is None else path))
+        return self.written[-1]
+
     def write(self, result: "applied.Result", output: str | Path | None = None) -> dict[str, Path]:
         """Writes the result of a task, to a file by its ending, or to the run.
 
@@ -527,12 +540,11 @@ def train(
     overwrite: bool = False,
     tensorboard: bool = False,
     progress: bool = True,
-    on_epoch: Callable[[Fit], Any] | None = None,
-    on_start: Callable[[Fit], Any] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Trains an experiment and saves it to a directory after every epoch.
 
-    Under torchrun the first process writes; the directory must be visible to all processes.
+    Under torchrun the first process writes, and calls the callbacks; the directory must be visible to all processes.
 
     Args:
         experiment: the experiment.
@@ -541,49 +553,42 @@ def train(
         overwrite: whether to replace an existing run.
         tensorboard: whether to also write the metrics for TensorBoard.
         progress: whether to show a progress bar.
-        on_epoch: called after each epoch.
-        on_start: called before the first epoch, when model and data have been validated.
+        callbacks: called after the run has been saved.
     """
     output = Path(output)
     data = experiment.load_data(data_dir)
     model = experiment.build(data)
-    declaration, sources = experiment.declaration | {"data": data.declaration}, experiment.sources
-    board = _tensorboard() if tensorboard else None
+    saving = _Saving(output, experiment.declaration | {"data": data.declaration}, experiment.sources)
+    boards = [TensorBoard(output / "tensorboard")] if tensorboard else []
     writes = distributed.rank() == 0
     if writes:
         create_directory(output, overwrite)
-    writer: Any = None
-
-    def save(fit: Fit) -> None:
-        nonlocal writer
-        row = fit.history[-1]
-        if len(fit.history) == 1:
-            _begin(output, fit, declaration, sources)
-            writer = board(str(output / "tensorboard")) if board else None
-        _write_state(output, fit)
-        if writer is not None:
-            for name in row.keys() - {"epoch", "seconds"}:
-                if row[name] is not None:
-                    writer.add_scalar(name, row[name], row["epoch"])
-        if on_epoch:
-            on_epoch(fit)
-
     try:
-        fit = experiment.fit(model, data, save if writes else None, progress and writes, on_start)
+        fit = experiment.fit(model, data, progress and writes, [saving, *boards, *callbacks] if writes else [])
     except BaseException:
         with suppress(OSError):  # keeps a directory that is not empty
             output.rmdir()
         raise
-    finally:
-        if writer is not None:
-            writer.close()
-    if writes:
-        _write_state(output, fit)
-        _write_record(output, fit, sources, finished=True)
     distributed.wait()
     run = Run.load(output, model=fit.model)
     run.data = data
     return run
+
+
+class _Saving(Callback):
+    """Saves a run after every epoch, and its record at the end."""
+
+    def __init__(self, path: Path, declaration: Mapping[str, Any], sources: Mapping[str, bytes]) -> None:
+        self.path, self.declaration, self.sources = path, declaration, sources
+
+    def on_epoch(self, fit: Fit) -> None:
+        if len(fit.history) == 1:
+            _begin(self.path, fit, self.declaration, self.sources)
+        _write_state(self.path, fit)
+
+    def on_end(self, fit: Fit) -> None:
+        _write_state(self.path, fit)
+        _write_record(self.path, fit, self.sources, finished=True)
 
 
 def scores(evaluation: HeldOutScores) -> dict[str, Any]:
@@ -731,13 +736,3 @@ def _declaration(fit: Fit) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 def _sha256(source: bytes) -> str:
     return hashlib.sha256(source).hexdigest()
-
-
-def _tensorboard() -> Callable[[str], Any]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError(
-            "tensorboard is not installed; pip install 'pyrolatent[tensorboard]', or leave it out"
-        ) from None
-    return SummaryWriter

@@ -9,11 +9,16 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrolatent.errors import InputError, at_least_one
+from pyrolatent.errors import InputError, at_least, at_least_one, validate_options
 from pyrolatent.inference.devices import evaluating
+from pyrolatent.inference.draws import draw
 from pyrolatent.inference.evidence import importance
 from pyrolatent.inference.evidence.energies import ais, exact_log_z
+from pyrolatent.inference.evidence.psis import khat
+from pyrolatent.inference.monte_carlo import log_mean
+from pyrolatent.inference.refine import refine
 from pyrolatent.inference.rules import require_support
+from pyrolatent.inference.weights import Inputs
 from pyrolatent.models.arrays import as_inputs
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.model import Capability
@@ -39,8 +44,20 @@ class RowScores:
 
 
 @torch.no_grad()
-def score(model: Any, x: Any, y: Any = None, mask: Any = None, *, particles: int = 5000, seed: int = 0) -> RowScores:
+def score(
+    model: Any,
+    x: Any,
+    y: Any = None,
+    mask: Any = None,
+    *,
+    particles: int = 5000,
+    refined: int = 0,
+    seed: int = 0,
+) -> RowScores:
     """log p(x) of each datapoint: exact where it has a closed form, else by importance sampling.
+
+    The proposal is q(z | x), or with `refined` a posterior of the same family for each datapoint, which is optimised
+    from the encoder's. This helps where the encoder is wrong, as with gaps that it was not trained with.
 
     The scores of an unnormalised density are -F(x) - log Z; where log Z is estimated by annealing, all rows share its
     error.
@@ -51,17 +68,19 @@ def score(model: Any, x: Any, y: Any = None, mask: Any = None, *, particles: int
         y: labels of conditional models.
         mask: True where x is observed.
         particles: number of draws per datapoint, where there is no closed form.
+        refined: number of steps by which the posterior of each datapoint is refined first (`inference.refine`).
         seed: seed of the draws.
 
     Raises:
         InputError: the model has no density of x, or an argument does not fit it.
     """
     at_least_one(particles=particles)
-    return _score(model, x, y, mask, particles, seed)
+    at_least(0, refined=refined)
+    return _score(model, x, y, mask, particles, refined, seed)
 
 
 @functools.singledispatch
-def _score(model: Any, x: Any, y: Any, mask: Any, particles: int, seed: int) -> RowScores:
+def _score(model: Any, x: Any, y: Any, mask: Any, particles: int, refined: int, seed: int) -> RowScores:
     model.require(Capability.DENSITY, "reconstruct shows how far x is from its reconstruction")
     if not model.observes_x:
         raise InputError(f"{type(model).__name__} observes no x as it is, so that it has no log p(x)")
@@ -73,18 +92,25 @@ def _score(model: Any, x: Any, y: Any, mask: Any, particles: int, seed: int) -> 
             return RowScores(exact.double().cpu(), torch.zeros(len(exact), dtype=torch.float64), None)
         parts = []
         for index in torch.arange(len(inputs[0])).split(AT_ONCE):
-            part = (None if field is None else field[index.to(field.device)] for field in inputs)
-            parts.append(importance.score(model, *part, particles=particles))  # type: ignore[arg-type]
-    found = (
-        torch.cat([getattr(part, name) for part in parts]).double().cpu() for name in ("log_evidence", "mcse", "khat")
-    )
-    return RowScores(*found)
+            part = tuple(None if field is None else field[index.to(field.device)] for field in inputs)
+            parts.append(_of_batch(model, part, particles, refined))
+    return RowScores(*(torch.cat(each).double().cpu() for each in zip(*parts, strict=True)))
+
+
+def _of_batch(model: Any, inputs: Inputs, particles: int, refined: int) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(x), its error and k-hat of a batch."""
+    if refined:
+        posterior = refine(model, *inputs, steps=refined)
+        log_weights = draw(model, inputs, particles, keep=0, guide=posterior).log_weights
+        log_p, error, _ = log_mean(log_weights)
+        return log_p, error, khat(log_weights.cpu())
+    found = importance.score(model, *inputs, particles=particles)
+    return found.log_evidence, found.mcse, found.khat
 
 
 @_score.register
-def _(model: UnnormalisedDensity, x: Any, y: Any, mask: Any, particles: int, seed: int) -> RowScores:
-    if mask is not None:
-        raise InputError(f"{type(model).__name__} scores complete data; leave the mask out")
+def _(model: UnnormalisedDensity, x: Any, y: Any, mask: Any, particles: int, refined: int, seed: int) -> RowScores:
+    validate_options(f"the score of {type(model).__name__}", (), {"mask": mask, "refined": refined or None})
     values, _ = model.validated(x)
     with evaluating(model, seed):
         if model.tractable:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 import pyrolatent as pl
-from pyrolatent import VAE, Data, InputError, fit, load_data, load_rows
+from pyrolatent import VAE, Callback, Data, Fit, InputError, fit, load_data, load_rows
 from pyrolatent.data import store
 from pyrolatent.data.store import bytes_of, limited, mapped, stacked
 
@@ -323,18 +323,19 @@ def test_a_file_that_is_changed_while_it_is_used_stops_training(tmp_path: Path, 
     data = in_files(**npy_parts(tmp_path))
     assert lies_in_a_file(data.train.x)
 
-    def change(row: dict[str, Any]) -> None:
-        values = np.load(tmp_path / "train.npy", mmap_mode="r+")
-        values[:] += 50
-        values.flush()
-        os.utime(tmp_path / "train.npy", ns=(0, 0))
+    class Changing(Callback):
+        def on_epoch(self, fit: Fit) -> None:
+            values = np.load(tmp_path / "train.npy", mmap_mode="r+")
+            values[:] += 50
+            values.flush()
+            os.utime(tmp_path / "train.npy", ns=(0, 0))
 
     with pytest.raises(InputError, match=r"train\.npy: was changed while its values were used"):
         fit(
             VAE(data.event_shape, latent_dim=1, likelihood="normal"),
             data,
             epochs=2,
-            on_epoch=change,
+            callbacks=[Changing()],
             compile=compile,
             progress=False,
         )

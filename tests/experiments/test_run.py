@@ -213,10 +213,11 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path, bits: Path) -> None:
 def test_a_file_that_changes_during_training_is_recorded_as_it_was(tmp_path: Path, bits: Path) -> None:
     file = own(tmp_path, bits)
 
-    def edit(fit: pl.Fit) -> None:
-        (file.parent / "my_module.py").write_text("raise SystemError")
+    class Editing(pl.Callback):
+        def on_epoch(self, fit: pl.Fit) -> None:
+            (file.parent / "my_module.py").write_text("raise SystemError")
 
-    made = pl.train(Experiment.load(file), tmp_path / "run", progress=False, on_epoch=edit)
+    made = pl.train(Experiment.load(file), tmp_path / "run", progress=False, callbacks=[Editing()])
     assert (made.path / "my_module.py").read_text() == OWN
 
 
@@ -294,11 +295,13 @@ def test_a_crash_at_any_write_leaves_a_finished_epoch(
     assert loaded.record["finished"] is False
     experiment = declared(bits, epochs=3)
     finished = []
+
+    class Keeping(pl.Callback):
+        def on_epoch(self, fit: pl.Fit) -> None:
+            finished.append({name: value.clone() for name, value in fit.model.state_dict().items()})
+
     data = experiment.load_data()
-    experiment.fit(
-        experiment.build(data), data, progress=False,
-        on_epoch=lambda fit: finished.append({n: v.clone() for n, v in fit.model.state_dict().items()}),
-    )  # fmt: skip
+    experiment.fit(experiment.build(data), data, progress=False, callbacks=[Keeping()])
     held = loaded.model.state_dict()
     assert any(all(torch.equal(held[name], state[name]) for name in state) for state in finished)
 

@@ -201,5 +201,5 @@ def test_models_without_a_density_are_compared_by_their_error(tmp_path: Path) ->
     assert other.score > best.score
     values = numeric({"model.pca.latent_dim": [1, 4]}, runs)
     (axes,) = curve([group], "model.pca.latent_dim", values["model.pca.latent_dim"]).axes
-    np.testing.assert_allclose(axes.lines[0].get_xdata(), [1, 4])
-    np.testing.assert_allclose(axes.lines[0].get_ydata(), [other.score, best.score])
+    np.testing.assert_allclose(np.array(axes.lines[0].get_xdata(), float), [1, 4])
+    np.testing.assert_allclose(np.array(axes.lines[0].get_ydata(), float), [other.score, best.score])

@@ -21,7 +21,7 @@ from pyrolatent import (
     SemiSupervisedVAE,
     impute,
 )
-from pyrolatent.tasks import anomalies, classify, encode, erased, means, score, traverse
+from pyrolatent.tasks import anomalies, classify, encode, erased, export, means, score, traverse
 
 
 def linear(posterior: str | None = None) -> LinearGaussian:
@@ -225,3 +225,41 @@ def test_a_region_is_read_from_an_image(tmp_path: Path) -> None:
 def test_regions_that_are_none_are_refused(region: str, shape: tuple[int, ...], said: str) -> None:
     with pytest.raises(InputError, match=said):
         erased(region, shape)
+
+
+EXPORTED: dict[str, Any] = {
+    "vae": lambda: VAE((1, 4, 4), latent_dim=2, likelihood={"normal": {"scale": "learned"}}),
+    "conditional": lambda: ConditionalVAE((3,), 4, latent_dim=2),
+    "exact posterior": lambda: LinearGaussian((4,), latent_dim=2),
+    "autoencoder": lambda: PCA((4,), latent_dim=2),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exported_parts_do_as_the_model(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = EXPORTED[name]().eval()
+    y = [torch.tensor([1, 0, 3])] if model.conditional else []
+    z, x = torch.randn(3, 2), torch.randn(3, *model.event_shape)
+    program = torch.export.load(export(model, "decoder", tmp_path / "decoder.pt2")).module()
+    torch.testing.assert_close(program(z, *y), model.decode(z, *y).mean)
+    if name == "exact posterior":
+        with pytest.raises(InputError, match="has no encoder to export, since its posterior is no network"):
+            export(model, "encoder", tmp_path / "encoder.pt2")
+        return
+    program = torch.export.load(export(model, "encoder", tmp_path / "encoder.pt2")).module()
+    code = model.encode(x, *y)["z"]
+    found = program(x, *y)
+    if name == "autoencoder":
+        torch.testing.assert_close(found, code.mean)
+    else:
+        torch.testing.assert_close(found, (code.mean, code.stddev))
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="SemiSupervisedVAE is not of one latent vector z"):
+        export(SemiSupervisedVAE((4,), 3, latent_dim=2), "decoder", tmp_path / "x.pt2")
+    with pytest.raises(InputError, match=r"is written to a file that ends in \.pt2"):
+        export(VAE((4,), latent_dim=2), "decoder", tmp_path / "x.onnx")
+    with pytest.raises(InputError, match="there is no part 'prior' to export"):
+        export(VAE((4,), latent_dim=2), "prior", tmp_path / "x.pt2")  # type: ignore[arg-type]

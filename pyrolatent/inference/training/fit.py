@@ -1,6 +1,6 @@
 """`fit`, and the settings of training that can be declared."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,9 @@ from pyrolatent.errors import SEEDS, InputError
 from pyrolatent.inference.devices import choose_device
 from pyrolatent.inference.objectives.base import as_objective
 from pyrolatent.inference.rules import require_data, same_event_shape, validate_combination
-from pyrolatent.inference.training.loop import Fit, Trainer, progress_bar
+from pyrolatent.inference.training.callbacks import Callback, EarlyStopping, ProgressBar, validated
+from pyrolatent.inference.training.fitted import Fit
+from pyrolatent.inference.training.loop import Trainer
 from pyrolatent.inference.training.validation import (
     validate_first_batch,
     validate_precision,
@@ -31,9 +33,8 @@ from pyrolatent.models.model import Model
 def fit(
     model: Model,
     data: Data,
-    on_epoch: Callable[[Fit], Any] | None = None,
     progress: bool = True,
-    on_start: Callable[[Fit], Any] | None = None,
+    callbacks: Sequence[Callback] = (),
     *,
     objective: Annotated[Any, Kind("objective")] = "analytic_elbo",
     epochs: PositiveInt = 300,
@@ -55,10 +56,8 @@ def fit(
     Args:
         model: the model; it is trained in place.
         data: the data to train on.
-        on_epoch: called after each epoch with the fit so far; the model then holds that epoch's weights, in evaluation
-            mode.
         progress: whether to show a progress bar.
-        on_start: called before the first epoch, when the combination of model and data has been validated.
+        callbacks: instances of `Callback`, called in their order after the steps, after the epochs, ...
         objective: what to maximise, one of this package's objectives or of Pyro's.
         epochs: largest number of passes over the training data.
         batch_size: number of datapoints per minibatch; the last one of an epoch may be smaller, and a single remaining
@@ -82,6 +81,7 @@ def fit(
         TrainingError: a number is not finite; the model then holds the state before that step.
     """
     given = locals()
+    called = validated(callbacks)
     require_data(data)
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -114,11 +114,14 @@ def fit(
         model.warn_of_size(len(there.train))
         trainer = Trainer(run, there, maximised)
         validate_first_batch(model, there, maximised, batch_size)
-        if on_start:
-            on_start(run)
+        if progress:
+            called.append(within.enter_context(ProgressBar()))
+        if patience is not None:
+            warm = getattr(trainer.warmup, "epochs", 0)  # which a user's function has not
+            called.insert(0, EarlyStopping(patience, min(warm, trainer.epochs)))
         try:
-            with pyro.validation_enabled(False), progress_bar(progress) as bar:
-                trainer.train(on_epoch, bar)
+            with pyro.validation_enabled(False):
+                trainer.train(called)
         finally:
             model.eval()
     return run
@@ -126,4 +129,4 @@ def fit(
 
 def training_settings() -> Component:
     """The settings of training that can be declared, from the signature of `fit`."""
-    return Component(fit, ("model", "data", "on_epoch", "progress", "on_start"))
+    return Component(fit, ("model", "data", "progress", "callbacks"))

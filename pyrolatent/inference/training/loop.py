@@ -1,12 +1,9 @@
 """The training loop."""
 
-import copy
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,37 +14,12 @@ from pyrolatent.inference import distributed
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.objectives.base import as_objective
 from pyrolatent.inference.training import diagnosis
+from pyrolatent.inference.training.callbacks import Callback, on_each_step
+from pyrolatent.inference.training.fitted import Fit, Row
 from pyrolatent.inference.training.gradient import Gradient
 from pyrolatent.inference.training.held_out import held_out
 from pyrolatent.inference.training.optim import build_optimizer, take_step
 from pyrolatent.inference.weights import arguments, training_arguments
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-Row = dict[str, Any]
-
-
-@dataclass
-class Fit:
-    """A trained model and the record of its training.
-
-    Attributes:
-        model: the model, with the weights of `best_epoch` after early stopping, else of the last epoch.
-        data: the data that it was trained on.
-        settings: the declared settings, as in an experiment file.
-        history: one row per epoch: `epoch`, `train_loss` (mean of the negative bound over the epoch's batches, nats per
-            datapoint, lower is better), `validation_elbo` (nats per datapoint, higher is better) or the name of another
-            `held_out` score, `learning_rate`, `seconds` (training time of the epoch), and further losses of the
-            objective.
-        best_epoch: the epoch whose weights were kept by early stopping.
-    """
-
-    model: Any
-    data: Data
-    settings: dict[str, Any]
-    history: list[Row] = field(default_factory=list)
-    best_epoch: int | None = None
 
 
 class Trainer:
@@ -67,54 +39,52 @@ class Trainer:
         self.optimizer, self.scheduler = build_optimizer(self.settings, self.parameters)
         self.epochs: int = self.objective.epochs or self.settings["epochs"]
         self.batches = len(self.minibatches(torch.arange(len(data.train))))
-        self.gradient = Gradient(self.model, data.train, self.objective, self.settings, self.batches * self.epochs)
+        run.total_steps = self.batches * self.epochs
+        self.gradient = Gradient(self.model, data.train, self.objective, self.settings, run.total_steps)
         self.validated = data.train if self.model.of_training_rows else data.validation
         self.held_out = held_out(self.model, self.objective, len(self.validated))
         self.factor = self.parameters[0].new_ones(())
         self.steps = 0
         self.extra: dict[str, float] = {}
 
-    def train(self, on_epoch: Callable[[Fit], Any] | None, bar: "Progress") -> None:
-        """Trains for all epochs, with validation, schedules and early stopping."""
-        scores: list[float] = []
-        best, best_state = -math.inf, None
+    def train(self, callbacks: Sequence[Callback]) -> None:
+        """Trains for all epochs, with validation, schedules and callbacks."""
+        run, scores = self.run, list[float]()
         self.model.fitted = True
-        task = bar.add_task("epoch 1", total=self.batches * self.epochs)
         distributed.broadcast([*(p.data for p in self.parameters), *self.model.buffers()])
         if distributed.rank():  # each process has its own draws from here on
             torch.manual_seed(self.settings["seed"] + (distributed.rank() << 32))
+        for each in callbacks:
+            each.on_start(run)
         for epoch in range(1, self.epochs + 1):
+            run.doing = f"epoch {epoch}, validation {run.validation:.2f}" if epoch > 1 else "epoch 1"
             state, started = diagnosis.State(self), time.perf_counter()
             row: Row = {"epoch": epoch, "train_loss": None, "validation_elbo": None}
             row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-            training = self.epoch(bar, task)
+            training = self.epoch(on_each_step(callbacks))
             distributed.average_buffers(self.model)
             row["seconds"] = time.perf_counter() - started
-            validation, watched = self.score(self.validated), self.watch()
-            numbers = {"the training bound": training, "the validation score": validation, **watched, **self.extra}
+            run.validation, watched = self.score(self.validated), self.watch()
+            numbers = {"the training bound": training, "the validation score": run.validation, **watched, **self.extra}
             if bad := diagnosis.not_finite(self.model, numbers):
                 diagnosis.replay(self, state, epoch, bad)
             if self.scheduler is not None:
-                take_step(self.scheduler, -validation)
-            scores.append(validation)
+                take_step(self.scheduler, -run.validation)
+            scores.append(run.validation)
             name = self.held_out.name
-            row |= {"train_loss": -training, name: -validation if name.endswith("loss") else validation}
-            self.run.history.append(row | watched | self.extra)
-            bar.update(task, description=f"epoch {epoch + 1}, validation {validation:.2f}")
-            warm = epoch >= min(getattr(self.warmup, "epochs", 0), self.epochs)  # a user's function has none
-            if "patience" in self.settings and warm and validation > best:
-                best, best_state, self.run.best_epoch = validation, copy.deepcopy(self.model.state_dict()), epoch
-            if on_epoch:
-                self.model.eval()
-                on_epoch(self.run)
-            if self.run.best_epoch is not None and epoch - self.run.best_epoch >= self.settings["patience"]:
+            row |= {"train_loss": -training, name: -run.validation if name.endswith("loss") else run.validation}
+            run.history.append(row | watched | self.extra)
+            self.model.eval()
+            for each in callbacks:
+                each.on_epoch(run)
+            if run.stop:
                 break
-        if best_state is not None:
-            self.model.load_state_dict(best_state)
+        for each in callbacks:
+            each.on_end(run)
         diagnosis.warn_if_not_converged(self.held_out.name, scores, self.epochs)
         diagnosis.warn_of_floors(self.model.modules())
 
-    def epoch(self, bar: "Progress", task: "TaskID") -> float:
+    def epoch(self, callbacks: Sequence[Callback] = ()) -> float:
         """Trains for one pass over the data; returns the mean of the objective per datapoint."""
         if not self.objective.by_gradient:
             with torch.no_grad():
@@ -125,14 +95,15 @@ class Trainer:
         extra: dict[str, Tensor] = {}
         for index in self.indices():
             if self.gradient.compiled is None and self.gradient.is_worth_compiling(self.steps):
-                description = bar.tasks[task].description
-                bar.update(task, description="compiling")
+                doing, self.run.doing = self.run.doing, "compiling"
                 self.gradient.compile(distributed.shard(index), self.factor)
-                bar.update(task, description=description)
-            total = total + self.step(index)
+                self.run.doing = doing
+            bound = self.step(index)
+            total = total + bound
             for name, loss in self.objective.extra_losses().items():
                 extra[name] = extra.get(name, 0.0) + loss
-            bar.advance(task)
+            for each in callbacks:
+                each.on_step(self.run, self.steps, partial(_mean, bound, len(index)))
         sums = zip(extra, distributed.total([*extra.values()]) if extra else [], strict=True)
         self.extra = {name: loss.item() / len(self.data.train) for name, loss in sums}
         return total.item() / len(self.data.train)
@@ -190,16 +161,5 @@ class Trainer:
             return self.held_out.monitor(self.data)
 
 
-@contextmanager
-def progress_bar(visible: bool) -> Iterator["Progress"]:
-    """A progress bar of steps, with their rate and the remaining time."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(show_speed=True),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not visible, transient=True) as bar:
-        yield bar
+def _mean(total: Tensor, count: int) -> float:
+    return total.item() / count

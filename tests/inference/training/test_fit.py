@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrolatent import VAE, Data, Fit, fit
+from pyrolatent import VAE, Callback, Data, Fit, InputError, fit
 from pyrolatent.declaration import registered
 from pyrolatent.inference.objectives.bounds import AnalyticELBO, Bound
 from pyrolatent.inference.training.held_out import DRAWS
@@ -136,19 +136,70 @@ def test_the_validation_bound_has_the_same_noise_at_each_epoch(vae: Build, binar
     assert first == pytest.approx(bound.bound(weights).mean().item(), rel=1e-6)
 
 
-def test_on_epoch_sees_the_fit_so_far(vae: Build, binary_data: Data, parameters: Vector) -> None:
-    seen: list[tuple[int, Tensor]] = []
-    fitted = fit(
-        vae(),
-        binary_data,
-        lambda so_far: seen.append((len(so_far.history), parameters(so_far.model))),
-        False,
-        epochs=3,
-        device="cpu",
-    )
-    assert [count for count, _ in seen] == [1, 2, 3]
-    assert not torch.equal(seen[0][1], seen[1][1])
-    assert torch.equal(seen[2][1], parameters(fitted.model))
+class Watching(Callback):
+    """Keeps what each method was called with."""
+
+    def __init__(self, of_model: Vector) -> None:
+        self.of_model = of_model
+        self.calls: list[str] = []
+        self.epochs: list[tuple[int, bool, Tensor]] = []
+        self.steps: dict[int, float] = {}
+
+    def on_start(self, fit: Fit) -> None:
+        self.calls.append("start")
+        assert fit.history == []
+
+    def on_step(self, fit: Fit, step: int, value: Callable[[], float]) -> None:
+        self.steps[step] = value()
+
+    def on_epoch(self, fit: Fit) -> None:
+        self.calls.append("epoch")
+        self.epochs.append((len(fit.history), fit.model.training, self.of_model(fit.model)))
+
+    def on_end(self, fit: Fit) -> None:
+        self.calls.append("end")
+
+
+@pytest.mark.parametrize("compile", ["never", "always"])
+def test_callbacks_see_every_step_and_epoch_and_change_nothing(
+    vae: Build, binary_data: Data, parameters: Vector, compile: Any
+) -> None:
+    watching = Watching(parameters)
+    settings: Any = {"epochs": 3, "compile": compile, "batch_size": 16}
+    fitted = run(vae(), binary_data, callbacks=[watching], **settings)
+    assert watching.calls == ["start", "epoch", "epoch", "epoch", "end"]
+    assert [(count, training) for count, training, _ in watching.epochs] == [(1, False), (2, False), (3, False)]
+    assert not torch.equal(watching.epochs[0][2], watching.epochs[1][2])
+    assert torch.equal(watching.epochs[2][2], parameters(fitted.model))
+    assert [*watching.steps] == [*range(1, fitted.total_steps + 1)]
+    sizes = [len(part) for part in torch.arange(len(binary_data.train)).split(16)]
+    for epoch, row in enumerate(fitted.history):
+        values = [watching.steps[epoch * len(sizes) + i + 1] for i in range(len(sizes))]
+        mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+        assert mean == pytest.approx(-row["train_loss"], rel=1e-5)
+    alone = run(vae(), binary_data, **settings)
+    assert torch.equal(parameters(alone.model), parameters(fitted.model))
+
+
+def test_a_callback_stops_training(vae: Build, binary_data: Data) -> None:
+    class Stopping(Callback):
+        def on_epoch(self, fit: Fit) -> None:
+            fit.stop = len(fit.history) == 2
+
+    assert len(run(vae(), binary_data, epochs=5, callbacks=[Stopping()]).history) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([Callback], "a callback was the class, not an instance; give instances of a subclass"),
+        ([print], "a callback was a builtin_function_or_method"),
+        (Callback(), "callbacks were a Callback; give a list"),
+    ],
+)
+def test_what_is_no_callback_is_refused(vae: Build, binary_data: Data, given: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        run(vae(), binary_data, callbacks=given)
 
 
 # Settings.
