@@ -8,8 +8,10 @@ have the same random numbers.
 """
 
 import copy
+import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,26 +31,30 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrolatent.data.load import load_data
 from pyrolatent.declaration import Component, build, target
-from pyrolatent.errors import InputError
+from pyrolatent.errors import InputError, at_least_one
 from pyrolatent.inference.common_random_numbers import CommonRandomNumbers
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import AT_ONCE, MAX_ELEMENTS, decoded, draw, posterior_means, weighted_draws
 from pyrolatent.inference.evidence.pseudo_likelihood import pseudo_likelihood
 from pyrolatent.inference.objectives.base import as_objective
-from pyrolatent.inference.training.fit import fit
+from pyrolatent.inference.training.fit import fit, training_settings
 from pyrolatent.inference.weights import Inputs, log_mean_exp
 from pyrolatent.models.arrays import as_inputs
 from pyrolatent.models.energies.rbm import EXACT
 from pyrolatent.models.model import Capability
-from pyrolatent.tasks import DRAWS, impute, sample
+from pyrolatent.tasks import impute, sample
 
 Array = NDArray[Any]
+DRAWS = 100
+"""Number of draws for codes without closed form."""
 DEFAULTS: dict[str, Any] = {"latent_dim": 2, "likelihood": "normal"}
 """Parts that neither an estimator nor its `model` declares, of models that have them."""
+_LOCK = threading.RLock()
+"""One thread runs models at a time: Pyro's handlers and torch's generator belong to the process."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -93,7 +99,7 @@ class Estimator(BaseEstimator):
 
     _default_objective: ClassVar[str] = "analytic_elbo"
 
-    def _declared(self, x: Array) -> dict[str, Any]:
+    def _declared(self, x: Array) -> Any:
         """The declaration of the model of x (rows, *event_shape)."""
         raise NotImplementedError
 
@@ -109,52 +115,55 @@ class Estimator(BaseEstimator):
             epochs: number of epochs by which the training of a fitted model goes on; None is `max_iter`.
             **options: further options of `load_data`.
         """
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        at_least_one(max_iter=self.max_iter, batch_size=self.batch_size, n_iter_no_change=self.n_iter_no_change)
+        goes_on = bool(self.warm_start or epochs) and hasattr(self, "model_")
+        if not goes_on:
+            self.random_state_ = np.random.RandomState(check_random_state(self.random_state).randint(2**31 - 1))
+            self._seed = self._draw_seed()
         names = getattr(self, "feature_names_in_", None)
         rows: Any = x if names is None or x.ndim > 2 else pd.DataFrame(x, columns=names)
         held = self.validation_fraction if self.early_stopping else rows if y is None else (rows, y)
         one = rows[:1] if y is None else (rows[:1], y[:1])  # no row is kept for a test
-        data = load_data(rows, labels=y, validation=held, test=one, seed=seed, **options)
-        if (self.warm_start or epochs) and hasattr(self, "model_"):
-            model = copy.deepcopy(self.model_).float()
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                shapes = {"event_shape": data.event_shape, "label_dim": data.label_dim}
-                model = build("model", self._declared(x), **shapes)
-        self._require(model)
         objective = as_objective(build("objective", self.objective or self._default_objective))
         own: dict[str, Any] = {
             "epochs": epochs or self.max_iter,
             "batch_size": self.batch_size,
             "optimizer": {"Adam": {"lr": self.learning_rate}},
             "patience": self.n_iter_no_change if self.early_stopping else None,
-            "seed": seed,
+            "seed": self._draw_seed(),
         }
         taken = own if objective.settings is None else objective.settings
-        settings = {name: value for name, value in own.items() if name in taken} | dict(self.settings or {})
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        settings = {name: value for name, value in own.items() if name in taken}
+        settings |= training_settings().validate(self.settings or {}, "settings")
+        with _LOCK, warnings.catch_warnings(record=True) as caught:
+            data = load_data(rows, labels=y, validation=held, test=one, seed=self._seed, **options)
+            if goes_on:
+                model = copy.deepcopy(self.model_).float()
+            else:
+                with torch.random.fork_rng(devices=[]):
+                    torch.default_generator.manual_seed(self._seed)
+                    shapes = {"event_shape": data.event_shape, "label_dim": data.label_dim}
+                    model = build("model", self._declared(x), **shapes)
+            self._require(model)
             run = fit(model, data, progress=bool(self.verbose), objective=objective, **settings)
-        for warning in caught:
-            self._pass_on(str(warning.message), epochs is None)
+        for message, category in dict.fromkeys((str(each.message), each.category) for each in caught):
+            self._pass_on(message, category, epochs is None)
         self.model_: Any = run.model.cpu().double()
         self.n_iter_ = len(run.history)
         self.loss_curve_ = [row["train_loss"] for row in run.history]
         scores = [[v for k, v in row.items() if k.startswith("validation") and v is not None] for row in run.history]
         self.validation_scores_ = [score for (score,) in scores] if self.early_stopping else None
-        self.random_state_ = np.random.RandomState(seed)
-        self._seed = seed
 
-    def _pass_on(self, message: str, whole: bool) -> None:
+    def _pass_on(self, message: str, category: type[Warning], whole: bool) -> None:
         """Passes on a warning of training, in the words of the parameters.
 
         Args:
             message: the warning.
+            category: its category.
             whole: whether training was to converge.
         """
         if not message.startswith("not converged"):
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, category, stacklevel=4)
         elif whole:
             message = message.replace("set epochs: ", "set max_iter=")
             message = message if self.early_stopping else message.replace("validation", "training")
@@ -170,6 +179,11 @@ class Estimator(BaseEstimator):
         check_is_fitted(self)
         X = self._validated(X, reset=False)
         return as_inputs(self.model_, X.reshape(len(X), *self.model_.event_shape))
+
+    @contextmanager
+    def _evaluating(self, seed: int) -> Iterator[None]:
+        with _LOCK, torch.no_grad(), evaluating(self.model_, seed), pyro.validation_enabled(False):
+            yield
 
     def _draw_seed(self) -> int:
         return int(self.random_state_.randint(2**31 - 1))
@@ -188,8 +202,8 @@ class LatentEstimator(Estimator):
     """Base class of the estimators of latent-variable models: which model it is.
 
     Args:
-        model: a model by its name, or by its name with options, as in `{"vae": {"mask_input": "never"}}`. The parts
-            below replace those that it declares, unless they are None.
+        model: a model by its name, or by its name with options, as in `{"vae": {"mask_input": "never"}}`, whose parts
+            are replaced by those below that are not None; or a model that is built, of which a copy is trained.
         latent_dim: number of latent dimensions; without any declaration 2.
         prior: p(z).
         likelihood: the family of p(x | z); without any declaration `normal`, whose support are all real numbers.
@@ -217,12 +231,32 @@ class LatentEstimator(Estimator):
         "latent_dim", "prior", "likelihood", "posterior", "encoder", "decoder", "scaling"
     )  # fmt: skip
 
-    def _declared(self, x: Array) -> dict[str, Any]:
+    def _declared(self, x: Array) -> Any:
+        given = {part: value for part in self._parts if (value := getattr(self, part)) is not None}
+        if isinstance(self.model, nn.Module):
+            if given:
+                raise InputError(f"{type(self.model).__name__} is built already; leave {', '.join(given)} out")
+            return copy.deepcopy(self.model)
         name, options = next(iter(self.model.items())) if isinstance(self.model, Mapping) else (self.model, None)
         taken = Component(target("model", self.model)).options
         defaults = {part: value for part, value in DEFAULTS.items() if part in taken}
-        given = {part: value for part in self._parts if (value := getattr(self, part)) is not None}
         return {name: defaults | dict(options or {}) | given}
+
+    def score_samples(self, X: Any) -> Array:
+        """log p(x) of each row, (rows,), nats: of a density in the units of X, or of a mass.
+
+        It is exact if the model has it in closed form, and else the log of a mean of `particles` importance weights.
+        """
+        x, _, mask = self._inputs(X)
+        with self._evaluating(self._seed):
+            exact = self.model_.log_evidence(x, mask)
+        if exact is not None:
+            return np.asarray(exact)
+        return self._by_row(
+            lambda *row: log_mean_exp(draw(self.model_, row, self.particles, keep=0).log_weights)[:, None],
+            *(x, None, mask),
+            draws=self.particles,
+        ).squeeze(1)
 
     def _require(self, model: Any) -> None:
         model.require(Capability.POSTERIOR, "declare a model such as vae, or RBMTransformer in the place of an rbm")
@@ -238,16 +272,12 @@ class LatentEstimator(Estimator):
             *inputs: what it is applied to, tensors of all rows or None.
             draws: number of draws of each row that it decodes.
         """
+        at_least_one(particles=draws)
         found, rows = [], next(len(value) for value in inputs if value is not None)
         at_once = max(1, min(AT_ONCE, MAX_ELEMENTS // (draws * self.model_.event_shape.numel())))
         for start in range(0, rows, at_once):
             part = [None if value is None else value[start : start + at_once] for value in inputs]
-            with (
-                torch.no_grad(),
-                evaluating(self.model_, self._seed),
-                CommonRandomNumbers(self.model_.plate),
-                pyro.validation_enabled(False),
-            ):
+            with self._evaluating(self._seed), CommonRandomNumbers(self.model_.plate):
                 found.append(function(*part))
         return torch.cat(found).flatten(1).numpy()
 
@@ -271,7 +301,7 @@ class LatentTransformer(ClassNamePrefixFeaturesOutMixin, _ScoredMixin, Transform
         """Fits the model to X (rows, columns); y is not used."""
         x = self._shaped(self._validated(X))
         self._train(x)
-        with evaluating(self.model_, self._seed):
+        with self._evaluating(self._seed):
             codes = self._codes(*as_inputs(self.model_, x[:1]))
         self._shapes = {site: code.shape[1:] for site, code in codes.items()}
         return self
@@ -302,25 +332,10 @@ class LatentTransformer(ClassNamePrefixFeaturesOutMixin, _ScoredMixin, Transform
 
         return self._by_row(means, codes)
 
-    def score_samples(self, X: Any) -> Array:
-        """log p(x) of each row, (rows,), nats: of a density in the units of X, or of a mass.
-
-        It is exact if the model has it in closed form, and else the log of a mean of `particles` importance weights.
-        """
-        x, _, mask = self._inputs(X)
-        exact = self.model_.log_evidence(x, mask)
-        if exact is not None:
-            return exact.detach().numpy()
-        return self._by_row(
-            lambda *row: log_mean_exp(draw(self.model_, row, self.particles, keep=0).log_weights)[:, None],
-            *(x, None, mask),
-            draws=self.particles,
-        ).squeeze(1)
-
     def sample(self, n_samples: int = 1) -> Array:
         """Draws of x, (n_samples, columns), new in every call."""
         check_is_fitted(self)
-        with evaluating(self.model_, self._draw_seed()):
+        with self._evaluating(self._draw_seed()):
             return sample(self.model_, n_samples).flatten(1).numpy()
 
     def _codes(self, *inputs: Any) -> dict[str, Tensor]:
@@ -332,7 +347,7 @@ class LatentTransformer(ClassNamePrefixFeaturesOutMixin, _ScoredMixin, Transform
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class LatentImputer(OneToOneFeatureMixin, TransformerMixin, LatentEstimator):
+class LatentImputer(OneToOneFeatureMixin, _ScoredMixin, TransformerMixin, LatentEstimator):
     """Fills missing entries, which are NaN, by a latent-variable model of all columns.
 
     Args:
@@ -357,7 +372,7 @@ class LatentImputer(OneToOneFeatureMixin, TransformerMixin, LatentEstimator):
         if rows.any():
             x, _, mask = as_inputs(self.model_, self._shaped(filled[rows]))
             if self.sample_posterior:
-                with evaluating(self.model_, self._draw_seed()):
+                with self._evaluating(self._draw_seed()):
                     drawn = impute(self.model_, x, mask, draws=1, particles=self.particles)[0].flatten(1).numpy()
             else:
                 drawn = self._by_row(self._expected, x, None, mask, draws=self.particles)
@@ -404,6 +419,8 @@ class LatentClassifier(ClassifierMixin, LatentEstimator):
     def fit(self, X: Any, y: Any) -> "LatentClassifier":
         """Fits the model to X (rows, columns) and labels (rows,), -1 where unknown."""
         X, y = self._validated(X, y)
+        if any(label is None for label in y):
+            raise InputError("y holds None; an unknown label is -1")
         unknown = np.array([str(label) in ("-1", "-1.0") for label in y])
         unknown &= len({*y[~unknown]}) > 1
         known = np.array(y[~unknown].tolist())
@@ -480,10 +497,10 @@ class RBMTransformer(ClassNamePrefixFeaturesOutMixin, _ScoredMixin, TransformerM
     def gibbs(self, X: Any) -> Array:
         """Draws h ~ p(h | x), then x ~ p(x | h), from each row, (rows, columns); new in every call."""
         (x, _, _), model = self._inputs(X), self.model_
-        with evaluating(model, self._draw_seed()):
+        with self._evaluating(self._draw_seed()):
             return np.asarray(model.visible(model.gibbs(model.state(x))))
 
-    def _declared(self, x: Array) -> dict[str, Any]:
+    def _declared(self, x: Array) -> Any:
         of_data = "bernoulli" if np.isin(x, (0, 1)).all() else "normal"
         return {"rbm": {"hidden": self.n_components, "visible": of_data if self.visible == "auto" else self.visible}}
 
