@@ -8,17 +8,18 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from joblib import Parallel, delayed
 from scipy.stats import multivariate_normal
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris
 from sklearn.decomposition import FactorAnalysis
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from pyrolatent import InputError
+from pyrolatent import VAE, InputError
 from pyrolatent.sklearn import LatentClassifier, LatentImputer, LatentTransformer, RBMTransformer
 
 SMALL = {"mlp": {"hidden": [8]}}
@@ -301,3 +302,39 @@ def test_warnings_and_errors_speak_of_the_parameters() -> None:
         LatentTransformer(model={"rbm": {"hidden": 3}}, objective="pcd", max_iter=1).fit(x)
     with pytest.raises(InputError, match="infers no label"):
         LatentClassifier(model="vae", max_iter=1, classifier=None).fit(x, np.arange(100) % 2)
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    x = gaussian(30)
+    work = [
+        delayed(lambda seed: small(LatentTransformer, random_state=seed).fit(x).score_samples(x))(i) for i in range(4)
+    ]
+    for seed, scores in enumerate(Parallel(4, backend="threading")(work)):
+        np.testing.assert_array_equal(scores, small(LatentTransformer, random_state=seed).fit(x).score_samples(x))
+
+
+def test_a_model_that_is_built_is_copied() -> None:
+    x = gaussian(30)
+    model = VAE((5,), latent_dim=3, likelihood="normal", encoder=SMALL, decoder=SMALL)
+    before = copy.deepcopy(model.state_dict())
+    one = LatentTransformer(model=model, max_iter=2, settings=NEVER).fit(x)
+    assert one.transform(x).shape == (30, 3)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(InputError, match="leave prior out"):
+        clone(one).set_params(prior="mixture").fit(x)
+
+
+def test_an_imputer_and_a_classifier_score_rows_too() -> None:
+    x, y = gaussian(40), np.arange(40) % 2
+    assert np.isfinite(cross_val_score(small(LatentImputer), x, cv=2)).all()
+    scores = small(LatentClassifier).fit(x, y).score_samples(x)
+    assert scores.shape == (40,)
+    assert np.isfinite(scores).all()
+
+
+def test_events_may_have_a_shape() -> None:
+    x = load_digits().data[:40]
+    conv = {"conv": {"channels": [4]}}
+    one = small(LatentTransformer, event_shape=(1, 8, 8), encoder=conv, decoder=conv).fit(x)
+    assert one.transform(x).shape == (40, 2)
+    assert one.inverse_transform(one.transform(x)).shape == one.sample(40).shape == x.shape
