@@ -107,8 +107,8 @@ def by_columns(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run = pl.Run.save(Path(folder, "run"), fit)
-        path = run.impute(table, Path(folder, "filled.parquet"), draws=50, mean=True, particles=200, seed=seed)
-        return pd.read_parquet(path)
+        options = {"draws": 50, "mean": True, "particles": 200, "seed": seed}
+        return pd.read_parquet(run.apply("impute", table, Path(folder, "filled.parquet"), **options)["table"])
 
 
 EPOCHS = 400

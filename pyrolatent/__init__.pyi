@@ -46,9 +46,15 @@ from pyrolatent.models import RestrictedBoltzmannMachine as RestrictedBoltzmannM
 from pyrolatent.models import SemiSupervisedVAE as SemiSupervisedVAE
 from pyrolatent.models import UnnormalisedDensity as UnnormalisedDensity
 from pyrolatent.models import from_pyro as from_pyro
+from pyrolatent.tasks import anomalies as anomalies
+from pyrolatent.tasks import classify as classify
+from pyrolatent.tasks import denoise as denoise
+from pyrolatent.tasks import encode as encode
 from pyrolatent.tasks import impute as impute
 from pyrolatent.tasks import interpolate as interpolate
 from pyrolatent.tasks import reconstruct as reconstruct
 from pyrolatent.tasks import sample as sample
+from pyrolatent.tasks import score as score
+from pyrolatent.tasks import traverse as traverse
 
 __version__: str

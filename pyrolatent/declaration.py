@@ -446,6 +446,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "posterior": _MODELS,
     "network": _MODELS,
     "missingness": _MODELS,
+    "corruption": _MODELS,
     "scaling": _MODELS,
     "units": _MODELS,
     "kernel": ("pyrolatent.inference.sampling.kernels",),

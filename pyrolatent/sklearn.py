@@ -47,10 +47,9 @@ from pyrolatent.models.arrays import as_inputs
 from pyrolatent.models.energies.rbm import EXACT
 from pyrolatent.models.model import Capability
 from pyrolatent.tasks import impute, sample
+from pyrolatent.tasks.codes import DRAWS
 
 Array = NDArray[Any]
-DRAWS = 100
-"""Number of draws for codes without closed form."""
 DEFAULTS: dict[str, Any] = {"latent_dim": 2, "likelihood": "normal"}
 """Parts that neither an estimator nor its `model` declares, of models that have them."""
 _LOCK = threading.RLock()

@@ -29,19 +29,20 @@ from pyrolatent.cli.tables import (
     print_scores,
     progress,
 )
-from pyrolatent.errors import InputError, TrainingError, validate_options, validate_seed
+from pyrolatent.errors import InputError, TrainingError, validate_options
 
 # Names of `pl` are imported on first use, and everything else that a command needs in its body, so that help does not
 # wait for torch.
 
 if TYPE_CHECKING:
-    from pyrolatent.experiments.compare import Group
+    from matplotlib.figure import Figure
 
 EVALUATED: dict[str, tuple[str, ...]] = {
     "by importance sampling": ("--method", "--particles"),
     "by annealing latents": ("--method", "--size", "--chains", "--temperatures"),
     "by exact log Z": ("--ais", "--raise"),
     "by exact log Z with RAISE": ("--temperatures", "--ais", "--raise", "--kernel"),
+    "by squared error": (),
     "by annealed log Z": ("--chains", "--temperatures", "--ais", "--raise", "--kernel"),
 }
 """Ways to evaluate, with the options that apply to each."""
@@ -95,7 +96,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Splits = Literal["train", "validation", "test"]
 
 
-def _limited(memory: str | None) -> AbstractContextManager[None]:
+def limited_to(memory: str | None) -> AbstractContextManager[None]:
     """Limits the memory that data take within a command."""
     from pyrolatent.data.store import bytes_of, limited
 
@@ -156,7 +157,7 @@ def train_command(
     path = Path(distributed.broadcast_text(str(path)))
     rows = EpochRows(quiet=as_json)
     try:
-        with _limited(memory):
+        with limited_to(memory):
             run = pl.train(
                 declared,
                 path,
@@ -177,24 +178,20 @@ def train_command(
         "by importance sampling": {"particles": particles or PARTICLES},
         "by annealed log Z": {"annealing": pl.Annealing(temperatures=SHORT)},
     }
-    evaluation = None
     try:
         loaded = run.data
         assert loaded is not None
-        if Capability.DENSITY in run.model.offers:
-            with progress(quiet=as_json) as on_step:
-                evaluation = run.evaluate(loaded, on_step=on_step, **short.get(_way(run.model), {}))
+        with progress(quiet=as_json) as on_step:
+            evaluation = run.evaluate(loaded, on_step=on_step, **short.get(_way(run.model), {}))
         if distributed.rank():
             return
         drawn = run.plot(loaded)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"{path} holds the trained model; evaluate and figures do the rest") from interrupt
     if as_json:
-        held_out = scores(evaluation) if evaluation else None
-        print(json.dumps({"run": str(path), "evaluation": held_out, "figures": [str(p) for p in drawn]}))
+        print(json.dumps({"run": str(path), "evaluation": scores(evaluation), "figures": [str(p) for p in drawn]}))
         return
-    if evaluation:
-        print_scores(evaluation.title, evaluation.rows())
+    print_scores(evaluation.title, evaluation.rows())
     print(f"run      {path}", "figures  " + "\n         ".join(map(str, drawn)), sep="\n")
 
 
@@ -238,7 +235,7 @@ def evaluate_command(
         "--temperatures": temperatures, "--ais": ais, "--raise": raised, "--kernel": kernel,
     }  # fmt: skip
     given = validate_options(f"evaluate of {type(loaded.model).__name__} {way}", EVALUATED[way], options)
-    with _limited(memory):
+    with limited_to(memory):
         data = loaded.load_data(data_dir)
     with progress(quiet=as_json) as on_step:
         where: dict[str, Any] = {"split": split, "device": device, "on_step": on_step}
@@ -247,7 +244,7 @@ def evaluate_command(
             found, bracket = loaded.anneal(data, **where, **steps)
             title, rows, contents = found.title, found.rows() + bracket.rows(), loaded.annealed
         else:
-            annealing = pl.Annealing(chains or 100, temperatures or 10_000, ais, raised or 0, _kernel(kernel))
+            annealing = pl.Annealing(chains or 100, temperatures or 10_000, ais, raised or 0, kernel_of(kernel))
             asked = annealing if given.keys() - {"--method", "--particles"} else None
             evaluation = loaded.evaluate(data, particles=particles, annealing=asked, **where)
             title, rows, contents = evaluation.title, evaluation.rows(), scores(evaluation)
@@ -275,7 +272,7 @@ def check_command(
 ) -> None:
     """Check the model: verdicts in checks.json, figures, and draws.nc for ArviZ."""
     loaded = pl.Run.load(run, trust=trust)
-    with progress(quiet=as_json) as on_step, _limited(memory):
+    with progress(quiet=as_json) as on_step, limited_to(memory):
         found = loaded.check(
             loaded.load_data(data_dir),
             split=split,
@@ -295,74 +292,13 @@ def check_command(
         print(*loaded.written, sep="\n")
 
 
-@command("sample")
-def sample_command(
-    run: RunPath,
-    size: Annotated[int, typer.Option("--size", "-n", min=1, help="Number of draws.")] = 64,
-    label: Annotated[
-        str | None, typer.Option(help="Draw at this label: a class by name or number, or numbers 0.2,1.5.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    mean: Annotated[bool, typer.Option(help="Save E[x | z] instead of draws of x, as sample_means.")] = False,
-    sweeps: Annotated[
-        int | None, typer.Option(min=1, help="Sweeps of the chains of an energy (default: 1000).")
-    ] = None,
-    kernel: Kernel = None,
-    output: Annotated[Path | None, typer.Option(help="A file for the draws: a table as the data, or .npy.")] = None,
-    trust: Trust = False,
-    as_json: Json = False,
-) -> None:
-    """Draw from the model: an array and a figure in the run, named samples, or sample_means with --mean; or a file."""
-    import torch
-
-    from pyrolatent import tasks
-    from pyrolatent.figures import latent as figures
-    from pyrolatent.inference.draws import labels_for
-
-    loaded = pl.Run.load(run, trust=trust)
-    validate_seed(seed)
-    torch.manual_seed(seed)
-    y: Any = None if label is None else [loaded.label(label)] * size
-    if output:
-        y = labels_for(loaded.model, size, y)
-    drawn = pl.sample(loaded.model, size, y, mean=mean, sweeps=sweeps, kernel=_kernel(kernel))
-    if output:
-        print_paths({"samples": loaded.write_samples(output, drawn, y)}, as_json)
-        return
-    name, at = "sample_means" if mean else "samples", "" if label is None else f"; y = {label}"
-    array = loaded.write_array(name, drawn)
-    (figure,) = loaded.write_figures({name: figures.samples(drawn[:100], tasks.sample_title(loaded.model, mean) + at)})
-    print_paths({"array": array, "figure": figure}, as_json)
-
-
-@command("impute")
-def impute_command(
-    run: RunPath,
-    data: Annotated[Path, typer.Option(help="A file with the columns of the training data, in any order, and gaps.")],
-    output: Annotated[Path, typer.Option(help="The file to write: .csv, .csv.gz, .parquet, .feather or .npy.")],
-    draws: Annotated[
-        int | None, typer.Option(min=1, help="Draws of each missing cell (default: 1; 100 with --mean).")
-    ] = None,
-    mean: Annotated[bool, typer.Option(help="Write the mean of the draws, or the most frequent word.")] = False,
-    particles: Annotated[int, typer.Option(min=1, help="Latents that each draw is resampled from.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    trust: Trust = False,
-    as_json: Json = False,
-) -> None:
-    """Draw the missing cells of a file given the others; all other cells and columns stay as they are."""
-    loaded = pl.Run.load(run, trust=trust)
-    count = draws or (100 if mean else 1)
-    path = loaded.impute(data, output, draws=count, mean=mean, particles=particles, seed=seed)
-    print_paths({"imputed": path}, as_json)
-
-
 @command("figures")
 def figures_command(
     run: RunPath, data_dir: DataDir = None, memory: Memory = None, trust: Trust = False, as_json: Json = False
 ) -> None:
     """Plot every figure of a run again."""
     loaded = pl.Run.load(run, trust=trust)
-    with _limited(memory):
+    with limited_to(memory):
         paths = loaded.plot(loaded.load_data(data_dir))
     print_paths({path.stem: path for path in paths}, as_json)
 
@@ -390,7 +326,7 @@ def show_command(
             {"--trust": trust, "--data-dir": data_dir, "--memory": memory},
         )
         experiment = pl.Experiment.load(path)
-        with _limited(memory):
+        with limited_to(memory):
             data = experiment.load_data(data_dir)
         print(f"{data.describe()}\n")
         model, text = experiment.build(data), experiment.to_yaml()
@@ -404,9 +340,11 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Compare evaluated runs, grouped by measure: paired differences, with errors over datapoints and seeds."""
+    from pyrolatent.experiments.compare import forest
+
     groups = pl.compare([pl.Run(path) for path in paths])
     if figure:
-        _save_figure(figure, groups)
+        _save_figure(figure, forest(groups))
     print_comparison(groups, as_json)
 
 
@@ -430,9 +368,11 @@ def sweep_command(
     as_json: Json = False,
 ) -> None:
     """Train a grid of experiments in parallel and compare them; finished runs are not trained again."""
+    from pyrolatent.experiments.compare import curve, forest
     from pyrolatent.experiments.experiment import override, read_yaml
-    from pyrolatent.experiments.sweep import sweep
+    from pyrolatent.experiments.sweep import numeric, sweep
 
+    declared = _assigned("--over", over, "model.vae.prior=normal,mixture", several=True)
     fields = override(read_yaml(experiment), _overrides(set_, {"epochs": epochs}))
     path = output or Path("runs") / f"{experiment.stem}-sweep"
 
@@ -445,7 +385,7 @@ def sweep_command(
     try:
         runs = sweep(
             fields,
-            _assigned("--over", over, "model.vae.prior=normal,mixture", several=True),
+            declared,
             path,
             seeds=seeds,
             jobs=jobs,
@@ -459,18 +399,20 @@ def sweep_command(
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"finished runs are kept in {path}; the same command goes on from there") from interrupt
     groups = pl.compare(runs)
-    _save_figure(path / "comparison.png", groups)
+    _save_figure(path / "comparison.png", forest(groups))
+    drawn = [path / "comparison.png"]
+    for field, values in numeric(declared, runs).items():
+        drawn.append(path / f"{field.rpartition('.')[2]}.png")
+        _save_figure(drawn[-1], curve(groups, field, values))
     (path / "comparison.json").write_text(json.dumps([asdict(group) for group in groups], indent=2) + "\n")
     print_comparison(groups, as_json)
     if not as_json:
-        print(path / "comparison.json", path / "comparison.png", sep="\n")
+        print(path / "comparison.json", *drawn, sep="\n")
 
 
-def _save_figure(path: Path, groups: "list[Group]") -> None:
-    from pyrolatent.experiments.compare import forest
-
+def _save_figure(path: Path, figure: "Figure") -> None:
     try:
-        forest(groups).savefig(path, format="png")
+        figure.savefig(path, format="png")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -505,13 +447,15 @@ def _way(model: Any, method: str | None = None, ais: bool = False, raised: int |
     """The requested entry of `EVALUATED`."""
     from pyrolatent.models.model import Capability
 
+    if Capability.CODES in model.offers:
+        return "by squared error"
     if Capability.ENERGY in model.offers:
         exact = "by exact log Z with RAISE" if raised else "by exact log Z"
         return exact if Capability.LOG_Z in model.offers and not ais else "by annealed log Z"
     return "by annealing latents" if method == "annealed" else "by importance sampling"
 
 
-def _kernel(declared: str | None) -> Any:
+def kernel_of(declared: str | None) -> Any:
     """Parses a kernel declared in YAML."""
     from pyrolatent.declaration import validate
     from pyrolatent.experiments.experiment import parse_value

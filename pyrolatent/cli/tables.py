@@ -34,7 +34,7 @@ def print_comparison(groups: "list[Group]", as_json: bool) -> None:
         print(json.dumps([asdict(group) for group in groups]))
         return
     for group in groups:
-        title = f"{group.data}, {group.split}, {group.datapoints} datapoints, nats of a {group.measure} per datapoint"
+        title = f"{group.data}, {group.split}, {group.datapoints} datapoints, {group.unit} per datapoint"
         title += f", {group.draws}" * bool(group.draws)
         table = Table(title=title, title_justify="left", box=None, caption_justify="left")
         known = any(row.khat_share is not None for row in group.rows)

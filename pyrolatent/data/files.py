@@ -507,6 +507,9 @@ def _reading(path: Path, expected: str) -> Iterator[None]:
 def unreadable(path: Path, error: Exception, expected: str) -> InputError:
     """The error for a file that cannot be read as expected."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        reason = "its text is not in UTF-8"
+        expected = "open it in the encoding that it has, such as Latin-1, and save it in UTF-8"
     return InputError(f"{path}: cannot be read ({reason}); {expected}")
 
 

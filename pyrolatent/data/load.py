@@ -42,7 +42,7 @@ from pyrolatent.data.labels import encode_labels
 from pyrolatent.data.named_sets import NAMED, read_named
 from pyrolatent.data.parts import HELD, choose, duplicates, hold_out, rows_by_word, rows_given, take
 from pyrolatent.data.splits import PARTS, Data, Split
-from pyrolatent.data.store import Array, bytes_of, limited, mapped, unlimited
+from pyrolatent.data.store import Array, MappedFile, bytes_of, limited, mapped, unlimited
 from pyrolatent.data.tables import (
     Column,
     Frame,
@@ -275,7 +275,7 @@ def _rows(source: Any, record: Mapping[str, Any], labels: Any = None, mask: Any 
     _require_unit_interval(record["binarize"], {"train": part}, factor, read.name)
     split = _as_split(part, factor, record["levels"])
     generator = torch.Generator().manual_seed(record["seed"])
-    return _prepare(split, record["binarize"], record["dequantize"])._fixed(generator), frame
+    return _watched(_prepare(split, record["binarize"], record["dequantize"])._fixed(generator), part), frame
 
 
 def _mask_of(mask: Any, x: Table, names: Sequence[str]) -> Array:
@@ -428,6 +428,7 @@ def _assemble(source: Source, key: str | None, given: dict[str, Any]) -> Data:
     if "labelled_share" in given:
         splits["train"] = _repeat_labelled(splits["train"], given["labelled_share"], source.name)
 
+    splits = {name: _watched(split, parts.get(name)) for name, split in splits.items()}
     _warn_of_unobserved(splits["train"].mask, source.name)
     event_shape = _event_shape(splits["train"], columns, given.get("kinds"))
     _validate_kinds(given, event_shape, source.name)
@@ -478,6 +479,14 @@ def _as_split(part: Part, factor: float, levels: int | None) -> Split:
         raise InputError(f"there are {len(ids)} ids but {len(part.x)} datapoints")
     x, y, mask = (None if field is None else torch.from_numpy(field) for field in (part.x, part.y, part.mask))
     return Split(cast(Tensor, x), y, mask, factor, levels=levels, rows=torch.arange(len(part.x)), ids=ids)
+
+
+def _watched(split: Split, part: Part | None) -> Split:
+    """A split that knows the user's file in which it lies, if it does."""
+    path = None if part is None else getattr(part.x, "filename", None)
+    if part is None or path is None or split.x.data_ptr() != part.x.ctypes.data:
+        return split
+    return dataclasses.replace(split, file=MappedFile.of(Path(path)))
 
 
 def _split(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrolatent.data.store import empty
+from pyrolatent.data.store import MappedFile, empty
 from pyrolatent.data.tables import Column, TableShape, ranges_of
 from pyrolatent.errors import InputError, at_least_one
 
@@ -56,6 +56,7 @@ class Split:
         dtype: floating type of batches; noise is drawn in float32, so that it does not depend on the type.
         rows: numbers of the datapoints in their source, (datapoints,), int64, on the CPU; None numbers them 0, 1, ...
         ids: their names, if they have some.
+        file: the file that x lies in, if it is one of the user's.
     """
 
     x: Tensor
@@ -67,6 +68,7 @@ class Split:
     dtype: torch.dtype = torch.float32
     rows: Tensor | None = None
     ids: tuple[str, ...] | None = None
+    file: MappedFile | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -81,10 +83,23 @@ class Split:
 
         Args:
             index: (batch,), int64, or a slice.
+
+        Raises:
+            InputError: the file that x lies in was changed.
         """
+        self.require_unchanged()
         x, y, mask = (select(field, index) for field in (self.x, self.y, self.mask))
         vectors = y is not None and y.is_floating_point()
         return Batch(self._convert(x).to(self.dtype), y.to(self.dtype) if vectors else y, mask)
+
+    def require_unchanged(self) -> None:
+        """Refuses x that lies in a file which was changed.
+
+        Raises:
+            InputError: it does.
+        """
+        if self.file is not None:
+            self.file.require_unchanged()
 
     def batches(self, size: int, *, shuffle: bool = False) -> Iterator[Batch]:
         """Iterates over all datapoints once; the last batch is smaller if the size does not divide their number.
@@ -104,12 +119,14 @@ class Split:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Split":
         """Copies the split to another device and, if given, to another floating type of batches."""
+        x = self.x.to(device)
         return dataclasses.replace(
             self,
-            x=self.x.to(device),
+            x=x,
             y=None if self.y is None else self.y.to(device),
             mask=None if self.mask is None else self.mask.to(device),
             dtype=dtype or self.dtype,
+            file=self.file if x is self.x else None,
         )
 
     def _convert(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:

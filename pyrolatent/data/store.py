@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -208,6 +209,45 @@ def unpacked(file: IO[bytes]) -> Array:
 def open_array(path: Path) -> Array:
     """The array of a .npy file, which is left in it if it is large, and must then not be changed."""
     return np.load(path, mmap_mode="c" if is_large(path.stat().st_size) else None, allow_pickle=False)
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """A file that an array is mapped from, which must stay as it is: changes would be values of the array.
+
+    Attributes:
+        path: the file.
+        stamp: its number, size and time of the last change.
+    """
+
+    path: Path
+    stamp: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> "MappedFile":
+        """The file as it is now."""
+        return cls(path, _stamp(path))
+
+    def require_unchanged(self) -> None:
+        """Refuses a file that was written to; one in the place of it, or none, leaves the array as it is.
+
+        Raises:
+            InputError: it was.
+        """
+        try:
+            now = _stamp(self.path)
+        except FileNotFoundError:
+            return
+        if now != self.stamp and now[0] == self.stamp[0]:
+            raise InputError(
+                f"{self.path}: was changed while its values were used, which are read from where they lie; begin "
+                "anew, and write changed data to another file"
+            )
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def data_directory() -> Path:

@@ -5,10 +5,12 @@ In a table x a cell of a column of words is the code of its word, 0 to K - 1 in 
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import IO, Any, Literal, TypeGuard
 
 import narwhals.stable.v2 as nw
@@ -33,6 +35,9 @@ TRUTHS = ("False", "True")
 """The words of truth values."""
 COMMA = re.compile(r"[-+]?[\d.,]*\d,\d[\d.,]*")
 """A number with a comma for its decimals or thousands."""
+
+DATE = re.compile(r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})([ T].*)?")
+"""A date, possibly with the time of day."""
 
 
 @dataclass(frozen=True)
@@ -294,23 +299,37 @@ def cells_of(values: Any, name: str, part: str) -> Cells:
         InputError: they are neither.
     """
     column = values if isinstance(values, nw.Series) else _series(values)
-    dtype = column.dtype
+    dtype, holds = column.dtype, str(column.dtype)
     if dtype.is_numeric():
         whole = dtype.is_integer() and not column.null_count()
         return (column if whole else column.cast(nw.Float64).fill_null(math.nan)).to_numpy()
     if dtype in (nw.Boolean, nw.String, nw.Categorical, nw.Enum, nw.Object, nw.Unknown):
-        gaps = column.is_null().to_list()
-        found = [None if gap else value for gap, value in zip(gaps, column.to_list(), strict=True)]
-        types = {type(value) for value in found if value is not None}
+        different, codes = _distinct(column)
+        types = {type(value) for value in different if value is not None}
         if types <= {str, np.str_, bool, np.bool_}:
-            return [None if value is None else str(value).strip() or None for value in found]
-        if all(issubclass(each, int | float | np.number) for each in types):
-            numbers = np.array([math.nan if value is None else value for value in found], np.float64)
+            words = [None if value is None else str(value).strip() or None for value in different]
+            return np.array(words, dtype=object)[codes].tolist()
+        if all(issubclass(each, int | float | np.number | Decimal) for each in types):
+            numbers = np.array([math.nan if value is None else value for value in different], np.float64)[codes]
             return as_words(numbers) if dtype in (nw.Categorical, nw.Enum) else numbers
+        holds = ", ".join(sorted(each.__qualname__ for each in types))
     raise InputError(
-        f"{part}: the column {name!r} holds {dtype}, but numbers or words are expected; turn it into one of them or "
+        f"{part}: the column {name!r} holds {holds}, but numbers or words are expected; turn it into one of them or "
         "leave it out"
     )
+
+
+def _distinct(column: "nw.Series[Any]") -> tuple[list[Any], Array]:
+    """Values of which each cell of a column is one, None for missing, and the place of each cell's among them."""
+    if column.dtype in (nw.Object, nw.Unknown):  # values of any types, which may be equal: True is 1
+        gaps = column.is_null().to_list()
+        values = [None if gap else value for gap, value in zip(gaps, column.to_list(), strict=True)]
+        return values, np.arange(len(values))
+    encoded: Any = column.to_arrow().dictionary_encode()
+    if hasattr(encoded, "combine_chunks"):
+        encoded = encoded.unify_dictionaries().combine_chunks()
+    different = encoded.dictionary.to_pylist()
+    return [*different, None], encoded.indices.fill_null(len(different)).to_numpy(zero_copy_only=False)
 
 
 def _series(values: Any) -> nw.Series[Any]:
@@ -362,7 +381,9 @@ class _Words:
             if self.kind not in ("category", "binary"):
                 return
         written = as_words(cells)
-        for word, count in Counter(word for word in written if word is not None).items():
+        for word, count in Counter(written).items():
+            if word is None:
+                continue
             if word not in self.rows:
                 self.rows[word] = (part, start + written.index(word))
             self.counts[word] += count
@@ -401,6 +422,12 @@ class _Words:
             )
         if 2 * len(words) > total >= ROWS:
             raise self._no_categories()
+        if words and all(map(DATE.fullmatch, words)):
+            warnings.warn(
+                f"{part}: the column {self.name!r} holds dates ({words[0]}, ...), which are taken for categories that "
+                "have no order; turn them into numbers, such as days, leave it out, or declare its kind, category",
+                stacklevel=2,
+            )
         return words
 
     def _no_categories(self) -> InputError:
@@ -419,10 +446,17 @@ def _coded_frame(frame: Frame, words: Mapping[str, Sequence[str]], part: str) ->
 def _coded(cells: Cells, words: Sequence[str], name: str, part: str) -> Array:
     """Numbers, NaN where missing: those of the cells, or the codes of their words."""
     if not words and not isinstance(cells, list):
+        largest = max(int(cells.max(initial=0)), -int(cells.min(initial=0))) if cells.dtype.kind in "iu" else 0
+        if largest > 2**53:
+            raise InputError(
+                f"{part}: the column {name!r} holds integers up to {largest}, which are not exact beside numbers with "
+                "decimals; leave it out, or name it as id if it is one"
+            )
         return cells
     codes: dict[str | None, float] = {None: math.nan} | {word: i for i, word in enumerate(words)}
     written = as_words(cells)
-    if unknown := next((word for word in written if word not in codes), None):
+    if {*written} - codes.keys():
+        unknown = next(word for word in written if word and word not in codes)
         takes = choices(unknown, words) if words else "its cells are numbers"
         raise InputError(f"{part}: the column {name!r} holds {unknown!r}, which is new; {takes}")
     return np.array([codes[word] for word in written])
@@ -470,7 +504,9 @@ def fill(frame: Frame, columns: Sequence[Column], x: Array, mask: Array) -> dict
 
 
 def _like(cell: Any, word: Any) -> Any:
-    """A word as another cell of its column is: a truth value, a number or a word."""
+    """A word or number as another cell of its column is: a truth value, a number or a word."""
+    if isinstance(cell, Decimal):
+        return Decimal(str(word))
     if not isinstance(word, str) or isinstance(cell, str):
         return word
     return word == TRUTHS[1] if isinstance(cell, bool | np.bool_) else type(cell)(float(word))

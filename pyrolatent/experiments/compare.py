@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 """Level of the comparisons, over all pairs of a group of equally good declarations."""
+SCORES = {"cross-entropy": "elbo", "squared error": "squared_error"}
+"""What runs are compared by, by measure; other measures have log p(x)."""
+
+
+def sign_of(score: str) -> int:
+    """-1 for a score that is better where it is lower, and 1 for the others."""
+    return -1 if score == "squared_error" else 1
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,8 @@ class Row:
         name: every declared field in which it differs from the other compared declarations, including other groups.
         runs: the directories.
         seeds: number of runs.
-        score: mean over seeds and datapoints; None, like all that depends on it, if a run has no score.
+        score: mean over seeds and datapoints, lower is better for a squared error; None, like all that depends on it,
+            if a run has no score.
         score_se: standard error over datapoints of the mean over seeds, including that of an estimated log Z.
         score_seeds: standard deviation over seeds; None for one seed.
         difference: score minus that of the best in the group.
@@ -175,7 +183,7 @@ class Group:
 
     Attributes:
         measure: the measure of the scores.
-        score: "log_evidence", or "elbo" for a cross-entropy.
+        score: "log_evidence"; "elbo" for a cross-entropy; or "squared_error", of which less is better.
         data: name of the data.
         split: part of the data.
         datapoints: number of datapoints.
@@ -190,6 +198,11 @@ class Group:
     datapoints: int
     draws: str
     rows: list[Row]
+
+    @property
+    def unit(self) -> str:
+        """What the scores are, in words."""
+        return self.measure if self.score == "squared_error" else f"nats of a {self.measure}"
 
 
 def compare(runs: Sequence[Run]) -> list[Group]:
@@ -258,24 +271,25 @@ def _draws(run: Run) -> tuple[str, str]:
 
 
 def _group(measure: str, data: str, split: str, draws: str, named: list[tuple[str, Run]]) -> Group:
-    score = "elbo" if measure.startswith("cross-entropy") else "log_evidence"
+    score = SCORES.get(measure.partition(" (")[0].partition(" of")[0], "log_evidence")
     declarations: dict[str, list[Run]] = defaultdict(list)
     for name, run in named:
         declarations[name].append(run)
     missing = {name: _missing(members, score) for name, members in declarations.items()}
     scored = {name: members for name, members in declarations.items() if not missing[name]}
     scores = {
-        name: torch.stack([run.evaluation_each[score] for run in members]).double() for name, members in scored.items()
+        name: sign_of(score) * torch.stack([run.evaluation_each[score] for run in members]).double()
+        for name, members in scored.items()
     }
     common = {name: _common_error(members) for name, members in scored.items()}
     found: dict[str, Difference | None] = {}
     if scores:
         found = dict(zip(scores, differences([*scores.values()], [*common.values()]), strict=True))
     rows = [
-        _row(name, members, scores.get(name), common.get(name, 0.0), found.get(name), missing[name])
+        _row(name, members, scores.get(name), common.get(name, 0.0), found.get(name), missing[name], sign_of(score))
         for name, members in declarations.items()
     ]
-    rows.sort(key=lambda row: math.inf if row.score is None else -row.score)
+    rows.sort(key=lambda row: math.inf if row.score is None else -sign_of(score) * row.score)
     evaluation: Any = named[0][1].evaluation
     return Group(measure, score, data, split, evaluation["datapoints"], draws, rows)
 
@@ -299,7 +313,13 @@ def _common_error(runs: list[Run]) -> float:
 
 
 def _row(
-    name: str, runs: list[Run], scores: Tensor | None, common: float, found: Difference | None, missing: str | None
+    name: str,
+    runs: list[Run],
+    scores: Tensor | None,
+    common: float,
+    found: Difference | None,
+    missing: str | None,
+    sign: int,
 ) -> Row:
     """A row from its scores (seeds, datapoints), if any, and its difference to the best, unless it is the best."""
     best = None if scores is None else 0.0
@@ -311,10 +331,10 @@ def _row(
         name=name,
         runs=[str(run.path) for run in runs],
         seeds=len(runs),
-        score=None if scores is None else scores.mean().item(),
+        score=None if scores is None else sign * scores.mean().item(),
         score_se=None if scores is None else none_if_nan(math.hypot(standard_error(scores.mean(0)), common)),
         score_seeds=None if scores is None else _spread(scores.mean(1)),
-        difference=found.value if found else best,
+        difference=sign * found.value if found else best,
         difference_se=none_if_nan(found.over_datapoints) if found else best,
         difference_seeds=found.over_seeds if found else None,
         half_width=found.half_width if found else None,
@@ -372,13 +392,51 @@ def forest(groups: Sequence[Group]) -> "Figure":
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=8)
-        title = f"{group.data}, {group.split}: {group.score}, nats of a {group.measure}"
+        title = f"{group.data}, {group.split}: {group.score}, {group.unit}"
         axes.set_title(title + f", {group.draws}" * bool(group.draws), fontsize=9, loc="left")
     panels[-1].set_xlabel(
-        "difference to the best [nats per datapoint], right is better\n"
+        f"difference to the best [{'nats ' * (groups[-1].score != 'squared_error')}per datapoint], "
+        f"{'right' if sign_of(groups[-1].score) > 0 else 'left'} is better\n"
         "thin: 95 % interval, for all pairs at once; thick: ± 2 standard errors over datapoints",
         fontsize=8,
     )
+    return fig
+
+
+def curve(groups: Sequence[Group], field: str, values: Mapping[str, float]) -> "Figure":
+    """The score of runs against a numeric field, a line for each combination of the others, to choose the field by.
+
+    Markers are means over seeds, bars their standard deviation over seeds.
+
+    Args:
+        groups: groups of runs.
+        field: name of the field.
+        values: the value of the field of each run, by its directory.
+    """
+    from matplotlib import color_sequences
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(6, 3.2 * len(groups) + 0.4), dpi=130, layout="constrained")
+    for axes, group in zip(fig.subplots(len(groups), 1, squeeze=False)[:, 0], groups, strict=True):
+        lines: dict[str, list[Row]] = defaultdict(list)
+        short = field.rpartition(".")[2]
+        for row in group.rows:
+            if row.score is not None:
+                others = [part for part in row.name.split(", ") if not part.partition(":")[0].endswith(short)]
+                lines[", ".join(others)].append(row)
+        for (name, rows), colour in zip(lines.items(), color_sequences["petroff10"], strict=False):
+            rows.sort(key=lambda row: values[row.runs[0]])
+            at = [values[row.runs[0]] for row in rows]
+            errors = [row.score_seeds or 0.0 for row in rows]
+            axes.errorbar(at, [row.score for row in rows], errors, fmt="o-", color=colour, capsize=2, label=name)
+        if any(lines):
+            axes.legend(frameon=False, fontsize=8)
+        axes.set(xlabel=field, ylabel=f"{group.score}, {'higher' if sign_of(group.score) > 0 else 'lower'} is better")
+        axes.set_title(f"{group.data}, {group.split}: {group.unit} per datapoint", fontsize=9, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        if all(value == round(value) for value in values.values()):
+            axes.set_xticks(sorted({*values.values()}))
     return fig
 
 

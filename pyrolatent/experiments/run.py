@@ -23,6 +23,7 @@ import os
 import platform
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, replace
@@ -38,12 +39,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pyrolatent.data.files import ending, is_csv, read_text
-from pyrolatent.data.load import load_data, load_rows, load_table
+from pyrolatent.data.load import load_data, load_rows
 from pyrolatent.data.splits import PARTS, Data, Split, divisor, measure_of
-from pyrolatent.data.tables import TABLES, TableShape, decode, event_shape_of, fill, is_number, write_table
+from pyrolatent.data.tables import event_shape_of, is_number, write_table
 from pyrolatent.declaration import Modules, build, choices, import_paths, importing
-from pyrolatent.errors import InputError, TrustError, validate_seed
+from pyrolatent.errors import InputError, TrustError
+from pyrolatent.experiments import applied
 from pyrolatent.experiments.experiment import Experiment, declare, read_yaml, write_yaml
 from pyrolatent.experiments.user_components import FilesIn, source_name
 from pyrolatent.inference import distributed
@@ -57,7 +58,6 @@ from pyrolatent.inference.training.loop import Fit, Row
 from pyrolatent.models.arrays import device_and_dtype
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, count_parameters
-from pyrolatent.tasks import impute
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,10 +65,9 @@ if TYPE_CHECKING:
     from pyrolatent.checks import Checks
 
 STALE = ("weights.safetensors", "metrics.jsonl", "evaluation.json", "evaluation.safetensors", "samples.npy",
-         "sample_means.npy", "checks.json", "annealed.json", "draws.nc")  # fmt: skip
+         "sample_means.npy", "checks.json", "annealed.json", "draws.nc",
+         *(f"{name}{ending}" for name in applied.NAMES for ending in (".npy", ".csv")))  # fmt: skip
 """Results about a model that was in the directory before."""
-ROWS_AT_ONCE = 1000
-"""Number of rows that are imputed at a time."""
 
 
 class Run:
@@ -232,6 +231,19 @@ class Run:
                 f"the data of {self.path} {what}: the validation and test parts hashed to {was[:12]} and now hash to "
                 f"{now[:12]}; {instead}"
             )
+        classes = self._recorded("classes", default=None)  # whose codes are hashed, not their words
+        if classes and data.classes and classes != [*data.classes]:
+            raise InputError(
+                f"the data of {self.path} {what}: the classes were {', '.join(classes[:5])} and now are "
+                f"{', '.join(data.classes[:5])}; {instead}"
+            )
+        training = self._recorded("training_sha256", default=None)  # older records lack it
+        if training not in (None, data.record["training_sha256"]):
+            warnings.warn(
+                f"the training data of {self.path} {what}: what is said of them is of those that are there now; "
+                f"{instead}",
+                stacklevel=3,
+            )
 
     def label(self, text: str) -> Any:
         """Parses a label of the run's data.
@@ -345,95 +357,69 @@ class Run:
         with self._at("cpu", data) as (model, data):
             return self.write_figures(plot(model, data, self.history))
 
-    def impute(
-        self,
-        source: Any,
-        output: str | Path,
-        *,
-        draws: int = 1,
-        mean: bool = False,
-        particles: int = 100,
-        seed: int = 0,
-    ) -> Path:
-        """Draws what is missing in a file, and writes it with all other cells and columns as they were.
+    def apply(
+        self, task: str, source: Any = None, output: str | Path | None = None, *, split: str = "test",
+        rows: str | None = None, data_dir: Path | None = None, **options: Any,
+    ) -> dict[str, Path]:  # fmt: skip
+        """Does a task with new rows or with a part of the data, and writes the result.
 
         Args:
-            source: data like those of training, as `load_rows` takes them.
-            output: a table (.csv, .csv.gz, .parquet, .feather), with the words of the source, or an array (.npy).
-            draws: number of draws of each missing cell; the copies of a table are numbered in a column `draw`, and an
-                array is (draws, datapoints, ...), (datapoints, ...) of one draw.
-            mean: whether to write one value for the draws: their mean, or their most frequent word.
-            particles: number of latents that each draw is resampled from.
-            seed: seed of the draws.
+            task: encode, reconstruct, impute, denoise, interpolate, score or classify; sample or traverse, which take
+                no rows.
+            source: a file or other source of new rows, as `load_rows` takes them; None is a part of the run's own data.
+            output: a table (.csv, .csv.gz, .parquet, .feather) in the units and words of the data, an array (.npy) or a
+                figure (.png, .pdf, .svg); None writes an array or a table, and a figure, to the run.
+            split: the part of the run's own data.
+            rows: numbers or ids of rows, joined by commas, or a range of positions such as 0:10; None takes all.
+            data_dir: directory of named data sets.
+            **options: options of the task in `pyrolatent.experiments.applied`.
+
+        Returns:
+            The paths that were written, by "array", "table" or "figure".
 
         Raises:
-            InputError: the data do not fit the model, or cannot be written in this format.
+            InputError: the rows do not fit the model, the task is none of its, or there is no such format.
         """
-        path = Path(output)
-        suffix = _ending(path)
-        validate_seed(seed)
-        rows, frame = load_table(source, self.record["data"])
-        x, y, mask = rows.batch(slice(None))
-        if mask is None:
-            raise InputError(f"{source}: nothing is missing; leave cells empty, or put NaN in an array, to impute them")
-        found = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for part in torch.arange(len(x)).split(ROWS_AT_ONCE):
-                labels = None if y is None or not self.model.label_dim else y[part]
-                found.append(impute(self.model, x[part], mask[part], labels, draws=draws, particles=particles))
-        drawn = torch.cat(found, 1)
-        shape = event_shape_of(self._recorded("event_shape"), self._recorded("columns", default=None))
-        columns = shape.columns if isinstance(shape, TableShape) else ()
-        if mean:
-            words = torch.tensor([bool(column.categories) for column in columns])
-            typical = drawn.mean(0)
-            typical = torch.where(words, drawn.mode(0).values, typical) if columns else typical
-            drawn = torch.where(mask, drawn[0], typical)[None]  # means of equal numbers are rounded
-        if suffix == ".npy":
-            return self._write_npy(path, drawn if len(drawn) > 1 else drawn[0])
-        if not columns:
-            raise InputError(
-                f"{path} is a table, but {source} holds arrays of shape {tuple(x.shape[1:])}; write a .npy"
-            )
-        if frame is not None and is_csv(source) and is_csv(path):
-            frame = read_text(source)
-        copies = [
-            decode(values.numpy(), columns) if frame is None else fill(frame, columns, values.numpy(), mask.numpy())
-            for values in drawn
-        ]
-        cells = {name: [cell for copy in copies for cell in copy[name]] for name in copies[0]}
-        if len(copies) > 1:
-            cells = {"draw": [number for number in range(len(copies)) for _ in range(len(x))], **cells}
-        with _replacing(path) as file:
-            write_table(file, suffix, cells)
-        self.written.append(path)
-        return path
+        if output is not None:
+            applied.format_of(output)
+        chosen = []
+        if task not in applied.WITHOUT_ROWS:
+            chosen = [applied.rows_of(self, source, split=split, rows=rows, data_dir=data_dir)]
+        return self.write(applied.TASKS[task](self, *chosen, **options), output)
 
-    def write_samples(self, output: str | Path, x: Tensor, y: Tensor | None = None) -> Path:
-        """Writes draws to a file: a table with the columns and words of the data, or an array (.npy).
+    def write(self, result: "applied.Result", output: str | Path | None = None) -> dict[str, Path]:
+        """Writes the result of a task, to a file by its ending, or to the run.
 
-        Args:
-            output: the file.
-            x: draws (size, *event_shape).
-            y: the labels that they were drawn at, which become a column of the table.
+        Raises:
+            InputError: the result has no such form, or the file cannot be written.
         """
-        path = Path(output)
-        suffix = _ending(path)
+        if output is None:
+            table = result.cells is not None and result.array.dim() <= 2 and result.name in applied.AS_TABLES
+            suffix = ".csv" if table else ".npy"
+            written = self._write_result(result, self.path / f"{result.name}{suffix}")
+            if result.figure is not None:
+                written["figure"] = self.write_figures({result.name: result.figure()})[0]
+            return written
+        return self._write_result(result, Path(output))
+
+    def _write_result(self, result: "applied.Result", path: Path) -> dict[str, Path]:
+        suffix = applied.format_of(path)
         if suffix == ".npy":
-            return self._write_npy(path, x)
-        shape = event_shape_of(self._recorded("event_shape"), self._recorded("columns", default=None))
-        if not isinstance(shape, TableShape):
-            raise InputError(f"{path} is a table, but draws are arrays of shape {tuple(x.shape[1:])}; write a .npy")
-        cells = decode(x.cpu().numpy(), shape.columns)
-        classes = self._recorded("classes", default=None)
-        if y is not None and classes and y.dim() == 1:
-            name = (self._recorded("roles", default=None) or {}).get("labels", "label")
-            cells[name] = [classes[code] for code in y.tolist()]
+            return {"array": self._write_npy(path, result.array)}
+        made = result.figure if suffix in applied.FIGURES else result.cells
+        if made is None:
+            what = "a figure, of which there is none here" if suffix in applied.FIGURES else (
+                f"a table, but the result is an array of shape {tuple(result.array.shape)}"
+            )  # fmt: skip
+            raise InputError(f"{path} is {what}; write a .npy")
+        contents: Any = made()
         with _replacing(path) as file:
-            write_table(file, suffix, cells)
+            if suffix in applied.FIGURES:
+                contents.savefig(file, format=suffix[1:])
+            else:
+                write_table(file, suffix, contents)
         self.written.append(path)
-        return path
+        return {"figure" if suffix in applied.FIGURES else "table": path}
 
     def _write_npy(self, path: Path, values: Tensor) -> Path:
         with _replacing(path) as file:
@@ -598,14 +584,6 @@ def train(
     run = Run.load(output, model=fit.model)
     run.data = data
     return run
-
-
-def _ending(path: Path) -> str:
-    """The ending of a file of draws, by which its format is known."""
-    found = ending(path)
-    if found not in (*TABLES, ".npy"):
-        raise InputError(f"{path}: cannot write a file that ends in {found!r}; {choices(found, (*TABLES, '.npy'))}")
-    return found
 
 
 def scores(evaluation: HeldOutScores) -> dict[str, Any]:

@@ -124,8 +124,8 @@ def sweep(
     ]
     for cell in made:
         _validate_comparison(cell, cell.experiment.model_class)
-    if all(Capability.ENERGY in cell.experiment.model_class.always_offers for cell in made):
-        validate_options("a sweep over energies", (), {"particles": particles})
+    if all(cell.experiment.model_class.always_offers & {Capability.ENERGY, Capability.CODES} for cell in made):
+        validate_options("a sweep over models without a posterior", (), {"particles": particles})
     waiting = [cell for cell in made if not cell.trained() or not cell.evaluated() or cell.missing_check()]
     done, failures = len(made) - len(waiting), {}
     for cell, failure in _on_ray(waiting, ray) if ray else _in_processes(waiting, jobs):
@@ -162,6 +162,23 @@ def grid(
     return combinations
 
 
+def numeric(over: Mapping[str, Sequence[Any]], runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """The fields of a grid whose values are several numbers, with the value of each run by its directory."""
+    found: dict[str, dict[str, float]] = {}
+    for path, values in over.items():
+        if len(values) > 1 and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            found[path] = {str(run.path): _at(run.declaration, path) for run in runs}
+    return found
+
+
+def _at(declaration: Mapping[str, Any], path: str) -> float:
+    """The value of a dotted field of a declaration."""
+    value: Any = declaration
+    for part in path.split("."):
+        value = value[part]
+    return float(value)
+
+
 def train_cell(cell: Cell) -> None:
     """Trains, evaluates and, if declared, checks one experiment."""
     torch.set_num_threads(cell.threads)
@@ -182,8 +199,6 @@ def train_cell(cell: Cell) -> None:
 def _validate_comparison(cell: Cell, model: type[Model]) -> None:
     """Refuses classes of models that cannot be compared or checked; `Model` may be any class."""
     (name,) = cell.experiment.declaration["model"]
-    if Capability.CODES in model.always_offers:
-        raise InputError(f"{name} has no density to compare runs by; sweep over other models")
     if cell.checked and model is not Model and Capability.POSTERIOR not in model.always_offers:
         raise InputError(
             f"{name} has no {Capability.POSTERIOR} that could be checked; leave --check (checked=True) out"

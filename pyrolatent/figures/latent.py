@@ -36,6 +36,7 @@ from pyrolatent.figures.canvas import (
 
 _COLUMNS = 10  # pairs of an original and a reconstruction side by side
 _MAX_LEGEND = 20  # classes
+_MAX_BINS = 100
 
 
 def training_curve(history: Sequence[Mapping[str, float | None]]) -> Figure:
@@ -138,10 +139,60 @@ def samples(values: Values, title: str = "") -> Figure:
     return with_title(draw_grid(drawn, cells, size=(columns, -(-len(drawn) // columns)))[0], title)
 
 
-def latent_grid(values: Values, side: int, axes_quantiles: Values, title: str = "") -> Figure:
+def strips(values: Values, *, rows: Sequence[str] = (), columns: Sequence[str] = (), title: str = "") -> Figure:
+    """Values in rows and columns, on a common scale.
+
+    Args:
+        values: (rows, columns, *event_shape).
+        rows: names of the rows.
+        columns: names of the columns.
+        title: what the figure shows.
+    """
+    stacked = as_array(values)
+    lines, across = stacked.shape[:2]
+    cells = [(column, row) for row in range(lines) for column in range(across)]
+    fig, axes = draw_grid(stacked.reshape(lines * across, *stacked.shape[2:]), cells, size=(across, lines))
+    if rows:
+        axes.set_yticks(np.arange(lines) + 0.5, rows)
+    if columns:
+        axes.xaxis.tick_top()
+        axes.set_xticks(np.arange(across) + 0.5, columns)
+    return with_title(fig, title)
+
+
+def densities(groups: Mapping[str, Values], name: str, limits: Sequence[float] = ()) -> Figure:
+    """Histograms of groups of numbers on common bins, each with area 1.
+
+    Args:
+        groups: numbers, (n,), by the name of their group.
+        name: what the numbers are.
+        limits: thresholds: the first one solid, the others dashed.
+    """
+    numbers = {group: as_array(values) for group, values in groups.items()}
+    finite = np.concatenate([values[np.isfinite(values)] for values in numbers.values()])
+    if not finite.size:
+        raise InputError(f"{name}: no number is finite")
+    bins = np.histogram_bin_edges(finite, "auto")
+    bins = bins if len(bins) <= _MAX_BINS else np.linspace(finite.min(), finite.max(), _MAX_BINS)
+    fig = new_figure(6, 3.2)
+    axes = fig.add_subplot()
+    for (group, values), colour in zip(numbers.items(), COLOURS, strict=False):
+        axes.hist(values, bins.tolist(), density=True, color=colour, alpha=0.5, label=f"{group} ({len(values):,})")
+    for number, limit in enumerate(limits):
+        axes.axvline(limit, color=MUTED, linestyle="--" if number else "-", linewidth=1)
+    axes.set_xlabel(name)
+    axes.set_ylabel("density")
+    fig.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=2)
+    tidy(axes)
+    return fig
+
+
+def latent_grid(
+    values: Values, side: int, axes_quantiles: Values, title: str = "", *, dimensions: tuple[int, int] = (0, 1)
+) -> Figure:
     """Decoded values over a grid of the first two latent dimensions, or along the only one, without gaps.
 
-    z₁ grows to the right and z₂ upwards, and the first dimension varies slowest in `values`, as in
+    The first dimension grows to the right and the second upwards, and the first varies slowest in `values`, as in
     `torch.cartesian_prod(axes_quantiles, axes_quantiles)`.
 
     Args:
@@ -151,6 +202,7 @@ def latent_grid(values: Values, side: int, axes_quantiles: Values, title: str = 
         axes_quantiles: latent values q of the grid points: (side,) for both dimensions, (2, side), or (1, side) for a
             single dimension.
         title: what the figure shows.
+        dimensions: which latents these are, counted from 0.
 
     Raises:
         InputError: the number of values or of quantiles does not fit `side`.
@@ -166,11 +218,12 @@ def latent_grid(values: Values, side: int, axes_quantiles: Values, title: str = 
     ticks = np.arange(0, side, -(-side // 15))  # more labels would overlap
     horizontal, vertical = np.broadcast_to(quantiles, (2, side))
     axes.set_xticks(ticks + 0.5, tick_labels(horizontal[ticks]))
-    axes.set_xlabel("$z_1$" if rows > 1 else "$z$")
+    across, up = dimensions
+    axes.set_xlabel(f"$z_{{{across}}}$" if rows > 1 else "$z$")
     fig.set_figheight(fig.get_figheight() + 0.3)
     if rows > 1:
         axes.set_yticks(side - ticks - 0.5, tick_labels(vertical[ticks]))
-        axes.set_ylabel("$z_2$")
+        axes.set_ylabel(f"$z_{{{up}}}$")
     return with_title(fig, title)
 
 

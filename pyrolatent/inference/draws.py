@@ -286,6 +286,22 @@ def draw(
     )
 
 
+@torch.no_grad()
+def log_weights_at(model: LatentVariableModel, inputs: Inputs, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """log p(x, z) - log q(z | x) and log p(x, z) at given latents, (batch,) each, nats.
+
+    Args:
+        model: a model whose posterior can score values that it did not draw.
+        inputs: x, y, mask.
+        latents: values of every site of the guide, (batch, ...).
+    """
+    held = poutine.Trace()
+    for site, value in latents.items():
+        held.add_node(site, name=site, type="sample", is_observed=False, value=value, infer={})
+    scored = _scored(weigh(model.generate, poutine.replay(model.infer, trace=held), *inputs))
+    return scored.log_weights_of_states[0], (scored.log_likelihood + scored.log_prior)[0]
+
+
 def joined(parts: list[Draws]) -> Draws:
     """Concatenates the draws of consecutive batches."""
     return Draws(

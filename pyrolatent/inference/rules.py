@@ -1,22 +1,24 @@
 """Rules that refuse invalid combinations of model, data and objective before training."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions import Unit, constraints
 from torch import nn
 
 from pyrolatent.data.splits import Batch, Data, Split
+from pyrolatent.data.tables import Column, numbered
 from pyrolatent.declaration import declared_name, registered
 from pyrolatent.errors import InputError
 from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import MAX_ELEMENTS
 from pyrolatent.inference.objectives.base import needs_of
-from pyrolatent.inference.weights import Weights, arguments, training_arguments, weigh
+from pyrolatent.inference.weights import Inputs, Weights, arguments, training_arguments, weigh
 from pyrolatent.models.arrays import as_labels, device_and_dtype, validate_divisor
 from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.components.family import domain
@@ -109,8 +111,25 @@ def same_event_shape(model: Model, data: Data) -> None:
             f"the model is over events of shape {tuple(model.event_shape)}, but {data.name} holds {data.event_shape}; "
             "build the model for data.event_shape"
         )
+    if model.columns is not None and data.columns is not None:
+        _require_columns(model.columns, data.columns, data.name)
     if data.divisor == 1:
         validate_divisor(model, data.test.x)
+
+
+def _require_columns(known: Sequence[Column], given: Sequence[Column], name: str) -> None:
+    """Requires a table to have the columns of the model, and their words, whose codes would stand for others."""
+    beside = "load it beside the training data, as pl.load_data(training, test=...), which matches both by name"
+    names = [[column.name for column in columns] for columns in (known, given)]
+    if names[0] != names[1] and not any(each == [column.name for column in numbered(len(each))] for each in names):
+        first, other = next(pair for pair in zip(*names, strict=True) if pair[0] != pair[1])
+        raise InputError(f"{name} has a column {other!r} where the model has {first!r}; {beside}")
+    for column, other in zip(known, given, strict=True):
+        if column.categories != other.categories:
+            words = [", ".join(each.categories[:5]) or "numbers" for each in (column, other)]
+            raise InputError(
+                f"the column {column.name!r} of the model holds {words[0]}, but that of {name} {words[1]}; {beside}"
+            )
 
 
 def introduce(model: Model, data: Data) -> None:
@@ -125,6 +144,7 @@ def introduce(model: Model, data: Data) -> None:
             index = torch.cat([extremes, torch.arange(3, max(3, most), device=of_rows.device)])
             rows = data.train.to(device, dtype).batch(index.to(device))
         model.meet(*rows, data.label_dim)
+        model.columns = data.columns
 
 
 def require_one_observed_site(model: LatentVariableModel, one: Batch) -> None:
@@ -155,8 +175,30 @@ def require_latents(model: Model) -> None:
     model.require(Capability.LATENTS, "fit a vae")
 
 
-def split_for(model: LatentVariableModel, data: Data, split: str) -> Split:
-    """A split of the data for a model with latents to score, on the model's device.
+def require_support(model: LatentVariableModel, inputs: Inputs, *, grey: bool = False) -> None:
+    """Requires observed values to lie in the support of the likelihood; the model is in evaluation mode.
+
+    Args:
+        model: a model with latents.
+        inputs: x, y, mask.
+        grey: whether values between 0 and 1 may stand for binary ones.
+
+    Raises:
+        InputError: some do not.
+    """
+    x, _, mask = inputs
+    support: Any = model.observation(poutine.trace(model.generate).get_trace(*inputs))["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    allowed = constraints.unit_interval if grey and support is constraints.boolean else support
+    within = torch.ones_like(x, dtype=torch.bool) if allowed.event_dim else allowed.check(x)
+    outside = int((~within if mask is None else ~within & mask).sum())
+    if outside:
+        raise InputError(f"{outside} observed values of x lie outside the support of the likelihood, {allowed}")
+
+
+def split_for(model: Model, data: Data, split: str) -> Split:
+    """A split of the data for a model to score, on the model's device.
 
     Args:
         model: the model.

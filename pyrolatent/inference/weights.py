@@ -833,8 +833,9 @@ def _common_scale(sites: list[Any], plate: Plate, jointly: bool) -> float | Tens
             if jointly:
                 return None
             raise InputError(
-                f"the site {site['name']!r} is scaled by {site['scale']} and {sites[0]['name']!r} by {scale}; a scale "
-                "that is not common to all sites is no part of a bound, so leave poutine.scale out or put it on all"
+                f"the site {site['name']!r} is scaled by {_in_words(site['scale'])} and {sites[0]['name']!r} by "
+                f"{_in_words(scale)}, in model or guide; a scale that is not common to all sites of both is no part of "
+                "a bound, so leave poutine.scale out or put it on all"
             )
     if not isinstance(scale, Tensor) or scale.numel() == 1:
         return scale
@@ -847,6 +848,11 @@ def _common_scale(sites: list[Any], plate: Plate, jointly: bool) -> float | Tens
         f"the sites are scaled by numbers of the shape {tuple(scale.shape)}, which vary within datapoints and are no "
         "part of a bound; scale datapoints alone, or leave poutine.scale out"
     )
+
+
+def _in_words(scale: Any) -> str:
+    several = isinstance(scale, Tensor) and scale.numel() > 1
+    return f"numbers of the shape {tuple(scale.shape)}" if several else f"{float(scale):.4g}"
 
 
 def _in_particles(program: Program, particles: int, nesting: int, plate: str | None) -> Program:

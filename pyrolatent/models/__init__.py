@@ -1,7 +1,7 @@
 """Models, and the families, priors, conditionals and networks that they are made of."""
 
 from pyrolatent.models.autoencoder import PCA, Autoencoder
-from pyrolatent.models.components import columns, flows, priors
+from pyrolatent.models.components import columns, corruption, flows, priors
 from pyrolatent.models.components import families as named
 from pyrolatent.models.components.conditional import Conditional
 from pyrolatent.models.components.family import Family
@@ -38,6 +38,7 @@ __all__ = [
     "SemiSupervisedVAE",
     "UnnormalisedDensity",
     "columns",
+    "corruption",
     "flows",
     "from_pyro",
     "named",

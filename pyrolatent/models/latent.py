@@ -202,7 +202,13 @@ class LatentVariableModel(Model):
         """
         with pyro.plate("data", x.shape[0], dim=-1):
             self.draw_noise(x, mask)
-            pyro.sample("z", _of_datapoints("posterior", given_gaps(self.posterior, self.scaling, x, y, mask), x))
+            pyro.sample(
+                "z", _of_datapoints("posterior", given_gaps(self.posterior, self.scaling, self.seen(x), y, mask), x)
+            )
+
+    def seen(self, x: Tensor) -> Tensor:
+        """x as encoders see it, which in training may be corrupted."""
+        return x
 
     @property
     def model(self) -> "PyroProgram":

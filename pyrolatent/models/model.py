@@ -40,6 +40,7 @@ class Model(nn.Module):
         event_shape: shape of one datapoint x.
 
     Attributes:
+        columns: the columns of x, if the event shape is that of a table; None if it is not.
         label_dim: number of classes or width of label vectors; 0 for a model without labels.
         conditional: whether the model is one of x given y, which needs labels.
         vector_labels: whether labels are vectors rather than classes. `fit` reads it from the data and a run records
@@ -67,6 +68,7 @@ class Model(nn.Module):
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.event_shape = torch.Size(event_shape)
+        self.columns = getattr(event_shape, "columns", None)
         self.register_load_state_dict_post_hook(_loaded)
         self._versions: list[int] | None = None
 

@@ -73,18 +73,19 @@ class SemiSupervisedVAE(Autoencoding):
     def infer(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """y ~ q(y | x), enumerated, unless it is known; z ~ q(z | x, y)."""
         known, given = self._known(x, y)
+        seen = self.seen(x)
         with pyro.plate("data", x.shape[0], dim=-1):
-            logits = torch.where(known.unsqueeze(-1), NEVER * (1 - given), self._class_logits(x, mask))
+            logits = torch.where(known.unsqueeze(-1), NEVER * (1 - given), self._class_logits(seen, mask))
             label = pyro.sample("y", dist.OneHotCategorical(logits=logits), infer={"enumerate": "parallel"})
             lead = torch.broadcast_shapes(label.shape[:-1], x.shape[:1])
             self.draw_noise(x.expand(*lead, *self.event_shape), mask)  # of each state, as z is
-            pyro.sample("z", given_gaps(self.posterior, self.scaling, x, label, mask))
+            pyro.sample("z", given_gaps(self.posterior, self.scaling, seen, label, mask))
 
     def training_term(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor | None:
         """classifier_weight log q(y | x) where y is known, else 0, (batch,)."""
         known, given = self._known(x, y)
         with statistics_held():  # the guide has updated them
-            log_q = self._class_logits(x, mask).log_softmax(-1)
+            log_q = self._class_logits(self.seen(x), mask).log_softmax(-1)
         return self.classifier_weight * known * (log_q * given).sum(-1)
 
     def _class_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ import pyro
 from torch import Tensor, nn
 
 from pyrolatent.declaration import Kind, PositiveInt, build, component
+from pyrolatent.errors import InputError
 from pyrolatent.models.components.conditional import conditional
 from pyrolatent.models.components.missingness import require_pathwise
 from pyrolatent.models.components.scaling import scaled
@@ -29,6 +30,8 @@ class Autoencoding(LatentVariableModel):
         start_at_data: whether the decoder's last bias is initialised where the likelihood fits the data best without z.
         mask_input: whether encoders receive the mask; "auto" if they are trained with one.
         missingness: p(mask | x), for values that are not missing at random; log p is then of x and of the mask.
+        corrupt: noise that is added to what the encoder sees in training, anew in each step, so that it learns to
+            encode noisy data; the bound stays one on log p(x) of the clean data (Im et al. 2017, 1511.06406).
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Autoencoding(LatentVariableModel):
         start_at_data: bool = False,
         mask_input: MaskInput = "auto",
         missingness: Annotated[Any, Kind("missingness")] = None,
+        corrupt: Annotated[Any, Kind("corruption")] = None,
     ) -> None:
         latent_shape = (latent_dim,)
         p_x = conditional(
@@ -69,6 +73,13 @@ class Autoencoding(LatentVariableModel):
         if missingness is not None:
             require_pathwise(getattr(p_x, "family", None))
             self.missingness = build("missingness", missingness, event_shape=tuple(event_shape), scaling=units)
+        self.corrupt = None if corrupt is None else build("corruption", corrupt)
+        if self.corrupt is not None and self.corrupt.learned:
+            raise InputError("the encoder is trained under a known corruption; give corrupt its rate or scale")
+
+    def seen(self, x: Tensor) -> Tensor:
+        """x as encoders see it: corrupted in training, if that is declared."""
+        return x if self.corrupt is None or not self.training else self.corrupt(x)
 
 
 @component("vae", "model")

@@ -269,7 +269,7 @@ def test_a_model_without_latent_variables_has_nothing_to_check(tmp_path: Path) -
     assert call("train", tmp_path / "plain.yaml", "--output", tmp_path / "run").exit_code == 0
     for command, reason in (
         (("check",), "Autoencoder has no posterior"),
-        (("evaluate", "--method=annealed"), "has no latents to anneal"),
+        (("evaluate", "--method=annealed"), "by squared error takes no such option; leave --method out"),
     ):
         result = call(command[0], tmp_path / "run", *command[1:])
         assert result.exit_code == 2

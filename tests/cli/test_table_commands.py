@@ -149,7 +149,7 @@ def test_images_are_written_as_arrays(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     call("train", "--data=digits", "--epochs=1", "--set=model.vae.latent_dim=2", "--output=run", "--particles=2")
     refused = call("sample", "run", "--output=x.csv")
-    assert "x.csv is a table, but draws are arrays of shape (1, 8, 8); write a .npy" in refused.stderr
+    assert "x.csv is a table, but the result is an array of shape (64, 1, 8, 8); write a .npy" in refused.stderr
     assert call("sample", "run", "--output=x.npy", "-n", 2).exit_code == 0
     assert np.load("x.npy").shape == (2, 1, 8, 8)
 
@@ -247,7 +247,7 @@ def test_given_cells_and_ids_of_a_file_are_written_as_they_are(tmp_path: Path) -
     assert names["id"].tolist() == [f"{int(row):03}" for row in names["row"]]
     assert run.load_rows(tmp_path / "x.csv").ids == tuple(text["code"])
     for draws, mean in ((1, False), (7, True)):
-        run.impute(tmp_path / "x.csv", tmp_path / "filled.csv", draws=draws, mean=mean)
+        run.apply("impute", tmp_path / "x.csv", tmp_path / "filled.csv", draws=draws, mean=mean)
         filled = pd.read_csv(tmp_path / "filled.csv", dtype=str, keep_default_na=False)
         assert (filled == text).to_numpy()[text != ""].all()
         assert (filled != "").all(axis=None)
@@ -259,7 +259,7 @@ def test_given_numbers_of_an_array_are_unchanged_by_means(tmp_path: Path) -> Non
     np.save(tmp_path / "x.npy", x)
     model = {"vae": {"latent_dim": 1, "likelihood": "normal"}}
     run = train(Experiment(model=model, data="x.npy", directory=tmp_path, epochs=1), tmp_path / "run", progress=False)
-    filled = np.load(run.impute(tmp_path / "x.npy", tmp_path / "filled.npy", mean=True, draws=7))
+    filled = np.load(run.apply("impute", tmp_path / "x.npy", tmp_path / "filled.npy", mean=True, draws=7)["array"])
     assert (filled == x)[~np.isnan(x)].all()
     assert np.isfinite(filled).all()
 
@@ -274,7 +274,7 @@ def test_truth_values_and_numbers_of_classes_stay_such_in_typed_files(tmp_path: 
     data = {"gaps.parquet": {"kinds": {"town": "category"}}}
     model = {"vae": {"latent_dim": 1, "likelihood": {"columns": "auto"}}}
     run = train(Experiment(model=model, data=data, directory=tmp_path, epochs=1), tmp_path / "run", progress=False)
-    run.impute(tmp_path / "gaps.parquet", tmp_path / "filled.parquet")
+    run.apply("impute", tmp_path / "gaps.parquet", tmp_path / "filled.parquet")
     filled = pd.read_parquet(tmp_path / "filled.parquet")
     assert filled["ill"].dtype == bool
     assert set(filled["town"]) == {0, 1, 2}

@@ -445,7 +445,7 @@ def test_sparse_matrices_are_what_they_hold(form: str) -> None:
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        (np.array([[None, {}]] * 20), {}, "'1' holds Object"),
+        (np.array([[None, {}]] * 20), {}, "'1' holds dict"),
         (np.zeros((20, 2), complex), {}, "x has dtype complex128"),
         (np.full((20, 2, 2), "a"), {}, "x has dtype <U1"),
         (np.zeros(20), {}, r"x has shape \(20,\), but \(N, ...\) is expected"),

@@ -111,7 +111,7 @@ def test_the_kind_of_a_column_of_labels_decides() -> None:
         ({"classes": 2}, "array has no labels, but classes was 2"),
         ({"stratified": True}, "array has no classes by which parts could be stratified"),
         ({"labels": np.ones(60, complex)}, "labels are complex128"),
-        ({"labels": np.array(["a", 1] * 30, object)}, "'labels' holds Object, but numbers or words are expected"),
+        ({"labels": np.array(["a", 1] * 30, object)}, "'labels' holds int, str, but numbers or words are expected"),
     ],
 )
 def test_labels_that_are_refused(options: dict[str, Any], message: str) -> None:

@@ -305,3 +305,72 @@ def test_memory_is_bounded_whatever_the_size_of_the_file(ending: str, tmp_path: 
     peak, total = json.loads(ran.stdout)
     assert np.isfinite(total)
     assert peak < 64e6, peak
+
+
+def npy_parts(folder: Path) -> dict[str, Any]:
+    """Three .npy files that are used where they are, as arguments of `load_data`."""
+    for name in ("train", "validation", "test"):
+        rows = 2000 if name == "train" else 50
+        np.save(folder / f"{name}.npy", np.random.default_rng(rows).normal(size=(rows, 8)).astype(np.float32))
+    return {
+        "source": str(folder / "train.npy"),
+        **{name: str(folder / f"{name}.npy") for name in ("validation", "test")},
+    }
+
+
+@pytest.mark.parametrize("compile", ["never", "always"])
+def test_a_file_that_is_changed_while_it_is_used_stops_training(tmp_path: Path, compile: Any) -> None:
+    data = in_files(**npy_parts(tmp_path))
+    assert lies_in_a_file(data.train.x)
+
+    def change(row: dict[str, Any]) -> None:
+        values = np.load(tmp_path / "train.npy", mmap_mode="r+")
+        values[:] += 50
+        values.flush()
+        os.utime(tmp_path / "train.npy", ns=(0, 0))
+
+    with pytest.raises(InputError, match=r"train\.npy: was changed while its values were used"):
+        fit(
+            VAE(data.event_shape, latent_dim=1, likelihood="normal"),
+            data,
+            epochs=2,
+            on_epoch=change,
+            compile=compile,
+            progress=False,
+        )
+
+
+def test_a_file_may_be_replaced_or_removed_while_it_is_used(tmp_path: Path) -> None:
+    data = in_files(**npy_parts(tmp_path))
+    x = data.train.batch(slice(None)).x.clone()
+    os.replace(tmp_path / "test.npy", tmp_path / "train.npy")
+    assert torch.equal(data.train.batch(slice(None)).x, x)
+    (tmp_path / "train.npy").unlink()
+    assert torch.equal(data.train.batch(slice(None)).x, x)
+
+
+def test_classes_of_other_words_are_refused_by_a_run(tmp_path: Path) -> None:
+    table = pd.DataFrame({"a": np.random.default_rng(0).normal(size=60), "kind": ["A", "B", "A"] * 20})
+    table.to_csv(tmp_path / "x.csv", index=False)
+    experiment = pl.Experiment(
+        model={"conditional_vae": {"latent_dim": 1, "likelihood": "normal"}},
+        data={str(tmp_path / "x.csv"): {"labels": "kind"}},
+        epochs=1,
+    )
+    run = pl.train(experiment, tmp_path / "run", progress=False)
+    table.replace({"kind": {"A": "B", "B": "C"}}).to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(InputError, match="the classes were A, B and now are B, C; restore them, or train again"):
+        run.load_data()
+
+
+def test_training_data_that_changed_after_training_are_said(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """The held-out parts are files of their own, and as they were."""
+    parts = npy_parts(tmp_path)
+    declared = {parts.pop("source"): parts}
+    model = {"vae": {"latent_dim": 1, "likelihood": "normal"}}
+    run = pl.train(pl.Experiment(model=model, data=declared, epochs=1), tmp_path / "run", progress=False)
+    run.load_data()
+    assert not [each for each in recwarn if "training data" in str(each.message)]
+    np.save(tmp_path / "train.npy", np.load(tmp_path / "train.npy")[:1000])
+    with pytest.warns(UserWarning, match="the training data of .*run have changed since training"):
+        pl.Run.load(tmp_path / "run").load_data()

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ import torch
 from pyrolatent import VAE, evaluate, fit, impute, load_rows
 from pyrolatent.data.load import load_data
 from pyrolatent.data.splits import Data
-from pyrolatent.data.tables import Column, TableShape, columns_record, event_shape_of, in_order
+from pyrolatent.data.tables import (
+    Column,
+    TableShape,
+    as_frame,
+    cells_of,
+    columns_record,
+    event_shape_of,
+    fill,
+    in_order,
+)
 from pyrolatent.errors import InputError
 
 PARTS = ("train", "validation", "test")
@@ -189,7 +199,8 @@ def test_nan_in_an_array_is_a_gap_without_being_asked() -> None:
         ({"name": [f"n{i}" for i in range(40)]}, "'name' holds 40 different words in 40 rows .* leave it out"),
         ({"when": pd.to_datetime(["2020-01-01"] * 40)}, "'when' holds Datetime.*leave it out"),
         ({"list": [[1, 2]] * 40}, "'list' holds"),
-        ({"mixed": [1, "a"] * 20}, "'mixed' holds"),
+        ({"mixed": [1, "a"] * 20}, "'mixed' holds int, str, but"),
+        ({"code": [2**60 + i for i in range(40)], "x": [0.5] * 40}, "'code' holds integers up to 1152921504606847015"),
     ],
 )
 def test_columns_that_are_refused_by_name(table: dict[str, list[Any]], message: str, tmp_path: Path) -> None:
@@ -352,3 +363,89 @@ def test_codes_beyond_the_categories_and_tables_of_words_are_refused_by_a_model(
         model.encode(wrong, mask=observed)
     with pytest.raises(InputError, match="x is a DataFrame of no real numbers; give load_rows"):
         impute(model, people)
+
+
+@pytest.mark.parametrize("form", ["pandas", "polars", "arrow", "parquet"])
+def test_decimals_are_numbers_and_are_filled_as_such(form: str, tmp_path: Path) -> None:
+    decimals = [None if i % 5 == 0 else Decimal(i % 7) / 4 for i in range(70)]
+    made: dict[str, Any] = {
+        "pandas": lambda: pd.DataFrame({"price": decimals}),
+        "polars": lambda: polars.DataFrame({"price": decimals}),
+        "arrow": lambda: pa.table({"price": decimals}),
+        "parquet": lambda: saved(pd.DataFrame({"price": decimals}), tmp_path / "prices.parquet"),
+    }
+    data = load_data(made[form]())
+    assert cells(data) == sorted(((None if d is None else float(d),) for d in decimals), key=str)
+    frame, mask = as_frame(pd.DataFrame({"price": decimals}), "table"), np.array([[d is not None] for d in decimals])
+    filled = fill(frame, data.columns or (), np.full((70, 1), 0.1, np.float32), mask)
+    assert filled["price"] == [Decimal("0.1") if d is None else d for d in decimals]
+
+
+@pytest.mark.parametrize("date", ["2020-01-{:02}", "{}.1.2020", "1/{}/2020", "2020-01-{:02} 12:30:00"])
+def test_dates_written_as_words_are_warned_of(date: str, recwarn: pytest.WarningsRecorder) -> None:
+    table = pd.DataFrame({"seen": [date.format(1 + i % 9) for i in range(90)]})
+    with pytest.warns(UserWarning, match="table: the column 'seen' holds dates .*, which are taken for categories"):
+        load_data(table)
+    recwarn.clear()
+    load_data(table, kinds={"seen": "category"})
+    load_data(table.replace(date.format(1), "never"))
+    load_data(pd.DataFrame({"version": [f"1.{i % 3}.4" for i in range(90)]}))
+    assert not [each for each in recwarn if "dates" in str(each.message)]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_text_in_another_encoding_is_said_what_to_do_with(encoding: str, tmp_path: Path) -> None:
+    pd.DataFrame({"town": ["Zürich", "Bern"] * 20}).to_csv(tmp_path / "towns.csv", index=False, encoding=encoding)
+    with pytest.raises(InputError, match=r"towns\.csv: .*its text is not in UTF-8.* save it in UTF-8"):
+        load_data(tmp_path / "towns.csv")
+
+
+def test_cells_are_the_same_words_however_they_are_stored() -> None:
+    """Of text, categories and truth values, in one chunk or several, with blanks and gaps."""
+    words, truths = [" a", "a", "b ", "", None, "b"] * 5, [True, None, False, True, True, False] * 5
+    chunks = pa.table({"w": pa.chunked_array([words[:7], words[7:]]), "t": pa.chunked_array([truths[:4], truths[4:]])})
+    frame = pd.DataFrame({"w": words, "t": truths})
+    for table in (
+        frame,
+        frame.astype({"w": "category", "t": "boolean"}),
+        frame.astype(object),
+        polars.DataFrame({"w": words, "t": truths}),
+        polars.DataFrame({"w": words, "t": truths}, schema_overrides={"w": polars.Categorical}),
+        chunks,
+        chunks.set_column(0, "w", chunks["w"].dictionary_encode()),
+    ):
+        read = as_frame(table, "table")
+        assert cells_of(read["w"], "w", "table") == ["a", "a", "b", None, None, "b"] * 5
+        assert cells_of(read["t"], "t", "table") == ["True", None, "False", "True", "True", "False"] * 5
+
+
+def test_data_of_other_columns_or_words_are_refused_by_a_model(people: pd.DataFrame) -> None:
+    data = load_data(people)
+    model = VAE(data.event_shape, latent_dim=1, likelihood={"columns": "auto"})
+    fit(model, data, epochs=1, progress=False)
+    for other, message in (
+        (people.rename(columns={"height": "size"}), "table has a column 'size' where the model has 'height'"),
+        (people[people.columns[::-1]], "table has a column 'town' where the model has 'height'; load it beside"),
+        (
+            people.replace({"town": {"Bern": "Wien"}}),
+            "column 'town' of the model holds Bern, Oslo, Rome, but .* Oslo, Rome",
+        ),
+        (people[people["smoker"] == "no"], "'smoker' of the model holds no, yes, but that of table no;"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(model, load_data(other), particles=2)
+    beside = load_data(people, test=people[people["smoker"] == "no"][people.columns[::-1]])
+    assert evaluate(model, beside, particles=2).measure.startswith("mixed")
+    numbers = load_data(people[["height", "income"]])
+    other = VAE(numbers.event_shape, latent_dim=1, likelihood="normal")
+    fit(other, numbers, epochs=1, progress=False)
+    evaluate(other, load_data(people[["height", "income"]].to_numpy()), particles=2)
+
+
+def test_values_outside_the_support_of_their_columns_are_refused_in_words(people: pd.DataFrame) -> None:
+    data = load_data(people)
+    model = VAE(data.event_shape, latent_dim=1, likelihood={"columns": "auto"})
+    fit(model, data, epochs=1, progress=False)
+    rows = load_rows(people.assign(visits=-1, height=None).head(5), data).batch(slice(None))
+    with pytest.raises(InputError, match=r"outside the support of the likelihood, SideBySide\(.*Integer"):
+        impute(model, rows.x, mask=rows.mask)

@@ -193,7 +193,7 @@ def test_latent_grid_places_values_where_its_axes_say():
         assert float(up[(bottom + top) / 2].replace("−", "-")) == z2
     assert axes.yaxis_inverted()
     assert up[0.5] == "2.00"  # z₂ grows upwards
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$z_1$", "$z_2$")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$z_{0}$", "$z_{1}$")
 
 
 def test_latent_grid_has_no_seams(digits):

@@ -12,7 +12,9 @@ from pyro.optim import Adam
 from sklearn import decomposition
 from torch import Tensor
 
-from pyrolatent import VAE, Data, InputError, Run, evaluate, fit, load_data, reconstruct, sample
+from pyrolatent import VAE, Data, InputError, Run, compare, evaluate, fit, load_data, reconstruct, sample
+from pyrolatent.experiments.compare import curve
+from pyrolatent.experiments.sweep import numeric, sweep
 from pyrolatent.inference.objectives.bounds import ELBO
 from pyrolatent.inference.objectives.exact import SquaredError
 from pyrolatent.models import PCA, Autoencoder
@@ -111,7 +113,6 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 EVERY = pytest.mark.parametrize("name", MODELS)
 DOORS: dict[str, Callable[[Any, Data], Any]] = {
-    "evaluate": lambda model, data: evaluate(model, data, particles=2),
     "sample": lambda model, data: sample(model, 3),
     "model": lambda model, data: model.model(data.train.batch(slice(3)).x),
     "guide": lambda model, data: model.guide(data.train.batch(slice(3)).x),
@@ -168,3 +169,37 @@ def test_principal_components_refuse_missing_values(data: Data) -> None:
     masked = load_data(x, mask=np.random.default_rng(0).random(x.shape) < 0.7)
     with pytest.raises(InputError, match=r"mask|missing|observed"):
         fit(PCA(EVENT, latent_dim=2), masked, progress=False, objective="closed_form")
+
+
+def test_the_test_error_is_that_of_scikit_learn() -> None:
+    data = load_data("digits", binarize="none")
+    model = PCA(data.event_shape, latent_dim=3)
+    fit(model, data, progress=False, objective="closed_form")
+    found = evaluate(model, data)
+    train, test = (split.batch(slice(None)).x.flatten(1).double().numpy() for split in (data.train, data.test))
+    reference = decomposition.PCA(3).fit(train)
+    error = ((reference.inverse_transform(reference.transform(test)) - test) ** 2).sum(1)
+    assert found.squared_error == pytest.approx(error.mean(), rel=1e-4)
+    np.testing.assert_allclose(found.each["squared_error"], error, rtol=1e-3)
+    assert found.squared_error_se == pytest.approx(error.std(ddof=1) / len(test) ** 0.5, rel=1e-4)
+    assert found.per_entry == pytest.approx(error.mean() / 64, rel=1e-4)
+    assert found.explained == pytest.approx(1 - error.sum() / ((test - test.mean(0)) ** 2).sum(), rel=1e-4)
+    with pytest.raises(InputError, match="PCA, whose error takes no draws, takes no such option; leave particles out"):
+        evaluate(model, data, particles=5)
+
+
+def test_models_without_a_density_are_compared_by_their_error(tmp_path: Path) -> None:
+    fields = {"data": "digits", "model": {"pca": {"latent_dim": 1}}, "objective": "closed_form"}
+    runs = sweep(fields, {"model.pca.latent_dim": [1, 4]}, tmp_path / "sweep", jobs=1)
+    (group,) = compare(runs)
+    assert (group.measure, group.score, group.unit) == ("squared error", "squared_error", "squared error")
+    assert [row.name for row in group.rows] == ["latent_dim: 4", "latent_dim: 1"]
+    best, other = group.rows
+    assert best.score is not None
+    assert other.score is not None
+    assert other.difference == pytest.approx(other.score - best.score)
+    assert other.score > best.score
+    values = numeric({"model.pca.latent_dim": [1, 4]}, runs)
+    (axes,) = curve([group], "model.pca.latent_dim", values["model.pca.latent_dim"]).axes
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [1, 4])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [other.score, best.score])

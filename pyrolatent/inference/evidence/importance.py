@@ -23,13 +23,16 @@ from pyrolatent.inference.devices import evaluating
 from pyrolatent.inference.draws import MAX_ELEMENTS, prior_variances, site_means
 from pyrolatent.inference.evidence.energies import Annealing, EnergyEvaluation, evaluate_energy
 from pyrolatent.inference.evidence.psis import SHORTEST, khat_of_tail, khat_threshold, tail_length, too_large
+from pyrolatent.inference.evidence.reconstruction import ReconstructionError, reconstruction_error
 from pyrolatent.inference.evidence.result import HeldOutScores, Line, OnStep
 from pyrolatent.inference.monte_carlo import log_mean_of_sums, none_if_nan, standard_error
 from pyrolatent.inference.rules import same_event_shape, split_for
 from pyrolatent.inference.weights import Inputs, Weights, arguments, closed_kl, log_mean_exp, total, weigh
+from pyrolatent.models.autoencoder import DeterministicModel
 from pyrolatent.models.components.distributions import innermost
 from pyrolatent.models.energies.density import UnnormalisedDensity
 from pyrolatent.models.latent import NOISE, LatentVariableModel, Unconditioned
+from pyrolatent.models.model import Model
 from pyrolatent.models.plates import Unweighted
 
 GLOBAL_DRAWS = 500
@@ -327,7 +330,7 @@ def _of_sites(terms: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def evaluate(
-    model: LatentVariableModel | UnnormalisedDensity,
+    model: Model,
     data: Data,
     *,
     split: str = "test",
@@ -357,7 +360,8 @@ def evaluate(
         on_step: called with the current task, the amount done and the total.
 
     Returns:
-        An `Evaluation`, or an `EnergyEvaluation` for an unnormalised density.
+        An `Evaluation`; an `EnergyEvaluation` for an unnormalised density; or a `ReconstructionError` for a model
+        without a density.
 
     Raises:
         InputError: the data do not fit the model, there is no such split, or an option does not apply to the model.
@@ -379,6 +383,12 @@ def _(model: UnnormalisedDensity, data: Data, options: dict[str, Any], **about: 
     anneals = not model.tractable or (annealing is not None and (annealing.always or annealing.raised > 0))
     who = name if anneals else f"{name} of exact log Z, but for Annealing(always=True),"
     return evaluate_energy(model, data, **about, **validate_options(who, ["annealing"] * anneals, options))
+
+
+@_evaluate.register
+def _(model: DeterministicModel, data: Data, options: dict[str, Any], **about: Any) -> ReconstructionError:
+    validate_options(f"{type(model).__name__}, whose error takes no draws,", (), options)
+    return reconstruction_error(model, data, split=about["split"], on_step=about["on_step"])
 
 
 def _evaluate_latents(

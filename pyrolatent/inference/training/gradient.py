@@ -52,6 +52,7 @@ class Gradient:
             factor: factor of beta, ().
         """
         if self.compiled is not None and len(index) == self.size:
+            self.data.require_unchanged()
             found: tuple[Any, ...] = self.compiled(index, factor)
             return found
         return self.uncompiled(index, factor)

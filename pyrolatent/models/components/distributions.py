@@ -258,6 +258,9 @@ class SideBySide(Constraint):
         each = zip(self.parts, self.index, strict=True)
         return torch.cat([part.check(value[..., index]) for part, index in each], -1)[..., self.order]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(str, self.parts))})"
+
     def of_column(self, column: int) -> Constraint:
         """The support of one entry."""
         return next(part for part, index in zip(self.parts, self.index, strict=True) if column in index)

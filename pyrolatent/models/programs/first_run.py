@@ -1,5 +1,6 @@
 """The first run of a Pyro pair: what it names to Pyro is what is trained, and what it observes is what it is of."""
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ class FirstRun:
         plate: the plate over datapoints; None if there are several of their number.
         declared: how many datapoints the plate declares that there are, beside those of the run; None if it does not.
         outside: the latent sites of the guide outside the plate.
+        factor: how often the likelihood counts for once of the latents outside the plate, in batches of any size.
         inside: whether the guide has latent sites in the plate.
         auxiliary: whether the guide has sites inside it that the model does not have.
         own_states: latent sites of the model that the guide does not have.
@@ -60,6 +62,7 @@ class FirstRun:
     plate: str | None
     declared: int | None
     outside: list[str]
+    factor: float
     inside: bool
     auxiliary: bool
     own_states: list[str]
@@ -142,8 +145,9 @@ def first_run(model: Program, guide: Program, arguments: Arguments, given: Rows,
     auxiliary = not own <= {*latents}
     frame = over.get(plate or "")
     declared = frame.full_size if frame is not None and frame.full_size != frame.size else None
-    if declared is None and number and outside:
-        declared = _size_by_scale([(model_trace, len(x)), (again[1], number)])
+    scales = _likelihood_scales([model_trace, again[1]], outside) if number and outside else None
+    if declared is None and scales is not None:
+        declared = _size_by_scale(scales, (len(x), number))
     return FirstRun(
         parameters=parameters,
         modules=used,
@@ -155,6 +159,7 @@ def first_run(model: Program, guide: Program, arguments: Arguments, given: Rows,
         plate=plate,
         declared=declared,
         outside=outside,
+        factor=scales[0] if scales is not None and math.isclose(*scales, rel_tol=1e-4) else 1.0,
         inside=bool(own),
         auxiliary=auxiliary,
         own_states=[site for site in latents if site not in guide_trace.nodes],
@@ -273,16 +278,31 @@ def _name(fn: Any) -> str:
     return type(fn).__name__
 
 
-def _size_by_scale(runs: Sequence[tuple[Any, int]]) -> int | None:
+def _likelihood_scales(traces: Iterable[Any], outside: Collection[str]) -> list[float] | None:
+    """How often the likelihood counts for once of the latents outside the plate, in each trace; None if that differs.
+
+    Args:
+        traces: of the model.
+        outside: the latent sites outside the plate.
+    """
+    ratios = []
+    for trace in traces:
+        nodes = trace.nodes
+        sites = [[site for site in trace.observation_nodes if _is_random(nodes[site])], outside]
+        scales = [{torch.as_tensor(nodes[site]["scale"]) for site in each if site in nodes} for each in sites]
+        if any(scale.numel() > 1 for each in scales for scale in each):  # a scale of each datapoint
+            return None
+        of_likelihood, of_outside = ({scale.item() for scale in each} for each in scales)
+        if len(of_likelihood) != 1 or len(of_outside) != 1:
+            return None
+        ratios.append(of_likelihood.pop() / of_outside.pop())
+    return ratios
+
+
+def _size_by_scale(scales: Sequence[float], sizes: Sequence[int]) -> int | None:
     """The number of datapoints that a likelihood is scaled up to, as by `poutine.scale(scale=size / len(x))`."""
-    found: set[int] = set()
-    for trace, datapoints in runs:
-        observed = [trace.nodes[site] for site in trace.observation_nodes if _is_random(trace.nodes[site])]
-        for scale in (torch.as_tensor(node["scale"]) for node in observed):
-            if scale.numel() > 1:  # a scale of each datapoint
-                return None
-            found.add(round(scale.item() * datapoints))
-    return found.pop() if len(found) == 1 else None
+    first, other = (scale * size for scale, size in zip(scales, sizes, strict=True))
+    return round(first) if math.isclose(first, other, rel_tol=1e-4) else None
 
 
 def _is_random(node: Any) -> bool:

@@ -1,5 +1,6 @@
 """A Pyro model and guide as they are, with what the package asks of a model."""
 
+import math
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -248,14 +249,23 @@ class PyroPair(LatentVariableModel):
         return result
 
     def warn_of_size(self, datapoints: int) -> None:
-        """Warns if the plate declares another number of datapoints than there are to train on."""
-        declared = None if self._run is None else self._run.declared
+        """Warns if the likelihood is scaled up to another number of datapoints than there are to train on."""
+        if self._run is None:
+            return
+        declared, factor, said = self._run.declared, self._run.factor, None
         if declared not in (None, datapoints):
-            warnings.warn(
+            said = (
                 f"the plate {self.plate!r} or a scale in it declares {declared} datapoints, but there are {datapoints} "
-                f"to train on, so that the likelihood counts {declared}/{datapoints} times; declare len(data.train)",
-                stacklevel=3,
+                f"to train on, so that the likelihood counts {declared}/{datapoints} times; declare len(data.train)"
             )
+        elif declared is None and not math.isclose(factor, 1.0, rel_tol=1e-4):
+            said = (
+                f"the likelihood is scaled by {factor:.4g} in minibatches of any size, so that it counts {factor:.4g} "
+                "times beside the latents outside the plate, of which each minibatch counts its share; scale it by "
+                "len(data.train) / len(x), or leave the scale out"
+            )
+        if said is not None:
+            warnings.warn(said, stacklevel=3)
 
     @contextmanager
     def of_rows(self, rows: Tensor, datapoints: int) -> Iterator[None]:

@@ -155,6 +155,22 @@ def test_scale_of_a_site_is_no_part_of_a_bound_inside_a_logarithm() -> None:
         pl.fit(from_pyro(model, guide), pl.load_data(X.numpy()), objective=IWAE(particles=3), **ONCE)
 
 
+def test_scales_of_datapoints_of_one_site_alone_are_refused_in_one_line() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            with pyro.poutine.scale(scale=torch.linspace(0.5, 2.0, len(x))):
+                pyro.sample("x", dist.Normal(z.unsqueeze(-1), torch.ones(2)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.3)) * x.sum(-1), 1.0))
+
+    with pytest.raises(InputError, match=r"'x' is scaled by numbers of the shape .* and 'z' by 1, in model") as caught:
+        pl.fit(from_pyro(model, guide), pl.load_data(X.numpy()), objective=IWAE(particles=3), **ONCE)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_point_of_each_datapoint_trains_but_has_no_evidence() -> None:
     """The loss is that of Pyro, the joint density at the point, which is no bound on log p(x)."""
 

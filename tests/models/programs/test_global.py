@@ -555,7 +555,7 @@ def of_their_priors(x: Tensor) -> None:
 
 def test_values_without_a_mean_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """A category, and a correlation matrix; the mean of a simplex is one."""
-    monkeypatch.setattr("pyrolatent.tasks.DRAWS", 2)
+    monkeypatch.setattr("pyrolatent.tasks.codes.DRAWS", 2)
     monkeypatch.setattr("pyrolatent.models.programs.pair.MEAN_OF", 20)
     m = from_pyro(of_states_and_correlations, of_their_priors)
     m.meet(torch.zeros(3, 2))
@@ -806,6 +806,46 @@ def test_a_likelihood_that_is_scaled_to_all_datapoints_is_counted_once(recwarn: 
     pl.fit(m, data, epochs=40, scheduler={"ExponentialLR": {"gamma": 0.9}}, **settings)
     assert float(guide.median()["w"]) == pytest.approx(exact, abs=0.01)  # half of the posterior's standard deviation
     assert not [each for each in recwarn if "declares" in str(each.message)]
+
+
+@pytest.mark.parametrize(
+    ("outside", "inside", "declared", "said"),
+    [
+        ("1 / size", "1 / len(x)", 486, None),
+        ("1 / len(x)", "1 / len(x)", None, None),
+        ("size / len(x)", "size / len(x)", None, None),
+        ("1 / size", "1 / size", None, None),
+        ("1.0", "size / 27", None, "the likelihood is scaled by 18 in minibatches of any size"),
+        ("1.0", "0.5", None, "counts 0.5 times"),
+        ("1.0", "600 / len(x)", 600, "counts 600/486 times"),
+        ("0.1", "0.1 * 600 / len(x)", 600, "counts 600/486 times"),
+    ],
+)
+def test_what_counts_is_the_scale_of_the_likelihood_beside_that_of_latents_outside(
+    outside: str, inside: str, declared: int | None, said: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A scale of the whole program is none of the likelihood, and one that is the same in all minibatches is said."""
+    data = pl.load_data(np.random.default_rng(0).normal(size=(600, 1)))
+
+    def scaled(by: str, x: Tensor) -> Any:
+        return pyro.poutine.scale(scale=eval(by, {"len": len, "size": len(data.train), "x": x}))
+
+    def model(x: Tensor) -> None:
+        with scaled(outside, x):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with scaled(inside, x), pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 0.5).expand([1]).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with scaled(outside, x):
+            pyro.sample("w", dist.Normal(pyro.param("loc", torch.zeros(())), 0.1))
+
+    m = pl.from_pyro(model, guide)
+    pl.fit(m, data, objective="Trace_ELBO", epochs=1, batch_size=486, progress=False)
+    assert m._run is not None
+    assert m._run.declared == declared
+    warned = [str(each.message) for each in recwarn if "likelihood" in str(each.message)]
+    assert [said in each for each in warned if said] == [True] * len(warned) == [True] * (said is not None)
 
 
 def test_a_scale_of_each_datapoint_declares_no_number_of_them() -> None:
