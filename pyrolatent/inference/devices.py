@@ -28,7 +28,9 @@ def evaluating(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with evaluating_alone(model), torch.random.fork_rng(devices=devices):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed keeps a traceback where CUDA has not begun
+            if devices:
+                torch.cuda.manual_seed_all(seed)
         yield
 
 

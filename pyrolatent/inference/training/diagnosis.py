@@ -1,6 +1,5 @@
 """Diagnosis of training: non-finite numbers, and fits that have not converged."""
 
-import copy
 import math
 import warnings
 from collections.abc import Iterable
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from pyrolatent.errors import TrainingError
 from pyrolatent.inference.weights import training_arguments, weigh
@@ -28,7 +28,8 @@ class State:
 
     def __init__(self, trainer: "Trainer") -> None:
         self.steps = trainer.steps
-        self.parts = copy.deepcopy((trainer.model.state_dict(), trainer.optimizer.state_dict()))
+        parts = trainer.model.state_dict(), trainer.optimizer.state_dict()
+        self.parts: Any = tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, parts)
         self.random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if trainer.factor.is_cuda else []
 
     def restore(self, trainer: "Trainer") -> None:

@@ -25,7 +25,7 @@ def deviations(x: Tensor) -> Tensor:
     A constant entry gets a thousandth of the root mean square of all, or 1 if all are constant.
     """
     flat = x.reshape(len(x), -1)
-    found = torch.where(flat.amax(0) > flat.amin(0), flat.std(0), 0.0)
+    found = torch.where(flat.amax(0) > flat.amin(0), flat.std(0, correction=min(1, len(flat) - 1)), 0.0)
     rest = 1e-3 * found.square().mean().sqrt()
     return torch.where(found > 0, found, torch.where(rest > 0, rest, 1.0))
 
