@@ -5,7 +5,7 @@ grey ones. A VAE is trained on clean images, and another with an encoder that se
 are the noisy image; the reconstruction of either encoder; `denoise`, the mean of p(x | noisy x) by draws of z, with a
 known and with a learned rate; PCA; and a median filter.
 
-    python examples/denoising.py --images 1000
+    python examples/denoising.py --images 300
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--sweeps", type=int, default=200)
     asked = parser.parse_args()
     shown = []

@@ -16,7 +16,13 @@ from pyrolatent.cli.tables import components_page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [*sorted((DOCS / "add").glob("*.md")), DOCS / "data.md", DOCS / "pyro.md", DOCS / "sklearn.md"]
+PAGES = [
+    *sorted((DOCS / "add").glob("*.md")),
+    DOCS / "data.md",
+    DOCS / "pyro.md",
+    DOCS / "sklearn.md",
+    DOCS / "tasks.md",
+]
 """The pages whose blocks are run."""
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 

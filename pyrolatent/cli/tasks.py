@@ -110,13 +110,14 @@ def impute_command(
         Literal["resampling", "gibbs"], typer.Option(help="How latents are drawn given what is observed.")
     ] = "resampling",
     sweeps: Annotated[int | None, typer.Option(min=4, help="Sweeps of each chain of gibbs (default: 500).")] = None,
+    refined: Annotated[int, typer.Option(min=0, help="Steps that refine the posterior of each row first.")] = 0,
     seed: Seed = 0, data_dir: DataDir = None, memory: Memory = None, trust: Trust = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Draw what is missing in rows given the rest; all other cells and columns stay as they are."""
     count = draws or (100 if mean or interval is not None else 1)
     _apply(
         "impute", run, data, split, rows, output, (data_dir, memory, trust, as_json), erase=erase, draws=count,
-        mean=mean, interval=interval, particles=particles, method=method, sweeps=sweeps, seed=seed,
+        mean=mean, interval=interval, particles=particles, method=method, sweeps=sweeps, refined=refined, seed=seed,
     )  # fmt: skip
 
 
@@ -162,11 +163,17 @@ def score_command(
         float | None, typer.Option(help="Also call anomalies, at this share of false alarms on the validation data.")
     ] = None,
     particles: Particles = 5000,
+    refined: Annotated[
+        int | None,
+        typer.Option(min=0, help="Steps that refine the posterior of each row first (default: 200 with gaps)."),
+    ] = None,
     seed: Seed = 0, data_dir: DataDir = None, memory: Memory = None, trust: Trust = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """log p(x) of each row, with its error and k-hat, and possibly which rows are anomalies."""
     where = data_dir, memory, trust, as_json
-    _apply("score", run, data, split, rows, output, where, alarms=alarms, particles=particles, seed=seed)
+    _apply(
+        "score", run, data, split, rows, output, where, alarms=alarms, particles=particles, refined=refined, seed=seed
+    )
 
 
 @command("classify")

@@ -298,13 +298,21 @@ def sample(
     )
 
 
-def score(run: Trained, rows: Rows, *, particles: int = 5000, alarms: float | None = None, seed: int = 0) -> Result:
+def score(
+    run: Trained,
+    rows: Rows,
+    *,
+    particles: int = 5000,
+    refined: int | None = None,
+    alarms: float | None = None,
+    seed: int = 0,
+) -> Result:
     """log p(x) of each row, with its error and k-hat, and which rows are anomalies."""
-    found = _scored(run, rows, particles, seed)
+    found = _scored(run, rows, particles, refined, seed)
     extra: dict[str, Sequence[Any]] = {}
     said, reference, judged = [], None, None
     if alarms is not None:
-        reference = _scored(run, rows_of(run, split="validation"), particles, seed)["log_p"]
+        reference = _scored(run, rows_of(run, split="validation"), particles, refined, seed)["log_p"]
         judged = tasks.anomalies(found["log_p"], reference, alarms)
         extra = {"anomaly": judged.by_density.tolist(), "atypical": judged.by_typicality.tolist()}
         said = [
@@ -315,7 +323,10 @@ def score(run: Trained, rows: Rows, *, particles: int = 5000, alarms: float | No
         ]
     unreliable = int((found["khat"] > 0.7).sum()) if "khat" in found else 0
     if unreliable:
-        said.append(f"the errors of {unreliable} of {len(rows)} rows cannot be relied on (k-hat above 0.7)")
+        said.append(
+            f"the errors of {unreliable} of {len(rows)} rows cannot be relied on (k-hat above 0.7); give more "
+            "particles, or refine their posteriors"
+        )
     given = "x | y" if run.model.conditional else "x"
 
     def figure() -> "Figure":
@@ -330,8 +341,10 @@ def score(run: Trained, rows: Rows, *, particles: int = 5000, alarms: float | No
     return Result("scores", array, lambda: {**rows.names, **columns, **extra}, figure, said)
 
 
-def _scored(run: Trained, rows: Rows, particles: int, seed: int) -> dict[str, Tensor]:
-    parts = rows.each(lambda batch: tasks.score(run.model, *labelled(run, batch), particles=particles, seed=seed))
+def _scored(run: Trained, rows: Rows, particles: int, refined: int | None, seed: int) -> dict[str, Tensor]:
+    parts = rows.each(
+        lambda batch: tasks.score(run.model, *labelled(run, batch), particles=particles, refined=refined, seed=seed)
+    )
     names = ["log_p", "error"] + ["khat"] * (parts[0].khat is not None)
     return {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
 
@@ -407,6 +420,7 @@ def impute(
     particles: int = 100,
     method: Any = "resampling",
     sweeps: int | None = None,
+    refined: int = 0,
     seed: int = 0,
 ) -> Result:
     """Draws what is missing, or erased, with all other cells and columns as they were."""
@@ -427,7 +441,7 @@ def impute(
         torch.manual_seed(seed)
         for part in torch.arange(len(x)).split(AT_ONCE):
             labels = None if y is None or not model.label_dim else y[part]
-            options: dict[str, Any] = {"particles": particles, "method": method, "sweeps": sweeps}
+            options: dict[str, Any] = {"particles": particles, "method": method, "sweeps": sweeps, "refined": refined}
             found.append(tasks.impute(model, x[part], mask[part], labels, draws=draws, **options))
     drawn = torch.cat(found, 1)
     words = torch.tensor([bool(column.categories) for column in columns])

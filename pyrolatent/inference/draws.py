@@ -386,7 +386,9 @@ def _scored(weights: Weights) -> Draws:
 
 
 @torch.no_grad()
-def weighted_draws(model: LatentVariableModel, inputs: Inputs, particles: int) -> tuple[Tensor, dict[str, Tensor]]:
+def weighted_draws(
+    model: LatentVariableModel, inputs: Inputs, particles: int, guide: Program | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted draws of the latents given the observed entries of x.
 
     They are drawn from q(z | x) and weighted by p(x, z) / q(z | x) if the encoder was trained with missing entries, or
@@ -398,12 +400,13 @@ def weighted_draws(model: LatentVariableModel, inputs: Inputs, particles: int) -
         model: any latent-variable model.
         inputs: x, y, mask.
         particles: number of draws, rounded up to an even one if half of them come from the prior.
+        guide: guide from which all of them are drawn instead.
 
     Returns:
         Log-weights (particles, batch), and latents by site (particles, batch, ...).
     """
-    if model.sees_gaps or not model.scores_any_value:
-        drawn = draw(model, inputs, particles)
+    if guide is not None or model.sees_gaps or not model.scores_any_value:
+        drawn = draw(model, inputs, particles, guide=guide)
         return drawn.log_weights_of_states, drawn.latents
     prior = poutine.block(model.generate, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
     half = -(-particles // 2)
@@ -419,7 +422,7 @@ def weighted_draws(model: LatentVariableModel, inputs: Inputs, particles: int) -
 
 
 def resampled(
-    model: LatentVariableModel, inputs: Inputs, particles: int, draws: int = 1
+    model: LatentVariableModel, inputs: Inputs, particles: int, draws: int = 1, guide: Program | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draws from p(z | observed entries of x) by sampling importance resampling (Rubin 1988).
 
@@ -430,6 +433,7 @@ def resampled(
         inputs: x, y, mask.
         particles: number of `weighted_draws` from which each draw is resampled.
         draws: number of draws per datapoint, all from the same particles.
+        guide: guide from which the particles are drawn, as in `weighted_draws`.
 
     Returns:
         Latents by site, (draws, batch, ...), and the log-weights of the particles, (particles, batch).
@@ -437,7 +441,7 @@ def resampled(
     Raises:
         InputError: the weights of a datapoint are not finite.
     """
-    log_weights, proposed = weighted_draws(model, inputs, particles)
+    log_weights, proposed = weighted_draws(model, inputs, particles, guide)
     if not torch.isfinite(log_weights.logsumexp(0)).all():
         raise InputError("log p(x, z) is not finite at the draws of z for some datapoints, so none can be chosen")
     chosen = dist.Categorical(logits=log_weights.T).sample(torch.Size([draws]))

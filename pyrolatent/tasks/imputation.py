@@ -13,6 +13,7 @@ from pyrolatent.inference.draws import MAX_ELEMENTS, decoded, repeated, resample
 from pyrolatent.inference.evidence.psis import khat, khat_threshold, too_large
 from pyrolatent.inference.gibbs import RHAT, metropolis_within_gibbs, split_rhat
 from pyrolatent.inference.monte_carlo import log_mean
+from pyrolatent.inference.refine import refine
 from pyrolatent.inference.rules import require_latents, require_support
 from pyrolatent.models.arrays import as_inputs
 from pyrolatent.models.isolation import evaluating_alone
@@ -35,6 +36,7 @@ def impute(
     particles: int = 100,
     method: Method = "resampling",
     sweeps: int | None = None,
+    refined: int = 0,
     mean: bool = False,
 ) -> Tensor:
     """Draws missing entries, x_missing ~ p(x_missing | x_observed).
@@ -57,6 +59,8 @@ def impute(
         particles: number of latents that each draw is resampled from.
         method: "resampling" or "gibbs".
         sweeps: number of sweeps of each chain of "gibbs"; None is 500.
+        refined: number of steps by which the posterior of each datapoint given what is observed is refined, from which
+            latents are then drawn instead; it helps where the prior and the encoder rarely hit, as in images.
         mean: whether to return E[x | z] at each draw of z instead of a draw of x.
 
     Returns:
@@ -67,6 +71,7 @@ def impute(
     """
     at_least_one(draws=draws, particles=particles)
     at_least(4, sweeps=sweeps)
+    at_least(0, refined=refined)
     if method not in get_args(Method):
         raise InputError(f"there is no method {method!r}; valid: {', '.join(get_args(Method))}")
     validate_options(f"impute by {method}", ["sweeps"] * (method == "gibbs"), {"sweeps": sweeps})
@@ -84,7 +89,8 @@ def impute(
             labels = None if y is None else repeated(y, count)
             inputs = values, labels, observed
             with model.given(model.global_draw(inputs)):
-                latents, log_weights = resampled(model, inputs, particles)
+                guide = refine(model, *inputs, steps=refined) if refined else None
+                latents, log_weights = resampled(model, inputs, particles, guide=guide)
                 if method == "gibbs":
                     first = {site: value[0] for site, value in latents.items()}
                     complete = _completion(values, observed)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import pyrolatent as pl
 from pyrolatent import (
     PCA,
     VAE,
@@ -116,6 +117,28 @@ def test_scores_are_the_evidence_of_each_row(monkeypatch: pytest.MonkeyPatch) ->
     reliable = sampled.khat < 0.5
     assert reliable.any()
     assert (sampled.log_p - exact)[reliable].abs().lt(5 * sampled.error[reliable]).all()
+
+
+def test_posteriors_are_refined_where_the_encoder_never_saw_gaps() -> None:
+    """An encoder that is far off with zeros in gaps, which importance sampling alone does not mend."""
+    torch.manual_seed(3)
+    model = VAE((4,), latent_dim=1, likelihood={"normal": {"scale": 0.1}}, decoder={"mlp": {"hidden": []}}).double()
+    x = model.decode(torch.randn(12, 1)).sample()
+    pl.fit(model, pl.load_data(x.numpy(), validation=x.numpy(), test=x.numpy()), epochs=1, progress=False)
+    model.posterior.network.last.bias.data.copy_(torch.tensor([3.0, -3.0]))
+    x[:, 2:] = math.nan
+    mean, scale = model.decode(torch.zeros(1, 1)).mean[0], 0.1
+    slope = model.decode(torch.ones(1, 1)).mean[0] - mean
+    joint = slope[:2, None] * slope[None, :2] + scale**2 * torch.eye(2)
+    exact = dist.MultivariateNormal(mean[:2], joint).log_prob(x[:, :2])
+    found = score(model, x, particles=2000)
+    assert (found.log_p - exact).abs().max() < 0.2
+    assert (score(model, x, particles=2000, refined=0).log_p - exact).abs().max() > 1
+    drawn = impute(model, x, draws=300, refined=300, particles=500)[..., 3]
+    gain = slope[3] * slope[:2] @ torch.linalg.inv(joint)
+    expected = mean[3] + (x[:, :2] - mean[:2]) @ gain
+    variance = slope[3] ** 2 + scale**2 - slope[3] * gain @ slope[:2]
+    assert (drawn.mean(0) - expected).abs().lt(4.5 * (variance / 300).sqrt()).all()
 
 
 def test_scores_of_an_rbm_sum_to_one() -> None:

@@ -42,6 +42,18 @@ class _Gaussian(Clean):
         return torch.normal(self.mean, self.deviation)
 
 
+class _Bits(Clean):
+    """P(x = 1) = sigmoid(log_odds)."""
+
+    def __init__(self, entries: Any, noisy: Tensor, log_noise: Tensor) -> None:
+        """Takes p(x | z) and log p(x̃ | x = 1) - log p(x̃ | x = 0)."""
+        ones, zeros = (entries.log_prob(torch.full_like(noisy, value)) for value in (1.0, 0.0))
+        self.mean = (ones - zeros + log_noise).sigmoid()
+
+    def sample(self) -> Tensor:
+        return (torch.rand_like(self.mean) < self.mean).to(self.mean)
+
+
 class _States(Clean):
     """Values, (states, ...), with log-probabilities up to a constant, (states, batch, *event_shape).
 
@@ -59,8 +71,9 @@ class _States(Clean):
         return (self.log_weights.softmax(0) * self.values).sum(0)
 
     def sample(self) -> Tensor:
-        chosen = dist.Categorical(logits=self.log_weights.movedim(0, -1)).sample()
-        drawn = self.values.gather(0, chosen.unsqueeze(0)).squeeze(0)
+        below = self.log_weights.softmax(0).cumsum(0)[:-1]
+        chosen = (torch.rand_like(below[:1]) > below).sum(0, keepdim=True)
+        drawn = self.values.gather(0, chosen).squeeze(0)
         return drawn + self.spacing * (torch.rand_like(drawn) - 0.5) if self.spacing else drawn
 
 
@@ -159,11 +172,7 @@ class Flips(Corruption):
         if not ((noisy == 0) | (noisy == 1)).all():
             raise InputError("flips are of values 0 and 1, but the noisy data hold others; threshold them, or declare "
                              "another corruption")  # fmt: skip
-        ones, zeros = (entries.log_prob(torch.full_like(noisy, value)) for value in (1.0, 0.0))
-        same, other = (1 - self.number).log(), self.number.log()
-        values = noisy.new_tensor([0.0, 1.0]).reshape(2, *[1] * noisy.dim())
-        log_weights = torch.stack([zeros, ones]) + torch.where(values == noisy, same, other)
-        return _States(values, log_weights)
+        return _Bits(entries, noisy, (2 * noisy - 1) * ((1 - self.number) / self.number).log())
 
     def learn(self, clean: Clean, x: Tensor, noisy: Tensor) -> None:
         """Draws the rate from a beta distribution."""
@@ -252,6 +261,8 @@ class GaussianNoise(Corruption):
             gain = entries.variance / (entries.variance + self.number**2)
             return _Gaussian(torch.lerp(entries.mean, noisy, gain), (gain * self.number**2).sqrt())
         support, spacing = _support(entries), 0.0
+        if isinstance(support, type(constraints.boolean)):
+            return _Bits(entries, noisy, (noisy - 0.5) / self.number**2)
         if support.is_discrete:
             values = _values_of(entries, noisy)
         elif isinstance(support, constraints.interval) and not torch.is_tensor(support.lower_bound):
@@ -277,13 +288,9 @@ class GaussianNoise(Corruption):
 def _values_of(entries: Any, noisy: Tensor) -> Tensor:
     """The values of a discrete distribution over few, (values, 1, ...)."""
     support = _support(entries)
-    if isinstance(support, type(constraints.boolean)):
-        values = torch.arange(2).to(noisy)
-    elif isinstance(support, ours.Levels):
-        values = torch.linspace(0, 1, support.levels).to(noisy)
-    else:
+    if not isinstance(support, ours.Levels):
         raise InputError(f"Gaussian noise is removed from values of a known range, which {support} has not")
-    return values.reshape(-1, *[1] * noisy.dim())
+    return torch.linspace(0, 1, support.levels).to(noisy).reshape(-1, *[1] * noisy.dim())
 
 
 @component("blur", "corruption")

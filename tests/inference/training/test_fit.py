@@ -206,12 +206,12 @@ def test_what_is_no_callback_is_refused(vae: Build, binary_data: Data, given: An
 
 
 def test_patience_keeps_the_weights_of_the_best_epoch(vae: Build, binary_data: Data, parameters: Vector) -> None:
-    weights: list[Tensor] = []
+    watching = Watching(parameters)
     fitted = fit(
         vae(),
         binary_data,
-        lambda so_far: weights.append(parameters(so_far.model)),
-        False,
+        callbacks=[watching],
+        progress=False,
         epochs=200,
         batch_size=8,
         patience=4,
@@ -222,8 +222,8 @@ def test_patience_keeps_the_weights_of_the_best_epoch(vae: Build, binary_data: D
     best = int(np.argmax(bounds)) + 1
     assert fitted.best_epoch == best
     assert len(bounds) == best + 4 < 200
-    assert torch.equal(parameters(fitted.model), weights[best - 1])
-    assert not torch.equal(parameters(fitted.model), weights[-1])
+    assert torch.equal(parameters(fitted.model), watching.epochs[best - 1][2])
+    assert not torch.equal(parameters(fitted.model), watching.epochs[-1][2])
     torch.manual_seed(0)
     x = binary_data.validation.batch(slice(None)).x
     bound = AnalyticELBO(particles=math.ceil(DRAWS / len(x)))

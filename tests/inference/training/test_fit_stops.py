@@ -14,7 +14,18 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from pyrolatent import VAE, Data, InputError, RestrictedBoltzmannMachine, Run, TrainingError, fit, load_data
+from pyrolatent import (
+    VAE,
+    Callback,
+    Data,
+    Fit,
+    InputError,
+    RestrictedBoltzmannMachine,
+    Run,
+    TrainingError,
+    fit,
+    load_data,
+)
 from pyrolatent.cli import app
 from pyrolatent.inference.evidence.importance import evaluate
 
@@ -204,13 +215,23 @@ def test_weights_that_overflow_stop_the_training_of_a_machine(
     saved: list[Tensor] = []
     rows: list[Any] = []
 
-    def keep(fitted: Any) -> None:
-        saved.append(parameters(model))
-        rows.append(fitted.history[-1])
+    class Keeping(Callback):
+        def on_epoch(self, fit: Fit) -> None:
+            saved.append(parameters(model))
+            rows.append(fit.history[-1])
 
     settings = {"optimizer": {"SGD": {"lr": 0.1}}, "scheduler": {"StepLR": {"step_size": 2, "gamma": 1e31}}}
     with pytest.raises(TrainingError, match=r"was not finite .*(before that|state before).*lower the learning rate"):
-        fit(model, binary_data, keep, progress=False, objective=objective, epochs=9, device="cpu", **settings)
+        fit(
+            model,
+            binary_data,
+            callbacks=[Keeping()],
+            progress=False,
+            objective=objective,
+            epochs=9,
+            device="cpu",
+            **settings,
+        )
     assert len(saved) == 2
     assert torch.equal(saved[-1], parameters(model))
     assert all(math.isfinite(value) for row in rows for value in row.values() if value is not None)
