@@ -270,20 +270,34 @@ def draw(
     """
     single = not model.vectorises or bool(model.global_sites)
     at_once = 1 if single else max(1, max_elements // inputs[0].numel())
-    parts, outside = [], []
+    kept, outside = draws if keep is None else keep, []
+    found: dict[str, Tensor] = {}
+    latents: dict[str, Tensor] = {}
     for start in range(0, draws, at_once):
         values = model.global_draw(inputs)
+        rows = slice(start, min(start + at_once, draws))
         with model.given(values):
-            weights = weigh(model.generate, guide or model.infer, *inputs, particles=min(at_once, draws - start))
+            weights = weigh(model.generate, guide or model.infer, *inputs, particles=rows.stop - start)
             weights.require_posterior()
-            parts.append(_scored(weights))
+            part = _scored(weights)
+        # Written in place, because small results between large intermediate ones would fragment memory.
+        for name in SCORES:
+            _write(found, name, rows, draws, getattr(part, name))
+        for site, value in part.latents.items():
+            _write(latents, site, rows, kept, value)
         outside.append({site: values[site] for site in model.global_sites})
-    kept = draws if keep is None else keep
     return Draws(
-        **{name: torch.cat([getattr(part, name) for part in parts]) for name in SCORES},
-        latents={site: torch.cat([part.latents[site] for part in parts])[:kept] for site in parts[0].latents},
+        **found,
+        latents=latents,
         outside={site: torch.stack([values[site] for values in outside])[:kept] for site in outside[0]},
     )
+
+
+def _write(into: dict[str, Tensor], name: str, rows: slice, count: int, values: Tensor) -> None:
+    """Writes rows of the first `count` into a tensor that is made with the first of them."""
+    if name not in into:
+        into[name] = values.new_empty(count, *values.shape[1:])
+    into[name][rows] = values[: max(0, count - rows.start)]
 
 
 @torch.no_grad()
