@@ -45,6 +45,7 @@ WAYS = {
     "by exact log Z": ("exact", []),
     "by exact log Z with RAISE": ("exact", ["--raise", "2"]),
     "by annealed log Z": ("annealed", []),
+    "by squared error": ("autoencoder", []),
 }
 
 
@@ -76,7 +77,7 @@ def test_evaluate_refuses_what_it_has_no_use_for(way: str, option: str, runs: di
     name, asked = WAYS[way]
     code, said = call("evaluate", runs[name], *asked, option, VALUES[option])
     assert code == 2
-    assert said.endswith(f"{way} takes {', '.join(EVALUATED[way])}; leave {option} out")
+    assert said.endswith(f"{way} takes {', '.join(EVALUATED[way]) or 'no such option'}; leave {option} out")
 
 
 @pytest.mark.parametrize("way", EVALUATED)
@@ -114,7 +115,7 @@ def test_show_and_train_refuse_what_they_have_no_use_for(runs: dict[str, Path], 
         assert code == 2
         assert "takes no such option; leave --particles out" in said
         assert not output.exists()
-    with pytest.raises(InputError, match="a sweep over energies takes no such option; leave particles out"):
+    with pytest.raises(InputError, match="a sweep over models without a posterior takes no such option; leave particles out"):
         sweep({"model": {"rbm": {"hidden": 2}}, "objective": "pcd"}, {"epochs": [1, 2]}, tmp_path, particles=5)
 
 
