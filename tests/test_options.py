@@ -115,7 +115,9 @@ def test_show_and_train_refuse_what_they_have_no_use_for(runs: dict[str, Path], 
         assert code == 2
         assert "takes no such option; leave --particles out" in said
         assert not output.exists()
-    with pytest.raises(InputError, match="a sweep over models without a posterior takes no such option; leave particles out"):
+    with pytest.raises(
+        InputError, match="a sweep over models without a posterior takes no such option; leave particles out"
+    ):
         sweep({"model": {"rbm": {"hidden": 2}}, "objective": "pcd"}, {"epochs": [1, 2]}, tmp_path, particles=5)
 
 

@@ -131,8 +131,12 @@ def denoise_command(
     ],
     data: New = None, split: Part = "test", rows: Chosen = None, output: Output = None,
     add: Annotated[bool, typer.Option("--add", help="Corrupt the rows first, and print errors.")] = False,
-    draws: Annotated[int, typer.Option(min=1, help="Chains, and draws, of each row.")] = 10,
-    sweeps: Annotated[int, typer.Option(min=4, help="Sweeps of each chain.")] = 200,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of each row.")] = 10,
+    particles: Annotated[int, typer.Option(min=1, help="Latents that the draws are resampled from.")] = 100,
+    refined: Annotated[int, typer.Option(min=0, help="Steps that refine the posterior of each row first.")] = 200,
+    sweeps: Annotated[
+        int | None, typer.Option(min=4, help="Sweeps of chains that start at the draws (default: 200 to learn).")
+    ] = None,
     seed: Seed = 0, data_dir: DataDir = None, memory: Memory = None, trust: Trust = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Remove noise: the mean of clean x, by draws of z given noisy rows and a declared corruption."""
@@ -140,7 +144,8 @@ def denoise_command(
 
     _apply(
         "denoise", run, data, split, rows, output, (data_dir, memory, trust, as_json),
-        corruption=parse_value(corruption), add=add, draws=draws, sweeps=sweeps, seed=seed,
+        corruption=parse_value(corruption), add=add, draws=draws, particles=particles, refined=refined,
+        sweeps=sweeps, seed=seed,
     )  # fmt: skip
 
 

@@ -373,7 +373,9 @@ def denoise(
     *,
     add: bool = False,
     draws: int = 10,
-    sweeps: int = 200,
+    particles: int = 100,
+    refined: int = 200,
+    sweeps: int | None = None,
     seed: int = 0,
 ) -> Result:
     """E[x | noisy x] of rows; with `add` these are corrupted first, and there are errors before and after."""
@@ -387,7 +389,8 @@ def denoise(
             raise InputError("noise of an unknown rate or scale cannot be added; give its number")
         noisy = noise(clean) if add else clean
         _, y, _ = labelled(run, batch)
-        found = tasks.denoise(model, noisy, noise, y, draws=draws, sweeps=sweeps)
+        options: dict[str, Any] = {"particles": particles, "refined": refined, "sweeps": sweeps}
+        found = tasks.denoise(model, noisy, noise, y, draws=draws, **options)
     said = []
     if found.number_sd is not None:
         said.append(f"the corruption's number is {found.number:.4g} ± {found.number_sd:.2g}")

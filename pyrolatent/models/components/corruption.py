@@ -1,11 +1,13 @@
 """Corruptions p(x̃ | x), what noise does to clean data, and p(x | z, x̃), what the clean data were."""
 
+import math
 from typing import Annotated, Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from annotated_types import Gt, Lt
 from pyro.distributions import constraints
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
@@ -23,9 +25,10 @@ REACH = 4.0
 
 
 class Clean:
-    """p(x | z, x̃) of clean entries, independent given z."""
+    """p(x | z, x̃) of clean data, and log p(x̃ | z) of each entry or of all together."""
 
     mean: Tensor
+    log_evidence: Tensor
 
     def sample(self) -> Tensor:
         """A draw of x, of the shape of x̃."""
@@ -33,10 +36,12 @@ class Clean:
 
 
 class _Gaussian(Clean):
-    """N(mean, deviation²)."""
+    """N(mean, deviation²) of a normal x behind normal noise."""
 
-    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
-        self.mean, self.deviation = mean, deviation
+    def __init__(self, entries: Any, noisy: Tensor, scale: Tensor) -> None:
+        gain = entries.variance / (entries.variance + scale**2)
+        self.mean, self.deviation = torch.lerp(entries.mean, noisy, gain), (gain * scale**2).sqrt()
+        self.log_evidence = dist.Normal(entries.mean, (entries.variance + scale**2).sqrt()).log_prob(noisy)
 
     def sample(self) -> Tensor:
         return torch.normal(self.mean, self.deviation)
@@ -45,10 +50,13 @@ class _Gaussian(Clean):
 class _Bits(Clean):
     """P(x = 1) = sigmoid(log_odds)."""
 
-    def __init__(self, entries: Any, noisy: Tensor, log_noise: Tensor) -> None:
-        """Takes p(x | z) and log p(x̃ | x = 1) - log p(x̃ | x = 0)."""
-        ones, zeros = (entries.log_prob(torch.full_like(noisy, value)) for value in (1.0, 0.0))
-        self.mean = (ones - zeros + log_noise).sigmoid()
+    def __init__(self, entries: Any, noisy: Tensor, log_noise: Any) -> None:
+        """Takes p(x | z) and x -> log p(x̃ | x)."""
+        ones, zeros = (
+            entries.log_prob(torch.full_like(noisy, value)) + log_noise(torch.full_like(noisy, value))
+            for value in (1.0, 0.0)
+        )
+        self.mean, self.log_evidence = (ones - zeros).sigmoid(), torch.logaddexp(ones, zeros)
 
     def sample(self) -> Tensor:
         return (torch.rand_like(self.mean) < self.mean).to(self.mean)
@@ -70,6 +78,10 @@ class _States(Clean):
     def mean(self) -> Tensor:  # type: ignore[override]
         return (self.log_weights.softmax(0) * self.values).sum(0)
 
+    @property
+    def log_evidence(self) -> Tensor:  # type: ignore[override]
+        return self.log_weights.logsumexp(0) + (math.log(self.spacing) if self.spacing else 0.0)
+
     def sample(self) -> Tensor:
         below = self.log_weights.softmax(0).cumsum(0)[:-1]
         chosen = (torch.rand_like(below[:1]) > below).sum(0, keepdim=True)
@@ -80,8 +92,8 @@ class _States(Clean):
 class _Mixture(Clean):
     """x is x̃ with probability `kept`, and drawn from p(x | z) otherwise."""
 
-    def __init__(self, noisy: Tensor, kept: Tensor, likelihood: Any) -> None:
-        self.noisy, self.kept, self.likelihood = noisy, kept, likelihood
+    def __init__(self, noisy: Tensor, kept: Tensor, likelihood: Any, log_evidence: Tensor) -> None:
+        self.noisy, self.kept, self.likelihood, self.log_evidence = noisy, kept, likelihood, log_evidence
         self.replaced = torch.zeros(())
 
     @property
@@ -140,6 +152,39 @@ class Corruption(nn.Module):
         return entries
 
 
+class Behind(Messenger):
+    """Replaces p(x | z) at the site of x by p(x̃ | z), so that what runs within this context is inference given x̃.
+
+    Args:
+        corruption: the corruption.
+        site: the site of x.
+    """
+
+    def __init__(self, corruption: Corruption, site: str) -> None:
+        super().__init__()
+        self.corruption, self.site = corruption, site
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.site and msg["is_observed"]:
+            msg["fn"] = _Noisy(msg["fn"], self.corruption)
+
+
+class _Noisy(dist.TorchDistribution):
+    """p(x̃ | z)."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, likelihood: Any, corruption: Corruption) -> None:
+        self.likelihood, self.corruption = likelihood, corruption
+        super().__init__(likelihood.batch_shape, likelihood.event_shape, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density or mass of noisy data."""
+        lead = torch.broadcast_shapes(self.batch_shape, value.shape[: value.dim() - len(self.event_shape)])
+        each = self.corruption.given(self.likelihood, value.expand(*lead, *self.event_shape)).log_evidence
+        return each.sum([*range(len(lead), each.dim())]) if each.dim() > len(lead) else each
+
+
 def _support(entries: Any) -> Any:
     support = entries.support
     while isinstance(support, constraints.independent):
@@ -172,7 +217,8 @@ class Flips(Corruption):
         if not ((noisy == 0) | (noisy == 1)).all():
             raise InputError("flips are of values 0 and 1, but the noisy data hold others; threshold them, or declare "
                              "another corruption")  # fmt: skip
-        return _Bits(entries, noisy, (2 * noisy - 1) * ((1 - self.number) / self.number).log())
+        same, other = (1 - self.number).log(), self.number.log()
+        return _Bits(entries, noisy, lambda x: torch.where(x == noisy, same, other))
 
     def learn(self, clean: Clean, x: Tensor, noisy: Tensor) -> None:
         """Draws the rate from a beta distribution."""
@@ -196,13 +242,14 @@ class _Replacement(Corruption):
         """x is x̃ wherever x̃ is none of the values, and may be elsewhere if x is discrete."""
         entries = self._of_entries(likelihood)
         placed = torch.stack([noisy == value for value in self.values]).any(0)
+        replaced = (self.number / len(self.values)).log()
+        left = (1 - self.number).log() + entries.log_prob(noisy)
         if _support(entries).is_discrete:
-            replaced = (self.number / len(self.values)).log()
-            odds = (1 - self.number).log() + entries.log_prob(noisy) - replaced
-            kept = torch.where(placed, odds.sigmoid(), 1.0)
+            kept = torch.where(placed, (left - replaced).sigmoid(), 1.0)
+            log_evidence = torch.where(placed, torch.logaddexp(left, replaced), left)
         else:  # a density has no mass at the values
-            kept = (~placed).to(noisy)
-        return _Mixture(noisy, kept, entries)
+            kept, log_evidence = (~placed).to(noisy), torch.where(placed, replaced, left)
+        return _Mixture(noisy, kept, entries, log_evidence)
 
     def learn(self, clean: Clean, x: Tensor, noisy: Tensor) -> None:
         """Draws the rate from a beta distribution."""
@@ -258,11 +305,10 @@ class GaussianNoise(Corruption):
         """p(x | z, x̃)."""
         entries = self._of_entries(likelihood)
         if isinstance(entries, dist.Normal):
-            gain = entries.variance / (entries.variance + self.number**2)
-            return _Gaussian(torch.lerp(entries.mean, noisy, gain), (gain * self.number**2).sqrt())
+            return _Gaussian(entries, noisy, self.number)
         support, spacing = _support(entries), 0.0
         if isinstance(support, type(constraints.boolean)):
-            return _Bits(entries, noisy, (noisy - 0.5) / self.number**2)
+            return _Bits(entries, noisy, lambda x: dist.Normal(x, self.number).log_prob(noisy))
         if support.is_discrete:
             values = _values_of(entries, noisy)
         elif isinstance(support, constraints.interval) and not torch.is_tensor(support.lower_bound):
@@ -332,7 +378,7 @@ class Blur(Corruption):
                 f"a blur mixes pixels, so that it is removed from normal likelihoods, but this is "
                 f"{type(innermost(entries)).__name__}; declare likelihood: normal"
             )
-        return _Deblurred(self, entries, noisy)
+        return _Deblurred(self, entries, noisy, len(likelihood.event_shape))
 
     def learn(self, clean: Clean, x: Tensor, noisy: Tensor) -> None:
         """Draws the variance of the noise from an inverse gamma distribution."""
@@ -341,18 +387,26 @@ class Blur(Corruption):
 
 
 class _Deblurred(Clean):
-    """N(m + K (x̃ - B m), ...) with K = V B' (B V B' + scale² I)⁻¹ and V the variances of p(x | z)."""
+    """N(m + K (x̃ - B m), ...) with K = V B' (B V B' + scale² I)⁻¹ and V the variances of p(x | z), one for all rows."""
 
-    def __init__(self, blur: Blur, entries: Any, noisy: Tensor) -> None:
+    def __init__(self, blur: Blur, entries: Any, noisy: Tensor, event_dims: int) -> None:
         self.blur, self.entries, self.noisy = blur, entries, noisy
-        size = noisy[0].numel()
-        unit = torch.eye(size).to(noisy).reshape(size, *noisy.shape[1:])
-        self.matrix = blur.blurred(unit).reshape(size, size).T
-        variance = entries.variance.expand(noisy.shape).reshape(len(noisy), size)
-        self.variance = variance[:1] if (variance == variance[:1]).all() else variance  # one matrix for all rows
-        covariance = (self.matrix * self.variance.unsqueeze(1)) @ self.matrix.T
-        covariance.diagonal(dim1=-2, dim2=-1).add_(blur.number**2)
-        self.factor = torch.linalg.cholesky(covariance)
+        event = noisy.shape[noisy.dim() - event_dims :]
+        size = event.numel()
+        variance = entries.variance.expand(noisy.shape).reshape(-1, size)
+        if not torch.allclose(variance, variance[:1]):
+            raise InputError(
+                "a blur is removed under one noise scale for all datapoints, but the likelihood predicts it; declare "
+                "normal with a known or a learned scale"
+            )
+        self.variance = variance[0]
+        self.matrix = blur.blurred(torch.eye(size).to(noisy).reshape(size, *event)).reshape(size, size).T
+        covariance = (self.matrix * self.variance) @ self.matrix.T
+        self.factor = torch.linalg.cholesky(covariance + blur.number**2 * torch.eye(size).to(noisy))
+        rest = (noisy - blur.blurred(entries.mean.expand(noisy.shape))).reshape(
+            *noisy.shape[: -event_dims or None], size
+        )
+        self.log_evidence = dist.MultivariateNormal(torch.zeros_like(rest), scale_tril=self.factor).log_prob(rest)
 
     @property
     def mean(self) -> Tensor:  # type: ignore[override]
@@ -364,9 +418,6 @@ class _Deblurred(Clean):
         return x + self._gain(self.noisy - self.blur(x))
 
     def _gain(self, rest: Tensor) -> Tensor:
-        flat = rest.reshape(len(rest), -1)
-        if len(self.factor) == 1:
-            solved = torch.cholesky_solve(flat.T, self.factor[0]).T
-        else:
-            solved = torch.cholesky_solve(flat.unsqueeze(-1), self.factor).squeeze(-1)
+        flat = rest.reshape(-1, len(self.variance))
+        solved = torch.cholesky_solve(flat.T, self.factor).T
         return (self.variance * (solved @ self.matrix)).reshape(rest.shape)
