@@ -37,7 +37,7 @@ def main() -> None:
 
     def row(name: str, x: torch.Tensor, said: str) -> None:
         black, white = ((x - end).abs().lt(1e-6).double().mean().item() for end in (0.0, 1.0))
-        print(f"{name:<28}{black:>8.1%}{1 - black - white:>9.1%}{white:>8.1%}   {said}", flush=True)
+        print(f"{name:<28}{black:>8.1%}{abs(1 - black - white):>9.1%}{white:>8.1%}   {said}", flush=True)
 
     row("data", test, "")
     network, shown = {"mlp": {"hidden": [200]}}, [test[:8]]
