@@ -74,10 +74,10 @@ def plot(model: Any, data: Data, history: list[Row]) -> dict[str, Figure]:
             drawn |= _of_draws(model, data, part.y, means[-1].shape[1])
     codes = torch.zeros_like(torch.cat(means, 1)) if note else torch.cat(means, 1)
     labels = coded.y if coded.y is not None and coded.y.dim() == 1 else None
-    method = {1: "the only dimension", 2: "both dimensions"}.get(codes.shape[-1], "t-SNE")
+    points, method = figures.drawable(codes)
     named = "Posterior means" if Capability.POSTERIOR in model.offers else "Codes"
     title = f"{named} of test data, {method}"
-    drawn["embedding"] = figures.embedding(figures.project(codes), labels, title, data.record["classes"])
+    drawn["embedding"] = figures.embedding(points, labels, title, data.record["classes"])
     return drawn
 
 

@@ -183,12 +183,12 @@ def encode(run: Trained, rows: Rows, *, what: Any = "means", draws: int = 10, se
     def figure() -> "Figure":
         codes = array[0] if dim else array
         y = rows.split.y
-        method = {1: "the only dimension", 2: "both dimensions"}.get(codes.shape[-1], "t-SNE")
+        points, method = figures.drawable(codes[:AT_ONCE])
         named = "Posterior means" if Capability.POSTERIOR in run.model.offers else "Codes"
         named = {"draws": "Draws from q(z | x)", "parameters": "Numbers of q(z | x)"}.get(what, named)
         labels = y[:AT_ONCE] if y is not None and y.dim() == 1 else None
         title = f"{named} of {rows.title}, {method}"
-        return figures.embedding(figures.project(codes[:AT_ONCE]), labels, title, run.record["data"].get("classes"))
+        return figures.embedding(points, labels, title, run.record["data"].get("classes"))
 
     return Result("codes", array, cells, figure)
 

@@ -75,9 +75,9 @@ def plane(fig: Figure) -> Axes:
     return axes
 
 
-def scatter(axes: Axes, points: Array, **style: Any) -> None:
-    """Plots points (n, 2), with smaller markers for larger n."""
-    axes.scatter(points[:, 0], points[:, 1], s=float(np.clip(6000 / len(points), 3, 20)), linewidths=0, **style)
+def scatter(axes: Any, points: Array, **style: Any) -> None:
+    """Plots points (n, 2), or (n, 3) in space, with smaller markers for larger n."""
+    axes.scatter(*points.T, s=float(np.clip(6000 / len(points), 3, 20)), linewidths=0, **style)
 
 
 def with_decimals(value: float, decimals: int) -> str:

@@ -6,7 +6,7 @@ and all others as profiles of their flattened entries.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import color_sequences
@@ -256,31 +256,37 @@ def embedding(
     title: str = "Latent codes",
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Codes in the plane, coloured by class; if all codes are equal, a line of text instead.
+    """Codes in the plane or in space, coloured by class; if all codes are equal, a line of text instead.
 
     Args:
-        codes: (n, 2), for example from `project`.
+        codes: (n, 2), for example from `project`, or (n, 3).
         labels: (n,) integers, or None for a single colour. Up to 20 classes have a legend; beyond, colours repeat.
         title: what the figure shows.
         names: names of the classes; None uses their numbers, -1 for unknown.
 
     Raises:
-        InputError: codes are not (n, 2), or the numbers of codes and labels differ.
+        InputError: codes are not (n, 2) or (n, 3), or the numbers of codes and labels differ.
     """
     points = as_array(codes)
-    if points.shape[1:] != (2,):
-        raise InputError(f"codes have shape {points.shape}; expected (n, 2): project() gives that")
+    if points.shape[1:] not in ((2,), (3,)):
+        raise InputError(f"codes have shape {points.shape}; expected (n, 2) or (n, 3): project() gives that")
     classes, index = np.unique(as_array(np.zeros(len(points)) if labels is None else labels), return_inverse=True)
     if index.shape != (len(points),):
         raise InputError(
             f"labels have shape {index.shape} and there are {len(points)} codes; expected one label per code"
         )
     fig = new_figure(5.4, 4.4)
-    axes = fig.add_subplot()
+    equal = len(points) > 1 and not np.ptp(points, axis=0).any()
+    in_space = points.shape[1] == 3 and not equal
+    axes: Any = fig.add_subplot(projection="3d" if in_space else None)
     axes.set_title(title, fontsize=10)
-    axes.set_aspect("equal", adjustable="datalim")
-    tidy(axes)
-    if len(points) > 1 and not np.ptp(points, axis=0).any():
+    if in_space:
+        axes.set(xlabel="$z_0$", ylabel="$z_1$", zlabel="$z_2$")
+        axes.tick_params(labelsize=7)
+    else:
+        axes.set_aspect("equal", adjustable="datalim")
+        tidy(axes)
+    if equal:
         said = f"all {len(points)} codes are equal:\nq(z | x) does not depend on x"
         axes.text(0.5, 0.5, said, ha="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
@@ -302,6 +308,13 @@ def embedding(
     else:
         add_caption(fig, f"{len(classes)} classes; colours repeat")
     return fig
+
+
+def drawable(codes: Values) -> tuple[Array, str]:
+    """Codes as `embedding` draws them, and how they came there: three dimensions as they are, others by `project`."""
+    points = as_array(codes)
+    named = {1: "the only dimension", 2: "both dimensions", 3: "all dimensions"}
+    return points if points.shape[-1] == 3 else project(points), named.get(points.shape[-1], "t-SNE")
 
 
 def project(codes: Values, method: Literal["tsne", "pca"] = "tsne", seed: int = 0) -> Array:

@@ -18,6 +18,7 @@ from pyrolatent.declaration import Kind, PositiveFloat, PositiveInt, build, comp
 from pyrolatent.errors import InputError
 from pyrolatent.models.arrays import as_inputs
 from pyrolatent.models.components.conditional import conditional, filled
+from pyrolatent.models.components.family import CholeskyFloor
 from pyrolatent.models.latent import LatentVariableModel
 from pyrolatent.models.model import Capability, MaskInput
 
@@ -27,7 +28,7 @@ NEWTON = 100
 
 @component("linear_gaussian", "model")
 class LinearGaussian(LatentVariableModel):
-    """z ~ N(0, I / alpha), x | z ~ N(W z + b, Sigma), Sigma diagonal: probabilistic PCA and factor analysis.
+    """z ~ N(0, I / alpha), x | z ~ N(W z + b, Sigma): probabilistic PCA, factor analysis, or any other Sigma.
 
     With S the inverse of Sigma, posterior and evidence are
 
@@ -40,8 +41,8 @@ class LinearGaussian(LatentVariableModel):
     Args:
         event_shape: shape of one datapoint x; it is flattened.
         latent_dim: number of latent dimensions.
-        noise: "isotropic" (one learned variance: probabilistic PCA), "diagonal" (one for each dimension: factor
-            analysis), or the known standard deviation.
+        noise: Sigma, learned: "isotropic" (one variance: probabilistic PCA), "diagonal" (one for each dimension: factor
+            analysis) or "full"; or known: the standard deviation, one for each dimension, or the covariance matrix.
         precision: alpha.
         min_scale: lower bound of learned noise scales.
         posterior: family of an amortized posterior; None for the exact one.
@@ -56,7 +57,10 @@ class LinearGaussian(LatentVariableModel):
         event_shape: tuple[int, ...],
         *,
         latent_dim: PositiveInt,
-        noise: Literal["isotropic", "diagonal"] | PositiveFloat = "isotropic",
+        noise: Literal["isotropic", "diagonal", "full"]
+        | PositiveFloat
+        | list[PositiveFloat]
+        | list[list[float]] = "isotropic",
         precision: PositiveFloat = 1.0,
         min_scale: Annotated[float, Ge(0)] = 1e-3,
         posterior: Annotated[Any, Kind("posterior")] = None,
@@ -91,7 +95,8 @@ class LinearGaussian(LatentVariableModel):
         return self._posterior(x, mask)
 
     def _posterior(self, x: Tensor, mask: Tensor | None) -> dist.MultivariateNormal:
-        weighted, precision = self._weighted(filled(x, mask, constraints.real), mask)
+        weight, centred, _ = self._whitened(x, mask)
+        weighted, precision = self._natural(weight, centred)
         factor = torch.linalg.cholesky(precision)
         loc = torch.cholesky_solve(weighted.unsqueeze(-1), factor).squeeze(-1)
         inverse = torch.linalg.solve_triangular(
@@ -103,22 +108,19 @@ class LinearGaussian(LatentVariableModel):
     def log_evidence(self, x: Any, mask: Any = None) -> Tensor:
         """The exact log p(x) of the observed entries, (batch,), nats.
 
-        Computed by the matrix determinant and inversion lemmas, at a cost of latent_dim^3 per datapoint, and in double
-        precision, because for small noise its terms are far larger than their sum.
+        Computed by the matrix determinant and inversion lemmas, at a cost of latent_dim^3 per datapoint (and of the
+        cube of its dimensions if Sigma is not diagonal and entries are missing), and in double precision, because for
+        small noise its terms are far larger than their sum.
 
         Args:
             x: data (batch, *event_shape).
             mask: True where x is observed.
         """
         x, _, mask = as_inputs(self, x, mask=mask)
-        x = filled(x, mask, constraints.real)
-        weighted, precision = self._weighted(x, mask)
+        weight, centred, terms = self._whitened(x, mask)
+        weighted, precision = self._natural(weight, centred)
         factor = torch.linalg.cholesky(precision)
         solved = torch.linalg.solve_triangular(factor, weighted.unsqueeze(-1), upper=False).squeeze(-1)
-        _, loc, scale = (values.double() for values in self.likelihood.parameters_flat())
-        terms = dist.Normal(loc, scale).log_prob(x.flatten(1).double())
-        if mask is not None:
-            terms = torch.where(mask.flatten(1), terms, 0.0)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - factor.shape[-1] * math.log(self.precision)
         return (terms.sum(-1) + 0.5 * (solved.square().sum(-1) - log_det)).to(x)
 
@@ -148,7 +150,12 @@ class LinearGaussian(LatentVariableModel):
         Each row of (W, b) and each noise variance solves a least-squares problem over the datapoints where that
         dimension is observed, in double precision and with x centred, because moments of x far from 0 cancel. A
         dimension that is never observed keeps its noise, and its row of W goes to 0.
+
+        Raises:
+            InputError: Sigma is not diagonal, and entries are missing.
         """
+        if mask is not None and not self.likelihood.independent:
+            raise InputError("em takes missing entries where Sigma is diagonal; declare noise: diagonal")
         flat = x.flatten(1).double()
         seen = torch.ones_like(flat) if mask is None else mask.flatten(1).to(flat)
         counts = seen.sum(0).clamp(min=1)
@@ -167,6 +174,10 @@ class LinearGaussian(LatentVariableModel):
         never = seen.sum(0) == 0
         gram = gram + never[:, None, None] * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         rows = torch.linalg.solve(gram, cross.unsqueeze(-1)).squeeze(-1)
+        if not self.likelihood.independent:
+            residual = flat.T @ flat - rows @ cross.T
+            self.likelihood.set(rows[:, :-1], rows[:, -1] + mean, (residual + residual.T) / (2 * len(flat)))
+            return
         residual = (flat.square().sum(0) - (rows * cross).sum(-1)).clamp(min=0)
         if self.likelihood.noise == "diagonal":
             variance = torch.where(never, self.likelihood.parameters_flat()[2].double().square(), residual / counts)
@@ -174,24 +185,38 @@ class LinearGaussian(LatentVariableModel):
             variance = residual.sum() / seen.sum()
         self.likelihood.set(rows[:, :-1], rows[:, -1] + mean, variance.sqrt())
 
-    def _weighted(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """W' S (x - b), (batch, latent_dim), and alpha I + W' S W, (batch, latent_dim, latent_dim), in double."""
-        weight, loc, scale = (values.double() for values in self.likelihood.parameters_flat())
+    def _whitened(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """S^(1/2) W, (..., size, latent_dim), S^(1/2) (x - b), (batch, size), and the terms of log N(x; b, Sigma).
+
+        S is the inverse of Sigma among the observed entries, and missing ones are 0. All are in double precision.
+        """
+        weight, loc, noise = (values.double() for values in self.likelihood.parameters_flat())
         seen = None if mask is None else mask.flatten(1)
-        inverse = filled((scale**-2).expand(len(x), -1), seen)
-        centred = filled(x.flatten(1).double() - loc, seen)
-        identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        if mask is None:
-            gram = ((weight.T * inverse[0]) @ weight).expand(len(x), -1, -1)
+        centred = filled(filled(x, mask, constraints.real).flatten(1).double() - loc, seen)
+        weight = weight if seen is None else weight * seen.unsqueeze(-1)
+        if self.likelihood.independent:
+            weight, centred, diagonal = weight / noise.unsqueeze(-1), centred / noise, noise.expand_as(centred)
         else:
-            gram = torch.einsum("ia,ni,ib->nab", weight, inverse, weight)
-        return (centred * inverse) @ weight, self.precision * identity + gram
+            if seen is not None:  # the factor of what is observed, with 1 on the diagonal of what is not
+                both = seen.unsqueeze(-1) & seen.unsqueeze(-2)
+                noise = torch.linalg.cholesky(torch.where(both, noise @ noise.T, torch.eye(len(loc)).to(noise)))
+            weight = torch.linalg.solve_triangular(noise, weight, upper=False)
+            centred = torch.linalg.solve_triangular(noise, centred.unsqueeze(-1), upper=False).squeeze(-1)
+            diagonal = noise.diagonal(dim1=-2, dim2=-1).expand_as(centred)
+        terms = -0.5 * centred.square() - diagonal.log() - 0.5 * math.log(2 * math.pi)
+        return weight, centred, terms if seen is None else torch.where(seen, terms, 0.0)
+
+    def _natural(self, weight: Tensor, centred: Tensor) -> tuple[Tensor, Tensor]:
+        """W' S (x - b), (batch, latent_dim), and alpha I + W' S W, (batch, latent_dim, latent_dim)."""
+        gram = (weight.mT @ weight).expand(len(centred), -1, -1)
+        identity = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
+        return (weight.mT @ centred.unsqueeze(-1)).squeeze(-1), self.precision * identity + gram
 
 
 class _LinearNormal(nn.Module):
-    """p(x | z) = N(W z + b, diag(scale^2)) over events of any shape."""
+    """p(x | z) = N(W z + b, Sigma) over events of any shape."""
 
-    def __init__(self, event_shape: tuple[int, ...], latent_dim: int, noise: str | float, min_scale: float) -> None:
+    def __init__(self, event_shape: tuple[int, ...], latent_dim: int, noise: Any, min_scale: float) -> None:
         super().__init__()
         size = math.prod(event_shape)
         self.event_shape = torch.Size(event_shape)
@@ -201,29 +226,48 @@ class _LinearNormal(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size))
         self.unconstrained_scale: Tensor
         if isinstance(noise, str):
-            self.unconstrained_scale = nn.Parameter(torch.zeros(size if noise == "diagonal" else ()))
+            shape = {"isotropic": (), "diagonal": (size,), "full": (size, size)}[noise]
+            self.unconstrained_scale = nn.Parameter(torch.zeros(shape))
         else:
-            self.register_buffer("known_scale", torch.tensor(noise), persistent=False)
+            self.register_buffer("known_scale", _known(noise, size), persistent=False)
+        if not self.independent and len(event_shape) > 1:
+            raise InputError(f"a Sigma that is not diagonal is of vectors, but x has shape {event_shape}; flatten it")
+
+    @property
+    def independent(self) -> bool:
+        """Whether Sigma is diagonal."""
+        return self.noise != "full" if isinstance(self.noise, str) else self.get_buffer("known_scale").dim() < 2
 
     def parameters_flat(self) -> tuple[Tensor, Tensor, Tensor]:
-        """W (size, latent_dim), b (size,) and the noise scale (size,)."""
-        if isinstance(self.noise, str):
-            scale = self.min_scale + softplus(self.unconstrained_scale)
+        """W (size, latent_dim), b (size,) and the scales (size,) of Sigma, or its Cholesky factor (size, size)."""
+        if not isinstance(self.noise, str):
+            noise = self.get_buffer("known_scale").to(self.bias)
+        elif self.independent:
+            noise = self.min_scale + softplus(self.unconstrained_scale)
         else:
-            scale = self.get_buffer("known_scale").to(self.bias)
-        return self.weight, self.bias, scale.expand_as(self.bias)
+            noise = CholeskyFloor(self.min_scale)(self.unconstrained_scale)
+        return self.weight, self.bias, noise.expand_as(self.bias) if self.independent else noise
 
-    def set(self, weight: Tensor, bias: Tensor, scale: Tensor) -> None:
-        """Sets W, b and, if learned, the noise scale, bounded below by its floor."""
+    def set(self, weight: Tensor, bias: Tensor, noise: Tensor) -> None:
+        """Sets W, b and, if it is learned, the noise scale or Sigma itself, bounded below by its floor."""
         self.weight.copy_(weight)
         self.bias.copy_(bias)
-        if isinstance(self.noise, str):
-            above = (scale.double() - self.min_scale).clamp(min=1e-12)
+        if isinstance(self.noise, str) and self.independent:
+            above = (noise.double() - self.min_scale).clamp(min=1e-12)
             self.unconstrained_scale.copy_(above + (-torch.expm1(-above)).log())
+        elif isinstance(self.noise, str):
+            values, vectors = torch.linalg.eigh(noise.double())
+            floor = max(2 * self.min_scale, 1e-6) ** 2  # above that of the factor, which it would move
+            factor = torch.linalg.cholesky((vectors * values.clamp(min=floor)) @ vectors.T)
+            least = torch.diag((self.min_scale + 1e-6 - factor.diagonal()).clamp(min=0))
+            self.unconstrained_scale.copy_(CholeskyFloor(self.min_scale).inv(factor + least))
 
+    @torch.no_grad()
     def at_floor(self) -> bool:
         """Whether a learned noise scale has reached its floor."""
-        return isinstance(self.noise, str) and bool((self.parameters_flat()[2] <= 1.01 * self.min_scale).any())
+        noise = self.parameters_flat()[2]
+        scales = noise if self.independent else noise.diagonal()
+        return isinstance(self.noise, str) and bool((scales <= 1.01 * self.min_scale).any())
 
     def initialise(self, batch: Tensor, mask: Tensor | None = None) -> None:
         """Initialises b to the mean of the observed data."""
@@ -232,15 +276,47 @@ class _LinearNormal(nn.Module):
         self.bias.data.copy_(mean.flatten())
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
-        weight, bias, scale = self.parameters_flat()
-        loc = (z @ weight.T + bias).unflatten(-1, self.event_shape)
-        return dist.Normal(loc, scale.reshape(self.event_shape)).to_event(len(self.event_shape))
+        weight, bias, noise = self.parameters_flat()
+        flat = z @ weight.T + bias
+        if self.independent:
+            loc = flat.unflatten(-1, self.event_shape)
+            return dist.Normal(loc, noise.reshape(self.event_shape)).to_event(len(self.event_shape))
+        return dist.MultivariateNormal(flat, scale_tril=noise)
 
     def __str__(self) -> str:
         size, latent_dim = self.weight.shape
-        scale = {"isotropic": "one learned scale", "diagonal": "a learned scale for each entry"}
-        noise = scale[self.noise] if isinstance(self.noise, str) else f"scale={self.noise:.4g}"
+        learned = {
+            "isotropic": "one learned scale", "diagonal": "a learned scale for each entry", "full": "learned covariance"
+        }  # fmt: skip
+        if isinstance(self.noise, str):
+            noise = learned[self.noise]
+        elif isinstance(self.noise, list):
+            noise = "a known scale for each entry" if self.independent else "known covariance"
+        else:
+            noise = f"scale={self.noise:.4g}"
         return f"Normal(loc=W z + b, {noise}), W {size} x {latent_dim}"
+
+
+def _known(noise: Any, size: int) -> Tensor:
+    """A known scale (), scales (size,), or the Cholesky factor (size, size) of a known covariance.
+
+    Raises:
+        InputError: these are not scales of `size` dimensions, or no covariance.
+    """
+    try:
+        found = torch.as_tensor(noise, dtype=torch.float64)
+    except (TypeError, ValueError):
+        found = torch.empty(0)
+    if found.shape not in ((), (size,), (size, size)):
+        raise InputError(
+            f"noise is known as one number, {size} of them, or a matrix of {size} x {size}; it was {noise}"
+        )
+    if found.dim() == 2:
+        factor, failed = torch.linalg.cholesky_ex(found)
+        if failed or not torch.allclose(found, found.T):
+            raise InputError(f"noise was {noise}, which is no covariance: it must be symmetric and positive definite")
+        found = factor
+    return found.to(torch.get_default_dtype())
 
 
 class _Exact(nn.Module):

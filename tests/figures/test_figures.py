@@ -292,9 +292,22 @@ def test_what_a_figure_shows_stands_above_it(digits):
     assert [tick.get_text() for tick in fig.axes[0].get_xticklabels()] == ["a", "b", "c"]
 
 
+def test_codes_of_three_dimensions_are_drawn_in_space():
+    codes = np.random.default_rng(0).normal(size=(40, 3))
+    points, method = figures.drawable(codes)
+    assert_array_equal(points, codes)
+    assert method == "all dimensions"
+    (axes,) = figures.embedding(points, np.arange(40) % 4).axes
+    assert axes.name == "3d"
+    assert_array_equal(np.stack(axes.collections[0]._offsets3d, 1), codes)
+    assert figures.drawable(codes[:, :1])[1] == "the only dimension"
+    (axes,) = figures.embedding(np.ones((3, 3))).axes
+    assert "does not depend on x" in axes.texts[0].get_text()
+
+
 def test_embedding_refuses_codes_outside_the_plane_and_missing_labels():
-    with pytest.raises(InputError, match=r"\(4, 3\); expected \(n, 2\)"):
-        figures.embedding(np.ones((4, 3)))
+    with pytest.raises(InputError, match=r"\(4, 4\); expected \(n, 2\) or \(n, 3\)"):
+        figures.embedding(np.ones((4, 4)))
     with pytest.raises(InputError, match=r"\(3,\) and there are 4 codes"):
         figures.embedding(np.ones((4, 2)), [1, 2, 3])
 

@@ -7,8 +7,16 @@ import pyro.distributions as dist
 import torch
 from annotated_types import Ge, Gt, Le
 from pyro.distributions import constraints
-from pyro.distributions.transforms import SigmoidTransform, SoftplusTransform
+from pyro.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    ExpTransform,
+    PowerTransform,
+    SigmoidTransform,
+    SoftplusTransform,
+)
 from torch import Tensor, nn
+from torch.distributions.transforms import Transform
 
 from pyrolatent.declaration import Component, Kind, PositiveFloat, PositiveInt, build, component, register
 from pyrolatent.errors import InputError
@@ -22,6 +30,19 @@ Levels = Annotated[int, Ge(2), Le(65536)]
 Chosen = Literal["predicted", "learned", "learned_each"] | PositiveFloat
 """A positive parameter: predicted by the network for each element, learned (one number, or one per element of the
 event), or known."""
+
+
+ScaleBy = Literal["softplus", "log_scale", "log_variance"]
+"""What the number of a scale is."""
+SCALES: dict[str, Transform] = {
+    "softplus": SoftplusTransform(),
+    "log_scale": ExpTransform(),
+    "log_variance": ComposeTransform([AffineTransform(0.0, 0.5), ExpTransform()]),
+    "precision": ComposeTransform(
+        [SoftplusTransform(), AffineTransform(_TINY, 1.0), PowerTransform(torch.tensor(-0.5))]
+    ),
+}
+"""Maps from real numbers to scales, above their floor."""
 
 
 class _PositiveSoftplus(SoftplusTransform):
@@ -140,7 +161,7 @@ class DiscretizedLogistic(Family):
 
 @component("normal", "likelihood", "posterior")
 class Normal(Family):
-    """p(x) = prod_i N(x_i; loc_i, scale_i^2), the scale predicted with the mean, learned, or known.
+    """p(x) = prod_i N(x_i; loc_i, scale_i^2), the scale or the precision predicted with the mean, learned, or known.
 
     Args:
         event_shape: shape of one value.
@@ -148,12 +169,31 @@ class Normal(Family):
             "learned_each" (one per element of the event), or the known standard deviation, in the units of the data.
         min_scale: lower bound of a predicted or learned scale, in the units of the data; without one, a constant pixel
             would drive the density to infinity.
+        scale_by: what a predicted or learned scale is of its number u: softplus(u), exp(u) if u is a "log_scale", or
+            exp(u / 2) if it is a "log_variance".
+        precision: 1 / scale^2, in the place of `scale`: "predicted" (then softplus of its number), "learned",
+            "learned_each", or known.
     """
 
     def __init__(
-        self, event_shape: tuple[int, ...], *, scale: Chosen = "predicted", min_scale: Annotated[float, Ge(0)] = 1e-3
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        scale: Chosen = "predicted",
+        min_scale: Annotated[float, Ge(0)] = 1e-3,
+        scale_by: ScaleBy = "softplus",
+        precision: Chosen | None = None,
     ) -> None:
-        super().__init__(event_shape, dist.Normal, floors={"scale": min_scale}, **_how(scale=scale))
+        if precision is not None:
+            if scale != "predicted" or scale_by != "softplus":
+                raise InputError("normal has a scale or a precision; leave out scale and scale_by, or precision")
+            scale = precision if isinstance(precision, str) else precision**-0.5
+        if scale_by != "softplus" and not isinstance(scale, str):
+            raise InputError(
+                f"scale_by is how a number becomes a scale, but the scale is known, {scale:g}; leave it out"
+            )
+        maps = {"scale": SCALES[scale_by if precision is None else "precision"]}
+        super().__init__(event_shape, dist.Normal, floors={"scale": min_scale}, maps=maps, **_how(scale=scale))
 
 
 @component("laplace", "likelihood", "posterior")

@@ -60,6 +60,7 @@ class Family(nn.Module):
         learned: parameters that are trained but do not depend on u: one number ("shared") or one per element ("each").
         floors: lower bounds of positive parameters, and of the diagonals of Cholesky factors.
         ceilings: upper bounds c of positive parameters: t = softplus(u) becomes t / (1 + t / c).
+        maps: maps from real to positive numbers, of positive parameters that are not a softplus.
         axes: sizes of parameter axes that the event does not determine, such as the levels of a Categorical's logits.
 
     Attributes:
@@ -90,6 +91,7 @@ class Family(nn.Module):
         learned: Mapping[str, Literal["shared", "each"]] | None = None,
         floors: Mapping[str, float] | None = None,
         ceilings: Mapping[str, float] | None = None,
+        maps: Mapping[str, Transform] | None = None,
         axes: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
@@ -99,6 +101,7 @@ class Family(nn.Module):
         self.distribution = distribution
         self.constants = dict(constants or {})
         self.floors, self.ceilings = dict(floors or {}), dict(ceilings or {})
+        self.maps = dict(maps or {})
         self.transforms: dict[str, Transform] = {}
         self.shapes: dict[str, torch.Size] = {}
         self.learned = nn.ParameterDict()
@@ -118,7 +121,7 @@ class Family(nn.Module):
             raise self._refuse(f"learned was given {min(other)!r}; {choices(min(other), ('shared', 'each'))}")
         for name, constraint in free.items():
             try:
-                transform = _transform(constraint, self.floors.get(name, 1e-12), self.ceilings.get(name))
+                transform = self._transform(name, constraint)
             except NotImplementedError as error:
                 raise self._refuse(f"{name!r} has no map from unconstrained numbers ({error})") from error
             trailing = self._trailing_shape(name, constraint, event, (axes or {}).get(name))
@@ -199,8 +202,7 @@ class Family(nn.Module):
         free = self._free_parameters()
         for name, power in (units or {}).items():
             if name in free:
-                floor, ceiling = self.floors.get(name, 1e-12), self.ceilings.get(name)
-                self.transforms[name] = _transform(free[name], floor, ceiling, _InUnits(scaling, name, power))
+                self.transforms[name] = self._transform(name, free[name], _InUnits(scaling, name, power))
 
     @torch.no_grad()
     def at_floor(self) -> bool:
@@ -225,6 +227,10 @@ class Family(nn.Module):
 
     def _refuse(self, reason: str) -> InputError:
         return InputError(f"{self.distribution.__name__} cannot be a family over {tuple(self.event_shape)}: {reason}")
+
+    def _transform(self, name: str, constraint: constraints.Constraint, units: Transform | None = None) -> Transform:
+        floor, ceiling = self.floors.get(name, 1e-12), self.ceilings.get(name)
+        return _transform(constraint, floor, ceiling, units, self.maps.get(name, Softplus()))
 
     def _own_event_dim(self) -> int:
         if not self.event_shape:
@@ -305,7 +311,7 @@ class _InUnits(Transform):
         return self.scaling.loc + unit * x if self.name == "loc" else unit * x
 
 
-class _CholeskyFloor(SoftplusLowerCholeskyTransform):
+class CholeskyFloor(SoftplusLowerCholeskyTransform):
     """L = softplus on the diagonal, identity below it, in other units if any, plus a floor on the diagonal."""
 
     def __init__(self, floor: float, units: Transform | None = None) -> None:
@@ -348,24 +354,29 @@ def continuous(constraint: constraints.Constraint | None) -> bool:
 
 
 def _transform(
-    constraint: constraints.Constraint, floor: float, ceiling: float | None = None, units: Transform | None = None
+    constraint: constraints.Constraint,
+    floor: float,
+    ceiling: float | None,
+    units: Transform | None,
+    positive: Transform,
 ) -> Transform:
-    """Softplus instead of exp for positive numbers; torch's own transform for every other constraint.
+    """The given map for positive numbers; torch's own transform for every other constraint.
 
     Args:
         constraint: that of the parameter.
         floor: lower bound of positive parameters.
         ceiling: upper bound of positive parameters.
         units: the parameter in the units of x, in which floor and ceiling are.
+        positive: the map from real to positive numbers.
     """
     if isinstance(constraint, type(constraints.lower_cholesky)):
-        return _CholeskyFloor(floor, units)
+        return CholeskyFloor(floor, units)
     if isinstance(constraint, type(constraints.independent(constraints.real, 1))):
-        return _transform(constraint.base_constraint, floor, ceiling, units)
+        return _transform(constraint.base_constraint, floor, ceiling, units, positive)
     steps = [] if units is None else [units]
     if isinstance(constraint, type(constraints.positive) | type(constraints.nonnegative)):
         lower = float(constraint.lower_bound) + floor
-        steps = [Softplus(), *steps, *([_Ceiling(ceiling)] if ceiling else [])]
+        steps = [positive, *steps, *([_Ceiling(ceiling)] if ceiling else [])]
         return ComposeTransform([*steps, *([AffineTransform(lower, 1.0)] if lower else [])])
     return ComposeTransform([transform_to(constraint), *steps]) if steps else transform_to(constraint)
 

@@ -14,7 +14,7 @@ from pyrolatent.declaration import Kind, PositiveFloat, PositiveInt, build, comp
 from pyrolatent.errors import InputError
 from pyrolatent.models.components import distributions as ours
 from pyrolatent.models.components.conditional import Conditional, one_hot
-from pyrolatent.models.components.families import Normal
+from pyrolatent.models.components.families import Normal, ScaleBy
 from pyrolatent.models.isolation import evaluation_mode
 
 
@@ -283,6 +283,7 @@ class LabelNormalPrior(nn.Module):
         latent_dim: number of latent dimensions.
         label_dim: number of classes or width of the label.
         network: the network from the label to loc and scale.
+        scale_by: what the scale is of its number, as of the family `normal`.
     """
 
     def __init__(
@@ -291,13 +292,14 @@ class LabelNormalPrior(nn.Module):
         label_dim: int,
         *,
         network: Annotated[Any, Kind("network")] = {"mlp": {"hidden": ()}},  # noqa: B006 (only read)
+        scale_by: ScaleBy = "softplus",
     ) -> None:
         super().__init__()
         if not label_dim:
             raise InputError(
                 "prior label_normal is p(z | y), but the model has no labels; declare conditional_vae on labelled data"
             )
-        family = Normal((latent_dim,))
+        family = Normal((latent_dim,), scale_by=scale_by)
         built = build("network", network, input_shape=(label_dim,), output_shape=family.unconstrained_shape)
         self.conditional = Conditional(built, family, (label_dim,))
 

@@ -191,6 +191,22 @@ class RestrictedBoltzmannMachine(UnnormalisedDensity):
             return total
         return torch.where(y < 0, total, joint.gather(-1, y.clamp(min=0)[:, None]).squeeze(-1))
 
+    def energy(self, x: Any, h: Any, y: Any = None) -> Tensor:
+        """E(x, h), (batch,), with label units E(x, y, h), whose free energy is F = -log ∑_h exp(-E).
+
+        Args:
+            x: data (batch, *event_shape).
+            h: states of the hidden units in {0, 1}, (batch, hidden).
+            y: labels (batch,), which a model with label units needs.
+        """
+        if self.label_dim and (y is None or bool((torch.as_tensor(y) < 0).any())):
+            raise InputError("the energy of x and h is also of y; give the label of every row")
+        v, field = self.state(x, y)
+        h = torch.as_tensor(h).to(field)
+        if h.shape != field.shape:
+            raise InputError(f"h has shape {tuple(h.shape)}; expected a state for each row, {tuple(field.shape)}")
+        return -(v @ self.visible_bias) - self.units.log_base(v) - (h * field).sum(-1)
+
     def class_energies(self, x: Any) -> Tensor:
         """F(x, y) of every class, (batch, label_dim)."""
         if not self.label_dim:

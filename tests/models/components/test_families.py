@@ -635,3 +635,30 @@ def test_by_class_takes_numbers_and_lists() -> None:
     built = build("likelihood", {"Gumbel": {"scale": [0.5, 1.0, 2.0]}}, event_shape=(3,))
     assert built.unconstrained_shape == (3,)
     torch.testing.assert_close(built(torch.zeros(2, 3)).scale[0], torch.tensor([0.5, 1.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "scale"),
+    [({}, math.log1p(math.exp(0.8))), ({"scale_by": "log_scale"}, math.exp(0.8)),
+     ({"scale_by": "log_variance"}, math.exp(0.4)), ({"precision": "predicted"}, math.log1p(math.exp(0.8)) ** -0.5),
+     ({"precision": 4.0}, 0.5)],
+)  # fmt: skip
+def test_scales_of_normals_are_declared_by_what_their_number_is(options: dict[str, Any], scale: float) -> None:
+    built = Normal((2,), min_scale=0.1, **options)
+    found = built(torch.full((1, *built.unconstrained_shape), 0.8)).scale
+    floor = 0.0 if options == {"precision": 4.0} else 0.1
+    torch.testing.assert_close(found, torch.full((1, 2), scale + floor), rtol=1e-5, atol=0)
+    if options.get("scale_by"):
+        learned = Normal((2,), scale="learned", **options)
+        torch.testing.assert_close(learned(torch.zeros(1, 2)).scale, torch.full((1, 2), 1.001))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"precision": 1.0, "scale": 2.0}, "has a scale or a precision"),
+     ({"precision": "learned", "scale_by": "log_scale"}, "has a scale or a precision"),
+     ({"scale_by": "log_variance", "scale": 2.0}, "but the scale is known, 2")],
+)  # fmt: skip
+def test_scales_that_are_declared_twice_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Normal((2,), **options)

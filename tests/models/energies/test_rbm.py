@@ -58,6 +58,8 @@ def test_log_z_free_energy_and_conditionals_are_the_enumerations(kind: str, labe
     assert model.log_z().item() == pytest.approx(log_p.flatten().logsumexp(0).item(), abs=1e-9)
     y = torch.arange(labels).repeat(len(x) // labels) if labels else None
     torch.testing.assert_close(model.free_energy(x, y), -log_p.logsumexp(-1))
+    each = torch.stack([model.energy(x, row.expand(len(x), -1), y) for row in h], 1)
+    torch.testing.assert_close(each, -log_p)
     torch.testing.assert_close(model.encode(x, y), log_p.softmax(-1) @ h)
     torch.testing.assert_close(model.log_prob(x, y).exp().sum(), torch.tensor(1.0))
     if labels:
