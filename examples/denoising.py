@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--sweeps", type=int, default=200)
+    parser.add_argument("--sweeps", type=int, default=200, help="of the chains that learn the rate or scale")
     asked = parser.parse_args()
     shown = []
     for name, (binarize, likelihood, corruption) in NOISES.items():
@@ -55,7 +55,7 @@ def main() -> None:
         found = {
             "noisy": noisy,
             "encoder": tasks.reconstruct(model, noisy),
-            "denoise": tasks.denoise(model, noisy, corruption, draws=10, sweeps=asked.sweeps).mean,
+            "denoise": tasks.denoise(model, noisy, corruption, draws=10).mean,
             "rate or scale learned": learned.mean,
             "encoder, corrupt": tasks.reconstruct(other, noisy),
             "PCA": torch.from_numpy(pca.inverse_transform(pca.transform(noisy.flatten(1)))).reshape(x.shape),

@@ -38,6 +38,17 @@ SHARE, WEIGHT = 0.02, 5.0  # of labelled codes, and of log q(y | x) for each: 0.
 DRAWS = 5  # of q(z | x) of each image
 
 
+class Showing(pl.Callback):
+    """Prints an error of the model after each epoch."""
+
+    def __init__(self, error: Callable[[pl.SemiSupervisedVAE], float]) -> None:
+        self.error = error
+
+    def on_epoch(self, fit: pl.Fit) -> None:
+        """Prints it."""
+        print(f"epoch {len(fit.history)}: {self.error(fit.model):.2f} %", flush=True)
+
+
 class FewLabels:
     """The errors of one seed and one number of labels, in per cent of the test images."""
 
@@ -95,7 +106,7 @@ class FewLabels:
         experiment = pl.Experiment.load(path, changed)
         data = experiment.load_data(self.asked.data_dir)
         model, x = experiment.build(data), data.test.batch(slice(None)).x
-        experiment.fit(model, data, self.trace(x), sys.stdout.isatty())
+        experiment.fit(model, data, sys.stdout.isatty(), self.trace(x))
         return self.error(model, x)
 
     def m1_m2(self) -> float:
@@ -116,7 +127,7 @@ class FewLabels:
         options = {"encoder": network, "decoder": network, "classifier": network, "likelihood": "normal"}
         model = pl.SemiSupervisedVAE(data.event_shape, 10, latent_dim=20, classifier_weight=WEIGHT, **options)
         pl.fit(
-            model, data, self.trace(test[:, used]), sys.stdout.isatty(), objective="analytic_elbo",
+            model, data, sys.stdout.isatty(), self.trace(test[:, used]), objective="analytic_elbo",
             epochs=self.asked.m1_m2_epochs, batch_size=60, optimizer={"Adam": {"lr": 1e-3}}, seed=self.seed,
         )  # fmt: skip
         return self.error(model, test[:, used])
@@ -125,13 +136,9 @@ class FewLabels:
         """The classifier's error."""
         return 100 * float((tasks.classify(model, x).argmax(-1) != self.test.y).float().mean())
 
-    def trace(self, x: Tensor) -> Callable[[pl.Fit], None] | None:
-        """What prints the error after each epoch, if asked to."""
-
-        def show(fit: pl.Fit) -> None:
-            print(f"    epoch {fit.history[-1]['epoch']}: {self.error(fit.model, x):.2f}", flush=True)
-
-        return show if self.asked.trace else None
+    def trace(self, x: Tensor) -> list[pl.Callback]:
+        """Prints the error after each epoch, if that is asked for."""
+        return [Showing(lambda model: self.error(model, x))] if self.asked.trace else []
 
 
 def main() -> None:
