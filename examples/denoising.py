@@ -56,7 +56,7 @@ def main() -> None:
             "noisy": noisy,
             "encoder": tasks.reconstruct(model, noisy),
             "denoise": tasks.denoise(model, noisy, corruption, draws=10).mean,
-            "rate or scale learned": learned.mean,
+            "denoise, learned": learned.mean,
             "encoder, corrupt": tasks.reconstruct(other, noisy),
             "PCA": torch.from_numpy(pca.inverse_transform(pca.transform(noisy.flatten(1)))).reshape(x.shape),
             "median filter": torch.from_numpy(median_filter(noisy.numpy(), size=(1, 1, 3, 3))),
