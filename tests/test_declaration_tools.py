@@ -17,10 +17,10 @@ from pyrolatent.models.components.priors import NormalPrior
 def test_complete_writes_defaults_out_and_rebuilds_the_same() -> None:
     short = {"vae": {"latent_dim": 2, "decoder": {"mlp": {"hidden": (3,)}}}}
     full = complete("model", short)
-    assert full["vae"].keys() | {"missingness"} == declaration.registered("model")["vae"].options.keys()
+    assert full["vae"].keys() | {"missingness", "corrupt"} == declaration.registered("model")["vae"].options.keys()
     assert full["vae"]["encoder"]["mlp"].keys() == declaration.registered("network")["mlp"].options.keys()
     assert full["vae"]["decoder"] == {"mlp": full["vae"]["encoder"]["mlp"] | {"hidden": (3,)}}
-    assert full["vae"]["posterior"] == {"normal": {"scale": "predicted", "min_scale": 1e-3}}
+    assert full["vae"]["posterior"] == {"normal": {"scale": "predicted", "min_scale": 1e-3, "scale_by": "softplus"}}
     assert complete("model", full) == full
     assert str(build("model", full, event_shape=(4,))) == str(build("model", short, event_shape=(4,)))
 

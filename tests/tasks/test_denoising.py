@@ -107,8 +107,13 @@ CASES: dict[str, tuple[str, Any, Any, Tensor, Tensor, float]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sweeps", [0, 60])
-@pytest.mark.parametrize("name", CASES)
+FAST = {("normal", 0), ("beta", 0), ("bernoulli and flips", 60)}
+MOMENTS = [(name, sweeps) for name in CASES for sweeps in (0, 60)]
+
+
+@pytest.mark.parametrize(
+    ("name", "sweeps"), [pytest.param(*case, marks=[pytest.mark.slow] * (case not in FAST)) for case in MOMENTS]
+)
 def test_clean_data_have_the_moments_of_their_posterior(name: str, sweeps: int) -> None:
     likelihood, corruption, log_noise, noisy, nodes, cell = CASES[name]
     mean, variance = by_quadrature(likelihood, log_noise, noisy.double(), nodes.double(), cell)
@@ -140,6 +145,7 @@ def test_linear_gaussian_models_are_denoised_as_in_closed_form() -> None:
     assert standardised.std() == pytest.approx(1, abs=4 / math.sqrt(2 * 1200))
 
 
+@pytest.mark.slow
 def test_an_unknown_scale_is_drawn_from_its_posterior() -> None:
     torch.manual_seed(0)
     model = LinearGaussian((6,), latent_dim=2, noise=0.3).double().eval()
@@ -163,6 +169,7 @@ def test_an_unknown_scale_is_drawn_from_its_posterior() -> None:
     assert found.number_sd == pytest.approx(deviation.item(), rel=0.4)
 
 
+@pytest.mark.slow
 def test_an_unknown_rate_of_flips_is_found() -> None:
     torch.manual_seed(0)
     model = LogisticBernoulli((30,), latent_dim=1).double().eval()
@@ -176,6 +183,7 @@ def test_an_unknown_rate_of_flips_is_found() -> None:
     assert (found.mean.round() != clean).double().mean() < 0.6 * flip.double().mean()
 
 
+@pytest.mark.slow
 def test_a_blur_is_removed_as_in_closed_form() -> None:
     torch.manual_seed(0)
     model = LinearGaussian((5, 5), latent_dim=2, noise=0.3).double().eval()

@@ -240,5 +240,5 @@ def test_a_scale_of_the_plate_stands_outside_the_logarithm() -> None:
         torch.manual_seed(0)
         losses.append(IWAE(particles=5).loss(*pair, x))
     assert losses[1] == pytest.approx(10 * losses[0], rel=1e-6)
-    with pytest.raises(InputError, match=r"scaled by 10\.0 and .* by 1\.0"):
+    with pytest.raises(InputError, match=r"scaled by 10 and .* by 1,"):
         weigh(scaled(model.generate), model.infer, x)
