@@ -51,12 +51,10 @@ def _apply(
     from pyrolatent.experiments import applied
 
     data_dir, memory, trust, as_json = where
-    if output is not None:
-        applied.format_of(output)
     loaded = pl.Run.load(run, trust=trust)
     with limited_to(memory):
-        chosen = applied.rows_of(loaded, data, split=split, rows=rows, data_dir=data_dir)
-        _print(loaded, applied.TASKS[task](loaded, chosen, **options), output, as_json)
+        chosen: dict[str, Any] = {"split": split, "rows": rows, "data_dir": data_dir}
+        _print(loaded, applied.result(loaded, task, data, output, **chosen, **options), output, as_json)
 
 
 def _print(run: "pl.Run", result: Any, output: Path | None, as_json: bool) -> None:
@@ -203,10 +201,8 @@ def traverse_command(
     """Vary each latent over the quantiles of its prior, with the others at their mean."""
     from pyrolatent.experiments import applied
 
-    if output is not None:
-        applied.format_of(output)
     loaded = pl.Run.load(run, trust=trust)
-    result = applied.traverse(loaded, steps=steps, label=label, plane=_pair(plane))
+    result = applied.result(loaded, "traverse", output=output, steps=steps, label=label, plane=_pair(plane))
     _print(loaded, result, output, as_json)
 
 
@@ -231,16 +227,13 @@ def sample_command(
     """Draw from the model, of a class, at a condition or near a row."""
     from pyrolatent.experiments import applied
 
-    if output is not None:
-        applied.format_of(output)
     if data is not None and near is None:
         raise InputError("--data holds the row that --near names; give both, or neither")
     loaded = pl.Run.load(run, trust=trust)
     with limited_to(memory):
         row = None if near is None else applied.rows_of(loaded, data, split=split, rows=near, data_dir=data_dir)
-        result = applied.sample(
-            loaded, size, label=label, near=row, mean=mean, sweeps=sweeps, kernel=kernel_of(kernel), seed=seed
-        )
+        options: dict[str, Any] = {"label": label, "near": row, "mean": mean, "sweeps": sweeps, "seed": seed}
+        result = applied.result(loaded, "sample", output=output, size=size, kernel=kernel_of(kernel), **options)
     _print(loaded, result, output, as_json)
 
 

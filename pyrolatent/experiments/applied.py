@@ -19,6 +19,7 @@ from pyrolatent.declaration import build, choices
 from pyrolatent.errors import InputError, validate_seed
 from pyrolatent.figures import latent as figures
 from pyrolatent.inference.draws import labels_for
+from pyrolatent.inference.evidence.psis import khat_threshold
 from pyrolatent.models.arrays import as_labels
 from pyrolatent.models.model import Capability
 
@@ -321,11 +322,12 @@ def score(
             f"{int(judged.by_typicality.sum())} of {len(rows)} rows are further than {judged.distance:.2f} from their "
             f"mean, {judged.centre:.2f}; a density alone can rank outliers above data, so look at both",
         ]
-    unreliable = int((found["khat"] > 0.7).sum()) if "khat" in found else 0
+    threshold = khat_threshold(particles) if particles > 1 else 0.7
+    unreliable = int((found["khat"] > threshold).sum()) if "khat" in found else 0
     if unreliable:
         said.append(
-            f"the errors of {unreliable} of {len(rows)} rows cannot be relied on (k-hat above 0.7); give more "
-            "particles, or refine their posteriors"
+            f"the errors of {unreliable} of {len(rows)} rows cannot be relied on (k-hat above {threshold:.2f}); give "
+            "more particles, or refine their posteriors"
         )
     given = "x | y" if run.model.conditional else "x"
 
@@ -493,6 +495,26 @@ def impute(
         )
 
     return Result("imputed", drawn if len(drawn) > 1 else drawn[0], cells if columns else None, figure)
+
+
+def result(
+    run: Trained,
+    task: str,
+    source: Any = None,
+    output: str | Path | None = None,
+    *,
+    split: str = "test",
+    rows: str | None = None,
+    data_dir: Path | None = None,
+    **options: Any,
+) -> Result:
+    """The result of a task; arguments as in `Run.apply`, of which `output` is refused before anything is computed."""
+    if task not in TASKS:
+        raise InputError(f"there is no task {task!r}; {choices(task, TASKS)}")
+    if output is not None:
+        format_of(output)
+    chosen = [] if task in WITHOUT_ROWS else [rows_of(run, source, split=split, rows=rows, data_dir=data_dir)]
+    return TASKS[task](run, *chosen, **options)
 
 
 TASKS: dict[str, Callable[..., Result]] = {

@@ -383,12 +383,8 @@ class Run:
         Raises:
             InputError: the rows do not fit the model, the task is none of its, or there is no such format.
         """
-        if output is not None:
-            applied.format_of(output)
-        chosen = []
-        if task not in applied.WITHOUT_ROWS:
-            chosen = [applied.rows_of(self, source, split=split, rows=rows, data_dir=data_dir)]
-        return self.write(applied.TASKS[task](self, *chosen, **options), output)
+        where: dict[str, Any] = {"split": split, "rows": rows, "data_dir": data_dir}
+        return self.write(applied.result(self, task, source, output, **where, **options), output)
 
     def export(self, part: Any, path: str | Path | None = None) -> Path:
         """Writes the encoder or the decoder as a program of torch alone, to PART.pt2 in the run unless told otherwise.

@@ -16,7 +16,6 @@ from pyrolatent.errors import InputError
 from pyrolatent.inference.draws import decoded, draw, log_weights_at
 from pyrolatent.inference.weights import Inputs
 from pyrolatent.models.latent import LatentVariableModel
-from pyrolatent.models.model import Capability
 
 RHAT = 1.1
 """The split R-hat above which chains have not mixed (Gelman et al. 2013)."""
@@ -24,19 +23,17 @@ RHAT = 1.1
 
 @dataclass(frozen=True)
 class Chains:
-    """The last states of chains, one for each row of a batch, and how they moved.
+    """The last states of chains, one for each row of a batch, and the trace by which they are judged.
 
     Attributes:
         x: x given the latents and what was seen, (chains, *event_shape).
         latents: by site, (chains, ...).
         kept: log p(x, z) after each sweep of the second half, (sweeps, chains), nats.
-        accepted: share of the proposals that were accepted, (chains,).
     """
 
     x: Tensor
     latents: dict[str, Tensor]
     kept: Tensor
-    accepted: Tensor
 
 
 @torch.no_grad()
@@ -61,13 +58,13 @@ def metropolis_within_gibbs(
     Raises:
         InputError: the posterior can score only its own draws, or is of what is missing too.
     """
-    if Capability.ANY_DRAW_SCORED not in model.offers or model.missingness is not None:
+    if not model.scores_any_value or model.missingness is not None:
         why = "draws missing values as a latent" if model.missingness is not None else "scores only its own draws"
         raise InputError(
             f"the posterior of {type(model).__name__} {why}, so that Gibbs sampling cannot use it; resample"
         )
     kept: list[Tensor] = []
-    accepted = x = torch.zeros(())
+    x = torch.zeros(())
     for sweep in range(sweeps + 1):
         likelihood = decoded(model, latents, y, [len(next(iter(latents.values())))])
         x = complete(likelihood)
@@ -83,10 +80,9 @@ def metropolis_within_gibbs(
         latents = {
             site: torch.where(_like(taken, value), proposed.latents[site][0], value) for site, value in latents.items()
         }
-        accepted = accepted + taken / sweeps
         if sweep >= sweeps // 2:
             kept.append(torch.where(taken, (proposed.log_likelihood + proposed.log_prior)[0], log_joint))
-    return Chains(x, latents, torch.stack(kept), accepted)
+    return Chains(x, latents, torch.stack(kept))
 
 
 def _like(rows: Tensor, values: Tensor) -> Tensor:

@@ -136,6 +136,17 @@ def encoded(model: LatentVariableModel, inputs: Inputs) -> LocalPosterior:
     return LocalPosterior(model, numbers, frozenset(added))
 
 
+def refinable(model: LatentVariableModel, inputs: Inputs) -> bool:
+    """Whether `refine` takes the posteriors of a model, tried on the first of these datapoints."""
+    x, y, mask = (None if field is None else field[:1] for field in inputs)
+    assert x is not None
+    try:
+        encoded(model, (x, y, mask))
+    except InputError:
+        return False
+    return True
+
+
 def nearest_to_prior(
     posterior: LocalPosterior, inputs: Inputs, *, start: LocalPosterior | None = None, steps: int = PRIOR_STEPS
 ) -> LocalPosterior:

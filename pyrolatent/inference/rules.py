@@ -186,8 +186,8 @@ def require_support(model: LatentVariableModel, inputs: Inputs, *, grey: bool = 
     Raises:
         InputError: some do not.
     """
-    x, _, mask = inputs
-    support: Any = model.observation(poutine.trace(model.generate).get_trace(*inputs))["fn"].support
+    x, y, mask = inputs
+    support: Any = model.observation(poutine.trace(model.generate).get_trace(x, y))["fn"].support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     allowed = constraints.unit_interval if grey and support is constraints.boolean else support

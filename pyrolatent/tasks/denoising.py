@@ -1,7 +1,7 @@
 """Removing noise as inference: draws of z given noisy data, and the clean data given both."""
 
+import copy
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from pyrolatent.declaration import build
 from pyrolatent.errors import InputError, at_least, at_least_one
 from pyrolatent.inference.draws import MAX_ELEMENTS, decoded, repeated, resampled
-from pyrolatent.inference.evidence.psis import khat, khat_threshold
+from pyrolatent.inference.evidence.psis import khat, too_large
 from pyrolatent.inference.gibbs import RHAT, metropolis_within_gibbs, split_rhat
-from pyrolatent.inference.refine import refine
+from pyrolatent.inference.monte_carlo import log_mean
+from pyrolatent.inference.refine import refinable, refine
 from pyrolatent.inference.rules import require_latents
 from pyrolatent.inference.weights import Inputs
 from pyrolatent.models.arrays import as_inputs, as_numbers
@@ -91,7 +92,7 @@ def denoise(
     require_latents(model)
     if not model.encodes_datapoints or model.global_sites or model.missingness is not None:
         raise InputError("denoise is for models whose latents all belong to a datapoint and none to what is missing")
-    noise: Corruption = build("corruption", corruption)
+    noise: Corruption = copy.deepcopy(build("corruption", corruption))  # it learns, and an instance is the caller's
     noise.number = as_numbers(model, noise.number, "corruption")
     count = (SWEEPS if noise.learned else 0) if sweeps is None else sweeps
     if (count and count < 4) or (noise.learned and not count):
@@ -101,18 +102,21 @@ def denoise(
         raise InputError("x has missing values, which denoise does not take; impute fills them")
     at_once = max(1, MAX_ELEMENTS // (draws * model.event_shape.numel()))
     found: list[Denoised] = []
+    unsure: list[Tensor] = []
     with evaluating_alone(model), pyro.validation_enabled(False):
         for start in range(0, len(noisy), at_once):
             rows = slice(start, start + at_once)
             inputs = noisy[rows], None if labels is None else labels[rows], None
-            found.append(_denoised(model, inputs, noise, draws, particles, refined, count))
+            part, log_weights = _denoised(model, inputs, noise, draws, particles, refined, count)
+            found.append(part)
+            unsure.append(too_large(part.khat, log_mean(log_weights)[2].to(part.khat), len(log_weights)))
             if noise.learned:  # all data have one number, which the first of them determine
                 noise.learned = False
                 noise.number.fill_(found[0].number)
     khats = torch.cat([part.khat for part in found])
     rhats = [part.rhat for part in found if part.rhat is not None]
     rhat = torch.cat(rhats) if rhats else None
-    few = int((khats > khat_threshold(particles)).sum()) if rhat is None else int((rhat > RHAT).sum())
+    few = int(torch.cat(unsure).sum()) if rhat is None else int((rhat > RHAT).sum())
     if few:
         said = (
             f"rest on few draws of z in {few} of {len(noisy)} datapoints, whose k-hat is too large; give more particles"
@@ -132,7 +136,8 @@ def denoise(
 
 def _denoised(
     model: LatentVariableModel, inputs: Inputs, noise: Corruption, draws: int, particles: int, refined: int, sweeps: int
-) -> Denoised:
+) -> tuple[Denoised, Tensor]:
+    """The result for a batch, and the log-weights that z was resampled by, (particles, batch)."""
     x, y, _ = inputs
     noisy, labels = repeated(x, draws), None if y is None else repeated(y, draws)
     for _ in range(ROUNDS if noise.learned else 1):
@@ -161,7 +166,7 @@ def _denoised(
         mean, drawn = sums / len(numbers), chains.x
         rhat = split_rhat(chains.kept.unflatten(1, (draws, len(x))))
     of_number = torch.stack(numbers).double()
-    return Denoised(
+    found = Denoised(
         mean.unflatten(0, (draws, len(x))).mean(0),
         drawn.unflatten(0, (draws, len(x))),
         of_number.mean().item(),
@@ -169,6 +174,7 @@ def _denoised(
         khat(log_weights),
         rhat,
     )
+    return found, log_weights
 
 
 def _posterior(
@@ -176,8 +182,6 @@ def _posterior(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draws of z given noisy data by site, (draws * batch, ...), and the log-weights that they were resampled by."""
     with Behind(noise, model.observed_site):
-        guide = None
-        with suppress(InputError):  # its posterior is no network and family
-            guide = refine(model, *inputs, steps=refined) if refined else None
+        guide = refine(model, *inputs, steps=refined) if refined and refinable(model, inputs) else None
         latents, log_weights = resampled(model, inputs, particles, draws, guide)
     return {site: value.flatten(0, 1) for site, value in latents.items()}, log_weights

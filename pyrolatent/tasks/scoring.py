@@ -16,7 +16,7 @@ from pyrolatent.inference.evidence import importance
 from pyrolatent.inference.evidence.energies import ais, exact_log_z
 from pyrolatent.inference.evidence.psis import khat
 from pyrolatent.inference.monte_carlo import log_mean
-from pyrolatent.inference.refine import encoded, refine
+from pyrolatent.inference.refine import refinable, refine
 from pyrolatent.inference.rules import require_support
 from pyrolatent.inference.weights import Inputs
 from pyrolatent.models.arrays import as_inputs
@@ -36,8 +36,8 @@ class RowScores:
     Attributes:
         log_p: log p(x), (batch,), float64.
         error: its Monte Carlo standard error, (batch,); 0 where it is exact.
-        khat: k-hat of the importance weights, (batch,), above 0.7 where the error cannot be relied on; None where there
-            are none.
+        khat: k-hat of the importance weights, (batch,); above `khat_threshold` of their number, 0.7 for 2,200 or more,
+            the error cannot be relied on. None where there are none.
     """
 
     log_p: Tensor
@@ -105,13 +105,8 @@ def _score(model: Any, x: Any, y: Any, mask: Any, particles: int, refined: int |
 
 def default_steps(model: Any, inputs: Inputs) -> int:
     """How long to refine posteriors: not at all, unless x has gaps that the encoder was not trained with."""
-    if inputs[2] is None or model.sees_gaps or bool(inputs[2].all()):
-        return 0
-    try:
-        encoded(model, (inputs[0][:1], None if inputs[1] is None else inputs[1][:1], inputs[2][:1]))
-    except InputError:
-        return 0
-    return STEPS
+    unseen = inputs[2] is not None and not model.sees_gaps and not bool(inputs[2].all())
+    return STEPS if unseen and refinable(model, inputs) else 0
 
 
 def _of_batch(model: Any, inputs: Inputs, particles: int, refined: int) -> tuple[Tensor, Tensor, Tensor]:

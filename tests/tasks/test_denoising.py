@@ -257,3 +257,24 @@ def test_an_encoder_trained_under_noise_sees_it_in_training_alone() -> None:
     assert model.train().seen(x).std() == pytest.approx(2, rel=0.1)
     with pytest.raises(InputError, match="give corrupt its rate or scale"):
         VAE((3,), latent_dim=1, corrupt="flips")
+
+
+def test_an_instance_learns_anew_each_time() -> None:
+    noise = build("corruption", "flips")
+    before = noise.number.clone()
+    denoise(of("bernoulli"), [[1.0, 0.0, 1.0]], noise, draws=1, sweeps=4)
+    assert noise.learned
+    assert torch.equal(noise.number, before)
+
+
+def test_densities_are_not_scored_at_values_that_replace_them() -> None:
+    """A beta density at 0 is 0 or infinite, which its gradient must not see."""
+    torch.manual_seed(0)
+    model = VAE((3,), latent_dim=1, likelihood="beta")
+    noise = build("corruption", {"salt_and_pepper": {"rate": 0.2}})
+    z = torch.zeros(1, 1, requires_grad=True)
+    model.requires_grad_(False)
+    noise.given(model.decode(z), torch.tensor([[0.0, 0.3, 1.0]])).log_evidence.sum().backward()
+    assert torch.isfinite(z.grad).all()
+    with pytest.raises(InputError, match="1 noisy values are neither"):
+        denoise(model, [[0.0, 1.5, 1.0]], noise, draws=1)

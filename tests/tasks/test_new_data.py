@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -286,3 +287,32 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
         export(VAE((4,), latent_dim=2), "decoder", tmp_path / "x.onnx")
     with pytest.raises(InputError, match="there is no part 'prior' to export"):
         export(VAE((4,), latent_dim=2), "prior", tmp_path / "x.pt2")  # type: ignore[arg-type]
+
+
+def test_any_covariance_is_scored_with_gaps_in_closed_form() -> None:
+    torch.manual_seed(0)
+    model = LinearGaussian((3,), latent_dim=1, noise="full").double()
+    x = torch.tensor([[2.0, 1.0, math.nan]], dtype=torch.float64)
+    exact = model.log_evidence(torch.tensor([[2.0, 1.0, 0.0]]).double(), torch.tensor([[True, True, False]]))
+    torch.testing.assert_close(score(model, x).log_p, exact.detach())
+    with pytest.raises(InputError, match="does not factorise over its elements"):
+        impute(model, x)
+
+
+def test_chains_refuse_a_guide_with_auxiliary_sites() -> None:
+    """Its density of z is an integral over them, which the acceptance would need."""
+
+    def program(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), torch.ones(2)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            shift = pyro.sample("shift", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(shift + pyro.param("loc", torch.zeros(())), 1.0))
+
+    model = pl.from_pyro(program, guide)
+    pl.fit(model, pl.load_data(torch.randn(40, 2).numpy()), epochs=1, progress=False, objective="elbo")
+    with pytest.raises(InputError, match="scores only its own draws, so that Gibbs sampling cannot use it"):
+        impute(model, [[0.5, math.nan]], draws=2, method="gibbs", sweeps=4)

@@ -243,8 +243,15 @@ class _Replacement(Corruption):
         entries = self._of_entries(likelihood)
         placed = torch.stack([noisy == value for value in self.values]).any(0)
         replaced = (self.number / len(self.values)).log()
-        left = (1 - self.number).log() + entries.log_prob(noisy)
-        if _support(entries).is_discrete:
+        support = _support(entries)
+        outside = int((~support.check(noisy) & ~placed).sum())
+        if outside:
+            raise InputError(
+                f"{outside} noisy values are neither {' nor '.join(map(str, self.values))} nor in {support}"
+            )
+        scored = noisy if support.is_discrete else filled(noisy, ~placed, support)  # a density may be infinite there
+        left = (1 - self.number).log() + entries.log_prob(scored)
+        if support.is_discrete:
             kept = torch.where(placed, (left - replaced).sigmoid(), 1.0)
             log_evidence = torch.where(placed, torch.logaddexp(left, replaced), left)
         else:  # a density has no mass at the values
